@@ -276,7 +276,7 @@ def as_attribution(
     if not callable(how): raise TypeError(f'attribution={how!r} should be a name, a class such as LayerCAM or captum\'s Saliency, or a function of a batch.')
     return how if 'model' in takes(how) else lambda model,**kw: how
 
-# %% ../nbs/04_attribution.ipynb #b57be1fb
+# %% ../nbs/04_attribution.ipynb #4c1e2a93
 @torch.no_grad()
 def heat_of(
     attr, # An attribution: `(xb, yb) -> (bs,h,w)`
@@ -287,7 +287,7 @@ def heat_of(
 )->tuple: # heat (n,h,w) on the CPU, degenerate (n,) bool
     "Heat for every item of a loader"
     heats,bad = [],[]
-    for b in progress_bar(dl, parent=parent, leave=False, display=show):
+    for b in (progress_bar(dl, parent=parent, leave=False) if show else dl):
         xb,yb = b[0], b[1] if len(b)>1 else None
         heat = attr(xb, yb)
         if heat.ndim!=3 or len(heat)!=len(xb): raise ValueError(f'{attr} returned a heatmap of shape {tuple(heat.shape)} for a batch of {len(xb)}: it should be (batch, height, width).')

@@ -75,7 +75,7 @@ def swap(other):
 
 fills = dict(zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, swap=swap)
 
-# %% ../nbs/05_masking.ipynb #7cf66b50
+# %% ../nbs/05_masking.ipynb #4b295e28
 def _planes(img):
     "A PIL image as (c,h,w) floats in the file's own scale, and the way back"
     if img.mode not in ('L','RGB','RGBA','I;16','I','F'):
@@ -84,7 +84,7 @@ def _planes(img):
     def back(x):
         x = x.permute(1,2,0).numpy() if a.ndim==3 else x[0].numpy()
         if a.dtype.kind in 'ui': x = x.round().clip(np.iinfo(a.dtype).min, np.iinfo(a.dtype).max)
-        im = Image.fromarray(x.astype(a.dtype), img.mode) if img.mode=='I;16' else Image.fromarray(x.astype(a.dtype))
+        im = Image.fromarray(x.astype(a.dtype))
         return type(img)(im) if isinstance(img, PILBase) else im
     t = torch.from_numpy(a.astype(np.float32))
     return (t.permute(2,0,1) if t.ndim==3 else t[None]), back
