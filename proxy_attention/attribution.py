@@ -6,7 +6,8 @@
 __all__ = ['attributions', 'Target', 'Layer', 'unwrap', 'find_layer', 'CAM', 'GradCAM', 'XGradCAM', 'LayerCAM', 'Captum',
            'as_attribution', 'heat_of']
 
-# %% ../nbs/04_attribution.ipynb #c95e2416
+# %% ../nbs/04_attribution.ipynb #718b90ac
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 import captum.attr, torch
@@ -113,18 +114,19 @@ def unwrap(
     while (inner := getattr(model, '_orig_mod', None) or (model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else None)) is not None: model = inner
     return model
 
-# %% ../nbs/04_attribution.ipynb #c02f8758
+# %% ../nbs/04_attribution.ipynb #6a499ce7
 def find_layer(
     model:nn.Module,
     xb:Tensor # A batch as the model gets it; one image is enough
 )->Layer:
     "The last layer on a grid over the image whose places still reach the prediction"
-    model,seen,acts = unwrap(model),[],[]
+    model,seen,acts,ran = unwrap(model),[],[],Counter()
     names = {m:n for n,m in model.named_modules()}
     def note(m, inp, out):
+        ran[m] += 1
         if not isinstance(out, Tensor) or not out.is_floating_point(): return
         grid = _grid(out.shape, xb.shape[-2:])
-        if grid is None: return
+        if grid is None or (grid[0]=='tokens' and isinstance(m, nn.Linear)): return # a projection of tokens, half way to another layer
         out = out if out.requires_grad else out.detach().requires_grad_()
         seen.append(Layer(names[m], m, tuple(out.shape), grid[1], grid[0]))
         acts.append(out)
@@ -133,7 +135,7 @@ def find_layer(
         out = model.eval()(xb[:1].detach().as_subclass(Tensor))
         grads = torch.autograd.grad(out.float().sum(), acts, allow_unused=True) if acts else []
     for layer,g in reversed(list(zip(seen, grads))):
-        if g is not None and layer.to_maps(g).abs().amax()>0: return layer
+        if g is not None and ran[layer.module]==1 and layer.to_maps(g).abs().amax()>0: return layer
     some = ''.join(f'\n  {o}' for o in seen) or ' none'
     raise ValueError(f'No layer of this {type(model).__name__} both lies on a grid over the image and reaches the prediction. On a grid:{some}\nName one with `layer=`.')
 
@@ -210,7 +212,7 @@ class LayerCAM(CAM):
     "Each place weighted by its own positive gradient (Jiang et al. 2021)"
     def heat(self, act, grad): return (grad.relu()*act).sum(1).relu()
 
-# %% ../nbs/04_attribution.ipynb #7ca1dd60
+# %% ../nbs/04_attribution.ipynb #84874887
 class _OneScore(nn.Module):
     "A model that returns the explained number, so that every captum method can explain any target"
     def __init__(self, model, target): 
@@ -225,7 +227,7 @@ class Captum:
         method, # A captum class, or a function of a model that makes one: `lambda m: NoiseTunnel(Saliency(m))`
         layer=None, # For methods that need one, such as `GuidedGradCam`; None: `find_layer`
         target='label', # What is explained, see `Target`
-        scale:bool=True, # Scale each map to [0,1]? Otherwise captum's own scale is kept
+        scale:bool=True, # Scale the positive part of each map to [0,1]? Otherwise captum's own numbers are kept
         chunk:int=64, # At most so many images at once, to bound memory
         **kwargs # Passed to captum's `attribute`
     ):
@@ -252,11 +254,11 @@ class Captum:
         try:
             with keep_modes(self.model), keep_rng(), torch.enable_grad():
                 self.model.eval()
-                parts = [self._explain(xb[i:i+self.chunk].clone(), None if yb is None else yb[i:i+self.chunk]) for i in range(0, len(xb), self.chunk)]
+                parts = [self._explain(xb[i:i+self.chunk].clone().requires_grad_(), None if yb is None else yb[i:i+self.chunk]) for i in range(0, len(xb), self.chunk)]
         finally:
             for p,g in grads: p.grad = g
         heat = torch.cat(parts)
-        return normalize_heat(heat) if self.scale else heat
+        return normalize_heat(heat.relu()) if self.scale else heat
 
     def __enter__(self): return self
     def __exit__(self, *args): pass

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #bb2464f9
-import pickle, random, time
+# %% ../nbs/09_callback.ipynb #065a765c
+import inspect, pickle, random, time
 from contextlib import contextmanager
 from pathlib import Path
 from warnings import warn
@@ -42,7 +42,7 @@ def _files(dls, idxs):
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #016fc97d
+# %% ../nbs/09_callback.ipynb #59d4804a
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -71,12 +71,10 @@ class ProxyAttention(Callback):
         self.args = {k:v for k,v in locals().items() if k not in ('self','kwargs','__class__')} | kwargs
         store_attr('share,target,layer,scale,mode,p,clear,grid,save_images')
         self.select = by_name(select, selections, 'selection')
-        n_of(share, 1)
         self.attribution = as_attribution(attribution)
-        Target(target)
         self.masker = Masker(rule, fill, max_area, **kwargs)
         self.schedule = (Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps))
-        Proxies(HeatmapStore(), self.masker, mode, p)
+        n_of(share, 1), Target(target), Proxies(HeatmapStore(), self.masker, mode, p) # each refuses what is out of range
         self.folder = None if folder is None else Path(folder)
         if save_images and folder is None: raise ValueError('save_images=True needs a place: give `folder` too.')
         self.fits,self.lost,self._trained = 0,[],False
@@ -88,10 +86,11 @@ class ProxyAttention(Callback):
         self._rows,self._history = [],[]
 
     def __repr__(self):
-        kw = ', '.join(f'{k}={getattr(v, "__name__", v)!r}' if isinstance(v, str) else f'{k}={getattr(v, "__name__", v)}' for k,v in self.args.items() if v is not None)
-        return f'ProxyAttention({kw})'
+        usual = {k:p.default for k,p in inspect.signature(ProxyAttention).parameters.items()}
+        kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
+        return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #a94b6b00
+# %% ../nbs/09_callback.ipynb #cad8763b
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -123,18 +122,16 @@ def begin(self:ProxyAttention):
         if hasattr(self.schedule, 'check'): self.schedule.check(self.n_epoch)
         if isinstance(self.schedule, Every) and not frozen and not proxy_epochs(self.schedule, self.n_epoch):
             warn(f'No epoch of this fit ends in a proxy step ({self.schedule}, {self.n_epoch} epochs): it trains as if ProxyAttention were not there.', ProxyWarning)
-    check_loader(self.dls.train, self.mode)
     self.fits += 1
-    if self.clear or self.fits==1: self.store.clear()
-    else: self.store = HeatmapStore()
+    self.store = HeatmapStore()
     with keep_rng():
         self.draw_seed = random.getrandbits(32)
-        train_dl(self.learn)
+        check_loader(self.dls.train, self.mode)
         self.attr = self.attribution(self.learn.model, layer=self.layer, target=self.target, **({} if self.scale else {'scale':False}))
         heat_of(self.attr, [[o[:1] for o in whole_dl(self.dls, _items(self.dls, [0]), bs=1, num_workers=0).one_batch()]])
     if self.folder: self.check_folder()
 
-# %% ../nbs/09_callback.ipynb #bc8cb0f7
+# %% ../nbs/09_callback.ipynb #19cc727c
 @patch
 def after_epoch(self:ProxyAttention):
     "A proxy step, if the schedule says so"
@@ -143,7 +140,7 @@ def after_epoch(self:ProxyAttention):
     frozen_short = getattr(self.schedule, 'n_epoch', 0)>self.n_epoch
     if frozen_short or not self.schedule(self.epoch, self.n_epoch): return
     if self.epoch+1>=self.n_epoch: return warn('The schedule asks for a proxy step after the last epoch; nothing would train on its result, so it is left out.', ProxyWarning)
-    with _told(): self.step()
+    with _told(), keep_rng(): self.step()
 
 @patch
 def step(self:ProxyAttention):
@@ -167,9 +164,8 @@ def attribute(self:ProxyAttention,
     "Where the model looks in these training items"
     if not len(idxs): return torch.zeros(0,1,1), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
     idxs,size = L(idxs.tolist()),input_size(self.dls)
-    with keep_rng(): 
-        heat,bad = heat_of(self.attr, whole_dl(self.dls, _items(self.dls, list(idxs))), side=self.grid,
-                           parent=getattr(getattr(self, 'progress', None), 'mbar', None), show=hasattr(self, 'progress'))
+    heat,bad = heat_of(self.attr, whole_dl(self.dls, _items(self.dls, list(idxs))), side=self.grid,
+                       parent=getattr(getattr(self, 'progress', None), 'mbar', None), show=hasattr(self, 'progress'))
     heat = torch.where(bad[:,None,None], torch.zeros(()), heat).half().float() # as the store keeps it
     area = torch.cat([self.masker.mask(resize_heat(h, size)).float().mean((1,2)) for h in heat.split(256)])
     return heat, bad, torch.where(bad, torch.zeros(()), area)
@@ -283,7 +279,7 @@ def show(self:ProxyAttention,
     return show_proxies([self.dls.train_ds[i][0] for i in idxs], [normalize_heat(self.store[i][None])[0] for i in idxs], self.proxy_images(idxs),
                         captions=[name.get(i, '') for i in idxs], **kwargs)
 
-# %% ../nbs/09_callback.ipynb #8e5a86b5
+# %% ../nbs/09_callback.ipynb #b1810886
 def _pickles(o):
     try: return bool(pickle.dumps(o))
     except (pickle.PicklingError, AttributeError, TypeError): return False
@@ -291,12 +287,12 @@ def _pickles(o):
 @patch
 def __getstate__(self:ProxyAttention):
     lost = [k for k,v in self.args.items() if not _pickles(v)]
-    return dict(args={k:v for k,v in self.args.items() if k not in lost and k!='layer'}, lost=lost+['layer']*isinstance(self.layer, nn.Module))
+    return dict(args={k:v for k,v in self.args.items() if k not in lost}, lost=lost, learn=self.learn)
 
 @patch
 def __setstate__(self:ProxyAttention, state):
     self.__init__(**state['args'])
-    self.lost = state['lost']
+    self.lost,self.learn = state['lost'],state['learn']
 
 # %% ../nbs/09_callback.ipynb #9f1cb463
 @patch

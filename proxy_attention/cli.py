@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['proxy_demo', 'proxy_train']
 
-# %% ../nbs/14_cli.ipynb #aa2c65c4
+# %% ../nbs/14_cli.ipynb #22865f7c
 import sys, warnings
+warnings.filterwarnings('ignore', category=FutureWarning) # of libraries, while they are imported
 from contextlib import contextmanager
 import matplotlib
 from fastcore.script import CliError, call_parse

@@ -60,10 +60,11 @@ def verdict(
     else: end = 'The proxies did not help here.'
     return f'{says}{end} (One seed, one planted shortcut.)'
 
-# %% ../nbs/16_demo.ipynb #8628bfd0
+# %% ../nbs/16_demo.ipynb #2cd5da46
 def demo_picture(
     learns:dict, # name → trained learner; the last has a `proxy_attention`
-    n:int=9 # Images
+    table:pd.DataFrame, # As `run_demo` makes it
+    n:int=10 # Images
 ): # The figure
     "Originals, heat at the proxy step, proxy images, and where each model looks in the end"
     pa = list(learns.values())[-1].proxy_attention
@@ -72,13 +73,13 @@ def demo_picture(
     idxs = [first[c] for c in sorted(first)][:n]
     imgs = [pa.dls.train_ds[i][0] for i in idxs]
     heat = torch.stack([pa.store[i] for i in idxs])
-    last = {f'end:\n{k}':heat_on(o, [items[i] for i in idxs], 'GradCAM') for k,o in learns.items()}
+    last = {f'looks at the end\n{k}\n({table.flipped[k]:.0%} on flipped)':heat_on(o, [items[i] for i in idxs], 'GradCAM') for k,o in learns.items()}
     rows = [[(o,None) for o in imgs], [*zip(imgs, heat)], [(o,None) for o in pa.proxy_images(idxs)], *([*zip(imgs, h)] for h in last.values())]
     epoch = int(pa.log.epoch.max())+1
-    titles = ['training image', f'heatmap after\nepoch {epoch}', 'proxy image', *last]
-    return show_grid(rows, titles, captions=[f'"{labels[i]}"' for i in idxs])[0,0].figure
+    titles = ['training image', f'heatmap\nafter epoch {epoch}', 'proxy image', *last]
+    return show_grid(rows, titles, captions=[f'label {labels[i]}' for i in idxs])[0,0].figure
 
-# %% ../nbs/16_demo.ipynb #470129e4
+# %% ../nbs/16_demo.ipynb #3c81f2ef
 def run_demo(
     out='runs', # Folder of all runs; this one gets a new folder in it
     seed:int=0, # Draws split, patches, weights and order
@@ -98,7 +99,7 @@ def run_demo(
     text = verdict(table)
     (run/'verdict.txt').write_text(text+'\n', encoding='utf-8')
     if len(learns['with proxies'].proxy_attention.store):
-        fig = demo_picture(learns)
+        fig = demo_picture(learns, table)
         fig.savefig(run/'demo.png', dpi=130)
         plt.close(fig)
     say(f'\n{format_table(table)}\n\n{text}\n\nPicture: {run/"demo.png"}')

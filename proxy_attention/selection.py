@@ -105,7 +105,7 @@ def aside(
         for k in _LOOP: learn.__dict__.pop(k, None)
         learn.__dict__.update(loop)
 
-# %% ../nbs/01_selection.ipynb #73ad45cb
+# %% ../nbs/01_selection.ipynb #77566e71
 class _Decoded(Callback):
     "Collect predicted and true labels, one number an item"
     def before_validate(self): self.got = []
@@ -118,9 +118,6 @@ def train_dl(
     **kwargs # Passed to `test_dl`
 ):
     "The training items as the model sees validation items: in dataset order, no augmentation"
-    if not hasattr(learn.dls.train_ds, 'items'):
-        raise TypeError(f'The training data is a {type(learn.dls.train_ds).__name__}, which has no `items` to look at one by one: '
-                        'build the DataLoaders with `DataBlock`, `ImageDataLoaders` or `Datasets`.')
     return learn.dls.test_dl(learn.dls.train_ds.items, with_labels=True, **kwargs)
 
 def interpret_train(
@@ -129,8 +126,9 @@ def interpret_train(
     keep=() # Callbacks that must not step aside
 )->Interpretation: # with `losses`, and `preds` and `targs` (decoded labels), one entry a training item
     "An `Interpretation` of the training items that is safe to ask for at any time"
-    dl,dec = train_dl(learn),_Decoded()
+    dec = _Decoded()
     with aside(learn, inner, keep):
+        dl = train_dl(learn)
         losses = learn.get_preds(dl=dl, with_preds=False, with_targs=False, with_loss=True, inner=inner, reorder=False, cbs=dec)[-1]
     res = (ClassificationInterpretation if hasattr(dl, 'vocab') else Interpretation)(learn, dl, losses)
     res.preds,res.targs = map(torch.cat, zip(*dec.got))

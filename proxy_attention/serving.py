@@ -87,13 +87,15 @@ class _ServedItem:
         self.last = i,_image(item)
         return served
 
-# %% ../nbs/07_serving.ipynb #468244c6
+# %% ../nbs/07_serving.ipynb #5c736ea9
 def check_loader(
     dl, # The training loader
     mode:str='replace'
 ):
     "Refuse, in a sentence, a loader whose items cannot be served as proxies"
     if hasattr(dl, 'world_size'): raise NotImplementedError('Training on several processes is not supported yet: train on one, without `distrib_ctx`.')
+    if not hasattr(dl.dataset, 'items'):
+        raise TypeError(f'The training data is a {type(dl.dataset).__name__}, which has no `items` to look at one by one: build the DataLoaders with `DataBlock`, `ImageDataLoaders` or `Datasets`.')
     if not getattr(dl, 'indexed', True) or dl.n is None: raise TypeError(f'The training data ({type(dl.dataset).__name__}) is a stream without item numbers, so no item of it can be served as a proxy.')
     if getattr(dl, 'n_inp', 1)!=1: raise TypeError(f'The model takes {dl.n_inp} inputs; proxies are made for models that take one image.')
     img = _image(dl.create_item(0))
