@@ -218,7 +218,7 @@ def after_fit(self:ProxyAttention):
     self.learn.__dict__.pop('_do_epoch_train', None)
     self.proxies = None
 
-# %% ../nbs/09_callback.ipynb #7316021e
+# %% ../nbs/09_callback.ipynb #c1d8fcda
 @patch
 def check_folder(self:ProxyAttention):
     "Make the folder, and make sure that it can be written"
@@ -247,12 +247,13 @@ def save_proxies(self:ProxyAttention):
         for o in old.proxy: (self.folder/o).unlink(missing_ok=True)
         old = old[:0]
     last = self._rows[-1].set_index('item')
-    new = [i for i in self.store if i in last.index]
+    have = set(old.item[old.fit==self.fits]) if len(old) else ()
+    new = [i for i in self.store if i in last.index and i not in have]
     rows = []
     for i,img in zip(new, self.proxy_images(new)):
         f = Path('proxies')/f'fit{self.fits}_epoch{self.epoch}_item{i}.png'
         img.save(self.folder/f)
-        rows.append(dict(proxy=f.as_posix(), source=last.file[i], item=i, epoch=self.epoch, label=last.targ[i], area=last.area[i]))
+        rows.append(dict(proxy=f.as_posix(), source=last.file[i], item=i, fit=self.fits, epoch=self.epoch, label=last.targ[i], area=last.area[i]))
     write_whole(manifest, lambda f: pd.concat([old, pd.DataFrame(rows)]).to_csv(f, index=False))
 
 # %% ../nbs/09_callback.ipynb #41349b6e

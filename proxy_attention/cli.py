@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['proxy_demo', 'proxy_train']
 
-# %% ../nbs/14_cli.ipynb #22865f7c
+# %% ../nbs/14_cli.ipynb #e5aadacd
 import sys, warnings
-warnings.filterwarnings('ignore', category=FutureWarning) # of libraries, while they are imported
 from contextlib import contextmanager
 import matplotlib
 from fastcore.script import CliError, call_parse
 from .core import *
-from .train import train_folder
-from .demo import run_demo
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', FutureWarning) # of other libraries, as they are imported
+    from proxy_attention.train import train_folder
+    from proxy_attention.demo import run_demo
 
 # %% ../nbs/14_cli.ipynb #68f53396
 @contextmanager

@@ -16,14 +16,14 @@ from fastai.torch_core import get_random_states, set_random_states
 class ProxyWarning(UserWarning):
     "Something was left out, and the run goes on without it"
 
-# %% ../nbs/00_core.ipynb #e9f8230e
+# %% ../nbs/00_core.ipynb #65b31771
 def nearest(
     name, # What was asked for
     choices # What there is
 )->str: # `", did you mean 'x'?"`, or a full stop where no choice is near
     "The words that help after a misspelt name"
-    lower = {str(o).lower():o for o in choices}
-    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    name,lower = str(name).lower(), {str(o).lower():o for o in choices}
+    near = difflib.get_close_matches(name, lower, n=1, cutoff=0.5) or [o for o in lower if name and o.startswith(name)]
     return f", did you mean '{lower[near[0]]}'?" if near else '.'
 
 # %% ../nbs/00_core.ipynb #bfc34c14

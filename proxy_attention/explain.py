@@ -52,7 +52,7 @@ def show_heat(
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/08_explain.ipynb #3ff52676
+# %% ../nbs/08_explain.ipynb #9ab68bea
 def show_grid(
     rows, # For each row its cells, each `(img, heat or None)`
     titles=(), # One a row
@@ -62,15 +62,16 @@ def show_grid(
 ): # The axes
     "Rows of images with or without heat, each row named at its left"
     rows = [list(o) for o in rows]
-    n = max(map(len, rows))
-    fig,axs = plt.subplots(len(rows), n, figsize=(n*size+1.3, len(rows)*size+.25), squeeze=False)
+    n,(h,w) = max(map(len, rows)), _pixels(rows[0][0][0]).shape[:2]
+    wide,high = n*size+1.3, len(rows)*size*h/w+.25
+    fig,axs = plt.subplots(len(rows), n, figsize=(wide,high), squeeze=False)
     for r,row in enumerate(rows):
         for c,ax in enumerate(axs[r]):
             if c<len(row): show_heat(row[c][0], row[c][1], ax=ax, **kwargs)
             ax.set_axis_off()
             if r==0 and c<len(captions): ax.set_title(captions[c], fontsize=8)
         if r<len(titles): axs[r][0].text(-.08, .5, titles[r], transform=axs[r][0].transAxes, ha='right', va='center', fontsize=9)
-    fig.subplots_adjust(left=1.3/(n*size+1.3), right=.995, top=1-(.25/(len(rows)*size+.25) if len(captions) else .01), bottom=.01, wspace=.04, hspace=.04)
+    fig.subplots_adjust(left=1.3/wide, right=.995, top=1-(.25/high if len(captions) else .01), bottom=.01, wspace=.04, hspace=.04)
     return axs
 
 def show_heats(

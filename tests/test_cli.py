@@ -1,0 +1,54 @@
+"The commands as a user types them"
+import json, os, subprocess, sys
+import pytest
+from fastai.vision.all import *
+from proxy_attention.all import *
+
+pytestmark = pytest.mark.limit(170)
+bin = Path(sys.executable).parent
+
+def run(*args, **kwargs): return subprocess.run([bin/args[0], *map(str, args[1:])], capture_output=True, text=True, timeout=160, **kwargs)
+
+def test_demo_end_to_end(tmp_path):
+    res = [run('proxy-demo', '--epochs', 2, '--out', tmp_path/'runs') for _ in range(2)]
+    assert [o.returncode for o in res]==[0,0], res[0].stderr
+    runs = list((tmp_path/'runs').iterdir())
+    assert len(runs)==2
+    for o in runs:
+        table = pd.read_csv(o/'table.csv', index_col='arm')
+        assert list(table.columns)==['plain','shortcut','flipped','on digit','on shortcut','on rest','seconds']
+        assert table.index.tolist()==['without','with proxies']
+        assert np.allclose(table[['on digit','on shortcut','on rest']].sum(1), 1, atol=.01)
+        assert Image.open(o/'demo.png').width>800
+        assert (o/'verdict.txt').read_text(encoding='utf-8').strip() in res[0].stdout
+    assert not res[0].stderr, res[0].stderr
+
+def test_train_end_to_end(path, tmp_path, fingerprint):
+    before = fingerprint(path)
+    res = run('proxy-train', path, '--arch', 'resnet10t', '--steps', '1,p,1', '--no-pretrained', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', '--save-images', '--share', .5)
+    assert res.returncode==0, res.stderr
+    assert fingerprint(path)==before
+    o, = (tmp_path/'runs').iterdir()
+    assert {'config.json','split.csv','history.csv','proxy_log.csv','proxy_steps.csv','heat.npz','manifest.csv','proxies','proxies.png','model.pkl'} <= set(os.listdir(o))
+    assert json.loads((o/'config.json').read_text())['steps']=='1,p,1'
+    assert len(pd.read_csv(o/'history.csv'))==2
+    learn = load_learner(o/'model.pkl')
+    with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
+
+@pytest.mark.parametrize('args,words', [
+    (['nowhere'], 'There is no folder nowhere'), (['{path}','--arch','resnet81'], "did you mean 'resnet18'?"), (['{path}','--steps','5,q'], "'q' in the steps"),
+    (['{path}','--share','3'], 'share=3.0'), (['{path}','--fill','blakc'], 'No fill is called'), (['{path}','--out','/proc/none'], 'cannot be made'),
+    (['{path}','--recipe','none','--area','.1'], 'has no use for area'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'pretrained weights of resnet10t cannot be had here')])
+def test_errors_are_one_sentence(path, tmp_path, args, words):
+    res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args], env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
+    assert res.returncode==1 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
+    assert len(res.stderr.strip().splitlines())==1, res.stderr
+
+def test_ctrl_c(path, tmp_path):
+    import signal, time
+    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--no-pretrained', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path/'runs').exists(): time.sleep(.2)
+    time.sleep(6)
+    p.send_signal(signal.SIGINT)
+    out,err = p.communicate(timeout=30)
+    assert p.returncode==130 and err.strip().endswith('Stopped.'), (p.returncode, err)

@@ -1,0 +1,64 @@
+"Bad input gets a sentence; odd images do not stop a run"
+import pytest
+from fastai.vision.all import *
+from proxy_attention.all import *
+
+@pytest.fixture
+def photos(tmp_path, path):
+    shutil.copytree(path/'train', tmp_path/'photos')
+    return tmp_path/'photos'
+
+def test_split_is_drawn_once_and_stratified(photos):
+    a,b,c = ImageFolder(photos, seed=1), ImageFolder(photos, seed=1), ImageFolder(photos, seed=2)
+    assert a.df.equals(b.df) and not a.df.equals(c.df)
+    share = a.df.assign(v=a.df.part=='valid').groupby('label').v.mean()
+    assert share.between(.15, .25).all()
+
+def test_given_split_is_kept(path):
+    df = ImageFolder(path).df
+    assert (df.part==df.file.map(lambda f: f.parent.parent.name)).all()
+
+def test_two_images_a_class_are_enough(tmp_path):
+    for c in 'ab':
+        for i in range(2):
+            (tmp_path/c).mkdir(exist_ok=True)
+            Image.new('RGB', (9,9)).save(tmp_path/c/f'{i}.png')
+    assert sorted(ImageFolder(tmp_path).df.part)==['train']*2+['valid']*2
+
+@pytest.mark.parametrize('spoil,words', [
+    (lambda d: shutil.rmtree(d), 'There is no folder'),
+    (lambda d: [shutil.rmtree(o) for o in d.iterdir()], 'There is no image'),
+    (lambda d: [shutil.rmtree(o) for o in d.iterdir() if o.name!='3'], "of one class, '3'"),
+    (lambda d: [o.unlink() for o in list((d/'3').iterdir())[1:]], "class '3' has a single image"),
+    (lambda d: shutil.copy(next((d/'3').iterdir()), d/'loose.png'), 'lie outside the class folders'),
+    (lambda d: (shutil.rmtree(d), d.write_text('')), 'is a file'),
+], ids=['missing','empty','one class','one image','loose','file'])
+def test_folders_that_cannot_work(photos, spoil, words):
+    spoil(photos)
+    with pytest.raises((ValueError,OSError), match=words): ImageFolder(photos)
+
+def test_all_kinds_of_images_train(photos, quiet):
+    "Grey, palette, CMYK, alpha, 16-bit and a single pixel: counted, read as RGB, trained on and masked"
+    a = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40,50,3), dtype=np.uint8))
+    d = photos/'3'
+    for mode,name in (('L','grey.png'),('P','palette.gif'),('CMYK','cmyk.jpg'),('RGBA','alpha.png'),('LA','grey_alpha.png'),('1','bits.png')): a.convert(mode).save(d/name)
+    Image.fromarray(np.full((30,30), 5000, np.uint16)).save(d/'deep.png')
+    Image.new('RGB', (1,1)).save(d/'dot.png')
+    (d/'cut.jpg').write_bytes(b'\xff\xd8\xff\xe0broken')
+    folder = ImageFolder(photos)
+    wrong = check_images(folder.df.file)
+    assert wrong.problem.value_counts().to_dict()==dict(transparent=2, CMYK=1, tiny=1, unreadable=1) | {'16-bit':1}
+    folder.leave_out(wrong.file[wrong.problem=='unreadable'])
+    dls = folder.dataloaders(item_tfms=Resize(32), bs=16, num_workers=0)
+    learn = Learner(dls, digits_net(), cbs=ProxyAttention(select='all', start=1, p=1.))
+    quiet(learn, 'fit', 2, 1e-3)
+    assert learn.proxy_attention.history.made.sum()>0
+
+def test_digits_never_writes_over(tmp_path):
+    (tmp_path/'mine.txt').write_text('keep')
+    with pytest.raises(FileExistsError, match='is not empty'): digits(tmp_path)
+
+def test_digits_repeat(tmp_path, fingerprint):
+    a,b,c = (digits(tmp_path/n, seed=s, n=60) for n,s in (('a',1),('b',1),('c',2)))
+    read = lambda p: {o.relative_to(p):o.read_bytes() for o in p.rglob('*.*')}
+    assert read(a)==read(b) and read(a)!=read(c)

@@ -1,0 +1,239 @@
+"Everything a practitioner does with a `Learner`, with the callback attached. The failure to fear is a hang, hence the time limit"
+import pickle
+import pytest, torch
+from fastai.vision.all import *
+from fastai.callback.all import *
+from proxy_attention.all import *
+
+pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')]
+
+@pytest.fixture
+def learn(path): return digits_learner(path, cbs=ProxyAttention(start=1))
+
+def plain(learn): return 'create_item' not in learn.dls.train.__dict__ and '_do_epoch_train' not in learn.__dict__ and learn.dls.train.n==len(learn.dls.train_ds)
+
+def test_validate_predict_and_show(learn, quiet):
+    quiet(learn, 'fit_one_cycle', 3, 3e-3)
+    served,log = list(learn.proxy_attention.store), len(learn.proxy_attention.log)
+    with learn.no_bar():
+        learn.validate()
+        learn.predict(learn.dls.valid_ds.items[0])
+        learn.get_preds(ds_idx=0)
+        Interpretation.from_learner(learn)
+        learn.show_results(max_n=2)
+    assert list(learn.proxy_attention.store)==served and len(learn.proxy_attention.log)==log
+    assert plain(learn)
+
+def test_validate_before_any_fit(learn):
+    with learn.no_bar(): learn.validate()
+    assert len(learn.proxy_attention.log)==0
+
+def test_lr_find_makes_no_step(learn, weights, same):
+    before = weights(learn)
+    with learn.no_bar(): learn.lr_find(num_it=20, show_plot=False)
+    assert same(before, weights(learn)) and len(learn.proxy_attention.log)==0 and plain(learn)
+
+def test_interpretation_is_real(learn, quiet):
+    quiet(learn, 'fit_one_cycle', 2, 3e-3)
+    interp = learn.proxy_attention.interp
+    assert isinstance(interp, ClassificationInterpretation)
+    losses,idxs,items = interp.top_losses(5, items=True)
+    assert items==[learn.dls.train_ds.items[i] for i in idxs]
+    with learn.no_bar():
+        interp.plot_top_losses(4)
+        assert interp.confusion_matrix().sum()==len(learn.dls.train_ds)
+
+def test_losses_are_those_of_a_plain_loop(learn, quiet):
+    quiet(learn, 'fit_one_cycle', 1, 3e-3)
+    interp = interpret_train(learn)
+    learn.model.eval()
+    with torch.no_grad():
+        for i in (0, 17, 200):
+            x,y = learn.dls.train_ds[i]
+            loss = F.cross_entropy(learn.model((image2tensor(x)/255.)[None]), torch.tensor([int(y)]))
+            assert torch.isclose(loss, interp.losses[i].as_subclass(Tensor), atol=1e-5)
+            assert interp.targs[i]==y
+    assert len(learn.recorder.values)==1 and len(learn.recorder.losses)==16
+
+def test_fine_tune(path, quiet):
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=0)
+    learn = vision_learner(dls, 'resnet10t', pretrained=False, metrics=accuracy, cbs=ProxyAttention(steps=[1,'p',1]))
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, freeze_epochs=1)
+    pa = learn.proxy_attention
+    assert pa.history.fit.tolist()==[2] and pa.history.epoch.tolist()==[0] and pa.history.made.sum()>0
+
+def test_frozen_body_can_be_explained(path, quiet):
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=0)
+    learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, cbs=ProxyAttention(start=1), train_bn=False)
+    learn.freeze()
+    quiet(learn, 'fit_one_cycle', 2)
+    assert learn.proxy_attention.history.made.sum()>0
+
+def test_second_fit_starts_afresh(learn, quiet):
+    quiet(learn, 'fit_one_cycle', 3, 3e-3)
+    n = len(learn.proxy_attention.log)
+    quiet(learn, 'fit_one_cycle', 2, 3e-3)
+    pa = learn.proxy_attention
+    assert pa.log.fit.unique().tolist()==[1,2] and len(pa.log)>n and plain(learn)
+
+def test_export_and_load(learn, quiet, tmp_path):
+    quiet(learn, 'fit_one_cycle', 3, 3e-3)
+    bare = tmp_path/'bare.pkl'
+    learn.export(tmp_path/'full.pkl')
+    with learn.removed_cbs(learn.proxy_attention): learn.export(bare)
+    assert (tmp_path/'full.pkl').stat().st_size < bare.stat().st_size+2000
+    again = load_learner(tmp_path/'full.pkl')
+    f = learn.dls.valid_ds.items[0]
+    with learn.no_bar(), again.no_bar(): assert torch.equal(again.predict(f)[2], learn.predict(f)[2])
+    assert len(again.proxy_attention.store)==0 and again.proxy_attention.interp is None
+    assert not hasattr(again.dls.train, 'create_item') or 'create_item' not in again.dls.train.__dict__
+
+def test_exported_with_own_function_says_what_was_lost(path, quiet, tmp_path):
+    learn = quiet(digits_learner(path, cbs=ProxyAttention(select=lambda losses: losses.argsort()[:9], start=1)), 'fit', 2)
+    dls = learn.dls
+    learn.export(tmp_path/'m.pkl')
+    again = load_learner(tmp_path/'m.pkl')
+    again.dls = dls
+    with pytest.raises(ValueError, match='your own function for select could not go along'): quiet(again, 'fit', 2)
+
+class Interrupt(Callback):
+    "Ctrl-C in the middle of an epoch"
+    def __init__(self, epoch, at=3, event='after_batch'): self.stop_epoch,self.at,self.ev = epoch,at,event
+    def after_batch(self):
+        if self.training and self.learn.epoch==self.stop_epoch and self.learn.iter==self.at: raise KeyboardInterrupt
+
+def test_ctrl_c_in_a_served_epoch_then_fit_again(learn, quiet, path, weights, same):
+    with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit_one_cycle', 3, 3e-3, cbs=Interrupt(2))
+    assert len(learn.proxy_attention.store) and plain(learn)
+    assert torch.equal(learn.dls.train.create_item(0)[1], learn.dls.train_ds[0][1])
+    quiet(learn, 'fit_one_cycle', 3, 3e-3)
+    assert plain(learn) and learn.proxy_attention.history.fit.tolist()==[1,1,2,2]
+
+@pytest.mark.parametrize('where', ['losses','heat'])
+def test_ctrl_c_in_the_proxy_step(path, quiet, where):
+    calls = []
+    def heat(xb, yb):
+        calls.append(1)
+        if where=='heat' and len(calls)==3: raise KeyboardInterrupt
+        return torch.rand(len(xb), 4, 4)
+    def select(losses):
+        if where=='losses' and not calls[1:]: calls.append(1); raise KeyboardInterrupt
+        return range(64)
+    learn = digits_learner(path, cbs=ProxyAttention(select=select, attribution=heat, start=1))
+    with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit', 3)
+    assert plain(learn) and not learn.lock.locked()
+    quiet(learn, 'fit', 2)
+    assert learn.proxy_attention.history.made.sum()>0
+
+def test_error_in_a_strategy_without_words_is_told(path, quiet):
+    def bad(losses): raise RuntimeError
+    with pytest.raises(RuntimeError, match='RuntimeError'): quiet(digits_learner(path, cbs=ProxyAttention(select=bad, start=1)), 'fit', 2)
+
+@pytest.mark.parametrize('cbs', [MixUp, lambda: [EarlyStoppingCallback(patience=0, comp=np.less, min_delta=9.), SaveModelCallback(), CSVLogger(), TerminateOnNaNCallback()],
+    lambda: MixedPrecision(), lambda: [GradientClip(), ShowGraphCallback()], lambda: ChannelsLast()], ids=['mixup','trackers','amp','graph','channels_last'])
+def test_with_other_callbacks(path, quiet, cbs, tmp_path):
+    cbs = cbs() if isinstance(cbs(), list) else [cbs()]
+    learn = digits_learner(path, cbs=[ProxyAttention(start=1), *cbs])
+    learn.path = tmp_path
+    stopped = any(isinstance(o, EarlyStoppingCallback) for o in cbs)
+    with learn.no_logging(): learn.fit_one_cycle(3, 3e-3)
+    assert plain(learn) and (stopped or len(learn.proxy_attention.history)==2)
+
+@pytest.mark.parametrize('workers,persistent', [(1,False),(2,True)])
+@pytest.mark.parametrize('mode', ['replace','augment'])
+def test_workers_serve_proxies(path, workers, persistent, mode):
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=workers, persistent_workers=persistent)
+    def white(img): return torch.full_like(img, 255.)
+    class Count(Callback):
+        run_valid = False
+        def before_fit(self): self.n,self.black = {},{}
+        def before_batch(self):
+            x,e = self.learn.xb[0], self.learn.epoch
+            self.n[e] = self.n.get(e, 0)+len(x)
+            self.black[e] = self.black.get(e, 0)+int((x.amin((1,2,3))==1).sum())
+    learn = Learner(dls, digits_net(), cbs=[Count(), ProxyAttention(select='random', share=100, rule=lambda heat: torch.ones_like(heat, dtype=torch.bool), max_area=1, fill=white, start=1, every=None, p=1., mode=mode)])
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    c,made = learn.count, int(learn.proxy_attention.history.made.sum())
+    n = len(learn.dls.train_ds)//32*32
+    assert c.black[0]==0 and c.n[0]==n and plain(learn)
+    if mode=='augment': assert c.n[1]==(len(learn.dls.train_ds)+made)//32*32
+    for e in (1,2): assert abs(c.black[e]-made)<=31
+
+def test_weighted_loader_keeps_its_weights(path, quiet):
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']), splitter=GrandparentSplitter(), get_y=parent_label)
+    ds = block.datasets(path)
+    dls = ds.weighted_dataloaders(np.arange(1, len(ds.train)+1), bs=32, num_workers=0, after_item=ToTensor, after_batch=IntToFloatTensor)
+    learn = Learner(dls, digits_net(), cbs=ProxyAttention(start=1))
+    before = dls.train.wgts.copy()
+    quiet(learn, 'fit', 3)
+    assert (dls.train.wgts==before).all() and plain(learn)
+    with pytest.raises(TypeError, match='fixes how items are drawn'): quiet(Learner(dls, digits_net(), cbs=ProxyAttention(mode='augment', start=1)), 'fit', 2)
+
+def test_data_frame_items(path, quiet):
+    files = get_image_files(path/'train')
+    df = pd.DataFrame(dict(x=[0]*len(files), name=[str(f.relative_to(path)) for f in files], label=[f.parent.name for f in files]))
+    dls = ImageDataLoaders.from_df(df, path, fn_col='name', label_col='label', bs=32, num_workers=0, seed=1)
+    learn = Learner(dls, digits_net(), cbs=ProxyAttention(start=1))
+    quiet(learn, 'fit', 2)
+    assert all(Path(f).exists() for f in learn.proxy_attention.log.file)
+    learn.proxy_attention.show(3)
+
+def test_raw_dataset_is_refused(quiet):
+    ds = [(torch.rand(3,32,32), torch.tensor(i%2)) for i in range(40)]
+    dls = DataLoaders(DataLoader(ds, bs=8), DataLoader(ds, bs=8))
+    with pytest.raises(TypeError, match='has no `items`'): quiet(Learner(dls, digits_net(2), loss_func=CrossEntropyLossFlat(), cbs=ProxyAttention(start=1)), 'fit', 2)
+
+@pytest.mark.parametrize('clear', [True,False])
+def test_kept_on_disk(path, quiet, tmp_path, clear):
+    pa = ProxyAttention(start=1, clear=clear, share=20, select='random', folder=tmp_path/'run', save_images=True)
+    learn = quiet(digits_learner(path, cbs=pa), 'fit', 3)
+    store = HeatmapStore.load(tmp_path/'run'/'heat.npz')
+    assert list(store)==list(pa.store) and np.array_equal(store.grids, pa.store.grids)
+    manifest = pd.read_csv(tmp_path/'run'/'manifest.csv')
+    on_disk = {o.relative_to(tmp_path/'run').as_posix() for o in (tmp_path/'run'/'proxies').iterdir()}
+    assert on_disk==set(manifest.proxy)
+    assert len(manifest)==len(pa.store) and (len(pa.store)<=20)==clear
+    assert len(pd.read_csv(tmp_path/'run'/'proxy_log.csv'))==len(pa.log)==40
+    for _,row in manifest.iterrows():
+        a,b = (np.asarray(Image.open(o)) for o in (tmp_path/'run'/row.proxy, row.source))
+        assert a.shape==b.shape and 0<(a!=b).any(-1).mean()<=row.area+.02
+
+def test_folder_that_cannot_be_written(path, quiet):
+    with pytest.raises(OSError, match='cannot be written'): quiet(digits_learner(path, cbs=ProxyAttention(start=1, folder='/proc/nothing')), 'fit', 2)
+
+def test_steps_longer_than_the_fit(path, quiet):
+    with pytest.raises(ValueError, match='need 14 epochs, this fit has 3'): quiet(digits_learner(path, cbs=ProxyAttention(steps=[5,'p',9])), 'fit', 3)
+
+def test_to_proxy(path): assert digits_learner(path).to_proxy(area=.2).proxy_attention.masker.kwargs==dict(area=.2)
+
+@pytest.mark.parametrize('kw,words', [(dict(select='toploss'), "did you mean 'top_losses'"), (dict(share=1.2), 'share=1.2'), (dict(share=0.), 'share=0.0'), (dict(area=0.), 'area=0.0'), (dict(p=2), 'p=2'),
+    (dict(mode='replaced'), "did you mean 'replace'"), (dict(rule='aera'), "did you mean 'area'"), (dict(max_area=0), 'max_area=0'), (dict(attribution='LayerCam'), "did you mean 'LayerCAM'"),
+    (dict(target='margn'), "did you mean 'margin'"), (dict(aera=.1), "did you mean 'area'"), (dict(start=1.5), 'start=1.5'), (dict(save_images=True), 'give `folder` too'), (dict(steps='p,5'), 'begin with a proxy step')])
+def test_bad_arguments_get_a_sentence(kw, words):
+    with pytest.raises((ValueError,TypeError), match=re.escape(words)): ProxyAttention(**kw)
+
+@pytest.mark.parametrize('recipe', ['thesis','masktune','late','shortcut'])
+def test_recipes_run_and_can_be_overridden(path, quiet, recipe):
+    learn = quiet(digits_learner(path, cbs=getattr(ProxyAttention, recipe)(fill='mean')), 'fit_one_cycle', 4, 3e-3)
+    assert learn.proxy_attention.history.made.sum()>0
+
+@pytest.mark.parametrize('fill', list(fills))
+def test_the_thesis_values(path, quiet, fill):
+    "Every new value of the thesis, at its threshold, on captum's own scale, with its schedule"
+    pa = ProxyAttention.thesis(steps=[1,'p',1,'p',1], fill=fill, select='all')
+    learn = quiet(digits_learner(path, cbs=pa), 'fit', 3)
+    assert pa.history.epoch.tolist()==[0,1] and (pa.log.area>0).any()
+    last = pa.log[pa.log.epoch==1]
+    assert pa.store.grids.shape[1:]==(32,32) # neither shrunk nor scaled: the threshold meets captum's own numbers
+    share = (pa.store.grids.astype(np.float32)>0.008).mean((1,2))
+    assert np.allclose(share, last.set_index('item').area[list(pa.store)], atol=1e-6)
+    i = list(pa.store)[0]
+    a,b = np.asarray(learn.dls.train_ds[i][0]).astype(float), np.asarray(pa.proxy_images([i])[0]).astype(float)
+    hot = pa.store[i].numpy()>0.008
+    assert (a==b)[~hot].all()
+    value = dict(zero=0, mean=a.mean(), max=a.max(), min=a.min(), halfmax=a.max()/2).get(fill)
+    if value is not None: assert np.abs(b[hot]-value).max()<=.5
+    if fill=='blend': assert np.abs(b[hot] - ((1-.8*pa.store[i].numpy()[...,None])*a)[hot]).max()<=.5+1e-3
