@@ -3,9 +3,11 @@ import os, subprocess, sys
 from pathlib import Path
 import pytest
 
-@pytest.mark.limit(400)
-def test_notebooks():
+root = Path(__file__).parent.parent
+
+@pytest.mark.limit(200)
+@pytest.mark.parametrize('nb', sorted(root.glob('nbs/*.ipynb')), ids=lambda f: f.stem)
+def test_notebook(nb):
     env = os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
-    res = subprocess.run([Path(sys.executable).parent/'nbdev-test', '--n-workers', '2', '--do-print', '--timing'], cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True)
-    print(res.stdout[-4000:])
-    assert res.returncode==0, res.stderr[-6000:]
+    res = subprocess.run([Path(sys.executable).parent/'nbdev-test', '--file-glob', nb.name, '--n-workers', '0'], cwd=root, env=env, capture_output=True, text=True)
+    assert res.returncode==0 and 'Success' in res.stdout, res.stdout[-2000:]+res.stderr[-6000:]
