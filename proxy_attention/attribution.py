@@ -114,13 +114,20 @@ def unwrap(
     while (inner := getattr(model, '_orig_mod', None) or (model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else None)) is not None: model = inner
     return model
 
-# %% ../nbs/04_attribution.ipynb #6a499ce7
+# %% ../nbs/04_attribution.ipynb #17dbdd23
+def _outputs(out, model):
+    if isinstance(out, Tensor): return out
+    raise TypeError(f'This {type(model).__name__} returns a {type(out).__name__}, and an attribution needs one tensor of scores: wrap the model so that it returns that.')
+
 def find_layer(
     model:nn.Module,
-    xb:Tensor # A batch as the model gets it; one image is enough
+    xb:Tensor=None # A batch as the model gets it, one image is enough; None: noise of 224×224
 )->Layer:
     "The last layer on a grid over the image whose places still reach the prediction"
     model,seen,acts,ran = unwrap(model),[],[],Counter()
+    if xb is None:
+        w = next(p for p in model.parameters() if p.ndim==4)
+        xb = torch.zeros(1, w.shape[1], 224, 224, device=w.device, dtype=w.dtype)
     names = {m:n for n,m in model.named_modules()}
     def note(m, inp, out):
         ran[m] += 1
@@ -132,14 +139,15 @@ def find_layer(
         acts.append(out)
         return out.clone() # an in-place layer after this one must not change what was seen
     with keep_modes(model), keep_rng(), torch.enable_grad(), _hooked([m for m in names if m is not model], note):
-        out = model.eval()(xb[:1].detach().as_subclass(Tensor))
-        grads = torch.autograd.grad(out.float().sum(), acts, allow_unused=True) if acts else []
-    for layer,g in reversed(list(zip(seen, grads))):
-        if g is not None and ran[layer.module]==1 and layer.to_maps(g).abs().amax()>0: return layer
+        out = _outputs(model.eval()(xb[:1].detach().as_subclass(Tensor)), model).float()
+        grads = torch.autograd.grad((out*torch.randn_like(out)).sum(), acts, allow_unused=True) if acts else []
+    reached = [(layer,layer.to_maps(g).abs().amax()>0) for layer,g in zip(seen, grads) if g is not None and ran[layer.module]==1]
+    live = [layer for layer,some in reached if some] or [layer for layer,_ in reached if layer.kind!='tokens'] # a head of zeros lets nothing through yet
+    if live: return live[-1]
     some = ''.join(f'\n  {o}' for o in seen) or ' none'
     raise ValueError(f'No layer of this {type(model).__name__} both lies on a grid over the image and reaches the prediction. On a grid:{some}\nName one with `layer=`.')
 
-# %% ../nbs/04_attribution.ipynb #0adaf658
+# %% ../nbs/04_attribution.ipynb #c3d2f2e8
 class CAM:
     "Class activation map: heat from the activations and gradients of one layer. A subclass says how, in `heat`"
     def __init__(self,
@@ -181,7 +189,7 @@ class CAM:
             act.append(out.detach().requires_grad_())
             return act[-1].clone()
         with keep_modes(self.model), torch.no_grad(), _hooked([self.layer.module], start):
-            out = self.model.eval()(xb)
+            out = _outputs(unwrap(self.model).eval()(xb), self.model)
             if len(act)!=1: raise ValueError(f'The layer {self.layer} ran {len(act)} times in one pass: choose one that runs once.')
             grad, = torch.autograd.grad(self.target(out.float(), yb).sum(), act)
         heat = self.heat(*(self.layer.to_maps(o.detach()).float() for o in (act[0],grad)))
@@ -212,7 +220,7 @@ class LayerCAM(CAM):
     "Each place weighted by its own positive gradient (Jiang et al. 2021)"
     def heat(self, act, grad): return (grad.relu()*act).sum(1).relu()
 
-# %% ../nbs/04_attribution.ipynb #84874887
+# %% ../nbs/04_attribution.ipynb #184604d4
 class _OneScore(nn.Module):
     "A model that returns the explained number, so that every captum method can explain any target"
     def __init__(self, model, target): 
@@ -235,7 +243,7 @@ class Captum:
         self.target = Target(target)
 
     def _explain(self, xb, yb):
-        with torch.no_grad(): idx = self.target.index(self.model(xb), yb)
+        with torch.no_grad(): idx = self.target.index(_outputs(unwrap(self.model)(xb), self.model), yb)
         one = _OneScore(unwrap(self.model), self.target)
         needs_layer = isinstance(self.method, type) and 'layer' in takes(self.method)
         if needs_layer and self.layer is None: self.layer = find_layer(self.model, xb).module

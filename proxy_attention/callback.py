@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #065a765c
-import inspect, pickle, random, time
+# %% ../nbs/09_callback.ipynb #33a2a191
+import inspect, os, pickle, random, time
 from contextlib import contextmanager
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd, torch
 from torch import nn
-from fastcore.all import L, delegates, patch, store_attr
+from fastcore.all import L, delegates, patch, risinstance, store_attr
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, combined_cos
 from fastai.callback.tracker import TrackerCallback
@@ -22,7 +22,7 @@ from .core import *
 from .heatmap import *
 from .selection import *
 from .schedule import *
-from .data import whole_dl, input_size
+from .data import input_size, refuse_inside, whole_dl
 from .attribution import *
 from .masking import *
 from .serving import *
@@ -42,7 +42,7 @@ def _files(dls, idxs):
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #59d4804a
+# %% ../nbs/09_callback.ipynb #b8ebea28
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -54,6 +54,7 @@ class ProxyAttention(Callback):
         layer=None, # Layer of a CAM (module or name); None: found by itself
         scale:bool=True, # Scale each heatmap to [0,1]? Otherwise the attribution's own numbers meet the rule
         rule='area', # Which pixels: 'area', 'absolute', 'max_share', 'mean_std', or a function
+        area:float=0.1, # Share of the image that rule='area' masks
         fill='swap', # What comes there: 'swap', 'zero', 'mean', 'max', 'min', 'halfmax', 'blend', or a function
         max_area:float=0.4, # A mask never covers more than this share of the image
         steps=None, # When, as `[5,'p',9]` or '5,p,9', or a function `(epoch, n_epoch) -> bool`; None: `start`, `finish`, `every`
@@ -66,12 +67,13 @@ class ProxyAttention(Callback):
         grid:int=None, # Keep at most so many heat cells a side; None: the attribution's own
         folder=None, # Keep heat and log here after each step; None: in memory only
         save_images:bool=False, # Also keep the proxy images there, as files with a manifest
-        **kwargs # For the rule and the fill: `area`, `threshold`, `k`, `weight`, …
+        **kwargs # For the rule and the fill: `threshold`, `k`, `weight`, …
     ):
         self.args = {k:v for k,v in locals().items() if k not in ('self','kwargs','__class__')} | kwargs
         store_attr('share,target,layer,scale,mode,p,clear,grid,save_images')
         self.select = by_name(select, selections, 'selection')
         self.attribution = as_attribution(attribution)
+        if area!=0.1 or 'area' in takes(by_name(rule, rules, 'rule')): kwargs = dict(area=area, **kwargs)
         self.masker = Masker(rule, fill, max_area, **kwargs)
         self.schedule = (Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps))
         n_of(share, 1), Target(target), Proxies(HeatmapStore(), self.masker, mode, p) # each refuses what is out of range
@@ -90,7 +92,7 @@ class ProxyAttention(Callback):
         kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
         return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #cad8763b
+# %% ../nbs/09_callback.ipynb #7c0b8877
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -104,6 +106,7 @@ def before_fit(self:ProxyAttention):
     "Nothing is served yet"
     self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     self.begun,self._trained,self.proxies = False,False,None
+    _unserve(self.learn)
 
 @patch
 def before_train(self:ProxyAttention):
@@ -117,11 +120,12 @@ def begin(self:ProxyAttention):
     "Check loader, items, model, schedule and folder"
     self.begun = True
     if self.lost: raise ValueError(f"This learner was exported, and your own function for {', '.join(self.lost)} could not go along: `learn.remove_cb(ProxyAttention)`, then add a new one.")
-    frozen = getattr(self.opt, 'frozen_idx', 0)>0
-    if not (frozen and getattr(self.schedule, 'n_epoch', 0)>self.n_epoch): # the short frozen phase of `fine_tune` has no steps
-        if hasattr(self.schedule, 'check'): self.schedule.check(self.n_epoch)
-        if isinstance(self.schedule, Every) and not frozen and not proxy_epochs(self.schedule, self.n_epoch):
-            warn(f'No epoch of this fit ends in a proxy step ({self.schedule}, {self.n_epoch} epochs): it trains as if ProxyAttention were not there.', ProxyWarning)
+    if len(L(self.learn.cbs).filter(risinstance(ProxyAttention)))>1: raise ValueError('The learner has more than one ProxyAttention: `learn.remove_cb(ProxyAttention)` takes them all off, then add the one you want.')
+    self.too_short = getattr(self.schedule, 'n_epoch', 0)>self.n_epoch and getattr(self.opt, 'frozen_idx', 0)>0 # the frozen phase of `fine_tune`
+    if self.too_short: warn(f'The body is frozen, and this fit of {self.n_epoch} epochs is too short for the steps {self.schedule}: no proxy step in it.', ProxyWarning)
+    elif hasattr(self.schedule, 'check'): self.schedule.check(self.n_epoch)
+    elif isinstance(self.schedule, Every) and not self.schedule.ends(self.n_epoch):
+        warn(f'No epoch of this fit ends in a proxy step ({self.schedule}, {self.n_epoch} epochs): it trains as if ProxyAttention were not there.', ProxyWarning)
     self.fits += 1
     self.store = HeatmapStore()
     with keep_rng():
@@ -131,14 +135,13 @@ def begin(self:ProxyAttention):
         heat_of(self.attr, [[o[:1] for o in whole_dl(self.dls, _items(self.dls, [0]), bs=1, num_workers=0).one_batch()]])
     if self.folder: self.check_folder()
 
-# %% ../nbs/09_callback.ipynb #19cc727c
+# %% ../nbs/09_callback.ipynb #017a5f09
 @patch
 def after_epoch(self:ProxyAttention):
     "A proxy step, if the schedule says so"
     if not self._trained: return
     self._trained = False
-    frozen_short = getattr(self.schedule, 'n_epoch', 0)>self.n_epoch
-    if frozen_short or not self.schedule(self.epoch, self.n_epoch): return
+    if self.too_short or not self.schedule(self.epoch, self.n_epoch): return
     if self.epoch+1>=self.n_epoch: return warn('The schedule asks for a proxy step after the last epoch; nothing would train on its result, so it is left out.', ProxyWarning)
     with _told(), keep_rng(): self.step()
 
@@ -164,19 +167,24 @@ def attribute(self:ProxyAttention,
     "Where the model looks in these training items"
     if not len(idxs): return torch.zeros(0,1,1), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
     idxs,size = L(idxs.tolist()),input_size(self.dls)
-    heat,bad = heat_of(self.attr, whole_dl(self.dls, _items(self.dls, list(idxs))), side=self.grid,
+    heat,bad = heat_of(self.attr, whole_dl(self.dls, _items(self.dls, list(idxs)), size=size), side=self.grid,
                        parent=getattr(getattr(self, 'progress', None), 'mbar', None), show=hasattr(self, 'progress'))
     heat = torch.where(bad[:,None,None], torch.zeros(()), heat).half().float() # as the store keeps it
-    area = torch.cat([self.masker.mask(resize_heat(h, size)).float().mean((1,2)) for h in heat.split(256)])
+    area = torch.cat([self.masker.mask_over(h, size).float().mean((1,2)) for h in heat.split(256)])
     return heat, bad, torch.where(bad, torch.zeros(()), area)
 
-# %% ../nbs/09_callback.ipynb #cf3f0219
+# %% ../nbs/09_callback.ipynb #0b1a2ebf
+@patch
+def name_of(self:ProxyAttention, label):
+    "A label as a person reads it"
+    vocab = getattr(self.interp, 'vocab', None)
+    return vocab[int(label)] if vocab is not None and label.ndim==0 else label.tolist()
+
 @patch
 def note(self:ProxyAttention, idxs, bad, area, seconds):
     "Write the step into `log` and `history`, and say what came to nothing"
-    interp,vocab,at = self.interp, getattr(self.interp, 'vocab', None), idxs.tolist()
-    name = lambda o: vocab[int(o)] if vocab is not None and o.ndim==0 else o.tolist()
-    pick = lambda o: [name(o[i]) for i in at]
+    interp,at = self.interp,idxs.tolist()
+    pick = lambda o: [self.name_of(o[i]) for i in at]
     how = dict(fit=self.fits, epoch=self.epoch)
     self._rows.append(pd.DataFrame(dict(**how, item=at, file=_files(self.dls, at), loss=interp.losses[idxs].tolist(), pred=pick(interp.preds), targ=pick(interp.targs),
         area=area.tolist(), degenerate=bad.tolist(), method=repr(self.attr) if isinstance(self.attr, (CAM,Captum)) else getattr(self.attr, '__name__', repr(self.attr)))))
@@ -199,42 +207,57 @@ def history(self:ProxyAttention):
     "A row for every step: items chosen, proxies made, degenerate maps, items served, mean loss, mean area, seconds"
     return pd.DataFrame(self._history)
 
-# %% ../nbs/09_callback.ipynb #056a330e
+# %% ../nbs/09_callback.ipynb #41220262
+def _unserve(learn):
+    "Take away a wrapper that has not run: something stopped the fit before its epoch began"
+    if hasattr(learn.__dict__.get('_do_epoch_train'), 'proxies'): learn.__dict__.pop('_do_epoch_train')
+
 @patch
 def before_epoch(self:ProxyAttention):
     "The training part of this epoch is served with proxies, and nothing else is"
     if self.proxies is None: return
     learn,proxies = self.learn,self.proxies
+    _unserve(learn)
     own,train = learn.__dict__.get('_do_epoch_train'), learn._do_epoch_train
     def served():
         if own is None: learn.__dict__.pop('_do_epoch_train', None)
         else: learn._do_epoch_train = own
         with serving(learn.dls.train, proxies): train()
+    served.proxies = proxies
     learn._do_epoch_train = served
 
 @patch
 def after_fit(self:ProxyAttention):
     "Nothing is served any more; store, log and interpretation stay to be looked at"
-    self.learn.__dict__.pop('_do_epoch_train', None)
+    _unserve(self.learn)
     self.proxies = None
 
-# %% ../nbs/09_callback.ipynb #c1d8fcda
+# %% ../nbs/09_callback.ipynb #8e4f74ee
+def _image_roots(dls):
+    "The folder that holds all images, or where they have none in common the folders they lie in"
+    files = [f for f in _files(dls, list(range(len(dls.train_ds)))) if f] + [str(o) for o in getattr(dls.valid_ds, 'items', []) if isinstance(o, Path)]
+    parents = {Path(f).resolve().parent for f in files}
+    if not parents: return parents
+    top = Path(os.path.commonpath(parents))
+    return parents if top==Path(top.anchor) else {top}
+
 @patch
 def check_folder(self:ProxyAttention):
     "Make the folder, and make sure that it can be written"
-    folder = self.folder.resolve()
-    for d in {Path(f).resolve().parent for f in _files(self.dls, list(range(len(self.dls.train_ds)))) if f}:
-        if folder==d or d in folder.parents: raise ValueError(f'folder={self.folder} lies among the training images in {d}: nothing is ever written there. Name a folder elsewhere.')
+    for d in _image_roots(self.dls): refuse_inside(self.folder, d)
+    if self.fits==1 and any((self.folder/o).exists() for o in ('heat.npz','manifest.csv')): 
+        raise FileExistsError(f'The folder {self.folder} holds the proxies of another run, and nothing is written over: name a new one.')
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder/'.writable', lambda f: f.write(b'yes')).unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder/'.writable', lambda f: f.write(b'yes')).unlink()
     except OSError as e: raise type(e)(f'The folder {self.folder} cannot be written ({e.strerror or e}): name another one.') from e
 
 @patch
 def save(self:ProxyAttention):
     "Write heat, log and, if asked, the proxy images"
     self.store.save(self.folder/'heat.npz')
-    write_whole(self.folder/'proxy_log.csv', lambda f: self.log.to_csv(f, index=False))
+    log = self.folder/'proxy_log.csv'
+    self._rows[-1].to_csv(log, mode='a', header=not log.exists(), index=False)
     if self.save_images: self.save_proxies()
 
 @patch
@@ -244,7 +267,7 @@ def save_proxies(self:ProxyAttention):
     pics.mkdir(exist_ok=True)
     old = pd.read_csv(manifest) if manifest.exists() else pd.DataFrame(columns=['proxy'])
     if self.clear:
-        for o in old.proxy: (self.folder/o).unlink(missing_ok=True)
+        for o in old.proxy: (pics/Path(o).name).unlink(missing_ok=True)
         old = old[:0]
     last = self._rows[-1].set_index('item')
     have = set(old.item[old.fit==self.fits]) if len(old) else ()
@@ -256,13 +279,13 @@ def save_proxies(self:ProxyAttention):
         rows.append(dict(proxy=f.as_posix(), source=last.file[i], item=i, fit=self.fits, epoch=self.epoch, label=last.targ[i], area=last.area[i]))
     write_whole(manifest, lambda f: pd.concat([old, pd.DataFrame(rows)]).to_csv(f, index=False))
 
-# %% ../nbs/09_callback.ipynb #41349b6e
+# %% ../nbs/09_callback.ipynb #f33883ad
 @patch
 def proxy_images(self:ProxyAttention,
     idxs # Item numbers, in the store
 )->list: # Proxy images
     "Proxy images of training items, made as the loader makes them"
-    ds,rng = self.dls.train_ds, np.random.default_rng(self.draw_seed)
+    ds,rng = self.interp.learn.dls.train_ds, np.random.default_rng(self.draw_seed)
     donors = rng.integers(1, max(2, len(ds)), len(idxs))
     make = Proxies(self.store, self.masker).make
     return [make(ds[i][0], i, lambda: ds[(i+int(d)) % len(ds)][0]) for i,d in zip(idxs, donors)]
@@ -276,11 +299,10 @@ def show(self:ProxyAttention,
     if not len(self.store): raise ValueError('There is no proxy image to show: no proxy step has been made, or it found nothing (see `log`).')
     order = self.interp.losses.argsort(descending=True).tolist()
     idxs = [i for i in order if i in self.store][:n]
-    name = dict(zip(self._rows[-1].item, self._rows[-1].targ))
-    return show_proxies([self.dls.train_ds[i][0] for i in idxs], [normalize_heat(self.store[i][None])[0] for i in idxs], self.proxy_images(idxs),
-                        captions=[name.get(i, '') for i in idxs], **kwargs)
+    return show_proxies([self.interp.learn.dls.train_ds[i][0] for i in idxs], [normalize_heat(self.store[i][None])[0] for i in idxs], self.proxy_images(idxs),
+                        captions=[self.name_of(self.interp.targs[i]) for i in idxs], **kwargs)
 
-# %% ../nbs/09_callback.ipynb #b1810886
+# %% ../nbs/09_callback.ipynb #03cb6bf1
 def _pickles(o):
     try: return bool(pickle.dumps(o))
     except (pickle.PicklingError, AttributeError, TypeError): return False
@@ -292,7 +314,7 @@ def __getstate__(self:ProxyAttention):
 
 @patch
 def __setstate__(self:ProxyAttention, state):
-    self.__init__(**state['args'])
+    self.__init__(**({} if state['lost'] else state['args']))
     self.lost,self.learn = state['lost'],state['learn']
 
 # %% ../nbs/09_callback.ipynb #9f1cb463

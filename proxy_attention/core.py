@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'takes', 'given', 'keep_rng']
 
-# %% ../nbs/00_core.ipynb #03d47333
+# %% ../nbs/00_core.ipynb #5b07fdbe
 import difflib, inspect
 from contextlib import contextmanager
-from functools import lru_cache
 from warnings import warn
 from fastai.torch_core import get_random_states, set_random_states
 
@@ -37,13 +36,13 @@ def by_name(
     if strategy in choices: return choices[strategy]
     raise ValueError(f"No {kind} is called {strategy!r}{nearest(strategy, choices)} There are: {', '.join(choices)}; or pass your own function.")
 
-# %% ../nbs/00_core.ipynb #4b3e36bc
-@lru_cache(256)
+# %% ../nbs/00_core.ipynb #1179973b
 def takes(
     f # A function, or a class or `partial` that is called like one
 )->set: # The names of its arguments; `{'**'}` is in it where any name is welcome
     "The arguments that `f` names"
-    ps = inspect.signature(f).parameters.values()
+    try: ps = inspect.signature(f).parameters.values()
+    except ValueError as e: raise TypeError(f'{f} does not say what its arguments are called: wrap it in a function that names them.') from e
     return {'**' if p.kind==p.VAR_KEYWORD else p.name for p in ps}
 
 # %% ../nbs/00_core.ipynb #62562224

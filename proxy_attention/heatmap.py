@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['degenerate', 'normalize_heat', 'resize_heat', 'shrink_heat', 'heat_share', 'HeatmapStore', 'write_whole']
 
-# %% ../nbs/00_heatmap.ipynb #eb044428
+# %% ../nbs/00_heatmap.ipynb #9cf7ca4a
 import os
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
+from fastcore.basics import patch
 
 # %% ../nbs/00_heatmap.ipynb #73b95454
 def degenerate(
@@ -119,11 +120,13 @@ def write_whole(
     finally: tmp.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_heatmap.ipynb #35189d29
-def _save(self:HeatmapStore, path)->Path:
+# %% ../nbs/00_heatmap.ipynb #4bfe0912
+@patch
+def save(self:HeatmapStore, path)->Path:
     "Write the store as `.npz`, completely or not at all"
     return write_whole(path, lambda f: np.savez(f, idxs=self.idxs, grids=self.grids))
-def _load(cls, path)->HeatmapStore:
+
+@patch(cls_method=True)
+def load(cls:HeatmapStore, path):
     "Read a store that `save` wrote; nothing is unpickled"
     with np.load(path, allow_pickle=False) as o: return cls(o['idxs'], o['grids'])
-HeatmapStore.save,HeatmapStore.load = _save,classmethod(_load)

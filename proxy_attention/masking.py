@@ -6,8 +6,8 @@
 __all__ = ['rules', 'fills', 'absolute', 'max_share', 'area_budget', 'mean_std', 'cap_area', 'fill_zero', 'fill_mean', 'fill_max',
            'fill_min', 'fill_halfmax', 'blend', 'swap', 'Masker']
 
-# %% ../nbs/05_masking.ipynb #3b691a36
-import numpy as np, torch
+# %% ../nbs/05_masking.ipynb #d30e0426
+import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from fastcore.all import store_attr
@@ -49,14 +49,14 @@ def cap_area(
     if not big.any(): return mask
     return torch.where(big, mask & area_budget(torch.where(mask, heat, heat.amin()-1), max_area), mask)
 
-# %% ../nbs/05_masking.ipynb #064fd2ad
+# %% ../nbs/05_masking.ipynb #5c40bdb2
 _whole = (-3,-2,-1)
 def fill_zero(img):
     "Black"
     return torch.zeros_like(img)
 def fill_mean(img):
     "The mean of the image"
-    return img.mean(_whole, keepdim=True).expand_as(img)
+    return img.float().mean(_whole, keepdim=True).expand_as(img)
 def fill_max(img):
     "The maximum of the image"
     return img.amax(_whole, keepdim=True).expand_as(img)
@@ -75,21 +75,20 @@ def swap(other):
 
 fills = dict(zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, swap=swap)
 
-# %% ../nbs/05_masking.ipynb #4b295e28
+# %% ../nbs/05_masking.ipynb #46cbb8d7
 def _planes(img):
-    "A PIL image as (c,h,w) floats in the file's own scale, and the way back"
+    "A PIL image as (c,h,w) in the file's own numbers, and the way back"
     if img.mode not in ('L','RGB','RGBA','I;16','I','F'):
         raise TypeError(f"An image of mode {img.mode} cannot be masked: convert it to 'RGB' or 'L' first, as `PILImage.create` does.")
     a = np.asarray(img)
     def back(x):
-        x = x.permute(1,2,0).numpy() if a.ndim==3 else x[0].numpy()
-        if a.dtype.kind in 'ui': x = x.round().clip(np.iinfo(a.dtype).min, np.iinfo(a.dtype).max)
-        im = Image.fromarray(x.astype(a.dtype))
+        x = x.permute(1,2,0).contiguous() if a.ndim==3 else x[0]
+        im = Image.fromarray(x.numpy().astype(a.dtype))
         return type(img)(im) if isinstance(img, PILBase) else im
-    t = torch.from_numpy(a.astype(np.float32))
+    t = torch.from_numpy(a.astype(np.int32) if a.dtype==np.uint16 else a.copy())
     return (t.permute(2,0,1) if t.ndim==3 else t[None]), back
 
-# %% ../nbs/05_masking.ipynb #44a7ba87
+# %% ../nbs/05_masking.ipynb #dd690759
 class Masker:
     "Heat and an image make a proxy image: `rule` says where, `fill` with what"
     def __init__(self,
@@ -113,6 +112,16 @@ class Masker:
         "Which pixels"
         return cap_area(given(self.rule, heat, **self.kwargs), heat, self.max_area)
 
+    def mask_over(self,
+        heat:Tensor, # (…,h',w') grid
+        size # (height, width) in pixels
+    )->Tensor: # (…,height,width) bool
+        "Which pixels of an image of this size; drawn at 128 pixels a side, or at the grid's own if that is finer, and enlarged from there"
+        small = [min(s, max(128, g)) for s,g in zip(size, heat.shape[-2:])]
+        mask = self.mask(resize_heat(heat, small))
+        if small==list(size): return mask
+        return F.interpolate(mask.reshape(-1, 1, *small).float(), tuple(size), mode='nearest').bool().reshape(*mask.shape[:-2], *size)
+
     def __call__(self,
         img, # (…,c,h,w) tensor, or a PIL image
         heat:Tensor, # (…,h',w') grid over the whole image
@@ -123,9 +132,11 @@ class Masker:
             x,back = _planes(img)
             if other is not None: other = _planes(other.convert(img.mode).resize(img.size, Image.BILINEAR) if (other.mode,other.size)!=(img.mode,img.size) else other)[0]
             return back(self(x, heat, other))
-        heat = resize_heat(heat, img.shape[-2:]).to(img.device)
-        mask = self.mask(heat)
-        new = given(self.fill, img=img, mask=mask, heat=heat, other=other, **self.kwargs)
+        size,heat = img.shape[-2:], heat.to(img.device)
+        mask = self.mask_over(heat, size)
+        over = resize_heat(heat, size) if 'heat' in takes(self.fill) else None
+        new = given(self.fill, img=img, mask=mask, heat=over, other=other, **self.kwargs)
+        if new.is_floating_point() and not img.is_floating_point(): new = new.round()
         return torch.where(mask.unsqueeze(-3), new.to(img.dtype), img)
 
     def __repr__(self):

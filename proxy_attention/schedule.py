@@ -53,7 +53,7 @@ def proxy_epochs(
     if hasattr(schedule, 'check'): schedule.check(n_epoch)
     return [e for e in range(n_epoch-1) if schedule(e, n_epoch)]
 
-# %% ../nbs/02_schedule.ipynb #0ddc376a
+# %% ../nbs/02_schedule.ipynb #7663c29e
 class Every:
     "A first step once `start` of the fit is done, then one `every` so often, none after `finish`"
     def __init__(self,
@@ -68,12 +68,18 @@ class Every:
             if lo is not None and v<=lo: raise ValueError(f'{nm}={v} should be more than 0.')
         self.start,self.finish,self.every = start,finish,every
 
-    def __call__(self, epoch, n_epoch):
-        epochs = lambda o: round(o*n_epoch) if isinstance(o, float) else o
-        done,first = epoch+1, epochs(self.start)
+    def ends(self,
+        n_epoch:int # Length of the fit
+    )->list: # Epochs done at each step
+        "After how many epochs the steps come; each is rounded by itself, so that shares do not drift"
+        epochs = lambda o: o*n_epoch if isinstance(o, float) else o
+        first,last = epochs(self.start), min(epochs(self.finish), n_epoch-1)
         first = max(1, first if first>=0 else n_epoch+first)
-        if not first <= done < n_epoch or done > epochs(self.finish): return False
-        return done==first if self.every is None else (done-first) % max(1, epochs(self.every)) == 0
+        if self.every is None: at = [first]
+        else: at = [first+k*max(1, epochs(self.every)) for k in range(n_epoch)]
+        return sorted({round(o) for o in at if round(o)<=last})
+
+    def __call__(self, epoch, n_epoch): return epoch+1 in self.ends(n_epoch)
     def __repr__(self): return f'start={self.start}, finish={self.finish}, every={self.every}'
 
 # %% ../nbs/02_schedule.ipynb #e4d562e1

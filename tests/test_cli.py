@@ -1,5 +1,5 @@
 "The commands as a user types them"
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastai.vision.all import *
@@ -28,7 +28,7 @@ def test_demo_end_to_end(tmp_path):
 
 def test_train_end_to_end(path, tmp_path, fingerprint):
     before = fingerprint(path)
-    res = run('proxy-train', path, '--arch', 'resnet10t', '--steps', '1,p,1', '--no-pretrained', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', '--save-images', '--share', .5)
+    res = run('proxy-train', path.name, '--arch', 'resnet10t', '--steps', '1,p,1', '--no-pretrained', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', '--save-images', '--share', .5, cwd=path.parent) # a relative path, as people type it
     assert res.returncode==0, res.stderr
     assert fingerprint(path)==before
     o, = (tmp_path/'runs').iterdir()
@@ -47,16 +47,17 @@ def test_errors_are_one_line_on_the_terminal(path, tmp_path, args, words):
 
 @pytest.mark.parametrize('kw,words', [(dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
     (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none'), 'cannot be made'), (dict(recipe='none', area=.1), 'has no use for area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
-    (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'), (dict(bs=0), 'bs=0')])
+    (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'), (dict(bs=0), 'bs=0'),
+    (dict(recipe='shortcut', epochs=1), 'has no proxy step'), (dict(out='{path}/runs'), 'nothing is ever written there'), (dict(arch='alexnet', size=8, pretrained=False), 'does not work on images of 8×8')])
 def test_errors_are_sentences(path, kw, words):
+    kw = {k:v.format(path=path) if isinstance(v, str) else v for k,v in kw.items()}
     with pytest.raises(CliError, match=re.escape(words)) as e: proxy_train(str(path), **kw)
     assert '\n' not in str(e.value)
 
 def test_ctrl_c(path, tmp_path):
-    import signal, time
-    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--no-pretrained', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path/'runs').exists(): time.sleep(.2)
-    time.sleep(6)
+    log = open(tmp_path/'log', 'w+')
+    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--no-pretrained', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=log, stderr=subprocess.PIPE, text=True)
+    while 'Epoch 2/' not in (tmp_path/'log').read_text(): time.sleep(.1)
     p.send_signal(signal.SIGINT)
-    out,err = p.communicate(timeout=30)
+    _,err = p.communicate(timeout=30)
     assert p.returncode==130 and err.strip().endswith('Stopped.'), (p.returncode, err)

@@ -18,6 +18,19 @@ def test_given_split_is_kept(path):
     df = ImageFolder(path).df
     assert (df.part==df.file.map(lambda f: f.parent.parent.name)).all()
 
+def test_train_without_valid_leaves_test_alone(path, tmp_path):
+    shutil.copytree(path/'train', tmp_path/'d'/'train')
+    shutil.copytree(path/'plain', tmp_path/'d'/'test')
+    df = ImageFolder(tmp_path/'d').df
+    assert len(df)==len(get_image_files(path/'train')) and set(df.part)=={'train','valid'}
+
+def test_a_class_may_be_called_train(tmp_path):
+    for c in ('train','plane'):
+        for i in range(3):
+            (tmp_path/c).mkdir(exist_ok=True)
+            Image.new('RGB', (9,9)).save(tmp_path/c/f'{i}.png')
+    assert set(ImageFolder(tmp_path).df.label)=={'train','plane'}
+
 def test_two_images_a_class_are_enough(tmp_path):
     for c in 'ab':
         for i in range(2):

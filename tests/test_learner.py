@@ -91,12 +91,13 @@ def test_export_and_load(learn, quiet, tmp_path):
     assert not hasattr(again.dls.train, 'create_item') or 'create_item' not in again.dls.train.__dict__
 
 def test_exported_with_own_function_says_what_was_lost(path, quiet, tmp_path):
-    learn = quiet(digits_learner(path, cbs=ProxyAttention(select=lambda losses: losses.argsort()[:9], start=1)), 'fit', 2)
+    learn = quiet(digits_learner(path, cbs=ProxyAttention(rule=lambda heat, cut=.5: heat>cut, cut=.7, start=1)), 'fit', 2)
     dls = learn.dls
     learn.export(tmp_path/'m.pkl')
     again = load_learner(tmp_path/'m.pkl')
+    with again.no_bar(): again.predict(dls.valid_ds.items[0])
     again.dls = dls
-    with pytest.raises(ValueError, match='your own function for select could not go along'): quiet(again, 'fit', 2)
+    with pytest.raises(ValueError, match='your own function for rule could not go along'): quiet(again, 'fit', 2)
 
 class Interrupt(Callback):
     "Ctrl-C in the middle of an epoch"
@@ -110,6 +111,30 @@ def test_ctrl_c_in_a_served_epoch_then_fit_again(learn, quiet, path, weights, sa
     assert torch.equal(learn.dls.train.create_item(0)[1], learn.dls.train_ds[0][1])
     quiet(learn, 'fit_one_cycle', 3, 3e-3)
     assert plain(learn) and learn.proxy_attention.history.fit.tolist()==[1,1,2,2]
+
+class StopBeforeTheEpoch(Callback):
+    "Something stops the fit between our preparations and the epoch"
+    order = ProxyAttention.order+5
+    def before_epoch(self):
+        if self.learn.epoch==2: raise KeyboardInterrupt
+
+def test_stopped_between_preparation_and_epoch(path, quiet, tmp_path):
+    learn = digits_learner(path, cbs=ProxyAttention(start=1, every=None))
+    with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit', 4, cbs=StopBeforeTheEpoch())
+    quiet(learn, 'fit', 1, 1e-3)
+    assert plain(learn)
+    learn.export(tmp_path/'m.pkl')
+
+def test_fastai_still_has_what_we_wrap(): assert callable(Learner._do_epoch_train)
+
+def test_two_callbacks_are_refused(learn, quiet):
+    learn.add_cb(ProxyAttention())
+    with pytest.raises(ValueError, match='more than one ProxyAttention'): quiet(learn, 'fit', 2)
+
+def test_given_to_fit_it_can_be_looked_at_afterwards(path, quiet):
+    pa = ProxyAttention(start=1)
+    quiet(digits_learner(path), 'fit', 2, cbs=pa)
+    assert len(pa.log) and pa.show(3).shape==(3,3)
 
 @pytest.mark.parametrize('where', ['losses','heat'])
 def test_ctrl_c_in_the_proxy_step(path, quiet, where):

@@ -28,7 +28,7 @@ def test_top_level():
     tracked = subprocess.run(['git','ls-files'], cwd=root, capture_output=True, text=True)
     if tracked.returncode: pytest.skip('not a git checkout')
     top = {o.split('/')[0] for o in tracked.stdout.split()}
-    assert top <= {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','pyproject.toml','LICENSE','.gitignore','.ci','benchmarks'}
+    assert top == {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','pyproject.toml','LICENSE','.gitignore','.ci','benchmarks'}
 
 def imports(f):
     "The rooms that a module imports"

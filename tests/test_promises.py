@@ -49,11 +49,16 @@ def test_dataset_is_not_touched(path, quiet, fingerprint, tmp_path):
     assert fingerprint(path)==before
     assert len(list((tmp_path/'run').rglob('*.png')))==len(learn.proxy_attention.store)>0
 
-@pytest.mark.parametrize('below', ['train/0', 'train/0/deeper'])
+@pytest.mark.parametrize('below', ['', 'out', 'train/out', 'train/0', 'valid/0/deeper'])
 def test_refuses_to_write_among_the_images(path, quiet, below):
     learn = digits_learner(path, cbs=ProxyAttention(start=1, folder=path/below))
     with pytest.raises(ValueError, match='nothing is ever written there'): quiet(learn, 'fit', 2)
     assert not (path/below/'heat.npz').exists()
+
+def test_refuses_the_folder_of_another_run(path, quiet, tmp_path):
+    fit = lambda: quiet(digits_learner(path, cbs=ProxyAttention(start=1, folder=tmp_path/'run')), 'fit', 2)
+    fit()
+    with pytest.raises(FileExistsError, match='holds the proxies of another run'): fit()
 
 class Look(Callback):
     "What an outsider sees before and after the proxy step"
@@ -89,6 +94,17 @@ def test_a_step_leaves_everything_as_it_was(path, how, bar):
     for a,b in zip(seen_b, seen_a):
         for x,y in zip(a.pop('grads'), b.pop('grads')): assert (x is None and y is None) or torch.equal(x, y)
         for k in a: assert a[k] is b[k] if k in ('dl','mbar') else a[k]==b[k], k
+
+def test_modes_of_modules_and_loop_survive_a_look_outside_a_fit(path):
+    learn = digits_learner(path)
+    learn.model.train()
+    learn.model[2][1].eval()
+    modes = [m.training for m in learn.model.modules()]
+    interpret_train(learn)
+    assert [m.training for m in learn.model.modules()]==modes
+    with pytest.raises(ZeroDivisionError):
+        with learn.no_bar(), learn.no_logging(): interpret_train(learn, keep=[learn.add_cb(Callback(after_pred=lambda: 1/0))])
+    assert [m.training for m in learn.model.modules()]==modes
 
 @pytest.mark.parametrize('mode', ['replace','augment'])
 def test_loader_is_put_back(path, quiet, mode):
