@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #33a2a191
+# %% ../nbs/09_callback.ipynb #84817461
 import inspect, os, pickle, random, time
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd, torch
@@ -42,7 +43,7 @@ def _files(dls, idxs):
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #b8ebea28
+# %% ../nbs/09_callback.ipynb #53689698
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -75,6 +76,11 @@ class ProxyAttention(Callback):
         self.attribution = as_attribution(attribution)
         if area!=0.1 or 'area' in takes(by_name(rule, rules, 'rule')): kwargs = dict(area=area, **kwargs)
         self.masker = Masker(rule, fill, max_area, **kwargs)
+        refuse_unknown(self.select, ('losses','preds','targs','share'), 'selection')
+        if isinstance(target, torch.Tensor) and target.numel()>1: raise TypeError('A tensor of one index an item belongs to one batch: in a training run, give an index, a name or a function of outputs and labels.')
+        if grid is not None: refuse_number(2, 4096, grid=grid)
+        if folder is not None and not str(folder): raise ValueError("folder='' is no name for a folder.")
+        if steps is not None and (start,finish,every)!=(0.3,1.,1): raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
         self.schedule = (Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps))
         n_of(share, 1), Target(target), Proxies(HeatmapStore(), self.masker, mode, p) # each refuses what is out of range
         self.folder = None if folder is None else Path(folder)
@@ -92,7 +98,7 @@ class ProxyAttention(Callback):
         kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
         return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #7c0b8877
+# %% ../nbs/09_callback.ipynb #f786dc96
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -106,6 +112,7 @@ def before_fit(self:ProxyAttention):
     "Nothing is served yet"
     self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     self.begun,self._trained,self.proxies = False,False,None
+    self.own_loss = self.loss_func # before MixUp and its like put theirs in for training
     _unserve(self.learn)
 
 @patch
@@ -128,14 +135,31 @@ def begin(self:ProxyAttention):
         warn(f'No epoch of this fit ends in a proxy step ({self.schedule}, {self.n_epoch} epochs): it trains as if ProxyAttention were not there.', ProxyWarning)
     self.fits += 1
     self.store = HeatmapStore()
+    try: self.schedule(0, self.n_epoch)
+    except TypeError as e: raise TypeError(f'The schedule should be a function of the epoch and the number of epochs: {e}.') from e
+    if self.epoch and not self.too_short and any(self.schedule(e, self.n_epoch) for e in range(self.epoch)):
+        warn(f'The fit starts at epoch {self.epoch}, after a proxy step of the schedule: that step is not made up for.', ProxyWarning)
     with keep_rng():
         self.draw_seed = random.getrandbits(32)
         check_loader(self.dls.train, self.mode)
+        self.check_task()
         self.attr = self.attribution(self.learn.model, layer=self.layer, target=self.target, **({} if self.scale else {'scale':False}))
-        heat_of(self.attr, [[o[:1] for o in whole_dl(self.dls, _items(self.dls, [0]), bs=1, num_workers=0).one_batch()]])
+        heat,_ = heat_of(self.attr, [whole_dl(self.dls, _items(self.dls, [0]), bs=1, num_workers=0).one_batch()])
+        img = self.dls.train.create_item(0)[0]
+        self.masker(img, torch.rand_like(heat[0]), img)
     if self.folder: self.check_folder()
 
-# %% ../nbs/09_callback.ipynb #017a5f09
+# %% ../nbs/09_callback.ipynb #2a374955
+@patch
+def check_task(self:ProxyAttention):
+    "One image in, one label out, and losses that can be had item by item"
+    *_,y = self.dls.train.dataset[0]
+    if not isinstance(y, torch.Tensor) or y.ndim or y.is_floating_point():
+        raise TypeError(f'ProxyAttention is for one label an image; the target here is a {type(y).__name__}{f" of shape {tuple(y.shape)}" if hasattr(y, "shape") else ""}.')
+    if not hasattr(self.own_loss, 'reduction') and 'reduction' not in takes(self.own_loss):
+        raise TypeError(f"The loss function {getattr(self.own_loss, '__name__', type(self.own_loss).__name__)} cannot be had item by item: give it an argument or an attribute `reduction`, as torch's and fastai's losses have.")
+
+# %% ../nbs/09_callback.ipynb #40acd464
 @patch
 def after_epoch(self:ProxyAttention):
     "A proxy step, if the schedule says so"
@@ -169,16 +193,18 @@ def attribute(self:ProxyAttention,
     idxs,size = L(idxs.tolist()),input_size(self.dls)
     heat,bad = heat_of(self.attr, whole_dl(self.dls, _items(self.dls, list(idxs)), size=size), side=self.grid,
                        parent=getattr(getattr(self, 'progress', None), 'mbar', None), show=hasattr(self, 'progress'))
-    heat = torch.where(bad[:,None,None], torch.zeros(()), heat).half().float() # as the store keeps it
+    heat = heat.half().float() # as the store keeps it; what is too large for it becomes infinite
+    bad |= degenerate(heat)
+    heat = torch.where(bad[:,None,None], torch.zeros(()), heat)
     area = torch.cat([self.masker.mask_over(h, size).float().mean((1,2)) for h in heat.split(256)])
     return heat, bad, torch.where(bad, torch.zeros(()), area)
 
-# %% ../nbs/09_callback.ipynb #0b1a2ebf
+# %% ../nbs/09_callback.ipynb #d9cf9158
 @patch
 def name_of(self:ProxyAttention, label):
     "A label as a person reads it"
     vocab = getattr(self.interp, 'vocab', None)
-    return vocab[int(label)] if vocab is not None and label.ndim==0 else label.tolist()
+    return vocab[int(label)] if vocab is not None and label.ndim==0 and int(label)<len(vocab) else label.tolist()
 
 @patch
 def note(self:ProxyAttention, idxs, bad, area, seconds):
@@ -205,7 +231,7 @@ def log(self:ProxyAttention):
 @patch(as_prop=True)
 def history(self:ProxyAttention):
     "A row for every step: items chosen, proxies made, degenerate maps, items served, mean loss, mean area, seconds"
-    return pd.DataFrame(self._history)
+    return pd.DataFrame(self._history, columns='fit epoch chosen made degenerate served mean_loss area seconds'.split())
 
 # %% ../nbs/09_callback.ipynb #41220262
 def _unserve(learn):
@@ -232,7 +258,7 @@ def after_fit(self:ProxyAttention):
     _unserve(self.learn)
     self.proxies = None
 
-# %% ../nbs/09_callback.ipynb #8e4f74ee
+# %% ../nbs/09_callback.ipynb #e188fcde
 def _image_roots(dls):
     "The folder that holds all images, or where they have none in common the folders they lie in"
     files = [f for f in _files(dls, list(range(len(dls.train_ds)))) if f] + [str(o) for o in getattr(dls.valid_ds, 'items', []) if isinstance(o, Path)]
@@ -265,10 +291,10 @@ def save_proxies(self:ProxyAttention):
     "Write the proxy images of this step, and a manifest"
     manifest,pics = self.folder/'manifest.csv', self.folder/'proxies'
     pics.mkdir(exist_ok=True)
-    old = pd.read_csv(manifest) if manifest.exists() else pd.DataFrame(columns=['proxy'])
+    old = pd.read_csv(manifest) if manifest.exists() else pd.DataFrame()
     if self.clear:
-        for o in old.proxy: (pics/Path(o).name).unlink(missing_ok=True)
         old = old[:0]
+        for o in pics.glob('fit*_epoch*_item*.png'): o.unlink(missing_ok=True)
     last = self._rows[-1].set_index('item')
     have = set(old.item[old.fit==self.fits]) if len(old) else ()
     new = [i for i in self.store if i in last.index and i not in have]
@@ -302,7 +328,7 @@ def show(self:ProxyAttention,
     return show_proxies([self.interp.learn.dls.train_ds[i][0] for i in idxs], [normalize_heat(self.store[i][None])[0] for i in idxs], self.proxy_images(idxs),
                         captions=[self.name_of(self.interp.targs[i]) for i in idxs], **kwargs)
 
-# %% ../nbs/09_callback.ipynb #03cb6bf1
+# %% ../nbs/09_callback.ipynb #9875ceeb
 def _pickles(o):
     try: return bool(pickle.dumps(o))
     except (pickle.PicklingError, AttributeError, TypeError): return False
@@ -311,6 +337,13 @@ def _pickles(o):
 def __getstate__(self:ProxyAttention):
     lost = [k for k,v in self.args.items() if not _pickles(v)]
     return dict(args={k:v for k,v in self.args.items() if k not in lost}, lost=lost, learn=self.learn)
+
+@patch
+def __deepcopy__(self:ProxyAttention, memo):
+    "A copy carries everything, an export only the arguments"
+    new = memo[id(self)] = object.__new__(type(self))
+    new.__dict__.update(deepcopy(self.__dict__, memo))
+    return new
 
 @patch
 def __setstate__(self:ProxyAttention, state):
@@ -324,9 +357,11 @@ def to_proxy(self:Learner, **kwargs):
     "Train with `ProxyAttention` from now on, in the style of `to_fp16`"
     return self.add_cb(ProxyAttention(**kwargs))
 
-# %% ../nbs/09_callback.ipynb #23b6fd3a
+# %% ../nbs/09_callback.ipynb #42b04a40
 def _recipe(doc, **settings):
-    def make(cls, **kwargs): return cls(**(settings|kwargs))
+    def make(cls, **kwargs):
+        usual = {k:v for k,v in settings.items() if kwargs.get('steps') is None or k not in ('start','finish','every')}
+        return cls(**(usual|kwargs))
     make.__doc__ = doc + '\n\n' + ', '.join(f'{k}={v!r}' for k,v in settings.items())
     return classmethod(make)
 

@@ -126,7 +126,7 @@ def accuracy_on(
     "Accuracy on the images of a folder"
     with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(get_image_files(path), with_labels=True))[1])
 
-# %% ../nbs/03_data.ipynb #81fb330f
+# %% ../nbs/03_data.ipynb #8b09a598
 _splits = dict(train=('train','training'), valid=('valid','val','validation'))
 def _has_classes(d): return d.is_dir() and any(o.is_dir() for o in d.iterdir())
 
@@ -150,11 +150,18 @@ class ImageFolder:
         if not self.path.exists(): raise FileNotFoundError(f'There is no folder {path}.')
         if not self.path.is_dir(): raise NotADirectoryError(f'{self.path} is a file; give the folder that holds one folder of images a class.')
         if not 0<valid_pct<1: raise ValueError(f'valid_pct={valid_pct} should be a share between 0 and 1, such as 0.2.')
-        self.split_given,top = {k:d for k,names in _splits.items() for o in names if _has_classes(d:=self.path/o)}, self.path
+        self.split_given,top = {}, self.path
+        for d in sorted(self.path.iterdir()):
+            part = next((k for k,names in _splits.items() if d.name.lower() in names), None)
+            if part is None or not _has_classes(d): continue
+            if part in self.split_given: raise ValueError(f"{path} has two folders for one part, '{self.split_given[part].name}' and '{d.name}': keep one, or rename the other.")
+            self.split_given[part] = d
         if len(self.split_given)==1: top,self.split_given = self.split_given.get('train', top), {}
         found = [(f,part) for part,d in (self.split_given or {None:top}).items() for f in get_image_files(d).sorted()]
         if not found: raise ValueError(f'There is no image in {self.path}: it should hold one folder of images a class.')
         self.df = pd.DataFrame(dict(file=[f for f,_ in found], label=[f.parent.name for f,_ in found], part=[p for _,p in found]))
+        for (label,_),o in self.df.groupby(['label',self.df.part.fillna('')]):
+            if (n := o.file.map(lambda f: f.parent)).nunique()>1: raise ValueError(f"The class '{label}' is in two folders, {n.iloc[0]} and {n.iloc[-1]}: classes are named by the innermost folder, so give each its own name.")
         loose = self.df.file.map(lambda f: f.parent in (top, *self.split_given.values()))
         if loose.any(): raise ValueError(f'{self.df.file[loose].iloc[0]} and {loose.sum()-1} more images lie outside the class folders of {self.path}: move each into a folder named after its class.')
         self._split()
@@ -191,10 +198,11 @@ class ImageFolder:
         n = self.df.part.value_counts()
         return f"{self.path}: {n['train']} training and {n['valid']} validation images, {self.df.label.nunique()} classes"
 
-# %% ../nbs/03_data.ipynb #2b592288
+# %% ../nbs/03_data.ipynb #f924608b
 def _problem(f):
     "What is wrong with an image file: (problem, detail), or None"
     try:
+        if not Path(f).is_file(): return 'unreadable', 'no regular file'
         with Image.open(f) as im:
             im.load()
             mode,size,alpha = im.mode,im.size,'transparency' in im.info
@@ -216,7 +224,7 @@ def check_images(
     found = parallel(_problem, files, n_workers=n_workers, progress=len(files)>2000)
     return pd.DataFrame([(f,*o) for f,o in zip(files, found) if o], columns=['file','problem','detail'])
 
-# %% ../nbs/03_data.ipynb #4538c5cc
+# %% ../nbs/03_data.ipynb #bedcf6ee
 _crops = (Resize, CropPad, RandomCrop, OldRandomCrop, RandomResizedCrop, RatioResize)
 
 def input_size(
@@ -234,6 +242,8 @@ def whole_dl(
     **kwargs # Passed to `test_dl`
 ):
     "Validation view of `items` in which the whole image is squished to the model's input size, in the order given"
+    if isinstance(items, (str,Path)): items = [items]
+    if not len(items): raise ValueError('There are no items to look at.')
     keep = [o for o in dls.valid.after_item.fs if not isinstance(o, _crops)]
     batch = [o for o in dls.valid.after_batch.fs if not isinstance(o, RandomResizedCropGPU)]
     squish = Resize(size or input_size(dls), method=ResizeMethod.Squish)

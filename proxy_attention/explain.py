@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['show_heat', 'show_grid', 'show_heats', 'show_proxies', 'heat_on', 'show_where']
 
-# %% ../nbs/08_explain.ipynb #3da0e847
+# %% ../nbs/08_explain.ipynb #b42176fd
+from pathlib import Path
 from warnings import warn
 import numpy as np, torch
 from PIL import Image
@@ -17,13 +18,14 @@ from .heatmap import *
 from .data import whole_dl
 from .attribution import *
 
-# %% ../nbs/08_explain.ipynb #b2c77efe
+# %% ../nbs/08_explain.ipynb #a972bb83
 def _pixels(img):
     "(h,w,3) floats in [0,1], from a file, a PIL image or a (c,h,w) tensor"
     if isinstance(img, Tensor):
         x = img.detach().as_subclass(Tensor).float().cpu().permute(1,2,0).numpy()
         x = x/255 if x.max()>1.5 else x
     else:
+        if isinstance(img, np.ndarray): img = Image.fromarray(img)
         img = img if isinstance(img, Image.Image) else Image.open(img)
         x = np.asarray(img.convert('RGB'))/255.
     return np.repeat(x, 3, -1) if x.shape[-1]==1 else x.clip(0,1)
@@ -42,7 +44,8 @@ def show_heat(
     x = _pixels(img)
     if heat is None: ax.imshow(x)
     else:
-        h = resize_heat(torch.as_tensor(heat), x.shape[:2]).clamp(0,1).numpy()
+        heat = torch.as_tensor(heat)
+        h = resize_heat(heat.reshape(heat.shape[-2:]), x.shape[:2]).clamp(0,1).numpy()
         if not np.isfinite(h).all(): h,title = np.zeros_like(h), f'{title or ""} (no heat)'.strip()
         grey = (x.mean(-1, keepdims=True)*.7 + x*.3)
         colour = plt.get_cmap(cmap)(h)[...,:3]
@@ -96,7 +99,7 @@ def show_proxies(
     "Originals, where the model looked, and what it was trained on instead"
     return show_grid([[(o,None) for o in imgs], [*zip(imgs, heats)], [(o,None) for o in proxies]], ['original','heatmap','proxy'], captions, **kwargs)
 
-# %% ../nbs/08_explain.ipynb #83238c6c
+# %% ../nbs/08_explain.ipynb #efb532a1
 def heat_on(
     learn:Learner, # A trained learner
     items, # Items as in `dls.train_ds.items`: files, or rows of the data frame
@@ -120,5 +123,6 @@ def show_where(
 ): # The axes
     "Images, and where one or several models look in them"
     learns = learn if isinstance(learn, dict) else {'heat':learn}
+    if isinstance(items, (str,Path)): items = [items]
     imgs = [o[0] for o in next(iter(learns.values())).dls.test_dl(items).dataset]
     return show_heats(imgs, [heat_on(o, items, **kwargs) for o in learns.values()], list(learns), captions, size=size)

@@ -58,7 +58,7 @@ def heat_share(
     x = resize_heat(heat, region.shape[-2:]).clamp(min=0)
     return (x*region).sum((1,2)) / x.sum((1,2))
 
-# %% ../nbs/00_heatmap.ipynb #060d2651
+# %% ../nbs/00_heatmap.ipynb #da3a2b2b
 class HeatmapStore:
     "Item number → heat grid (fp16)"
     def __init__(self,
@@ -86,7 +86,9 @@ class HeatmapStore:
         grids, # (n,h,w)
     )->int: # How many items were new
         "Add the maps of items that have none yet: an item keeps its first map until `clear`"
-        idxs,grids = np.asarray(idxs, dtype=np.int64), np.asarray(grids)
+        idxs,grids = np.asarray(idxs), np.asarray(grids)
+        if len(idxs) and (idxs.dtype.kind not in 'iu' or grids.ndim!=3): raise TypeError(f'A store takes whole item numbers and grids of shape (n,h,w), not {idxs.dtype} and {grids.shape}.')
+        idxs = idxs.astype(np.int64)
         if len(idxs)!=len(grids): raise ValueError(f'{len(idxs)} items but {len(grids)} heatmaps: there must be one for each.')
         if len(self) and len(grids) and grids.shape[1:]!=self.grids.shape[1:]:
             raise ValueError(f'The store holds grids of {self.grids.shape[1:]}, these are {grids.shape[1:]}: `clear` it before the model or the input size changes.')
@@ -120,7 +122,7 @@ def write_whole(
     finally: tmp.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_heatmap.ipynb #4bfe0912
+# %% ../nbs/00_heatmap.ipynb #c5322fe4
 @patch
 def save(self:HeatmapStore, path)->Path:
     "Write the store as `.npz`, completely or not at all"
@@ -129,4 +131,6 @@ def save(self:HeatmapStore, path)->Path:
 @patch(cls_method=True)
 def load(cls:HeatmapStore, path):
     "Read a store that `save` wrote; nothing is unpickled"
-    with np.load(path, allow_pickle=False) as o: return cls(o['idxs'], o['grids'])
+    try:
+        with np.load(path, allow_pickle=False) as o: return cls(o['idxs'], o['grids'])
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError) as e: raise ValueError(f'{path} is no heatmap store ({e}).') from e

@@ -88,7 +88,9 @@ def _planes(img):
     t = torch.from_numpy(a.astype(np.int32) if a.dtype==np.uint16 else a.copy())
     return (t.permute(2,0,1) if t.ndim==3 else t[None]), back
 
-# %% ../nbs/05_masking.ipynb #dd690759
+# %% ../nbs/05_masking.ipynb #77304ae5
+def _what(o): return f'a tensor of {o.dtype} of shape {tuple(o.shape)}' if isinstance(o, Tensor) else f'a {type(o).__name__}'
+
 class Masker:
     "Heat and an image make a proxy image: `rule` says where, `fill` with what"
     def __init__(self,
@@ -99,18 +101,24 @@ class Masker:
     ):
         store_attr('max_area,kwargs')
         self.rule,self.fill = by_name(rule, rules, 'rule'), by_name(fill, fills, 'fill')
-        if not 0<max_area<=1: raise ValueError(f'max_area={max_area} should be a share of the image, over 0 and at most 1.')
+        refuse_number(1e-6, 1, max_area=max_area)
+        refuse_unknown(self.rule, ('heat',*kwargs), 'rule')
+        refuse_unknown(self.fill, ('img','mask','heat','other',*kwargs), 'fill')
         known = (takes(self.rule) | takes(self.fill)) - {'img','mask','heat','other'}
         for k,v in kwargs.items():
             if k not in known and '**' not in known: raise TypeError(f"Neither the rule {rule!r} nor the fill {fill!r} takes `{k}`{nearest(k, known)} They take: {', '.join(sorted(known)) or 'nothing'}.")
-            if k in ('area','weight') and not 0<v<=1: raise ValueError(f'{k}={v} should be over 0 and at most 1.')
+            if k in ('area','weight'): refuse_number(1e-6, 1, **{k:v})
+            elif k in ('threshold','k'): refuse_number(-1e6, 1e6, **{k:v})
         self.needs_other = 'other' in takes(self.fill)
 
     def mask(self,
         heat:Tensor # (…,h,w)
     )->Tensor: # (…,h,w) bool
         "Which pixels"
-        return cap_area(given(self.rule, heat, **self.kwargs), heat, self.max_area)
+        mask = given(self.rule, heat=heat, **self.kwargs)
+        if not isinstance(mask, Tensor) or mask.dtype!=torch.bool or mask.shape!=heat.shape:
+            raise TypeError(f"The rule {getattr(self.rule, '__name__', self.rule)} returned {_what(mask)} for heat of shape {tuple(heat.shape)}: it should be a tensor of True and False of that shape.")
+        return cap_area(mask, heat, self.max_area)
 
     def mask_over(self,
         heat:Tensor, # (…,h',w') grid
@@ -135,7 +143,9 @@ class Masker:
         size,heat = img.shape[-2:], heat.to(img.device)
         mask = self.mask_over(heat, size)
         over = resize_heat(heat, size) if 'heat' in takes(self.fill) else None
+        if self.needs_other and (other is None or other.shape[-3:]!=img.shape[-3:]): raise ValueError(f'The fill needs `other`, another image of shape {tuple(img.shape)}; it got {_what(other)}.')
         new = given(self.fill, img=img, mask=mask, heat=over, other=other, **self.kwargs)
+        if not isinstance(new, Tensor) or new.shape!=img.shape: raise TypeError(f"The fill {getattr(self.fill, '__name__', self.fill)} returned {_what(new)}: it should be the whole picture, a tensor of shape {tuple(img.shape)}.")
         if new.is_floating_point() and not img.is_floating_point(): new = new.round()
         return torch.where(mask.unsqueeze(-3), new.to(img.dtype), img)
 

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['Steps', 'proxy_epochs', 'Every', 'as_steps']
 
-# %% ../nbs/02_schedule.ipynb #049af090
+# %% ../nbs/02_schedule.ipynb #5dd31767
 import re
+from numbers import Integral, Real
 
-# %% ../nbs/02_schedule.ipynb #129d8f85
+# %% ../nbs/02_schedule.ipynb #f316ee66
 class Steps:
     "`[5,'p',9]`: 5 epochs, a proxy step, 9 epochs (Mukherjee 2023); the text `'5,p,9'` means the same"
     def __init__(self,
         steps # Whole numbers of epochs with 'p' between them
     ):
+        if not isinstance(steps, (str,list,tuple)): raise TypeError(f"steps={steps!r} should be a list such as [5,'p',9], or the text '5,p,9'.")
         if isinstance(steps, str): steps = [o for o in re.split(r'[\s,]+', steps.strip(' []')) if o]
         steps = [o.strip('\'"') if isinstance(o, str) else o for o in steps]
-        self.steps = [int(o) if isinstance(o, str) and o.isdigit() else o for o in steps]
+        self.steps = [int(o) if isinstance(o, Integral) and not isinstance(o, bool) or isinstance(o, str) and o.isdecimal() else o for o in steps]
         s,say = self.steps, "write epochs and 'p' in turn, as [5,'p',9]"
         for o in s:
             if o!='p' and (isinstance(o, bool) or not isinstance(o, int) or o<1):
@@ -53,7 +55,7 @@ def proxy_epochs(
     if hasattr(schedule, 'check'): schedule.check(n_epoch)
     return [e for e in range(n_epoch-1) if schedule(e, n_epoch)]
 
-# %% ../nbs/02_schedule.ipynb #7663c29e
+# %% ../nbs/02_schedule.ipynb #b2f6e74c
 class Every:
     "A first step once `start` of the fit is done, then one `every` so often, none after `finish`"
     def __init__(self,
@@ -63,16 +65,17 @@ class Every:
     ):
         for nm,v,lo in (('start',start,None),('finish',finish,0),('every',every,0)):
             if v is None and nm=='every': continue
-            if isinstance(v, bool) or not isinstance(v, (int,float)): raise TypeError(f'{nm}={v!r} should be a share of the fit (float) or a number of epochs (int).')
-            if isinstance(v, float) and not 0<=v<=1: raise ValueError(f'{nm}={v} is no share of the fit: give 0.0 to 1.0, or a whole number of epochs.')
+            if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f'{nm}={v!r} should be a share of the fit (float) or a number of epochs (int).')
+            if not isinstance(v, Integral) and not 0<=v<=1: raise ValueError(f'{nm}={v} is no share of the fit: give 0.0 to 1.0, or a whole number of epochs.')
             if lo is not None and v<=lo: raise ValueError(f'{nm}={v} should be more than 0.')
+        if type(start)==type(finish) and start>finish: raise ValueError(f'start={start} comes after finish={finish}: there would be no step.')
         self.start,self.finish,self.every = start,finish,every
 
     def ends(self,
         n_epoch:int # Length of the fit
     )->list: # Epochs done at each step
         "After how many epochs the steps come; each is rounded by itself, so that shares do not drift"
-        epochs = lambda o: o*n_epoch if isinstance(o, float) else o
+        epochs = lambda o: o if isinstance(o, Integral) else o*n_epoch
         first,last = epochs(self.start), min(epochs(self.finish), n_epoch-1)
         first = max(1, first if first>=0 else n_epoch+first)
         if self.every is None: at = [first]

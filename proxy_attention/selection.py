@@ -6,8 +6,9 @@
 __all__ = ['selections', 'n_of', 'top_losses', 'low_losses', 'misclassified', 'all_items', 'random_items', 'choose', 'keep_modes',
            'aside', 'train_dl', 'interpret_train']
 
-# %% ../nbs/01_selection.ipynb #3ebfdfa6
+# %% ../nbs/01_selection.ipynb #404c25fc
 from contextlib import contextmanager
+from numbers import Integral, Real
 from warnings import warn
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,17 @@ from fastai.learner import Learner
 from fastai.torch_core import to_detach
 from .core import *
 
-# %% ../nbs/01_selection.ipynb #bc84cf25
+# %% ../nbs/01_selection.ipynb #cc65d3be
 def n_of(
     share, # Share of the items (float, over 0 to 1.0) or a count (int)
     n:int # Number of items
 )->int:
     "How many of `n` items `share` is"
-    if isinstance(share, bool) or not isinstance(share, (int,float)): raise TypeError(f'share={share!r} should be a float (a share of the items) or an int (a count).')
-    if isinstance(share, float) and not 0<share<=1: raise ValueError(f'share={share} should be over 0 and at most 1.0; for a count, give an int.')
-    if share<1 and isinstance(share, int): raise ValueError(f'share={share} as a count should be at least 1.')
-    return min(n, max(1, round(share*n)) if isinstance(share, float) else share)
+    if isinstance(share, bool) or not isinstance(share, Real): raise TypeError(f'share={share!r} should be a float (a share of the items) or an int (a count).')
+    whole = isinstance(share, Integral)
+    if not whole and not 0<share<=1: raise ValueError(f'share={share} should be over 0 and at most 1.0; for a count, give an int.')
+    if whole and share<1: raise ValueError(f'share={share} as a count should be at least 1.')
+    return int(min(n, share if whole else max(1, round(share*n))))
 
 # %% ../nbs/01_selection.ipynb #6c6088bc
 def top_losses(losses, share=0.2):
@@ -50,7 +52,7 @@ def random_items(losses, share=0.2):
 
 selections = dict(top_losses=top_losses, misclassified=misclassified, low_losses=low_losses, all=all_items, random=random_items)
 
-# %% ../nbs/01_selection.ipynb #67e854e8
+# %% ../nbs/01_selection.ipynb #92aeea06
 def choose(
     select, # Name or function
     losses:Tensor, # (n,)
@@ -60,13 +62,19 @@ def choose(
 )->Tensor: # Item numbers, rising
     "The items that `select` picks"
     ok = torch.isfinite(losses)
-    if not ok.all(): warn(f'{(~ok).sum()} of {len(ok)} training losses are NaN or infinite; these items are left out of the selection.', ProxyWarning)
+    if not ok.all(): warn(f'{int((~ok).sum())} of {len(ok)} training losses are NaN or infinite; these items are left out of the selection.', ProxyWarning)
     at = ok.nonzero()[:,0]
     if not len(at): raise ValueError(f'All {len(ok)} training losses are NaN or infinite: the training has diverged; try a lower learning rate.')
     pick = lambda o: None if o is None else o[at]
     res = given(by_name(select, selections, 'selection'), losses=losses[at], preds=pick(preds), targs=pick(targs), share=share)
-    res = torch.as_tensor(res, dtype=torch.long).flatten().cpu()
-    if len(res) and not 0<=res.min()<=res.max()<len(at): raise ValueError(f'{select} returned item numbers from {res.min()} to {res.max()}; there are {len(at)} items.')
+    try: res = torch.as_tensor(res).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError) as e: raise TypeError(f'The selection returned {type(res).__name__}; it should return item numbers, or one True or False an item.') from e
+    if res.dtype==torch.bool:
+        if len(res)!=len(at): raise ValueError(f'The selection returned {len(res)} values of True and False for {len(at)} items.')
+        res = res.nonzero()[:,0]
+    if len(res) and res.is_floating_point(): raise TypeError('The selection returned fractions; it should return item numbers, or one True or False an item.')
+    res = res.long()
+    if len(res) and not 0<=res.min()<=res.max()<len(at): raise ValueError(f'The selection returned item numbers from {res.min()} to {res.max()}; there are {len(at)} items.')
     return at.cpu()[res].unique()
 
 # %% ../nbs/01_selection.ipynb #24f0da0c

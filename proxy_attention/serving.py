@@ -17,7 +17,7 @@ from .core import *
 from .heatmap import *
 from .masking import *
 
-# %% ../nbs/07_serving.ipynb #324d9e80
+# %% ../nbs/07_serving.ipynb #fc48745f
 modes = ('replace','augment')
 
 class Proxies:
@@ -30,7 +30,7 @@ class Proxies:
         seed:int=0 # Of the draws
     ):
         if mode not in modes: raise ValueError(f"mode={mode!r} should be 'replace' or 'augment'{nearest(mode, modes)}")
-        if not 0<=p<=1: raise ValueError(f'p={p} is no chance: give 0 to 1.')
+        refuse_number(0, 1, p=p)
         store_attr()
         self.epoch = 0
         self.drawn = np.empty(0, np.int64)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['recipes', 'find_arch', 'arch_learner', 'train_folder']
 
-# %% ../nbs/15_train.ipynb #a54754c6
+# %% ../nbs/15_train.ipynb #1ce20c55
 import json
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import matplotlib.pyplot as plt
@@ -80,7 +81,7 @@ def arch_learner(
 # %% ../nbs/15_train.ipynb #57ed67f1
 recipes = dict(default=ProxyAttention, shortcut=ProxyAttention.shortcut, late=ProxyAttention.late, thesis=ProxyAttention.thesis, masktune=ProxyAttention.masktune, none=None)
 
-# %% ../nbs/15_train.ipynb #2fb6e00f
+# %% ../nbs/15_train.ipynb #55665bbf
 def train_folder(
     path, # `path/class/image`, or `path/train/class/image` and `path/valid/class/image`
     arch:str='resnet18', # Any architecture of torchvision or timm
@@ -102,10 +103,11 @@ def train_folder(
     "Train on a folder of images, with Proxy Attention, and keep everything in a new run folder"
     make = by_name(recipe, recipes, 'recipe') if recipe!='none' else None
     if make is None and (steps or kwargs): raise ValueError(f"recipe='none' trains without proxies, and has no use for {', '.join(['steps']*bool(steps)+list(kwargs))}.")
-    steps = Steps(steps) if steps else None
+    steps = None if steps is None else Steps(steps)
     epochs = epochs or (steps.n_epoch if steps else 10)
-    for nm,v in dict(epochs=epochs, bs=bs, size=size, lr=lr).items():
-        if v<=0: raise ValueError(f'{nm}={v} should be more than 0.')
+    for nm,v in dict(epochs=epochs, bs=bs, size=size).items():
+        if not isinstance(v, Integral) or v<1: raise ValueError(f'{nm}={v!r} should be a whole number, 1 or more.')
+    refuse_number(1e-9, 1e3, lr=lr)
     if steps: steps.check(epochs)
     find_arch(arch)
     if make is not None and not proxy_epochs(steps or make(**kwargs).schedule, epochs): raise ValueError(f'A fit of {epochs} epochs has no proxy step: train for more, or change the schedule.')
@@ -160,4 +162,8 @@ def _keep(learn, run):
             fig = pa.show(size=1.6)[0,0].figure
             fig.savefig(run/'proxies.png', dpi=110)
             plt.close(fig)
-    learn.export((run/'model.pkl').resolve())
+    try:
+        learn.export((run/'model.part').resolve())
+        (run/'model.part').replace(run/'model.pkl')
+    except (OSError, RuntimeError) as e: raise OSError(f'The model cannot be written to {run} ({str(e).splitlines()[0]}): make room, and run again.') from e
+    finally: (run/'model.part').unlink(missing_ok=True)

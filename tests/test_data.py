@@ -24,6 +24,16 @@ def test_train_without_valid_leaves_test_alone(path, tmp_path):
     df = ImageFolder(tmp_path/'d').df
     assert len(df)==len(get_image_files(path/'train')) and set(df.part)=={'train','valid'}
 
+def test_capital_names_of_parts(path, tmp_path):
+    for a,b in (('train','Train'),('plain','Validation')): shutil.copytree(path/a, tmp_path/'d'/b)
+    assert len(ImageFolder(tmp_path/'d').df.query('part=="train"'))==len(get_image_files(path/'train'))
+    shutil.copytree(path/'plain', tmp_path/'d'/'val')
+    with pytest.raises(ValueError, match='two folders for one part'): ImageFolder(tmp_path/'d')
+
+def test_one_class_name_in_two_folders(path, tmp_path):
+    for o in 'ab': shutil.copytree(path/'train'/'3', tmp_path/'d'/o/'3')
+    with pytest.raises(ValueError, match="class '3' is in two folders"): ImageFolder(tmp_path/'d')
+
 def test_a_class_may_be_called_train(tmp_path):
     for c in ('train','plane'):
         for i in range(3):

@@ -206,6 +206,51 @@ def test_data_frame_items(path, quiet):
     assert all(Path(f).exists() for f in learn.proxy_attention.log.file)
     learn.proxy_attention.show(3)
 
+@pytest.mark.parametrize('kw,words', [(dict(fill=lambda img: 0), 'returned a int'), (dict(fill=lambda img: img[:,:2]), 'the whole picture'), (dict(rule=lambda heat: heat), 'True and False'),
+    (dict(select=lambda losses: None), 'returned NoneType'), (dict(select=lambda losses: losses), 'returned fractions'), (dict(steps=lambda: True), 'function of the epoch'),
+    (dict(attribution=lambda xb,yb: None), 'returned a NoneType'), (dict(attribution=lambda xb,yb: xb), 'it should be (batch, height, width)')])
+def test_own_strategies_are_tried(path, quiet, kw, words):
+    with pytest.raises((TypeError,ValueError), match=re.escape(words)): quiet(digits_learner(path, cbs=ProxyAttention(**(dict(start=1) if 'steps' not in kw else {}), **kw)), 'fit', 2)
+
+def test_numpy_numbers_are_numbers(path, quiet):
+    pa = ProxyAttention(steps=[np.int64(1),'p',np.int64(1)], share=np.int64(5), target=np.int64(3), p=np.float32(.5))
+    assert quiet(digits_learner(path, cbs=pa), 'fit', 2).proxy_attention.history.made.tolist()==[5]
+
+def test_a_boolean_selection_is_a_mask(path, quiet):
+    learn = quiet(digits_learner(path, cbs=ProxyAttention(select=lambda losses: losses>losses.median(), start=1)), 'fit', 2)
+    assert learn.proxy_attention.history.chosen.tolist()==[len(learn.dls.train_ds)//2]
+
+@pytest.mark.parametrize('loss', [lambda p,y: F.cross_entropy(p, y), nn.Sequential()])
+def test_loss_without_reduction_is_refused(path, quiet, loss):
+    with pytest.raises(TypeError, match='cannot be had item by item'): quiet(digits_learner(path, loss_func=loss, cbs=ProxyAttention(start=1)), 'fit', 2)
+
+@pytest.mark.parametrize('block,get_y', [(MultiCategoryBlock, lambda f: [f.parent.name]), (RegressionBlock, lambda f: float(f.parent.name)), (ImageBlock, noop)])
+def test_other_tasks_are_refused(path, quiet, block, get_y):
+    dls = DataBlock((ImageBlock,block), get_items=get_image_files, get_y=get_y).dataloaders(path/'train', bs=16, num_workers=0)
+    with pytest.raises(TypeError, match='one label an image'): quiet(Learner(dls, digits_net(), loss_func=MSELossFlat(), cbs=ProxyAttention(start=1)), 'fit', 2)
+
+def test_more_outputs_than_classes(path, quiet):
+    dls = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=lambda f: str(int(f.parent.name)%3)).dataloaders(path/'train', bs=16, num_workers=0)
+    quiet(Learner(dls, digits_net(), cbs=ProxyAttention(start=1)), 'fit', 2)
+
+def test_a_deep_copy_carries_everything(path, quiet):
+    learn = quiet(digits_learner(path, cbs=ProxyAttention(select=lambda losses: range(9), start=1)), 'fit', 2)
+    again = deepcopy(learn)
+    assert list(again.proxy_attention.store)==list(learn.proxy_attention.store) and again.proxy_attention.learn is again
+    quiet(again, 'fit', 2)
+    assert len(again.proxy_attention.log)==18 and len(learn.proxy_attention.log)==9
+
+def test_starting_after_the_step_is_said(path, quiet):
+    with pytest.warns(ProxyWarning, match='that step is not made up for'): quiet(digits_learner(path, cbs=ProxyAttention(steps=[1,'p',2])), 'fit', 3, 1e-3, start_epoch=1)
+
+def test_grey_images_and_oblong_inputs(path, quiet):
+    dls = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize((32,48))).dataloaders(path/'train', bs=16, num_workers=0)
+    net = digits_net()
+    net[0][0] = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+    learn = quiet(Learner(dls, net, cbs=ProxyAttention(start=1)), 'fit', 2)
+    assert learn.proxy_attention.store.grids.shape[1:]==(8,12)
+    learn.proxy_attention.show(2)
+
 def test_raw_dataset_is_refused(quiet):
     ds = [(torch.rand(3,32,32), torch.tensor(i%2)) for i in range(40)]
     dls = DataLoaders(DataLoader(ds, bs=8), DataLoader(ds, bs=8))
@@ -236,7 +281,11 @@ def test_to_proxy(path): assert digits_learner(path).to_proxy(area=.2).proxy_att
 
 @pytest.mark.parametrize('kw,words', [(dict(select='toploss'), "did you mean 'top_losses'"), (dict(share=1.2), 'share=1.2'), (dict(share=0.), 'share=0.0'), (dict(area=0.), 'area=0.0'), (dict(p=2), 'p=2'),
     (dict(mode='replaced'), "did you mean 'replace'"), (dict(rule='aera'), "did you mean 'area'"), (dict(max_area=0), 'max_area=0'), (dict(attribution='LayerCam'), "did you mean 'LayerCAM'"),
-    (dict(target='margn'), "did you mean 'margin'"), (dict(aera=.1), "did you mean 'area'"), (dict(start=1.5), 'start=1.5'), (dict(save_images=True), 'give `folder` too'), (dict(steps='p,5'), 'begin with a proxy step')])
+    (dict(target='margn'), "did you mean 'margin'"), (dict(aera=.1), "did you mean 'area'"), (dict(start=1.5), 'start=1.5'), (dict(save_images=True), 'give `folder` too'), (dict(steps='p,5'), 'begin with a proxy step'),
+    (dict(select=[5,'p',9]), 'No selection is called'), (dict(steps=3), 'steps=3 should be a list'), (dict(p=None), 'p=None'), (dict(max_area='.4'), "max_area='.4'"), (dict(grid=-1), 'grid=-1'),
+    (dict(rule='absolute', threshold='x'), "threshold='x'"), (dict(target=True), 'target=True'), (dict(target=torch.tensor([1,2])), 'belongs to one batch'), (dict(folder=''), "folder=''"),
+    (dict(start=.8, finish=.2), 'comes after finish'), (dict(steps=[1,'p',1], every=2), 'Give either `steps`'), (dict(attribution=GradCAM(digits_net())), 'belongs to a model already'),
+    (dict(select=lambda loss: [1]), "needs `loss`, did you mean 'losses'?"), (dict(fill=lambda pic: pic), 'needs `pic`'), (dict(fill=torch.zeros_like), 'wrap it in a function'), (dict(attribution='ShapleyValues'), 'No attribution is called')])
 def test_bad_arguments_get_a_sentence(kw, words):
     with pytest.raises((ValueError,TypeError), match=re.escape(words)): ProxyAttention(**kw)
 

@@ -15,7 +15,7 @@ def test_settings_setup_and_installed_package_agree():
     meta = importlib.metadata.metadata('proxy_attention')
     assert meta['Name'].replace('-','_')==cfg['lib_name'] and meta['Version']==cfg['version'] and meta['Summary']==cfg['description']
     assert meta['Requires-Python']==f">={cfg['min_python']}"
-    assert set(meta.get_all('Provides-Extra'))=={'dev','multi_gpu'} 
+    assert set(meta.get_all('Provides-Extra'))=={'dev','multi-gpu'} 
     norm = lambda o: re.sub(r'\s', '', o)
     needs = [norm(o.split(';')[0]) for o in meta.get_all('Requires-Dist')]
     assert set(needs)=={norm(o) for k in ('requirements','dev_requirements') for o in cfg[k].split()}|{'accelerate'}
