@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #84817461
+# %% ../nbs/09_callback.ipynb #f9d239e6
 import inspect, os, pickle, random, time
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd, torch
-from torch import nn
 from fastcore.all import L, delegates, patch, risinstance, store_attr
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, combined_cos
@@ -43,7 +42,7 @@ def _files(dls, idxs):
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #53689698
+# %% ../nbs/09_callback.ipynb #883aca95
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -81,7 +80,7 @@ class ProxyAttention(Callback):
         if grid is not None: refuse_number(2, 4096, grid=grid)
         if folder is not None and not str(folder): raise ValueError("folder='' is no name for a folder.")
         if steps is not None and (start,finish,every)!=(0.3,1.,1): raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
-        self.schedule = (Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps))
+        self.schedule = Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps)
         n_of(share, 1), Target(target), Proxies(HeatmapStore(), self.masker, mode, p) # each refuses what is out of range
         self.folder = None if folder is None else Path(folder)
         if save_images and folder is None: raise ValueError('save_images=True needs a place: give `folder` too.')

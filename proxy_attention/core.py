@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'takes', 'given', 'refuse_unknown', 'refuse_number', 'keep_rng']
 
-# %% ../nbs/00_core.ipynb #1f6f19df
+# %% ../nbs/00_core.ipynb #62274c69
 import difflib, inspect
 from contextlib import contextmanager
-from numbers import Integral, Real
-from warnings import warn
+from numbers import Real
 from fastai.torch_core import get_random_states, set_random_states
 
 # %% ../nbs/00_core.ipynb #2e5dfe1a

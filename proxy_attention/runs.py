@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['new_run']
 
-# %% ../nbs/12_runs.ipynb #a84dc74c
+# %% ../nbs/12_runs.ipynb #1734330d
 from datetime import datetime
 from pathlib import Path
-from .heatmap import write_whole
 
 # %% ../nbs/12_runs.ipynb #83e9632f
 def new_run(

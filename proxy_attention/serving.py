@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['modes', 'Proxies', 'check_loader', 'serving']
 
-# %% ../nbs/07_serving.ipynb #5b82eadb
+# %% ../nbs/07_serving.ipynb #feb9d166
 import random
 from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from fastcore.all import store_attr
-from fastai.callback.data import PartialDL, WeightedDL
+from fastai.callback.data import WeightedDL
 from .core import *
 from .heatmap import *
 from .masking import *

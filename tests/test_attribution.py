@@ -100,3 +100,24 @@ def test_wrong_layer_gets_a_sentence(trained, batch, layer, words):
 def test_single_output_and_grey(batch):
     model = nn.Sequential(nn.Conv2d(1,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,1))
     assert LayerCAM(model, target='pred')(batch[0][:,:1]).shape[0]==len(batch[0])
+
+def test_layer_without_a_batch():
+    assert find_layer(timm.create_model('resnet10t')).grid==(7,7)
+    assert find_layer(digits_net()).grid==(56,56)
+
+def test_a_head_of_zeros_can_still_be_looked_at(batch):
+    net = digits_net()
+    nn.init.zeros_(net[-1].weight)
+    assert find_layer(net, batch[0]).name=='4'
+
+@pytest.mark.parametrize('last', [nn.LogSoftmax(1), nn.Softmax(1)])
+def test_models_that_end_in_a_softmax(trained, batch, last): assert find_layer(nn.Sequential(trained.model, last), batch[0]).name=='0.4'
+
+def test_an_attribution_does_not_keep_its_model_alive():
+    import gc, weakref
+    net = digits_net()
+    ref = weakref.ref(net)
+    GradCAM(net, target='pred')(torch.rand(2,3,32,32)), as_attribution('LayerCAM')(net), as_attribution(lambda xb,yb: net(xb))
+    del net
+    gc.collect()
+    assert ref() is None

@@ -23,7 +23,7 @@ def test_demo_end_to_end(tmp_path):
         assert table.index.tolist()==['without','with proxies']
         assert np.allclose(table[['on digit','on shortcut','on rest']].sum(1), 1, atol=.01)
         assert Image.open(o/'demo.png').width>800
-    assert {(o/'verdict.txt').read_text(encoding='utf-8') for o in runs}=={o.stdout.split('\n\n')[-2]+'\n' for o in res}
+    assert {(o/'verdict.txt').read_text(encoding='utf-8').strip() for o in runs}=={o.stdout.split('\n\n')[-2].replace('\n', ' ') for o in res}
     assert not res[0].stderr, res[0].stderr
 
 def test_train_end_to_end(path, tmp_path, fingerprint):
