@@ -56,7 +56,8 @@ def test_errors_are_sentences(path, kw, words):
 
 def test_ctrl_c(path, tmp_path):
     log = open(tmp_path/'log', 'w+')
-    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--no-pretrained', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=log, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--no-pretrained', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=log, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell may have us started with Ctrl-C ignored
     while 'Epoch 2/' not in (tmp_path/'log').read_text(): time.sleep(.1)
     p.send_signal(signal.SIGINT)
     _,err = p.communicate(timeout=30)
