@@ -50,11 +50,11 @@ def proxy_demo(
     "A model that looks at the wrong thing, and the same model looking elsewhere: on real digits, no network, under 3 minutes"
     with _sentences(): run_demo(out, seed, epochs)
 
-# %% ../nbs/14_cli.ipynb #22199a7f
+# %% ../nbs/14_cli.ipynb #47c5f503
 @call_parse
 def proxy_train(
     path:str, # Folder: path/class/image, or path/train/class/image and path/valid/class/image
-    arch:str='resnet18', # Any architecture of torchvision or timm
+    arch:str='resnet18', # Any architecture of fastai, timm or torchvision
     steps:str=None, # When: epochs and proxy steps in turn, as 5,p,9
     epochs:int=None, # Length of the fit; default: as the steps say, or 10
     recipe:str='default', # default, shortcut, late, thesis, masktune, or none

@@ -28,19 +28,19 @@ from .data import *
 from .callback import *
 from .runs import new_run
 
-# %% ../nbs/15_train.ipynb #8c437302
+# %% ../nbs/15_train.ipynb #7447ee5b
 def find_arch(
-    name:str # As torchvision or timm calls it
-): # What `vision_learner` takes: a torchvision function, or a timm name
-    "The architecture called `name`, torchvision's first"
+    name:str # As fastai, timm or torchvision calls it
+): # What `vision_learner` takes: a function, or a timm name
+    "The architecture called `name`: those whose body fastai knows come first, then timm's, then the rest of torchvision's"
+    fastai = {f.__name__:f for f in model_meta}
+    if name in fastai: return fastai[name]
     known,models = torchvision.models.list_models(torchvision.models), timm.list_models()
-    arch = getattr(torchvision.models, name) if name in known else None
-    if arch in model_meta: return arch # fastai knows where its body ends
     if name in models or name in timm.list_models(pretrained=True): return name
-    if arch is not None: return arch
-    raise ValueError(f"Neither torchvision nor timm has an architecture called {name!r}{nearest(name, sorted({*known, *models}))}")
+    if name in known: return getattr(torchvision.models, name)
+    raise ValueError(f"Neither fastai nor timm nor torchvision has an architecture called {name!r}{nearest(name, sorted({*fastai, *known, *models}))}")
 
-# %% ../nbs/15_train.ipynb #e8d65361
+# %% ../nbs/15_train.ipynb #de364bcc
 def _head_apart(model):
     "Parameters of the body, and those of timm's classifier"
     head = set(model.get_classifier().parameters())
@@ -58,7 +58,7 @@ def _timm_learner(dls, name, size, pretrained):
 
 def arch_learner(
     make_dls, # `() -> DataLoaders`; a failed attempt may have changed the last ones
-    arch:str, # As torchvision or timm calls it
+    arch:str, # As fastai, timm or torchvision calls it
     size:int, # Side of the images
     pretrained:bool=True # Start from pretrained weights, with the body frozen?
 )->Learner:
@@ -81,10 +81,10 @@ def arch_learner(
 # %% ../nbs/15_train.ipynb #57ed67f1
 recipes = dict(default=ProxyAttention, shortcut=ProxyAttention.shortcut, late=ProxyAttention.late, thesis=ProxyAttention.thesis, masktune=ProxyAttention.masktune, none=None)
 
-# %% ../nbs/15_train.ipynb #55665bbf
+# %% ../nbs/15_train.ipynb #e86fa995
 def train_folder(
     path, # `path/class/image`, or `path/train/class/image` and `path/valid/class/image`
-    arch:str='resnet18', # Any architecture of torchvision or timm
+    arch:str='resnet18', # Any architecture of fastai, timm or torchvision
     steps=None, # When, as `[5,'p',9]` or '5,p,9'; None: as the recipe has it
     epochs:int=None, # Length of the fit; None: as `steps` say, or 10
     recipe:str='default', # 'default', 'shortcut', 'late', 'thesis', 'masktune', or 'none' for no proxies
