@@ -375,7 +375,7 @@ ProxyAttention.thesis = _recipe("The author's settings (Mukherjee 2023), his sch
 ProxyAttention.masktune = _recipe('MaskTune (Asgari et al. 2022, arXiv 2210.00055): all items, black, one epoch at the end',
     **_once, attribution='XGradCAM', target='pred', rule='mean_std', k=2., fill='zero', max_area=1., start=-1, p=1.)
 
-# %% ../nbs/09_callback.ipynb #d75e5a7a
+# %% ../nbs/09_callback.ipynb #a362b8bf
 def probe_cycle(
     learn:Learner,
     n_epoch:int, # Epochs in all, the probe among them
@@ -400,6 +400,7 @@ def probe_cycle(
 def fit_proxy(self:Learner,
     n_epoch:int, # Epochs in all, the probe among them
     lr_max=None, # Largest rate of the cycle; None: `learn.lr`
+    probe:int=None, # Epochs of the probe; None: until the first proxy step
     wd=None, # Weight decay
     cbs=None, # More callbacks for this fit
     reset_opt:bool=False, # Start with a new optimizer?
@@ -410,5 +411,5 @@ def fit_proxy(self:Learner,
     schedule = self.proxy_attention.schedule
     ends = proxy_epochs(schedule, n_epoch)
     if not ends: raise ValueError(f'A fit of {n_epoch} epochs has no proxy step ({schedule}): train for at least 2 epochs, or change the schedule.')
-    sched = probe_cycle(self, n_epoch, ends[0]+1, lr_max, **kwargs)
+    sched = probe_cycle(self, n_epoch, probe or ends[0]+1, lr_max, **kwargs)
     self.fit(n_epoch, wd=wd, cbs=[sched, *L(cbs)], reset_opt=reset_opt)

@@ -18,7 +18,7 @@ from .callback import *
 from .explain import *
 from .runs import new_run
 
-# %% ../nbs/16_demo.ipynb #041333b6
+# %% ../nbs/16_demo.ipynb #fd702f32
 test_sets = dict(plain='plain', shortcut='valid', flipped='flipped') # what a column is called → where it lies
 
 def train_arm(
@@ -31,8 +31,8 @@ def train_arm(
     "Train the digits' network, and measure accuracy and attention"
     learn = digits_learner(path, seed, cbs=proxy)
     began = time.perf_counter()
-    if proxy is None: learn.fit(epochs, cbs=probe_cycle(learn, epochs, lr_max=lr))
-    else: learn.fit_proxy(epochs, lr)
+    if proxy is None: learn.fit(epochs, cbs=probe_cycle(learn, epochs, probe=1, lr_max=lr)) # the schedule of `fit_proxy`, and nothing else of it
+    else: learn.fit_proxy(epochs, lr, probe=1)
     seconds = time.perf_counter()-began
     return learn, dict({k:accuracy_on(learn, path/v) for k,v in test_sets.items()}, **attention(learn, path), seconds=seconds)
 
