@@ -88,7 +88,7 @@ def _planes(img):
     t = torch.from_numpy(a.astype(np.int32) if a.dtype==np.uint16 else a.copy())
     return (t.permute(2,0,1) if t.ndim==3 else t[None]), back
 
-# %% ../nbs/05_masking.ipynb #77304ae5
+# %% ../nbs/05_masking.ipynb #163405a5
 def _what(o): return f'a tensor of {o.dtype} of shape {tuple(o.shape)}' if isinstance(o, Tensor) else f'a {type(o).__name__}'
 
 class Masker:
@@ -109,7 +109,7 @@ class Masker:
             if k not in known and '**' not in known: raise TypeError(f"Neither the rule {rule!r} nor the fill {fill!r} takes `{k}`{nearest(k, known)} They take: {', '.join(sorted(known)) or 'nothing'}.")
             if k in ('area','weight'): refuse_number(1e-6, 1, **{k:v})
             elif k in ('threshold','k'): refuse_number(-1e6, 1e6, **{k:v})
-        self.needs_other = 'other' in takes(self.fill)
+        self.needs_other,self.needs_heat = ('other' in takes(self.fill)), ('heat' in takes(self.fill))
 
     def mask(self,
         heat:Tensor # (…,h,w)
@@ -142,7 +142,7 @@ class Masker:
             return back(self(x, heat, other))
         size,heat = img.shape[-2:], heat.to(img.device)
         mask = self.mask_over(heat, size)
-        over = resize_heat(heat, size) if 'heat' in takes(self.fill) else None
+        over = resize_heat(heat, size) if self.needs_heat else None
         if self.needs_other and (other is None or other.shape[-3:]!=img.shape[-3:]): raise ValueError(f'The fill needs `other`, another image of shape {tuple(img.shape)}; it got {_what(other)}.')
         new = given(self.fill, img=img, mask=mask, heat=over, other=other, **self.kwargs)
         if not isinstance(new, Tensor) or new.shape!=img.shape: raise TypeError(f"The fill {getattr(self.fill, '__name__', self.fill)} returned {_what(new)}: it should be the whole picture, a tensor of shape {tuple(img.shape)}.")

@@ -17,7 +17,7 @@ from .core import *
 from .heatmap import *
 from .masking import *
 
-# %% ../nbs/07_serving.ipynb #fc48745f
+# %% ../nbs/07_serving.ipynb #75189491
 modes = ('replace','augment')
 
 class Proxies:
@@ -42,9 +42,7 @@ class Proxies:
         self.drawn = self.store.idxs[rng.random(len(self.store))<self.p]
         return self.drawn
 
-    def __contains__(self, i):
-        row = int(np.searchsorted(self.drawn, i))
-        return row<len(self.drawn) and self.drawn[row]==i
+    def __contains__(self, i): return row_of(self.drawn, i) is not None
 
     def make(self,
         img, # PIL image or tensor
