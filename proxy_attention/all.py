@@ -4,6 +4,11 @@ from .heatmap import *
 from .selection import *
 from .schedule import *
 from .data import *
+from .targets import *
+from .layers import *
+from .cams import *
+from .perturbation import *
+from .transformers import *
 from .attribution import *
 from .masking import *
 from .serving import *

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #f9d239e6
+# %% ../nbs/09_callback.ipynb #2a685ca2
 import inspect, os, pickle, random, time
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,6 +23,8 @@ from .heatmap import *
 from .selection import *
 from .schedule import *
 from .data import input_size, refuse_inside, whole_dl
+from .targets import as_target
+from .cams import LayerCAM, Explainer
 from .attribution import *
 from .masking import *
 from .serving import *
@@ -42,7 +44,7 @@ def _files(dls, idxs):
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #883aca95
+# %% ../nbs/09_callback.ipynb #1418ef3e
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -50,8 +52,9 @@ class ProxyAttention(Callback):
         select='top_losses', # Which items: 'top_losses', 'misclassified', 'low_losses', 'all', 'random', or a function
         share=0.2, # Share (float) or count (int) of the training items
         attribution=LayerCAM, # Where: a CAM, a captum class, the name of one, or a function `(xb, yb) -> heat`
-        target='margin', # What is explained: 'label', 'pred', 'margin' of the prediction, see `Target`
-        layer=None, # Layer of a CAM (module or name); None: found by itself
+        target='margin', # What is explained: 'label', 'pred', 'margin' of the prediction, see `as_target`
+        layer=None, # Layer of a CAM (module, name, or several to be fused); None: found by itself
+        fast:bool=None, # Heat in half precision? None: where it agrees with full precision, see `fast_agrees`
         scale:bool=True, # Scale each heatmap to [0,1]? Otherwise the attribution's own numbers meet the rule
         rule='area', # Which pixels: 'area', 'absolute', 'max_share', 'mean_std', or a function
         area:float=0.1, # Share of the image that rule='area' masks
@@ -70,7 +73,7 @@ class ProxyAttention(Callback):
         **kwargs # For the rule and the fill: `threshold`, `k`, `weight`, …
     ):
         self.args = {k:v for k,v in locals().items() if k not in ('self','kwargs','__class__')} | kwargs
-        store_attr('share,target,layer,scale,mode,p,clear,grid,save_images')
+        store_attr('share,target,layer,fast,scale,mode,p,clear,grid,save_images')
         self.select = by_name(select, selections, 'selection')
         self.attribution = as_attribution(attribution)
         if area!=0.1 or 'area' in takes(by_name(rule, rules, 'rule')): kwargs = dict(area=area, **kwargs)
@@ -81,7 +84,7 @@ class ProxyAttention(Callback):
         if folder is not None and not str(folder): raise ValueError("folder='' is no name for a folder.")
         if steps is not None and (start,finish,every)!=(0.3,1.,1): raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
         self.schedule = Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps)
-        n_of(share, 1), Target(target), Proxies(HeatmapStore(), self.masker, mode, p) # each refuses what is out of range
+        n_of(share, 1), as_target(target), Proxies(HeatmapStore(), self.masker, mode, p) # each refuses what is out of range
         self.folder = None if folder is None else Path(folder)
         if save_images and folder is None: raise ValueError('save_images=True needs a place: give `folder` too.')
         self.fits,self.lost,self._trained = 0,[],False
@@ -158,7 +161,7 @@ def check_task(self:ProxyAttention):
     if not hasattr(self.own_loss, 'reduction') and 'reduction' not in takes(self.own_loss):
         raise TypeError(f"The loss function {getattr(self.own_loss, '__name__', type(self.own_loss).__name__)} cannot be had item by item: give it an argument or an attribute `reduction`, as torch's and fastai's losses have.")
 
-# %% ../nbs/09_callback.ipynb #40acd464
+# %% ../nbs/09_callback.ipynb #1fe6425a
 @patch
 def after_epoch(self:ProxyAttention):
     "A proxy step, if the schedule says so"
@@ -184,12 +187,22 @@ def step(self:ProxyAttention):
     if self.folder: self.save()
 
 @patch
+def go_fast(self:ProxyAttention, idxs, size, n=16):
+    "Half precision, if asked for, or if it agrees on the first `n` of many images"
+    if not isinstance(self.attr, Explainer): return
+    self.attr.fast = bool(self.fast)
+    if self.fast is None and len(idxs)>=4*n:
+        b = whole_dl(self.dls, _items(self.dls, list(idxs)[:n]), size=size, bs=n, num_workers=0).one_batch()
+        self.attr.fast = fast_agrees(self.attr, *b[:2])
+
+@patch
 def attribute(self:ProxyAttention,
     idxs # Item numbers
 )->tuple: # heat (n,h,w), degenerate (n,), share of the image that is masked (n,)
     "Where the model looks in these training items"
     if not len(idxs): return torch.zeros(0,1,1), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
     idxs,size = L(idxs.tolist()),input_size(self.dls)
+    self.go_fast(idxs, size)
     heat,bad = heat_of(self.attr, whole_dl(self.dls, _items(self.dls, list(idxs)), size=size), side=self.grid,
                        parent=getattr(getattr(self, 'progress', None), 'mbar', None), show=hasattr(self, 'progress'))
     heat = heat.half().float() # as the store keeps it; what is too large for it becomes infinite
@@ -198,7 +211,7 @@ def attribute(self:ProxyAttention,
     area = torch.cat([self.masker.mask_over(h, size).float().mean((1,2)) for h in heat.split(256)])
     return heat, bad, torch.where(bad, torch.zeros(()), area)
 
-# %% ../nbs/09_callback.ipynb #d9cf9158
+# %% ../nbs/09_callback.ipynb #ec4dbf0a
 @patch
 def name_of(self:ProxyAttention, label):
     "A label as a person reads it"
@@ -212,7 +225,7 @@ def note(self:ProxyAttention, idxs, bad, area, seconds):
     pick = lambda o: [self.name_of(o[i]) for i in at]
     how = dict(fit=self.fits, epoch=self.epoch)
     self._rows.append(pd.DataFrame(dict(**how, item=at, file=_files(self.dls, at), loss=interp.losses[idxs].tolist(), pred=pick(interp.preds), targ=pick(interp.targs),
-        area=area.tolist(), degenerate=bad.tolist(), method=repr(self.attr) if isinstance(self.attr, (CAM,Captum)) else getattr(self.attr, '__name__', repr(self.attr)))))
+        area=area.tolist(), degenerate=bad.tolist(), method=repr(self.attr) if isinstance(self.attr, Explainer) else getattr(self.attr, '__name__', repr(self.attr)))))
     made = int((area>0).sum())
     self._history.append(dict(**how, chosen=len(at), made=made, degenerate=int(bad.sum()), served=len(self.store), mean_loss=float(interp.losses[idxs].mean()) if at else np.nan, 
         area=float(area[area>0].mean()) if made else np.nan, seconds=seconds))

@@ -50,7 +50,7 @@ def proxy_demo(
     "A model that looks at the wrong thing, and the same model looking elsewhere: on real digits, no network, under 3 minutes"
     with _sentences(): run_demo(out, seed, epochs)
 
-# %% ../nbs/14_cli.ipynb #47c5f503
+# %% ../nbs/14_cli.ipynb #bed535c4
 @call_parse
 def proxy_train(
     path:str, # Folder: path/class/image, or path/train/class/image and path/valid/class/image
@@ -69,7 +69,7 @@ def proxy_train(
     save_images:bool=False, # Keep the proxy images as files
     select:str=None, # Which items: top_losses, misclassified, low_losses, all, random
     share:float=None, # Share of the items, over 0 to 1.0
-    attribution:str=None, # Where: LayerCAM, GradCAM, XGradCAM, or a captum class
+    attribution:str=None, # Where: LayerCAM, GradCAM, ScoreCAM, LeGrad and others, or a captum class such as Saliency
     target:str=None, # Of what: label, pred, margin
     rule:str=None, # Which pixels: area, absolute, max_share, mean_std
     area:float=None, # Share of the image that the rule 'area' masks

@@ -99,12 +99,12 @@ def show_proxies(
     "Originals, where the model looked, and what it was trained on instead"
     return show_grid([[(o,None) for o in imgs], [*zip(imgs, heats)], [(o,None) for o in proxies]], ['original','heatmap','proxy'], captions, **kwargs)
 
-# %% ../nbs/08_explain.ipynb #efb532a1
+# %% ../nbs/08_explain.ipynb #b4076b55
 def heat_on(
     learn:Learner, # A trained learner
     items, # Items as in `dls.train_ds.items`: files, or rows of the data frame
     attribution='LayerCAM', # Name, class or function
-    target='pred', # What is explained, see `Target`; 'label' needs labelled items
+    target='pred', # What is explained, see `as_target`; 'label' needs labelled items
     layer=None, # None: found by itself
     **kwargs # Passed to `heat_of`
 )->Tensor: # (n,h,w) in [0,1]; all zeros where the map says nothing

@@ -6,7 +6,7 @@ import pytest
 root = Path(__file__).parent.parent
 
 @pytest.mark.limit(200)
-@pytest.mark.parametrize('nb', sorted(root.glob('nbs/*.ipynb')), ids=lambda f: f.stem)
+@pytest.mark.parametrize('nb', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda f: f.stem)
 def test_notebook(nb):
     env = os.environ | dict(OMP_NUM_THREADS='1', MPLBACKEND='Agg', PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
     res = subprocess.run([Path(sys.executable).parent/'nbdev-test', '--file-glob', nb.name, '--n-workers', '0'], cwd=root, env=env, capture_output=True, text=True)

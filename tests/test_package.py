@@ -7,8 +7,8 @@ root = Path(__file__).parent.parent
 cfg = configparser.ConfigParser(interpolation=None)
 cfg.read(root/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
-nbs = sorted(root.glob('nbs/*.ipynb'))
-floors = dict(core=0, heatmap=1, selection=1, schedule=1, data=1, attribution=2, masking=2, serving=3, explain=3, callback=4, runs=5, train=6, demo=6, cli=7)
+nbs = sorted(root.glob('nbs/**/*.ipynb'))
+floors = dict(core=0, heatmap=1, selection=1, schedule=1, data=1, targets=1, layers=2, masking=2, serving=3, cams=3, perturbation=4, transformers=4, attribution=5, explain=6, callback=7, runs=8, train=9, demo=9, cli=10)
 pytestmark = pytest.mark.limit(120)
 
 def test_settings_setup_and_installed_package_agree():
@@ -55,9 +55,9 @@ def unchanged(tmp_path, command, folder, pattern):
     d = copy_of(tmp_path)
     res = subprocess.run([Path(sys.executable).parent/command], cwd=d, capture_output=True, text=True)
     assert res.returncode==0, res.stderr
-    changed = [f.name for f in sorted((root/folder).glob(pattern)) if not filecmp.cmp(f, d/folder/f.name, shallow=False)]
+    changed = [f.name for f in sorted((root/folder).rglob(pattern)) if not filecmp.cmp(f, d/f.relative_to(root), shallow=False)]
     assert not changed, f'`{command}` changes {changed}: run it and commit'
-    assert {f.name for f in (d/folder).glob(pattern)}=={f.name for f in (root/folder).glob(pattern)}
+    assert {f.name for f in (d/folder).rglob(pattern)}=={f.name for f in (root/folder).rglob(pattern)}
 
 def test_modules_are_in_step_with_notebooks(tmp_path): unchanged(tmp_path, 'nbdev-export', 'proxy_attention', '*.py')
 def test_notebooks_are_clean(tmp_path): unchanged(tmp_path, 'nbdev-clean', 'nbs', '*.ipynb')
@@ -76,7 +76,7 @@ def readme():
     cells = json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
     src = lambda c: ''.join(c['source']).strip()
     parts = [src(c) if c['cell_type']=='markdown' else f'```python\n{src(c)}\n```' for c in cells if src(c) and '#| hide' not in src(c)]
-    return '\n\n'.join(parts).replace('](images/', '](nbs/images/') + '\n'
+    return '\n\n'.join(parts).replace('](images/', '](nbs/images/').replace('](tutorials/', '](nbs/tutorials/') + '\n'
 
 def test_readme_is_index():
     assert (root/'README.md').read_text(encoding='utf-8')==readme(), 'run `python tests/test_package.py` to write README.md from nbs/index.ipynb'
