@@ -44,7 +44,7 @@ def _files(dls, idxs):
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #1418ef3e
+# %% ../nbs/09_callback.ipynb #b92d20d3
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -81,6 +81,7 @@ class ProxyAttention(Callback):
         refuse_unknown(self.select, ('losses','preds','targs','share'), 'selection')
         if isinstance(target, torch.Tensor) and target.numel()>1: raise TypeError('A tensor of one index an item belongs to one batch: in a training run, give an index, a name or a function of outputs and labels.')
         if grid is not None: refuse_number(2, 4096, grid=grid)
+        if fast not in (None,True,False): raise TypeError(f'fast={fast!r} should be True, False, or None for where it agrees.')
         if folder is not None and not str(folder): raise ValueError("folder='' is no name for a folder.")
         if steps is not None and (start,finish,every)!=(0.3,1.,1): raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
         self.schedule = Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps)
@@ -100,7 +101,7 @@ class ProxyAttention(Callback):
         kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
         return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #f786dc96
+# %% ../nbs/09_callback.ipynb #85d46342
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -146,6 +147,7 @@ def begin(self:ProxyAttention):
         check_loader(self.dls.train, self.mode)
         self.check_task()
         self.attr = self.attribution(self.learn.model, layer=self.layer, target=self.target, **({} if self.scale else {'scale':False}))
+        if self.fast and (not isinstance(self.attr, Explainer) or isinstance(self.attr, Captum)): raise TypeError(f'fast=True is for the CAMs and the transformer methods; {self.attr} has no half precision: leave `fast` out.')
         heat,_ = heat_of(self.attr, [whole_dl(self.dls, _items(self.dls, [0]), bs=1, num_workers=0).one_batch()])
         img = self.dls.train.create_item(0)[0]
         self.masker(img, torch.rand_like(heat[0]), img)

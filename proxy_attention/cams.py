@@ -16,7 +16,7 @@ from .heatmap import *
 from .layers import *
 from .targets import *
 
-# %% ../nbs/04c_cams.ipynb #dd697643
+# %% ../nbs/04c_cams.ipynb #aa181b6c
 def half_type(
     device
 ): # `torch.bfloat16`, `torch.float16`, or None where the hardware has neither
@@ -34,9 +34,11 @@ class Explainer:
         chunk:int=64, # At most so many images go through the network at once, to bound memory
         fast:bool=False # Half precision where the hardware has it?
     ):
+        if not isinstance(model, nn.Module): raise TypeError(f'The model is a {type(model).__name__}: an attribution looks into a torch `nn.Module`, such as `learn.model`.')
+        if not isinstance(fast, bool): raise TypeError(f'fast={fast!r} should be True or False.')
         refuse_number(1, 2**31, chunk=chunk)
         store_attr('model,scale,chunk,fast')
-        self.target,self.net = as_target(target),unwrap(model)
+        self.target,self.net,self.ready = as_target(target),unwrap(model),None
 
     def explain(self,
         xb:Tensor, # (bs,channels,H,W), at most `chunk` images
@@ -47,7 +49,7 @@ class Explainer:
 
     def scores(self, xb): return outputs_of(self.net(xb), self.net).float()
     def prepare(self, xb):
-        "Whatever needs a first batch"
+        "Whatever needs a first batch; called again when images come in another size"
 
     def __call__(self,
         xb:Tensor, # (bs,channels,H,W), as the model gets it
@@ -55,11 +57,14 @@ class Explainer:
     )->Tensor: # (bs,h,w) float32
         "Where the model looked; the model is afterwards as it was before"
         if not isinstance(xb, Tensor) or xb.ndim!=4 or not len(xb): raise ValueError(f'An attribution takes a batch of images, a tensor of shape (images, channels, height, width), not {tuple(xb.shape) if isinstance(xb, Tensor) else type(xb).__name__}.')
+        if not xb.is_floating_point(): raise TypeError(f'The images are {xb.dtype}: give them as the model was trained on them, as floats (`xb.float()/255`) and normalised if it was.')
         if yb is not None and len(yb)!=len(xb): raise ValueError(f'There are {len(xb)} images but {len(yb)} labels.')
         with looking_into(self.model), torch.no_grad(), ExitStack() as stack:
             xb,yb = (o.detach().as_subclass(Tensor) if isinstance(o, Tensor) else o for o in (xb,yb))
             if xb.is_inference(): xb = xb.clone()
-            self.prepare(xb)
+            if self.ready!=(size := (xb.device,*xb.shape[1:])):
+                self.prepare(xb)
+                self.ready = size
             if self.fast and (half := half_type(xb.device)): stack.enter_context(torch.autocast(xb.device.type, half))
             n,size = len(xb),self.chunk
             ys = [None]*-(-n//size) if yb is None else [yb[i:i+size] for i in range(0, n, size)]
@@ -67,10 +72,10 @@ class Explainer:
         return normalize_heat(heat.relu()) if self.scale else heat
 
     def __enter__(self): return self
-    def __exit__(self, *args): pass
+    def __exit__(self, *args): self.ready = None
     def __repr__(self): return f"{type(self).__name__} of the {self.target}{' in half precision' if self.fast else ''}"
 
-# %% ../nbs/04c_cams.ipynb #7f8b4586
+# %% ../nbs/04c_cams.ipynb #863a6564
 def mean_heat(heats): return torch.stack(heats).mean(0)
 def max_heat(heats): return torch.stack(heats).amax(0)
 fuses = dict(mean=mean_heat, max=max_heat)
@@ -96,6 +101,7 @@ class CAM(Explainer):
         "The `Layer` for a module or its name"
         modules,shapes = dict(self.net.named_modules()),[]
         if isinstance(o, Layer): o = o.module
+        if not isinstance(o, (str,nn.Module)): raise TypeError(f'layer={o!r} should be a module of the model, its name, or a `Layer` from `find_layers`.')
         if isinstance(o, str) and o not in modules:
             raise ValueError(f'No layer is called {o!r}{nearest(o, modules)} `[n for n,_ in model.named_modules()]` lists them, `find_layers(model, xb)` those on a grid.')
         module = modules[o] if isinstance(o, str) else o
@@ -111,15 +117,15 @@ class CAM(Explainer):
 
     def prepare(self, xb):
         "Find the layer, and whether images can go through channels last"
-        if self.layers is not None: return
-        self.layers = [self.named(o, xb) for o in self.asked] or [find_layer(self.net, xb)]
-        self.format = torch.channels_last
-        if xb.device.type!='cpu' and not self.fast: self.format = torch.contiguous_format
-        else:
-            try: self.net(xb[:1].contiguous(memory_format=self.format))
-            except RuntimeError as e:
-                if 'view' not in str(e): raise
-                self.format = torch.contiguous_format
+        self.layers,self.can_last = [self.named(o, xb) for o in self.asked] or [find_layer(self.net, xb)],True
+        try: self.net(xb[:1].contiguous(memory_format=torch.channels_last))
+        except RuntimeError as e:
+            if 'view' not in str(e): raise
+            self.can_last = False
+
+    def laid_out(self, xb):
+        "Channels last where that is fast and the model allows it"
+        return xb.contiguous(memory_format=torch.channels_last) if self.can_last and (self.fast or xb.device.type=='cpu') else xb
 
     def look(self,
         xb:Tensor, # (bs,channels,H,W)
@@ -131,13 +137,13 @@ class CAM(Explainer):
         acts = {o.module:[] for o in self.layers}
         def note(m, inp, out):
             "Record gradients from the first of the layers on, and only from there on"
+            if grad:
+                torch.set_grad_enabled(True)
+                out = out if out.requires_grad else out.detach().requires_grad_()
             acts[m].append(out)
-            if not grad: return
-            torch.set_grad_enabled(True)
-            acts[m][-1] = out = out if out.requires_grad else out.detach().requires_grad_()
             return out.clone() # an in-place layer after this one must not change what was seen
         with torch.no_grad(), hooked(list(acts), note):
-            out = self.scores(xb.contiguous(memory_format=self.format))
+            out = self.scores(self.laid_out(xb))
             for layer,o in zip(self.layers, acts.values()):
                 if len(o)!=1: raise ValueError(f'The layer {layer} ran {len(o)} times in one pass: choose one that runs once.')
             acts = [o for o, in acts.values()]
@@ -164,7 +170,6 @@ class CAM(Explainer):
     )->Tensor: # (bs,h,w), not scaled
         raise NotImplementedError(f'{type(self).__name__} does not say how heat is made: define `heat(self, act, grad)`.')
 
-    def __exit__(self, *args): self.layers = None
     def __repr__(self): return f"{super().__repr__()} at {' and '.join(map(str, self.layers or [type(o).__name__ if isinstance(o, nn.Module) else o for o in self.asked])) or 'a layer to be found'}"
 
 # %% ../nbs/04c_cams.ipynb #9ae0f33b

@@ -14,7 +14,7 @@ from .layers import *
 from .targets import *
 from .cams import *
 
-# %% ../nbs/04d_perturbation.ipynb #fe210863
+# %% ../nbs/04d_perturbation.ipynb #ddcacfbc
 class PerturbationCAM(CAM):
     "Channel maps weighted by what changing each does to the target. A subclass says how, in `weights`"
     uses_grad = False
@@ -44,7 +44,7 @@ class PerturbationCAM(CAM):
         raise NotImplementedError(f'{type(self).__name__} does not say what a channel is worth: define `weights`.')
 
     def explain(self, xb, yb, target):
-        xb = xb.contiguous(memory_format=self.format)
+        xb = self.laid_out(xb)
         with torch.no_grad():
             fixed,heats = target.fix(self.scores(xb), yb),[]
             score = lambda out,items: target.score(out, None if fixed is None else fixed[items])
@@ -53,7 +53,7 @@ class PerturbationCAM(CAM):
                 heats.append((self.weights(xb, act, maps, layer, score)[...,None,None]*maps).sum(1).relu())
             return self.fused(heats)
 
-# %% ../nbs/04d_perturbation.ipynb #70119c56
+# %% ../nbs/04d_perturbation.ipynb #40e098a4
 class ScoreCAM(PerturbationCAM):
     "Channel maps weighted by the score of the image seen through them (Wang et al. 2020, arXiv 1910.01279)"
     def weights(self, xb, act, maps, layer, score):
@@ -62,10 +62,10 @@ class ScoreCAM(PerturbationCAM):
         w = flat[:,None].repeat(1, maps.shape[1])
         for i,c in zip(item.split(self.chunk), channel.split(self.chunk)):
             seen = normalize_heat(resize_heat(maps[i,c], xb.shape[-2:]))[:,None].to(xb.dtype)
-            w[i,c] = score(self.scores((xb[i]*seen).contiguous(memory_format=self.format)), i)
+            w[i,c] = score(self.scores(self.laid_out(xb[i]*seen)), i)
         return w.softmax(1)
 
-# %% ../nbs/04d_perturbation.ipynb #7360e203
+# %% ../nbs/04d_perturbation.ipynb #dbc4465b
 class AblationCAM(PerturbationCAM):
     "Channel maps weighted by what the score loses without them (Desai & Ramaswamy 2020, WACV)"
     def instead(self,
@@ -75,7 +75,7 @@ class AblationCAM(PerturbationCAM):
         shared:bool # Does one run of the trunk do for all?
     )->Tensor: # (n,classes)
         "The outputs for one image, with each of `act` in the place of what the layer gives"
-        with hooked([layer.module], lambda m,i,o: act): return self.scores(img if shared else img.expand(len(act), -1, -1, -1))
+        with hooked([layer.module], lambda m,i,o: act.clone()): return self.scores(img if shared else img.expand(len(act), -1, -1, -1))
 
     def can_share(self, img, act, layer):
         "Can the head run on more images than the trunk did?"

@@ -65,7 +65,7 @@ class Label(Target):
             return yb.to(out.dtype)
         return _classes(out, yb)
 
-# %% ../nbs/04a_targets.ipynb #6a786b8b
+# %% ../nbs/04a_targets.ipynb #abbf5a3d
 class Predicted(Target):
     "The score of the predicted class; of a single output, its evidence for the side it is on"
     def fix(self, out, yb=None):
@@ -84,7 +84,8 @@ class Margin(Target):
     def score(self, out, fixed):
         own = super().score(out, fixed)
         return own if _single(out) else own - out.scatter(1, fixed[:,None], -torch.inf).logsumexp(1)
-    def split(self, n, size): return [type(self)(o) for o in self.of.split(n, size)]
+    def split(self, n, size): return [Margin(o) for o in self.of.split(n, size)]
+    def __repr__(self): return f'margin of the {self.of}'
 
 class Finer(Target):
     "The score minus `gamma` times the mean score of the `n` nearest classes (Zhang et al. 2025, arXiv 2501.11309)"
@@ -105,7 +106,8 @@ class Finer(Target):
     def score(self, out, fixed):
         own,*near = out.gather(1, fixed).unbind(1)
         return own - self.gamma*torch.stack(near).mean(0)
-    def split(self, n, size): return [type(self)(o, self.n, self.gamma) for o in self.of.split(n, size)]
+    def split(self, n, size): return [Finer(o, self.n, self.gamma) for o in self.of.split(n, size)]
+    def __repr__(self): return f'{self.of} against its {self.n} nearest'
 
 # %% ../nbs/04a_targets.ipynb #f6bdb7f0
 class Index(Target):

@@ -15,7 +15,7 @@ from .layers import *
 from .targets import *
 from .cams import *
 
-# %% ../nbs/04e_transformers.ipynb #a55aad14
+# %% ../nbs/04e_transformers.ipynb #ab4b2407
 class AttentionMaps(TorchFunctionMode):
     "Notes every attention over a whole image's tokens, as `(bs,heads,tokens,tokens)` probabilities that are part of the graph"
     def __init__(self,
@@ -37,19 +37,19 @@ class AttentionMaps(TorchFunctionMode):
         return rows[0]==self.n and rows[2]==cols and token_grid(cols, self.size) is not None
 
     def attend(self, q, k, v, mask=None, scale=None):
-        "Attention spelt out, noted on the way"
+        "Attention spelt out, noted on the way: what is attended to, and the probabilities"
         a = q@k.mT*(q.shape[-1]**-.5 if scale is None else scale)
         if mask is not None: a = a.masked_fill(~mask, -torch.inf) if mask.dtype==torch.bool else a+mask
         a = a.softmax(-1).to(v.dtype)
         self.seen(a)
-        return a@v
+        return a@v, a
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             q,k,v = args[:3] if len(args)>2 else (kwargs.get(o) for o in ('query','key','value'))
             rest = dict(zip(('attn_mask','dropout_p','is_causal'), args[3:])) | kwargs
-            if self.is_global(q.shape, k.shape[-2]) and q.shape==k.shape and not rest.get('is_causal'): return self.attend(q, k, v, rest.get('attn_mask'), rest.get('scale'))
+            if self.is_global(q.shape, k.shape[-2]) and q.shape==k.shape and not rest.get('is_causal'): return self.attend(q, k, v, rest.get('attn_mask'), rest.get('scale'))[0]
         if func is F.multi_head_attention_forward: return self.many_heads(func, args, kwargs)
         out = func(*args, **kwargs)
         if func in (Tensor.softmax, torch.softmax, F.softmax) and self.is_global(out.shape, out.shape[-1]): self.seen(out)
@@ -57,12 +57,15 @@ class AttentionMaps(TorchFunctionMode):
 
     def many_heads(self, func, args, kwargs):
         "What is inside of `nn.MultiheadAttention`: plain self-attention is spelt out, anything else is left alone"
+        if len(args)<13: return func(*args, **kwargs)
         query,key,value,_,heads,w,b,bias_k,_,zero,_,out_w,out_b = args[:13]
         masks = any(kwargs.get(o) is not None for o in ('key_padding_mask','attn_mask'))
-        if query is not key or key is not value or w is None or bias_k is not None or zero or masks or kwargs.get('need_weights', True): return func(*args, **kwargs)
+        if query is not key or key is not value or w is None or bias_k is not None or zero or masks: return func(*args, **kwargs)
         q,k,v = (o.unflatten(2, (heads,-1)).permute(1,2,0,3) for o in F.linear(query, w, b).chunk(3, -1)) # (bs,heads,tokens,d)
         if not self.is_global(q.shape, q.shape[2]): return func(*args, **kwargs)
-        return F.linear(self.attend(q, k, v).permute(2,0,1,3).flatten(2), out_w, out_b), None
+        out,a = self.attend(q, k, v)
+        out = F.linear(out.permute(2,0,1,3).flatten(2), out_w, out_b)
+        return out, (a.mean(1) if kwargs.get('average_attn_weights', True) else a) if kwargs.get('need_weights', True) else None
 
 class _Transformer(Explainer):
     "What rollout and LeGrad share: the blocks, and the token grid"
@@ -73,7 +76,6 @@ class _Transformer(Explainer):
 
     def prepare(self, xb):
         "Run once, and note in which modules attention happens"
-        if self.blocks is not None: return
         xb,running,calls,shapes = xb[:1],[],[],{}
         names = {m:n for n,m in self.net.named_modules()}
         def note(a): calls.append((list(running), a.shape[2]))
@@ -100,14 +102,12 @@ class _Transformer(Explainer):
         h,w = self.grid
         return rows[:,self.tokens-h*w:].unflatten(1, (h,w))
 
-    def __exit__(self, *args): self.blocks = None
     def __repr__(self): return f"{super().__repr__()} over {f'{len(self.blocks)} blocks up to {self.name}, tokens on {self.grid[0]}×{self.grid[1]}' if self.blocks else 'blocks to be found'}"
 
-# %% ../nbs/04e_transformers.ipynb #07f27726
+# %% ../nbs/04e_transformers.ipynb #b97f327a
 class AttentionRollout(_Transformer):
     "Attention followed back through all blocks, whatever the class (Abnar & Zuidema 2020, arXiv 2005.00928)"
     def prepare(self, xb):
-        if self.blocks is not None: return
         super().prepare(xb)
         last = []
         def note(m, inp, out):

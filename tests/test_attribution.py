@@ -190,7 +190,7 @@ def test_a_model_of_ones_own(batch):
     model,x = Own(),batch[0]
     attr = GradCAM(model, target='pred', scale=False)
     ours = attr(x)
-    assert attr.format is torch.contiguous_format and attr.layer.name=='b'
+    assert not attr.can_last and attr.layer.name=='b'
     torch.testing.assert_close(ours, LayerGradCam(model.eval(), model.b).attribute(x, model(x).argmax(1), relu_attributions=True)[:,0].detach(), atol=1e-6, rtol=1e-4)
     fused = GradCAM(model, ['a','b'], target='pred')
     assert fused(x).shape==(len(x),32,32) and len(fused.layers)==2
@@ -219,6 +219,22 @@ def test_frozen_inplace_and_nested_modes(trained, batch):
     ref = LayerGradCam(model.eval(), model[3]).attribute(batch[0].requires_grad_(), batch[1], relu_attributions=True)[:,0]
     torch.testing.assert_close(a, ref.detach(), atol=1e-6, rtol=1e-4)
     assert all(torch.equal(v, state[k]) for k,v in model.state_dict().items())
+
+@pytest.mark.parametrize('how', [EigenCAM, EigenGradCAM, ScoreCAM, AblationCAM, GradCAM])
+def test_an_inplace_layer_does_not_change_what_was_seen(batch, how):
+    "The layer before a ReLU that overwrites its input: the same map as with one that does not"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.ReLU(), nn.Conv2d(8,8,3,stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,10)).eval()
+    calm = how(net, '3', target=1)(batch[0])
+    net[4].inplace = True
+    assert torch.equal(how(net, '3', target=1)(batch[0]), calm) and not degenerate(calm).all()
+
+@pytest.mark.parametrize('how', [LayerCAM, LeGrad, AttentionRollout])
+def test_batches_of_different_sizes(how):
+    model = timm.create_model('vit_tiny_patch16_224', dynamic_img_size=True, depth=2).eval()
+    nn.init.normal_(model.head.weight)
+    with how(model, target=1) as attr:
+        for size in ((32,64), (64,32), (32,64)): assert attr(torch.rand(2,3,*size)).shape==(2,size[0]//16,size[1]//16)
 
 def test_as_before_after_an_exception(trained, batch):
     model = trained.model.train()
@@ -407,6 +423,45 @@ def test_ablation_on_tokens(nets, batch, net):
     w = torch.stack([run(-1)-run(k) for k in range(48)], 1)
     torch.testing.assert_close(heat, (w[...,None,None]*read(acts[0])).sum(1).relu(), atol=1e-4, rtol=1e-3)
 
+class OwnViT(nn.Module):
+    "The same transformer, its attention written in one of the ways in which people write it"
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how,self.stem,self.head = how,nn.Conv2d(3,16,8,8),nn.Linear(16,5)
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, 0., batch_first=True, norm_first=True) for _ in range(2)])
+        if how!='layer':
+            for i,b in enumerate(self.blocks): self.blocks[i] = OwnBlock(b, how)
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1,2)
+        for b in self.blocks: x = b(x)
+        return self.head(x.mean(1))
+
+class OwnBlock(nn.Module):
+    def __init__(self, b, how):
+        super().__init__()
+        self.b,self.how = b,how
+    def attend(self, x):
+        a = self.b.self_attn
+        if self.how=='mha': return a(x, x, x)[0]
+        if self.how=='mha without weights': return a(x, x, x, need_weights=False)[0]
+        q,k,v = (o.unflatten(2, (2,8)).transpose(1,2) for o in F.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v) if self.how=='fused' else F.softmax(q@k.mT/8**.5, dim=-1)@v
+        return a.out_proj(y.transpose(1,2).flatten(2))
+    def forward(self, x):
+        x = x + self.attend(self.b.norm1(x))
+        return x + self.b._ff_block(self.b.norm2(x))
+
+@pytest.mark.parametrize('how', ['layer','mha','mha without weights','fused'])
+@pytest.mark.parametrize('method', [AttentionRollout, LeGrad])
+def test_attention_is_caught_however_it_is_written(method, how):
+    x = torch.rand(3,3,32,48)
+    plain,other = OwnViT('softmax').eval(),OwnViT(how).eval()
+    torch.testing.assert_close(plain(x), other(x), atol=1e-5, rtol=1e-4)
+    a,b = (method(o, target=1, scale=False)(x) for o in (plain,other))
+    assert a.shape==(3,4,6) and a.std()>0
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
 def test_rollout_reads_the_token_that_the_head_reads():
     for kw,n in ((dict(), 1), (dict(global_pool='avg'), 64), (dict(class_token=False, global_pool='avg'), 64), (dict(reg_tokens=2), 1)):
         attr = AttentionRollout(small_vit(**kw))
@@ -467,3 +522,32 @@ def test_an_attribution_does_not_keep_its_model_alive():
     del net
     gc.collect()
     assert ref() is None
+
+@pytest.mark.parametrize('make,words', [(lambda m: GradCAM(lambda x: x), 'a torch `nn.Module`'), (lambda m: GradCAM(m, fast='yes'), "fast='yes' should be"), (lambda m: GradCAM(m, layer=3, target='pred')(torch.rand(1,3,32,32)), 'layer=3 should be'),
+                                        (lambda m: GradCAM(m, target='pred')((torch.rand(1,3,32,32)*255).byte()), 'images are torch.uint8'), (lambda m: ProxyAttention(fast='yes'), "fast='yes' should be")])
+def test_wrong_types_get_a_sentence(trained, make, words):
+    with pytest.raises(TypeError, match=words): make(trained.model)
+
+@pytest.mark.parametrize('kw,words', [(dict(attribution='LeGrad'), 'choose a CAM'), (dict(fast=True, attribution='Saliency'), 'has no half precision')])
+def test_a_method_that_is_not_for_the_model_stops_a_fit_at_once(path, kw, words):
+    learn = digits_learner(path, cbs=ProxyAttention(steps=[1,'p',1], **kw))
+    with pytest.raises((ValueError,TypeError), match=words), learn.no_bar(), learn.no_logging(): learn.fit(2)
+
+@pytest.mark.parametrize('kw', [dict(attribution='LeGrad'), dict(attribution='AttentionRollout'), dict(attribution='HiResCAM', layer=['blocks.0','blocks.1.norm1'])])
+def test_a_transformer_trains_on_proxies(path, quiet, kw):
+    learn = digits_learner(path, cbs=ProxyAttention(steps=[1,'p',1], select='all', **kw))
+    learn.model = small_vit(depth=2)
+    quiet(learn, 'fit', 2, 1e-3)
+    assert learn.proxy_attention.history.made.item()>200
+
+@pytest.mark.skipif(half_type('cpu') is None, reason='this processor has no bfloat16')
+def test_a_step_goes_fast_where_it_agrees(path, quiet):
+    "Asked of the first images of a step with many; the log says it"
+    methods = []
+    class Rough(LayerCAM):
+        def heat(self, act, grad): return super().heat(act, grad)*(act.roll(1, 2).sum(1) if self.fast else 1)
+    for how,kw in ((LayerCAM,{}), (LayerCAM,dict(fast=False)), (LayerCAM,dict(share=20)), (LayerCAM,dict(share=20, fast=True)), (Rough,{})):
+        learn = digits_learner(path, cbs=ProxyAttention(steps=[1,'p',1], attribution=how, **(dict(share=1.)|kw)))
+        quiet(learn, 'fit', 2, 1e-3)
+        methods.append('half precision' in learn.proxy_attention.log.method[0])
+    assert methods==[True,False,False,True,False]
