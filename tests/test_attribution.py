@@ -4,7 +4,6 @@ from functools import partial
 import pytest, torch, timm, torchvision, torchcam.methods, pytorch_grad_cam
 from captum.attr import InputXGradient, IntegratedGradients, GuidedGradCam, LayerActivation, LayerGradCam, LayerGradientXActivation, NoiseTunnel, Occlusion, Saliency
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from fastai.vision.all import *
 from proxy_attention.all import *
 
@@ -20,11 +19,11 @@ def small_swin(): return timm.models.SwinTransformer(img_size=32, patch_size=2, 
 def nets(trained):
     "Name → a network that has learned the digits, the layer looked at, and how another library reads it"
     res = dict(cnn=(trained.model, '4', None))
-    for name,model,layer,read in (('vit', small_vit(), 'blocks.2.norm1', lambda t: t[:,1:].unflatten(1, (8,8)).permute(0,3,1,2)), ('swin', small_swin(), 'norm', lambda t: t.permute(0,3,1,2))):
-        learn = digits_learner()
-        learn.model = model
+    for name,make,layer,read in (('vit', small_vit, 'blocks.2.norm1', lambda t: t[:,1:].unflatten(1, (8,8)).permute(0,3,1,2)), ('swin', small_swin, 'norm', lambda t: t.permute(0,3,1,2))):
+        learn = digits_learner() # sets the seed
+        learn.model = make()
         with learn.no_bar(), learn.no_logging(): learn.fit(2, 2e-3)
-        res[name] = (model.eval(), layer, read)
+        res[name] = (learn.model.eval(), layer, read)
     return res
 
 pixels = lambda heat: normalize_heat(resize_heat(heat, (32,32)))
@@ -44,14 +43,12 @@ def test_agrees_with_pytorch_grad_cam(nets, batch, how, net, monkeypatch):
     ours,theirs = as_attribution(how)(model, layer=layer)(x, y),torch.from_numpy(theirs)
     assert not degenerate(ours).all()
     if how=='GradCAMPlusPlus': assert agreement(pixels(ours), theirs)[0].nanmean()>.98
-    elif how.startswith('Eigen'): # a component has no sign: theirs is whichever the SVD gave
-        looked = as_attribution(how)(model, layer=layer)
-        looked.heat = lambda act,grad=None: seen.append(act if grad is None else act*grad) or first_component(seen[-1])
-        seen = []
+    elif how.startswith('Eigen'): # a component has no sign: each of theirs is ours, or ours turned around
+        seen,looked = [],as_attribution(how)(model, layer=layer)
+        looked.heat = lambda act,grad=None: seen.append(first_component(act if grad is None else act*grad)) or seen[-1]
         looked(x, y)
-        torch.testing.assert_close(first_component(seen[0]).abs(), torch.from_numpy(get_2d_projection(seen[0].numpy())).abs(), atol=1e-3*seen[0].abs().max().item(), rtol=1e-2)
-        right = [(a-b).abs().max()<.002 for a,b in zip(pixels(ours), theirs)]
-        assert any(right)
+        torch.testing.assert_close(pixels(seen[0].relu()), pixels(ours))
+        for either in zip(theirs, pixels(seen[0].relu()), pixels((-seen[0]).relu())): assert min((either[0]-o).abs().max() for o in either[1:])<.002
     else: torch.testing.assert_close(pixels(ours), theirs, atol=2e-3, rtol=0)
 
 @pytest.mark.parametrize('how,peer', [(GradCAM,'GradCAM'), (XGradCAM,'XGradCAM'), (LayerCAM,'LayerCAM'), (ScoreCAM,'ScoreCAM')])
@@ -249,18 +246,20 @@ def test_as_before_after_an_exception(trained, batch):
 
 @pytest.mark.parametrize('how', [GradCAM, EigenGradCAM, partial(AblationCAM, channels=4), partial(ScoreCAM, channels=4), partial(Captum, method=Saliency), LeGrad])
 def test_memory_and_hooks_over_200_calls(trained, how):
-    import gc
+    import ctypes, gc
+    torch.manual_seed(0)
     model = small_vit(depth=2) if how is LeGrad else trained.model
-    attr,x = how(model, target='pred'),torch.rand(4,3,32,32)
+    attr,x = how(model, target='pred'),torch.rand(8,3,32,32)
     def alive():
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         return sum(isinstance(o, Tensor) for o in gc.get_objects()), int(open('/proc/self/statm').read().split()[1])*4096
     for _ in range(20): attr(x)
     tensors,resident = alive()
     for _ in range(200): attr(x)
     now = alive()
     assert now[0]<=tensors+2
-    assert now[1]<resident+8e6, f'{(now[1]-resident)/1e6:.1f} MB more' # 200 leaked batches of activations would be 40 MB and more
+    assert now[1]<resident+13e6, f'{(now[1]-resident)/1e6:.1f} MB more' # 200 leaked batches of one layer's activations are 26 MB
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 def test_captum_methods_that_need_more(trained, batch):
