@@ -14,7 +14,7 @@ from fastcore.all import patch, store_attr
 from .core import *
 from .selection import keep_modes
 
-# %% ../nbs/04b_layers.ipynb #a7ad050e
+# %% ../nbs/04b_layers.ipynb #6a2269ff
 def unwrap(
     model:nn.Module
 )->nn.Module:
@@ -33,6 +33,7 @@ def looking_into(
         for o in (keep_modes(model), keep_rng(), torch.inference_mode(False)): stack.enter_context(o)
         if compiled: stack.enter_context(torch.compiler.set_stance('force_eager'))
         model.eval()
+        for p,_ in grads: p.grad = None # whoever calls `backward` in here adds to nothing of yours
         try: yield
         finally:
             for p,g in grads: p.grad = g

@@ -375,6 +375,7 @@ def test_fast_agrees_says_no(trained, batch):
         def heat(self, act, grad): return super().heat(act, grad)*(act.roll(1, 2).sum(1) if self.fast else 1)
     attr = Rough(trained.model)
     assert not fast_agrees(attr, *batch) and attr.fast is False
+    if half_type('cpu'): assert [fast_agrees(GradCAM(trained.model), *batch, rank=r, iou=i) for r,i in ((-1,0),(1.1,0),(-1,1.1))]==[True,False,False]
 
 @pytest.mark.parametrize('how', ['ScoreCAM','AblationCAM'])
 def test_channels_that_matter(trained, batch, how):
@@ -460,6 +461,22 @@ def test_attention_is_caught_however_it_is_written(method, how):
     a,b = (method(o, target=1, scale=False)(x) for o in (plain,other))
     assert a.shape==(3,4,6) and a.std()>0
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+def test_a_method_that_calls_backward_adds_to_no_gradient(trained, batch):
+    class Backward:
+        def __init__(self, model): self.model = model
+        def attribute(self, x, additional_forward_args):
+            self.model(x, *additional_forward_args).sum().backward()
+            return x.grad
+    (x,y),model = batch,digits_net()
+    F.cross_entropy(model(x), y).backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    heat = Captum(model, Backward, scale=False)(x, y)
+    torch.testing.assert_close(heat, Captum(model, lambda m: Saliency(m), scale=False, abs=False)(x, y))
+    assert all(torch.equal(a, p.grad) for a,p in zip(before, model.parameters()))
+
+def test_windows_are_no_grid():
+    for o in find_layers(timm.create_model('maxvit_pico_rw_256', img_size=(256,256)), torch.randn(2,3,256,256)): assert o.shape[0]==1
 
 def test_rollout_reads_the_token_that_the_head_reads():
     for kw,n in ((dict(), 1), (dict(global_pool='avg'), 64), (dict(class_token=False, global_pool='avg'), 64), (dict(reg_tokens=2), 1)):
