@@ -3,14 +3,12 @@
 `python benchmarks/attribution.py` writes `benchmarks/attribution.csv` (time and memory) and, where `--cifar` finds the trained ResNet-20, `benchmarks/agreement.csv`.
 All ways of one case take turns within one process, so a ratio compares like with like; figures are medians."""
 import contextlib, ctypes, io, statistics, time, warnings, zipfile
-from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
 from fastcore.script import call_parse
-from fastprogress.fastprogress import progress_bar
 warnings.simplefilter('ignore')
-import captum.attr, timm, torchvision, torchcam.methods, pytorch_grad_cam
+import captum.attr, timm, torchcam.methods, pytorch_grad_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from proxy_attention.all import *
 
@@ -32,7 +30,7 @@ def peer_captum(model, layer):
 
 def peer_torchcam(how, model, layer, **kw):
     def run(x, y):
-        with getattr(torchcam.methods, how)(model, layer.module, **kw) as cam: return cam(y.tolist(), model(x.requires_grad_() if how!='ScoreCAM' else x))[0].detach()
+        with getattr(torchcam.methods, how)(model, layer.module, **kw) as cam: return cam(y.tolist(), model(x))[0].detach()
     return run
 
 def peak(device, f):
@@ -66,25 +64,26 @@ def plain(model):
         with torch.no_grad(): return model(x)
     return f
 
-def case(arch, bs, rounds, device, side=224):
-    "Gradient CAMs on one network and batch size"
+def network(arch, bs, device, side):
+    "A network, the layer that everyone looks at, and a batch of noise"
     torch.manual_seed(0)
     model = timm.create_model(arch).eval().to(device)
     x,y = torch.randn(bs,3,side,side, device=device), torch.arange(bs, device=device)%1000
-    layer = find_layer(model, x)
-    ways = dict(forward=plain(model)) | {c.__name__:c(model, layer, target='label') for c in gradient}
+    return model,find_layer(model, x),x,y
+
+def case(arch, bs, rounds, device, side=224):
+    "Gradient CAMs on one network and batch size"
+    model,layer,x,y = network(arch, bs, device, side)
+    ways = {c.__name__:c(model, layer, target='label') for c in gradient}
     if half_type(device): ways |= {f'{c.__name__} fast':c(model, layer, target='label', fast=True) for c in (GradCAM,LayerCAM,EigenGradCAM)}
     ways |= {f'pytorch-grad-cam {o}':peer_pgc(o, model, layer) for o in ('GradCAM','GradCAMPlusPlus','EigenGradCAM')}
     if layer.kind=='nchw': ways |= {'captum LayerGradCam':peer_captum(model, layer), 'torchcam GradCAM':peer_torchcam('GradCAM', model, layer)}
     if layer.kind=='tokens': ways |= dict(AttentionRollout=AttentionRollout(model), LeGrad=LeGrad(model))
-    return [dict(case='gradient', device=device, net=arch, batch=bs, **o) for o in clock(ways, x, y, rounds, device)]
+    return [dict(case='gradient', device=device, net=arch, batch=bs, **o) for o in clock(dict(forward=plain(model)) | ways, x, y, rounds, device)]
 
 def perturbed(arch, bs, rounds, device, side=224):
     "Score-CAM and Ablation-CAM, all channels and the strongest few; captum's through our adapter"
-    torch.manual_seed(0)
-    model = timm.create_model(arch).eval().to(device)
-    x,y = torch.randn(bs,3,side,side, device=device), torch.arange(bs, device=device)
-    layer = find_layer(model, x)
+    model,layer,x,y = network(arch, bs, device, side)
     ways = dict(forward=plain(model))
     for how in ('ScoreCAM','AblationCAM'):
         c = attributions[how]
@@ -115,7 +114,7 @@ class ResNet20(nn.Module):
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return self.linear(x.mean((2,3)))
 
-def cifar(shared, n):
+def trained(shared, n):
     "The trained ResNet-20 and `n` test images"
     state = torch.load(shared/'resnet20_cifar10.th', weights_only=True, map_location='cpu')['state_dict']
     model = ResNet20().eval()
@@ -131,7 +130,7 @@ def cifar(shared, n):
 
 def agree(shared, n):
     "On a trained network: ours and theirs, full and half precision, all channels and few"
-    model,x,y = cifar(shared, n)
+    model,x,y = trained(shared, n)
     with torch.no_grad(): right = (model(x).argmax(1)==y).float().mean().item()
     layer,rows = find_layer(model, x),[]
     print(f'ResNet-20 on {n} CIFAR-10 test images: {right:.1%} right; {layer}')

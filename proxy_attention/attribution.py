@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['captum_methods', 'attributions', 'Captum', 'as_attribution', 'fast_agrees', 'heat_of']
 
-# %% ../nbs/04_attribution.ipynb #27386d33
-import inspect, captum.attr, torch
+# %% ../nbs/04_attribution.ipynb #11abf845
+import captum.attr, torch
 from functools import partial
 from warnings import catch_warnings, filterwarnings
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from .cams import *
 from .perturbation import *
 from .transformers import *
 
-# %% ../nbs/04_attribution.ipynb #afa4f816
+# %% ../nbs/04_attribution.ipynb #3f0be2a6
 captum_methods = {k:getattr(captum.attr, k) for k in 'Saliency InputXGradient IntegratedGradients DeepLift GuidedBackprop Deconvolution GuidedGradCam Occlusion'.split()}
 
 def _windows(xb):
@@ -37,6 +37,7 @@ class _OneScore(nn.Module):
 
 class Captum(Explainer):
     "Any captum attribution as heat: the mean over channels"
+    has_fast = False
     def __init__(self,
         model:nn.Module,
         method, # A captum class or its name, or a function of a model that makes one: `lambda m: NoiseTunnel(Saliency(m))`
@@ -52,10 +53,7 @@ class Captum(Explainer):
         self.needs_layer = isinstance(self.method, type) and 'layer' in takes(self.method)
 
     def prepare(self, xb):
-        if not self.needs_layer or isinstance(self.layer, nn.Module): return
-        self.layer = GradCAM(self.net, self.layer)
-        self.layer.prepare(xb)
-        self.layer = self.layer.layer.module
+        if self.needs_layer and not isinstance(self.layer, nn.Module): self.layer = (find_layer(self.net, xb) if self.layer is None else named_layer(self.net, self.layer, xb)).module
 
     def explain(self, xb, yb, target):
         with torch.enable_grad(), catch_warnings():
@@ -88,7 +86,7 @@ def as_attribution(
     if not callable(how): raise TypeError(f'attribution={how!r} should be a name, a class such as LayerCAM or captum\'s Saliency, or a function of a batch.')
     return how if 'model' in takes(how) else lambda model,**kw: how
 
-# %% ../nbs/04_attribution.ipynb #c776c2c5
+# %% ../nbs/04_attribution.ipynb #84eee5f5
 def fast_agrees(
     attr, # An `Explainer`
     xb:Tensor, # (bs,channels,H,W)
@@ -97,7 +95,7 @@ def fast_agrees(
     iou:float=0.95 # Least mean overlap of the hottest tenth
 )->bool:
     "Does half precision give the same heat on these images? False where the hardware, the method or the model has none"
-    if not isinstance(attr, Explainer) or isinstance(attr, Captum) or half_type(xb.device) is None: return False
+    if not getattr(attr, 'has_fast', False) or half_type(xb.device) is None: return False
     was = attr.fast
     try:
         pair = []

@@ -101,7 +101,7 @@ class ProxyAttention(Callback):
         kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
         return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #85d46342
+# %% ../nbs/09_callback.ipynb #9f2b83a8
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -147,7 +147,7 @@ def begin(self:ProxyAttention):
         check_loader(self.dls.train, self.mode)
         self.check_task()
         self.attr = self.attribution(self.learn.model, layer=self.layer, target=self.target, **({} if self.scale else {'scale':False}))
-        if self.fast and (not isinstance(self.attr, Explainer) or isinstance(self.attr, Captum)): raise TypeError(f'fast=True is for the CAMs and the transformer methods; {self.attr} has no half precision: leave `fast` out.')
+        if self.fast and not getattr(self.attr, 'has_fast', False): raise TypeError(f'fast=True is for the CAMs and the transformer methods; {self.attr} has no half precision: leave `fast` out.')
         heat,_ = heat_of(self.attr, [whole_dl(self.dls, _items(self.dls, [0]), bs=1, num_workers=0).one_batch()])
         img = self.dls.train.create_item(0)[0]
         self.masker(img, torch.rand_like(heat[0]), img)
@@ -163,7 +163,7 @@ def check_task(self:ProxyAttention):
     if not hasattr(self.own_loss, 'reduction') and 'reduction' not in takes(self.own_loss):
         raise TypeError(f"The loss function {getattr(self.own_loss, '__name__', type(self.own_loss).__name__)} cannot be had item by item: give it an argument or an attribute `reduction`, as torch's and fastai's losses have.")
 
-# %% ../nbs/09_callback.ipynb #1fe6425a
+# %% ../nbs/09_callback.ipynb #7be32af9
 @patch
 def after_epoch(self:ProxyAttention):
     "A proxy step, if the schedule says so"
@@ -191,7 +191,7 @@ def step(self:ProxyAttention):
 @patch
 def go_fast(self:ProxyAttention, idxs, size, n=16):
     "Half precision, if asked for, or if it agrees on the first `n` of many images"
-    if not isinstance(self.attr, Explainer): return
+    if not getattr(self.attr, 'has_fast', False): return
     self.attr.fast = bool(self.fast)
     if self.fast is None and len(idxs)>=4*n:
         b = whole_dl(self.dls, _items(self.dls, list(idxs)[:n]), size=size, bs=n, num_workers=0).one_batch()

@@ -6,17 +6,17 @@
 __all__ = ['fuses', 'half_type', 'Explainer', 'mean_heat', 'max_heat', 'CAM', 'GradCAM', 'GradCAMPlusPlus', 'XGradCAM',
            'HiResCAM', 'LayerCAM', 'first_component', 'EigenCAM', 'EigenGradCAM', 'FinerCAM']
 
-# %% ../nbs/04c_cams.ipynb #ad80d7ac
+# %% ../nbs/04c_cams.ipynb #c9f780a3
 from contextlib import ExitStack
-import torch, torch.nn.functional as F
+import torch
 from torch import Tensor, nn
-from fastcore.all import L, store_attr
+from fastcore.all import L, delegates, store_attr
 from .core import *
 from .heatmap import *
 from .layers import *
 from .targets import *
 
-# %% ../nbs/04c_cams.ipynb #aa181b6c
+# %% ../nbs/04c_cams.ipynb #0c8123ed
 def half_type(
     device
 ): # `torch.bfloat16`, `torch.float16`, or None where the hardware has neither
@@ -27,6 +27,8 @@ def half_type(
 
 class Explainer:
     "Heat for a batch of images. A subclass says how, in `explain`"
+    has_fast = True # Can it compute in half precision?
+    asks_target = True # Does the heat depend on the target?
     def __init__(self,
         model:nn.Module,
         target='label', # What is explained, see `as_target`
@@ -73,13 +75,14 @@ class Explainer:
 
     def __enter__(self): return self
     def __exit__(self, *args): self.ready = None
-    def __repr__(self): return f"{type(self).__name__} of the {self.target}{' in half precision' if self.fast else ''}"
+    def __repr__(self): return f"{type(self).__name__}{f' of the {self.target}' if self.asks_target else ''}{' in half precision' if self.fast else ''}"
 
-# %% ../nbs/04c_cams.ipynb #863a6564
+# %% ../nbs/04c_cams.ipynb #69b591dd
 def mean_heat(heats): return torch.stack(heats).mean(0)
 def max_heat(heats): return torch.stack(heats).amax(0)
 fuses = dict(mean=mean_heat, max=max_heat)
 
+@delegates()
 class CAM(Explainer):
     "Class activation map. A subclass gives the formula, in `heat`"
     uses_grad = True
@@ -87,37 +90,20 @@ class CAM(Explainer):
         model:nn.Module,
         layer=None, # A module, its name, a `Layer`, or a list of them to be fused; None: `find_layer`
         target='label', # What is explained, see `as_target`
-        scale:bool=True, # Scale each map to [0,1]? Otherwise its own scale is kept
         fuse='mean', # How several layers make one map: 'mean', 'max', or a function of a list of (bs,h,w)
-        chunk:int=64, # At most so many images go through the network at once, to bound memory
-        fast:bool=False # Half precision where the hardware has it?
+        **kwargs
     ):
-        super().__init__(model, target, scale, chunk, fast)
+        super().__init__(model, target, **kwargs)
         self.fuse,self.layers = by_name(fuse, fuses, 'fuse'),None
         self.asked = [] if layer is None else list(layer) if isinstance(layer, (list,tuple,L)) else [layer]
         if layer is not None and not self.asked: raise ValueError('The list of layers is empty: name one, or leave `layer` out.')
-
-    def named(self, o, xb):
-        "The `Layer` for a module or its name"
-        modules,shapes = dict(self.net.named_modules()),[]
-        if isinstance(o, Layer): o = o.module
-        if not isinstance(o, (str,nn.Module)): raise TypeError(f'layer={o!r} should be a module of the model, its name, or a `Layer` from `find_layers`.')
-        if isinstance(o, str) and o not in modules:
-            raise ValueError(f'No layer is called {o!r}{nearest(o, modules)} `[n for n,_ in model.named_modules()]` lists them, `find_layers(model, xb)` those on a grid.')
-        module = modules[o] if isinstance(o, str) else o
-        name = next((n for n,m in modules.items() if m is module), None)
-        if name is None: raise ValueError(f'The layer {type(module).__name__} is not a part of this {type(self.net).__name__}.')
-        with hooked([module], lambda m,i,out: shapes.append(getattr(out, 'shape', None))): self.net(xb[:1])
-        layer = Layer.of(name, module, shapes[0], xb.shape[-2:]) if shapes and shapes[0] else None
-        if layer is None: raise ValueError(f'The output of layer {name!r} has shape {tuple(shapes[0]) if shapes and shapes[0] else None}, which is no grid over the image: choose one that is, or leave `layer` out.')
-        return layer
 
     @property
     def layer(self): return self.layers[-1] if self.layers else None
 
     def prepare(self, xb):
         "Find the layer, and whether images can go through channels last"
-        self.layers,self.can_last = [self.named(o, xb) for o in self.asked] or [find_layer(self.net, xb)],True
+        self.layers,self.can_last = [named_layer(self.net, o, xb) for o in self.asked] or [find_layer(self.net, xb)],True
         try: self.net(xb[:1].contiguous(memory_format=torch.channels_last))
         except RuntimeError as e:
             if 'view' not in str(e): raise
@@ -132,7 +118,7 @@ class CAM(Explainer):
         yb,
         target:Target,
         grad:bool=True # With gradients?
-    )->list: # Of (activations, gradients or None), one for each layer, as the layer gives them
+    )->tuple: # The outputs, and a list of (activations, gradients or None), one for each layer, as the layer gives them
         "What the layers see, and what it does to the target"
         acts = {o.module:[] for o in self.layers}
         def note(m, inp, out):
@@ -147,16 +133,16 @@ class CAM(Explainer):
             for layer,o in zip(self.layers, acts.values()):
                 if len(o)!=1: raise ValueError(f'The layer {layer} ran {len(o)} times in one pass: choose one that runs once.')
             acts = [o for o, in acts.values()]
-            if not grad: return [(o,None) for o in acts]
+            if not grad: return out, [(o,None) for o in acts]
             score = target(out, yb)
             grads = torch.autograd.grad(score.sum(), acts, allow_unused=True) if score.requires_grad else [None]*len(acts)
         for layer,g in zip(self.layers, grads):
             if g is None: raise ValueError(f'The layer {layer} does not reach the target {self.target}: choose a layer that the prediction depends on.')
-        return [(a.detach(),g) for a,g in zip(acts, grads)]
+        return out.detach(), [(a.detach(),g) for a,g in zip(acts, grads)]
 
     def explain(self, xb, yb, target):
-        heats = [self.heat(*(None if o is None else layer.to_maps(o).float() for o in seen)) for layer,seen in zip(self.layers, self.look(xb, yb, target, self.uses_grad))]
-        return self.fused(heats)
+        _,seen = self.look(xb, yb, target, self.uses_grad)
+        return self.fused([self.heat(*(None if o is None else layer.to_maps(o).float() for o in pair)) for layer,pair in zip(self.layers, seen)])
 
     def fused(self, heats):
         "One map of several: each is scaled, and stretched over the finest grid"
@@ -198,7 +184,7 @@ class LayerCAM(CAM):
     "Each place weighted by its own positive gradient (Jiang et al. 2021)"
     def heat(self, act, grad): return (grad.relu()*act).sum(1).relu()
 
-# %% ../nbs/04c_cams.ipynb #03765c80
+# %% ../nbs/04c_cams.ipynb #1d7374e3
 def first_component(
     maps:Tensor # (bs,channels,h,w)
 )->Tensor: # (bs,h,w); NaN where the maps are not finite
@@ -216,17 +202,22 @@ def first_component(
 
 class EigenCAM(CAM):
     "The first principal component of the activations, whatever the class (Muhammad & Yeasin 2020, arXiv 2008.00299)"
-    uses_grad = False
+    uses_grad,asks_target = False,False
     def heat(self, act, grad=None): return first_component(act).relu()
 
 class EigenGradCAM(CAM):
     "The first principal component of gradient times activation (Gildenblat et al. 2021, pytorch-grad-cam)"
     def heat(self, act, grad): return first_component(grad*act).relu()
 
-# %% ../nbs/04c_cams.ipynb #0d73bab8
+# %% ../nbs/04c_cams.ipynb #4fa6849d
+@delegates()
 class FinerCAM(GradCAM):
     "GradCAM of a class against its nearest classes (Zhang et al. 2025, arXiv 2501.11309)"
-    def __init__(self, model, layer=None, target='pred', scale=True, fuse='mean', chunk=64, fast=False,
+    def __init__(self,
+        model:nn.Module,
+        layer=None, # As in `CAM`
+        target='pred', # Which class, see `as_target`
         n:int=3, # How many classes to contrast with, at most
-        gamma:float=0.6 # How much their mean counts
-    ): super().__init__(model, layer, target if isinstance(target, Finer) else Finer(target, n, gamma), scale, fuse, chunk, fast)
+        gamma:float=0.6, # How much their mean counts
+        **kwargs
+    ): super().__init__(model, layer, target if isinstance(target, Finer) else Finer(target, n, gamma), **kwargs)

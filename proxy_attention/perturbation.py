@@ -5,24 +5,29 @@
 # %% auto #0
 __all__ = ['PerturbationCAM', 'ScoreCAM', 'AblationCAM']
 
-# %% ../nbs/04d_perturbation.ipynb #a318d5f6
+# %% ../nbs/04d_perturbation.ipynb #355aea72
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from fastcore.all import delegates
 from .core import *
 from .heatmap import *
 from .layers import *
 from .targets import *
 from .cams import *
 
-# %% ../nbs/04d_perturbation.ipynb #ddcacfbc
+# %% ../nbs/04d_perturbation.ipynb #5c8468f8
+@delegates()
 class PerturbationCAM(CAM):
     "Channel maps weighted by what changing each does to the target. A subclass says how, in `weights`"
     uses_grad = False
-    def __init__(self, model, layer=None, target='label', scale=True, fuse='mean', chunk=64, fast=False,
-        channels:int=None # Try only so many channels an image, the strongest; None: all
+    def __init__(self,
+        model:nn.Module,
+        layer=None, # As in `CAM`
+        channels:int=None, # Try only so many channels an image, the strongest; None: all
+        **kwargs
     ):
         if channels is not None: refuse_number(1, 10**9, channels=channels)
-        super().__init__(model, layer, target, scale, fuse, chunk, fast)
+        super().__init__(model, layer, **kwargs)
         self.channels = channels
 
     def tried(self,
@@ -46,9 +51,10 @@ class PerturbationCAM(CAM):
     def explain(self, xb, yb, target):
         xb = self.laid_out(xb)
         with torch.no_grad():
-            fixed,heats = target.fix(self.scores(xb), yb),[]
+            out,seen = self.look(xb, yb, target, grad=False)
+            fixed,heats = target.fix(out, yb),[]
             score = lambda out,items: target.score(out, None if fixed is None else fixed[items])
-            for layer,(act,_) in zip(self.layers, self.look(xb, yb, target, grad=False)):
+            for layer,(act,_) in zip(self.layers, seen):
                 maps = layer.to_maps(act).float()
                 heats.append((self.weights(xb, act, maps, layer, score)[...,None,None]*maps).sum(1).relu())
             return self.fused(heats)
@@ -65,7 +71,7 @@ class ScoreCAM(PerturbationCAM):
             w[i,c] = score(self.scores(self.laid_out(xb[i]*seen)), i)
         return w.softmax(1)
 
-# %% ../nbs/04d_perturbation.ipynb #dbc4465b
+# %% ../nbs/04d_perturbation.ipynb #9d199aea
 class AblationCAM(PerturbationCAM):
     "Channel maps weighted by what the score loses without them (Desai & Ramaswamy 2020, WACV)"
     def instead(self,
@@ -88,9 +94,9 @@ class AblationCAM(PerturbationCAM):
         step = max(self.chunk, 2**24//act[0].numel()) if shared else self.chunk # 64 MB of activations
         w = maps.new_zeros(maps.shape[:2])
         for i in item.unique().tolist():
-            whole = score(self.instead(xb[i:i+1], act[i:i+1], layer, shared), [i])
             for c in channel[item==i].split(step):
-                less = act[i:i+1].repeat(len(c), *[1]*(act.ndim-1))
-                less.movedim(layer.dim, 1)[torch.arange(len(c), device=c.device),c] = 0
-                w[i,c] = whole - score(self.instead(xb[i:i+1], less, layer, shared), [i]*len(c))
+                less = act[i:i+1].repeat(len(c)+1, *[1]*(act.ndim-1)) # the first copy stays whole
+                less.movedim(layer.dim, 1)[torch.arange(len(c), device=c.device)+1,c] = 0
+                whole,*without = score(self.instead(xb[i:i+1], less, layer, shared), [i]*len(less))
+                w[i,c] = whole - torch.stack(without)
         return w

@@ -12,8 +12,13 @@ from torch import Tensor
 from fastcore.all import store_attr
 from .core import *
 
-# %% ../nbs/04a_targets.ipynb #932fddba
-def _single(out): return out.ndim==1 or out.shape[1]==1
+# %% ../nbs/04a_targets.ipynb #903d72b2
+def _single(
+    out:Tensor # (bs,classes), (bs,1) or (bs,)
+)->bool:
+    "One number an image?"
+    if out.ndim>2: raise ValueError(f'The outputs have the shape {tuple(out.shape)}: for more than one score a class, give a function `(outputs, yb) -> (bs,)` as the target.')
+    return out.ndim==1 or out.shape[1]==1
 
 def _classes(
     out:Tensor, # (bs,classes), (bs,1) or (bs,)
@@ -44,7 +49,6 @@ class Target:
 
     def __call__(self, out, yb=None):
         "The explained number, of these outputs"
-        if out.ndim>2: raise ValueError(f'The outputs have the shape {tuple(out.shape)}: for more than one score a class, give a function `(outputs, yb) -> (bs,)` as the target.')
         return self.score(out, self.fix(out.detach(), yb))
 
     def split(self, n, size): return [self]*-(-n//size)
@@ -109,7 +113,7 @@ class Finer(Target):
     def split(self, n, size): return [Finer(o, self.n, self.gamma) for o in self.of.split(n, size)]
     def __repr__(self): return f'{self.of} against its {self.n} nearest'
 
-# %% ../nbs/04a_targets.ipynb #f6bdb7f0
+# %% ../nbs/04a_targets.ipynb #b504c034
 class Index(Target):
     "The score of a given output: one index for all, or one an image"
     def __init__(self,
@@ -130,7 +134,6 @@ class Index(Target):
 class _Own(Target):
     "Your own function of outputs and labels"
     def __init__(self, f): self.f = f
-    def __call__(self, out, yb=None): return self.score(out, self.fix(out, yb))
     def fix(self, out, yb=None): return yb
     def score(self, out, fixed):
         res = self.f(out, fixed)

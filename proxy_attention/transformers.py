@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['AttentionMaps', 'AttentionRollout', 'LeGrad']
 
-# %% ../nbs/04e_transformers.ipynb #8261ed10
+# %% ../nbs/04e_transformers.ipynb #87e50dfc
 import torch, torch.nn.functional as F
 from contextlib import ExitStack
 from torch import Tensor, nn
+from fastcore.all import delegates
 from torch.overrides import TorchFunctionMode
 from .core import *
 from .layers import *
 from .targets import *
 from .cams import *
 
-# %% ../nbs/04e_transformers.ipynb #ab4b2407
+# %% ../nbs/04e_transformers.ipynb #0dd52ac7
 class AttentionMaps(TorchFunctionMode):
     "Notes every attention over a whole image's tokens, as `(bs,heads,tokens,tokens)` probabilities that are part of the graph"
     def __init__(self,
@@ -67,11 +68,17 @@ class AttentionMaps(TorchFunctionMode):
         out = F.linear(out.permute(2,0,1,3).flatten(2), out_w, out_b)
         return out, (a.mean(1) if kwargs.get('average_attn_weights', True) else a) if kwargs.get('need_weights', True) else None
 
+@delegates()
 class _Transformer(Explainer):
     "What rollout and LeGrad share: the blocks, and the token grid"
-    def __init__(self, model, layer=None, target='label', scale=True, chunk=16, fast=False):
+    def __init__(self,
+        model:nn.Module,
+        layer=None, # There is none to choose
+        chunk:int=16, # At most so many images at once, to bound memory
+        **kwargs
+    ):
         if layer is not None: raise ValueError(f'{type(self).__name__} looks at the attention of all blocks: leave `layer` out.')
-        super().__init__(model, target, scale, chunk, fast)
+        super().__init__(model, chunk=chunk, **kwargs)
         self.blocks = None
 
     def prepare(self, xb):
@@ -104,9 +111,10 @@ class _Transformer(Explainer):
 
     def __repr__(self): return f"{super().__repr__()} over {f'{len(self.blocks)} blocks up to {self.name}, tokens on {self.grid[0]}×{self.grid[1]}' if self.blocks else 'blocks to be found'}"
 
-# %% ../nbs/04e_transformers.ipynb #b97f327a
+# %% ../nbs/04e_transformers.ipynb #1f7e3e41
 class AttentionRollout(_Transformer):
     "Attention followed back through all blocks, whatever the class (Abnar & Zuidema 2020, arXiv 2005.00928)"
+    asks_target = False
     def prepare(self, xb):
         super().prepare(xb)
         last = []
@@ -127,7 +135,6 @@ class AttentionRollout(_Transformer):
             a = (a.float().mean(1)+eye)/2
             roll = a if roll is None else a@roll
         return self.on_grid(roll[:,self.read].mean(1))
-    def __repr__(self): return super().__repr__().replace(f'{type(self).__name__} of the {self.target}', type(self).__name__)
 
 # %% ../nbs/04e_transformers.ipynb #49b803d2
 class LeGrad(_Transformer):
