@@ -105,18 +105,19 @@ def fast_agrees(
     same = (degenerate(pair[0])==degenerate(pair[1])).all()
     return bool(same and len(got[0]) and got[0].mean()>=rank and got[1].mean()>=iou)
 
-# %% ../nbs/04_attribution.ipynb #097edbd0
+# %% ../nbs/04_attribution.ipynb #f7a3e236
 @torch.no_grad()
 def heat_of(
     attr, # An attribution: `(xb, yb) -> (bs,h,w)`
     dl, # Batches of images and labels, such as `whole_dl(learn.dls, items)`
     side:int=None, # Keep at most so many cells a side
+    total:int=None, # How many batches there are, where `dl` does not say
     parent=None, # A master progress bar to hang the bar under
     show:bool=False, # Show a progress bar?
 )->tuple: # heat (n,h,w) on the CPU, degenerate (n,) bool
     "Heat for every item of a loader"
     heats,bad = [],[]
-    for b in (progress_bar(dl, parent=parent, leave=False) if show else dl):
+    for b in (progress_bar(dl, total=total, parent=parent, leave=False) if show else dl):
         xb,yb = b[0], b[1] if len(b)>1 else None
         heat = attr(xb, yb)
         if not isinstance(heat, Tensor): raise TypeError(f'{attr} returned a {type(heat).__name__}: it should be a tensor of shape (batch, height, width).')
@@ -124,4 +125,4 @@ def heat_of(
         heat = heat.detach().as_subclass(Tensor)
         bad.append(degenerate(heat).cpu())
         heats.append((shrink_heat(heat, side) if side else heat).float().cpu())
-    return torch.cat(heats), torch.cat(bad)
+    return (torch.cat(heats), torch.cat(bad)) if bad else (torch.zeros(0,1,1), torch.zeros(0, dtype=torch.bool))

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #2a685ca2
-import inspect, os, pickle, random, time
-from contextlib import contextmanager
+# %% ../nbs/09_callback.ipynb #9c14b672
+import inspect, os, pickle, time
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from itertools import chain, islice
+from numbers import Integral
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd, torch
@@ -18,52 +20,53 @@ from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, co
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.transforms import ColReader
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib, rank_distrib
 from .core import *
 from .heatmap import *
 from .selection import *
 from .schedule import *
-from .data import input_size, refuse_inside, whole_dl
+from .data import ImageStats, has_items, input_size, plain_dls, refuse_inside, train_items, whole_dl
 from .targets import as_target
 from .cams import LayerCAM, Explainer
 from .attribution import *
 from .masking import *
 from .serving import *
-from .explain import show_proxies
+from .explain import show_heats, show_proxies
 
-# %% ../nbs/09_callback.ipynb #0434505c
-def _items(dls, idxs):
-    "Training items by number, as `test_dl` takes them"
-    items = dls.train_ds.items
-    return items.iloc[idxs] if hasattr(items, 'iloc') else L(items)[idxs]
-
+# %% ../nbs/09_callback.ipynb #b9ef39a5
 def _files(dls, idxs):
-    "The file (or whatever names it) of each training item"
-    items,tls = _items(dls, idxs), getattr(dls.train_ds, 'tls', None)
+    "The file (or whatever names it) of each training item; nothing for a data set that does not say"
+    if not has_items(dls.train_ds): return ['']*len(idxs)
+    items,tls = train_items(dls, idxs), getattr(dls.train_ds, 'tls', None)
     if hasattr(items, 'iloc'):
         read = next((f for f in tls[0].tfms.fs if isinstance(f, ColReader)), lambda row: row.iloc[0])
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #b92d20d3
+# %% ../nbs/09_callback.ipynb #113c0767
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
     def __init__(self,
-        select='top_losses', # Which items: 'top_losses', 'misclassified', 'low_losses', 'all', 'random', or a function
+        select='top_losses', # Which items: 'top_losses', 'misclassified', 'low_losses', 'all', 'random', `PerClass(…)`, or a function
         share=0.2, # Share (float) or count (int) of the training items
+        losses='exact', # Losses to select by: from an extra pass ('exact'), or as the training epoch itself met them ('running')
         attribution=LayerCAM, # Where: a CAM, a captum class, the name of one, or a function `(xb, yb) -> heat`
         target='margin', # What is explained: 'label', 'pred', 'margin' of the prediction, see `as_target`
         layer=None, # Layer of a CAM (module, name, or several to be fused); None: found by itself
         fast:bool=None, # Heat in half precision? None: where it agrees with full precision, see `fast_agrees`
         scale:bool=True, # Scale each heatmap to [0,1]? Otherwise the attribution's own numbers meet the rule
-        rule='area', # Which pixels: 'area', 'absolute', 'max_share', 'mean_std', or a function
+        rule='area', # Which pixels: 'area', 'top_cells', 'absolute', 'max_share', 'mean_std', 'random', 'centre', or a function
         area:float=0.1, # Share of the image that rule='area' masks
-        fill='swap', # What comes there: 'swap', 'zero', 'mean', 'max', 'min', 'halfmax', 'blend', or a function
+        fill='swap', # What comes there: the name of one of `fills`, or a function
         max_area:float=0.4, # A mask never covers more than this share of the image
-        steps=None, # When, as `[5,'p',9]` or '5,p,9', or a function `(epoch, n_epoch) -> bool`; None: `start`, `finish`, `every`
+        min_area:float=0., # Nor less than this
+        edge:float=0., # Width of a soft edge, as a share of the image's shorter side; 0: a hard one
+        steps=None, # When, as `[5,'p',9]` or '5,p,9', `Plateau(…)`, or a function `(epoch, n_epoch) -> bool`; None: `start`, `finish`, `every`
         start=0.3, # Done before the first step: share of the fit (float) or epochs (int)
         finish=1., # No step once this is done
         every=1, # Between two steps; None: one step only
+        across:int=None, # One schedule over several fits, so many epochs in all (`fine_tune(5)` has 6); None: each fit has its own
         mode:str='replace', # 'replace': in place of the original; 'augment': beside it
         p:float=0.5, # Chance that a chosen item is served as a proxy, drawn anew each epoch
         clear:bool=True, # Forget the proxies of the step before? Otherwise they stay, and an item keeps its first mask
@@ -73,14 +76,18 @@ class ProxyAttention(Callback):
         **kwargs # For the rule and the fill: `threshold`, `k`, `weight`, …
     ):
         self.args = {k:v for k,v in locals().items() if k not in ('self','kwargs','__class__')} | kwargs
-        store_attr('share,target,layer,fast,scale,mode,p,clear,grid,save_images')
+        store_attr('share,target,layer,fast,scale,mode,p,clear,grid,save_images,across')
         self.select = by_name(select, selections, 'selection')
+        losses = by_name(losses, loss_sources, 'loss source') if isinstance(losses, (str,type)) else losses
+        self.losses = losses() if isinstance(losses, type) else losses
+        if not hasattr(self.losses, 'interpret'): raise TypeError(f"losses={losses!r} should be 'exact', 'running', or a class such as `ExactLosses`.")
         self.attribution = as_attribution(attribution)
         if area!=0.1 or 'area' in takes(by_name(rule, rules, 'rule')): kwargs = dict(area=area, **kwargs)
-        self.masker = Masker(rule, fill, max_area, **kwargs)
+        self.masker = Masker(rule, fill, max_area, min_area, edge, **kwargs)
         refuse_unknown(self.select, ('losses','preds','targs','share'), 'selection')
         if isinstance(target, torch.Tensor) and target.numel()>1: raise TypeError('A tensor of one index an item belongs to one batch: in a training run, give an index, a name or a function of outputs and labels.')
         if grid is not None: refuse_number(2, 4096, grid=grid)
+        if across is not None: refuse_number(2, 10**6, across=across)
         if fast not in (None,True,False): raise TypeError(f'fast={fast!r} should be True, False, or None for where it agrees.')
         if folder is not None and not str(folder): raise ValueError("folder='' is no name for a folder.")
         if steps is not None and (start,finish,every)!=(0.3,1.,1): raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
@@ -88,20 +95,20 @@ class ProxyAttention(Callback):
         n_of(share, 1), as_target(target), Proxies(HeatmapStore(), self.masker, mode, p) # each refuses what is out of range
         self.folder = None if folder is None else Path(folder)
         if save_images and folder is None: raise ValueError('save_images=True needs a place: give `folder` too.')
-        self.fits,self.lost,self._trained = 0,[],False
+        self.fits,self.lost,self._trained,self.going,self.earlier,self.begun,self.data = 0,[],False,False,0,False,None
         self.forget()
 
     def forget(self):
         "An empty store and log, no interpretation"
-        self.store,self.interp,self.proxies = HeatmapStore(),None,None
-        self._rows,self._history = [],[]
+        self.store,self.interp,self.proxies,self.going = HeatmapStore(),None,None,False
+        self._rows,self._history,self.told = [],[],set()
 
     def __repr__(self):
         usual = {k:p.default for k,p in inspect.signature(ProxyAttention).parameters.items()}
         kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
         return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #9f2b83a8
+# %% ../nbs/09_callback.ipynb #f16ce695
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -112,10 +119,11 @@ def _told():
 
 @patch
 def before_fit(self:ProxyAttention):
-    "Nothing is served yet"
+    "Nothing is served yet, unless a fit before this one had its part of the schedule"
     self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-    self.begun,self._trained,self.proxies = False,False,None
+    self.begun,self._trained = False,False
     self.own_loss = self.loss_func # before MixUp and its like put theirs in for training
+    self.proxies = self.make_proxies() if self.going and self.real else None
     _unserve(self.learn)
 
 @patch
@@ -128,74 +136,95 @@ def before_train(self:ProxyAttention):
 @patch
 def begin(self:ProxyAttention):
     "Check loader, items, model, schedule and folder"
-    self.begun = True
+    going,self.going,self.begun,dls = self.going,False,True,plain_dls(self.dls)
     if self.lost: raise ValueError(f"This learner was exported, and your own function for {', '.join(self.lost)} could not go along: `learn.remove_cb(ProxyAttention)`, then add a new one.")
     if len(L(self.learn.cbs).filter(risinstance(ProxyAttention)))>1: raise ValueError('The learner has more than one ProxyAttention: `learn.remove_cb(ProxyAttention)` takes them all off, then add the one you want.')
-    self.too_short = getattr(self.schedule, 'n_epoch', 0)>self.n_epoch and getattr(self.opt, 'frozen_idx', 0)>0 # the frozen phase of `fine_tune`
-    if self.too_short: warn(f'The body is frozen, and this fit of {self.n_epoch} epochs is too short for the steps {self.schedule}: no proxy step in it.', ProxyWarning)
-    elif hasattr(self.schedule, 'check'): self.schedule.check(self.n_epoch)
-    elif isinstance(self.schedule, Every) and not self.schedule.ends(self.n_epoch):
-        warn(f'No epoch of this fit ends in a proxy step ({self.schedule}, {self.n_epoch} epochs): it trains as if ProxyAttention were not there.', ProxyWarning)
     self.fits += 1
-    self.store = HeatmapStore()
-    try: self.schedule(0, self.n_epoch)
-    except TypeError as e: raise TypeError(f'The schedule should be a function of the epoch and the number of epochs: {e}.') from e
-    if self.epoch and not self.too_short and any(self.schedule(e, self.n_epoch) for e in range(self.epoch)):
-        warn(f'The fit starts at epoch {self.epoch}, after a proxy step of the schedule: that step is not made up for.', ProxyWarning)
+    if not going: self.store,self.earlier = HeatmapStore(),0
+    self.check_schedule()
     with keep_rng():
-        self.draw_seed = random.getrandbits(32)
-        check_loader(self.dls.train, self.mode)
-        self.check_task()
+        item = check_loader(dls.train)
+        img,self.size = item[0] if isinstance(item, (tuple,list)) else item, input_size(dls)
+        self.check_task(item)
+        if not has_items(dls.train_ds) and not _same(img, dls.train.create_item(0)[0]): raise TypeError('The data set gives item 0 another image each time, so heat would not lie where the model looked: move what is random into `item_tfms` or `batch_tfms` of the loader.')
+        if self.masker.needs_other and not dls.train.shuffle: warn('The training loader does not shuffle, so a swap takes its pixels from the item before, often one of the same class: use `shuffle=True`.', ProxyWarning)
+        if not going: self.losses.check(self.learn)
         self.attr = self.attribution(self.learn.model, layer=self.layer, target=self.target, **({} if self.scale else {'scale':False}))
         if self.fast and not getattr(self.attr, 'has_fast', False): raise TypeError(f'fast=True is for the CAMs and the transformer methods; {self.attr} has no half precision: leave `fast` out.')
-        heat,_ = heat_of(self.attr, [whole_dl(self.dls, _items(self.dls, [0]), bs=1, num_workers=0).one_batch()])
-        img = self.dls.train.create_item(0)[0]
-        self.masker(img, torch.rand_like(heat[0]), img)
+        heat,_ = heat_of(self.attr, [whole_dl(dls, train_items(dls, [0]), size=self.size, bs=1, num_workers=0).one_batch()], side=self.grid)
+        big = heat[0].numel()*2*n_of(self.share, len(dls.train_ds))
+        if big>2**30: warn(f'A heatmap of this attribution has {heat.shape[1]}×{heat.shape[2]} cells; those of the chosen items take {big/2**30:.0f} GB. `grid=14` keeps 14×14 of each.', ProxyWarning)
+        if self.masker.needs_data: self.data = ImageStats.of(dls.train.create_item(int(i))[0] for i in np.linspace(0, len(dls.train_ds)-1, min(1000, len(dls.train_ds))).round())
+        self.masker(img, torch.rand_like(heat[0]), img, self.data)
+        self.keep_masks = min(img.shape[-2:] if isinstance(img, torch.Tensor) else img.size)>=128
     if self.folder: self.check_folder()
 
-# %% ../nbs/09_callback.ipynb #2a374955
+def _same(a, b): return torch.equal(a, b) if isinstance(a, torch.Tensor) else np.array_equal(np.asarray(a), np.asarray(b))
+
+# %% ../nbs/09_callback.ipynb #15a3df41
 @patch
-def check_task(self:ProxyAttention):
+def due(self:ProxyAttention,
+    epoch:int # Of this fit
+)->bool:
+    "Does this epoch end in a proxy step?"
+    values = dict(zip(self.recorder.metric_names[1:], zip(*self.recorder.values))) if hasattr(self, 'recorder') and self.recorder.values else None
+    return not self.too_short and bool(given(self.schedule, self.earlier+epoch, self.total, values=values))
+
+@patch
+def check_schedule(self:ProxyAttention):
+    "What of the schedule can be seen beforehand"
+    n,self.total,own = self.n_epoch,self.across or self.n_epoch,self.schedule
+    if self.earlier+n>self.total: raise ValueError(f'across={self.across} epochs, and after the {self.earlier} of the fits before this one has {n}: give their sum.')
+    self.too_short = self.across is None and getattr(own, 'n_epoch', 0)>n and getattr(self.opt, 'frozen_idx', 0)>0 # the frozen phase of `fine_tune`
+    if self.too_short: return warn(f'The body is frozen, and this fit of {n} epochs is too short for the steps {own}: no proxy step in it. (`across={n}+…` makes one schedule of both phases of `fine_tune`.)', ProxyWarning)
+    try: ends,last = proxy_epochs(own, self.total), given(own, self.total-1, self.total)
+    except TypeError as e: raise TypeError(f'The schedule should be a function of the epoch and the number of epochs: {e}.') from e
+    if not ends and last: raise ValueError(f'The only proxy step of this schedule comes after the last of {self.total} epochs, and nothing would train on its result: choose an earlier one.')
+    if not ends and isinstance(own, Every): warn(f'No epoch of this fit ends in a proxy step ({own}, {self.total} epochs): it trains as if ProxyAttention were not there.', ProxyWarning)
+    if self.epoch and any(e<self.epoch for e in ends): warn(f'The fit starts at epoch {self.epoch}, after a proxy step of the schedule: that step is not made up for.', ProxyWarning)
+
+@patch
+def check_task(self:ProxyAttention, item):
     "One image in, one label out, and losses that can be had item by item"
-    *_,y = self.dls.train.dataset[0]
-    if not isinstance(y, torch.Tensor) or y.ndim or y.is_floating_point():
-        raise TypeError(f'ProxyAttention is for one label an image; the target here is a {type(y).__name__}{f" of shape {tuple(y.shape)}" if hasattr(y, "shape") else ""}.')
+    y = item[1] if isinstance(item, (tuple,list)) and len(item)==2 else item
+    one = isinstance(y, Integral) or isinstance(y, torch.Tensor) and not y.ndim and not y.is_floating_point()
+    if not one: raise TypeError(f'ProxyAttention is for one label an image; the target here is a {type(y).__name__}{f" of shape {tuple(y.shape)}" if hasattr(y, "shape") else f" of {len(y)}" if isinstance(y, (tuple,list)) else ""}.')
     if not hasattr(self.own_loss, 'reduction') and 'reduction' not in takes(self.own_loss):
         raise TypeError(f"The loss function {getattr(self.own_loss, '__name__', type(self.own_loss).__name__)} cannot be had item by item: give it an argument or an attribute `reduction`, as torch's and fastai's losses have.")
 
-# %% ../nbs/09_callback.ipynb #7be32af9
+# %% ../nbs/09_callback.ipynb #7b13cfb5
+@patch
+def after_loss(self:ProxyAttention):
+    "The losses of a training batch, for whom they matter"
+    if self.training and self._trained: self.losses.note(self.learn)
+
 @patch
 def after_epoch(self:ProxyAttention):
     "A proxy step, if the schedule says so"
     if not self._trained: return
     self._trained = False
-    if self.too_short or not self.schedule(self.epoch, self.n_epoch): return
-    if self.epoch+1>=self.n_epoch: return warn('The schedule asks for a proxy step after the last epoch; nothing would train on its result, so it is left out.', ProxyWarning)
+    if not self.due(self.epoch): return
+    if self.earlier+self.epoch+1>=self.total: return None if isinstance(self.schedule, Plateau) else warn('The schedule asks for a proxy step after the last epoch; nothing would train on its result, so it is left out.', ProxyWarning)
     with _told(), keep_rng(): self.step()
 
 @patch
 def step(self:ProxyAttention):
     "Select, attribute, and serve from the next epoch on"
     began = time.perf_counter()
-    self.interp = interp = interpret_train(self.learn, inner=True, keep=[self])
-    idxs = choose(self.select, interp.losses, interp.preds, interp.targs, self.share)
+    self.interp = interp = self.losses.interpret(self.learn, keep=[self])
+    idxs = from_first(choose(self.select, interp.losses, interp.preds, interp.targs, self.share, interp.known))
     heat,bad,area = self.attribute(idxs)
     ok = ~bad & (area>0)
     if self.clear: self.store.clear()
     self.store.update(idxs[ok], heat[ok])
-    self.proxies = Proxies(self.store, self.masker, self.mode, self.p, self.draw_seed)
-    self.proxies.epoch = self.epoch+1
+    self.proxies = self.make_proxies()
     self.note(idxs, bad, area, time.perf_counter()-began)
-    if self.folder: self.save()
+    if self.folder and not rank_distrib(): self.save()
 
 @patch
-def go_fast(self:ProxyAttention, idxs, size, n=16):
-    "Half precision, if asked for, or if it agrees on the first `n` of many images"
-    if not getattr(self.attr, 'has_fast', False): return
-    self.attr.fast = bool(self.fast)
-    if self.fast is None and len(idxs)>=4*n:
-        b = whole_dl(self.dls, _items(self.dls, list(idxs)[:n]), size=size, bs=n, num_workers=0).one_batch()
-        self.attr.fast = fast_agrees(self.attr, *b[:2])
+def make_proxies(self:ProxyAttention)->Proxies:
+    "What is to be served, as things stand"
+    return Proxies(self.store, self.masker, self.mode, self.p, self.data, self.keep_masks)
 
 @patch
 def attribute(self:ProxyAttention,
@@ -203,17 +232,30 @@ def attribute(self:ProxyAttention,
 )->tuple: # heat (n,h,w), degenerate (n,), share of the image that is masked (n,)
     "Where the model looks in these training items"
     if not len(idxs): return torch.zeros(0,1,1), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
-    idxs,size = L(idxs.tolist()),input_size(self.dls)
-    self.go_fast(idxs, size)
-    heat,bad = heat_of(self.attr, whole_dl(self.dls, _items(self.dls, list(idxs)), size=size), side=self.grid,
-                       parent=getattr(getattr(self, 'progress', None), 'mbar', None), show=hasattr(self, 'progress'))
-    heat = heat.half().float() # as the store keeps it; what is too large for it becomes infinite
+    dls = plain_dls(self.dls)
+    bs = dls.train.bs or 64
+    mine = torch.cat([idxs[:0], *idxs.split(bs)[rank_distrib()::max(1, num_distrib())]]).tolist() # every so many batches: the same ones as on a single process
+    batches = iter(dl := whole_dl(dls, train_items(dls, mine), size=self.size, bs=bs)) if mine else iter(dl := [])
+    first = list(islice(batches, 1))
+    self.go_fast(first, len(idxs))
+    heat,bad = heat_of(self.attr, chain(first, batches), side=self.grid, total=len(dl), parent=getattr(getattr(self, 'progress', None), 'mbar', None), show=hasattr(self, 'progress'))
+    mine,heat,bad = zip(*(o for o in from_all((mine, heat.half(), bad)) if len(o[0])))
+    order = torch.tensor(L(mine).concat()).argsort()
+    heat,bad = torch.cat(heat)[order].float(), torch.cat(bad)[order] # as the store keeps it; what is too large for half precision is infinite
     bad |= degenerate(heat)
     heat = torch.where(bad[:,None,None], torch.zeros(()), heat)
-    area = torch.cat([self.masker.mask_over(h, size).float().mean((1,2)) for h in heat.split(256)])
+    area = torch.cat([self.masker.drawn(h, self.size).float().mean((1,2)) for h in heat.split(256)])
     return heat, bad, torch.where(bad, torch.zeros(()), area)
 
-# %% ../nbs/09_callback.ipynb #ec4dbf0a
+@patch
+def go_fast(self:ProxyAttention, first, n, few=16):
+    "Half precision, if asked for, or if it agrees on the first few of many images"
+    if not getattr(self.attr, 'has_fast', False): return
+    self.attr.fast = bool(self.fast)
+    if self.fast is not None or n<4*few: return
+    self.attr.fast = from_first(not rank_distrib() and fast_agrees(self.attr, *(o[:few] for o in first[0][:2])))
+
+# %% ../nbs/09_callback.ipynb #591c9ca8
 @patch
 def name_of(self:ProxyAttention, label):
     "A label as a person reads it"
@@ -225,18 +267,23 @@ def note(self:ProxyAttention, idxs, bad, area, seconds):
     "Write the step into `log` and `history`, and say what came to nothing"
     interp,at = self.interp,idxs.tolist()
     pick = lambda o: [self.name_of(o[i]) for i in at]
-    how = dict(fit=self.fits, epoch=self.epoch)
+    how,ours = dict(fit=self.fits, epoch=self.epoch),isinstance(self.attr, Explainer)
     self._rows.append(pd.DataFrame(dict(**how, item=at, file=_files(self.dls, at), loss=interp.losses[idxs].tolist(), pred=pick(interp.preds), targ=pick(interp.targs),
-        area=area.tolist(), degenerate=bad.tolist(), method=repr(self.attr) if isinstance(self.attr, Explainer) else getattr(self.attr, '__name__', repr(self.attr)))))
+        area=area.tolist(), degenerate=bad.tolist(), target=repr(self.attr.target) if ours else '', method=repr(self.attr) if ours else getattr(self.attr, '__name__', repr(self.attr)))))
     made = int((area>0).sum())
-    self._history.append(dict(**how, chosen=len(at), made=made, degenerate=int(bad.sum()), served=len(self.store), mean_loss=float(interp.losses[idxs].mean()) if at else np.nan, 
+    self._history.append(dict(**how, known=int(interp.known.sum()), chosen=len(at), made=made, degenerate=int(bad.sum()), served=len(self.store), mean_loss=float(interp.losses[idxs].mean()) if at else np.nan, 
         area=float(area[area>0].mean()) if made else np.nan, seconds=seconds))
     if bad.any(): warn(f'{int(bad.sum())} of {len(at)} heatmaps are flat or not finite; these items keep their original images.', ProxyWarning)
     if not made:
         why = 'the selection is empty' if not at else 'every heatmap is flat' if bad.all() else f'the rule masks no pixel of {len(at)} images'
         warn(f'The proxy step after epoch {self.epoch} made no proxy image: {why}.', ProxyWarning)
+    right = interp.preds==interp.targs
+    wrong = int((~right[idxs]).sum())
+    if self.fits not in self.told and right[interp.known].float().mean()>=.9 and wrong>=max(3, .2*len(at)):
+        self.told.add(self.fits)
+        warn(f'{wrong} of the {len(at)} chosen items are predicted otherwise than labelled, by a model that is right on {right[interp.known].float().mean():.0%} of all: such labels are often wrong. `show_suspects()` shows them.', ProxyWarning)
 
-_log_cols = 'fit epoch item file loss pred targ area degenerate method'.split()
+_log_cols = 'fit epoch item file loss pred targ area degenerate target method'.split()
 @patch(as_prop=True)
 def log(self:ProxyAttention):
     "A row for every item of every step"
@@ -244,25 +291,29 @@ def log(self:ProxyAttention):
 
 @patch(as_prop=True)
 def history(self:ProxyAttention):
-    "A row for every step: items chosen, proxies made, degenerate maps, items served, mean loss, mean area, seconds"
-    return pd.DataFrame(self._history, columns='fit epoch chosen made degenerate served mean_loss area seconds'.split())
+    "A row for every step: items whose loss is known, items chosen, proxies made, degenerate maps, items served, mean loss, mean area, seconds"
+    return pd.DataFrame(self._history, columns='fit epoch known chosen made degenerate served mean_loss area seconds'.split())
 
-# %% ../nbs/09_callback.ipynb #41220262
+# %% ../nbs/09_callback.ipynb #7ec421fe
 def _unserve(learn):
     "Take away a wrapper that has not run: something stopped the fit before its epoch began"
     if hasattr(learn.__dict__.get('_do_epoch_train'), 'proxies'): learn.__dict__.pop('_do_epoch_train')
 
 @patch
 def before_epoch(self:ProxyAttention):
-    "The training part of this epoch is served with proxies, and nothing else is"
-    if self.proxies is None: return
+    "The training part of this epoch is served with proxies, and watched by the loss source; nothing else is"
+    if not self.real: return
     learn,proxies = self.learn,self.proxies
     _unserve(learn)
     own,train = learn.__dict__.get('_do_epoch_train'), learn._do_epoch_train
     def served():
         if own is None: learn.__dict__.pop('_do_epoch_train', None)
         else: learn._do_epoch_train = own
-        with serving(learn.dls.train, proxies): train()
+        dl = learn.dls.train
+        with ExitStack() as stack:
+            if proxies is not None: stack.enter_context(serving(dl, proxies, from_first(loader_seed(dl))))
+            stack.enter_context(self.losses.watching(dl, proxies))
+            train()
     served.proxies = proxies
     learn._do_epoch_train = served
 
@@ -271,6 +322,9 @@ def after_fit(self:ProxyAttention):
     "Nothing is served any more; store, log and interpretation stay to be looked at"
     _unserve(self.learn)
     self.proxies = None
+    if not self.begun: return
+    self.earlier,self.begun = self.earlier+self.n_epoch,False
+    self.going = self.across is not None and self.earlier<self.across
 
 # %% ../nbs/09_callback.ipynb #e188fcde
 def _image_roots(dls):
@@ -319,15 +373,15 @@ def save_proxies(self:ProxyAttention):
         rows.append(dict(proxy=f.as_posix(), source=last.file[i], item=i, fit=self.fits, epoch=self.epoch, label=last.targ[i], area=last.area[i]))
     write_whole(manifest, lambda f: pd.concat([old, pd.DataFrame(rows)]).to_csv(f, index=False))
 
-# %% ../nbs/09_callback.ipynb #f33883ad
+# %% ../nbs/09_callback.ipynb #4f11e910
 @patch
 def proxy_images(self:ProxyAttention,
     idxs # Item numbers, in the store
 )->list: # Proxy images
     "Proxy images of training items, made as the loader makes them"
-    ds,rng = self.interp.learn.dls.train_ds, np.random.default_rng(self.draw_seed)
+    ds,rng = self.interp.learn.dls.train_ds, np.random.default_rng(0)
     donors = rng.integers(1, max(2, len(ds)), len(idxs))
-    make = Proxies(self.store, self.masker).make
+    make = Proxies(self.store, self.masker, data=self.data).make
     return [make(ds[i][0], i, lambda: ds[(i+int(d)) % len(ds)][0]) for i,d in zip(idxs, donors)]
 
 @patch
@@ -341,6 +395,24 @@ def show(self:ProxyAttention,
     idxs = [i for i in order if i in self.store][:n]
     return show_proxies([self.interp.learn.dls.train_ds[i][0] for i in idxs], [normalize_heat(self.store[i][None])[0] for i in idxs], self.proxy_images(idxs),
                         captions=[self.name_of(self.interp.targs[i]) for i in idxs], **kwargs)
+
+@patch
+def suspects(self:ProxyAttention)->pd.DataFrame:
+    "The rows of the last step's log that are predicted otherwise than labelled, the largest loss first"
+    if not self._rows: raise ValueError('There is nothing to suspect: no proxy step has been made.')
+    last = self._rows[-1]
+    return last[last.pred!=last.targ].sort_values('loss', ascending=False)
+
+@patch
+def show_suspects(self:ProxyAttention,
+    n:int=8, # How many items
+    **kwargs # Passed to `show_heats`
+): # The axes
+    "Items of the last step that are predicted otherwise than labelled: what the label says and, in brackets, what the model does, and where it looked"
+    rows = self.suspects()[:n]
+    if not len(rows): raise ValueError('No item of the last step is predicted otherwise than labelled.')
+    heat = [normalize_heat(self.store[i][None])[0] if i in self.store else None for i in rows.item]
+    return show_heats([self.interp.learn.dls.train_ds[i][0] for i in rows.item], [heat], captions=[f'{r.targ} ({r.pred})' for r in rows.itertuples()], **kwargs)
 
 # %% ../nbs/09_callback.ipynb #9875ceeb
 def _pickles(o):
@@ -390,7 +462,7 @@ ProxyAttention.thesis = _recipe("The author's settings (Mukherjee 2023), his sch
 ProxyAttention.masktune = _recipe('MaskTune (Asgari et al. 2022, arXiv 2210.00055): all items, black, one epoch at the end',
     **_once, attribution='XGradCAM', target='pred', rule='mean_std', k=2., fill='zero', max_area=1., start=-1, p=1.)
 
-# %% ../nbs/09_callback.ipynb #a362b8bf
+# %% ../nbs/09_callback.ipynb #9c75f1f5
 def probe_cycle(
     learn:Learner,
     n_epoch:int, # Epochs in all, the probe among them
@@ -425,6 +497,7 @@ def fit_proxy(self:Learner,
     if not hasattr(self, 'proxy_attention'): self.add_cb(ProxyAttention.shortcut())
     schedule = self.proxy_attention.schedule
     ends = proxy_epochs(schedule, n_epoch)
-    if not ends: raise ValueError(f'A fit of {n_epoch} epochs has no proxy step ({schedule}): train for at least 2 epochs, or change the schedule.')
+    if not ends and isinstance(schedule, Plateau) and probe is None: raise ValueError(f'Nobody can know when the first step of a {schedule} comes: say how long the probe is, `probe=…`.')
+    if not ends and not isinstance(schedule, Plateau): raise ValueError(f'A fit of {n_epoch} epochs has no proxy step ({schedule}): train for at least 2 epochs, or change the schedule.')
     sched = probe_cycle(self, n_epoch, probe or ends[0]+1, lr_max, **kwargs)
     self.fit(n_epoch, wd=wd, cbs=[sched, *L(cbs)], reset_opt=reset_opt)

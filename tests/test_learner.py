@@ -195,7 +195,6 @@ def test_weighted_loader_keeps_its_weights(path, quiet):
     before = dls.train.wgts.copy()
     quiet(learn, 'fit', 3)
     assert (dls.train.wgts==before).all() and plain(learn)
-    with pytest.raises(TypeError, match='fixes how items are drawn'): quiet(Learner(dls, digits_net(), cbs=ProxyAttention(mode='augment', start=1)), 'fit', 2)
 
 def test_data_frame_items(path, quiet):
     files = get_image_files(path/'train')
@@ -250,11 +249,6 @@ def test_grey_images_and_oblong_inputs(path, quiet):
     learn = quiet(Learner(dls, net, cbs=ProxyAttention(start=1)), 'fit', 2)
     assert learn.proxy_attention.store.grids.shape[1:]==(8,12)
     learn.proxy_attention.show(2)
-
-def test_raw_dataset_is_refused(quiet):
-    ds = [(torch.rand(3,32,32), torch.tensor(i%2)) for i in range(40)]
-    dls = DataLoaders(DataLoader(ds, bs=8), DataLoader(ds, bs=8))
-    with pytest.raises(TypeError, match='has no `items`'): quiet(Learner(dls, digits_net(2), loss_func=CrossEntropyLossFlat(), cbs=ProxyAttention(start=1)), 'fit', 2)
 
 @pytest.mark.parametrize('clear', [True,False])
 def test_kept_on_disk(path, quiet, tmp_path, clear):

@@ -1,0 +1,344 @@
+"Every strategy, every loader, every transform: the promises hold for all of them"
+import pytest, torch
+from fastai.vision.all import *
+from fastai.callback.all import *
+from PIL import ImageOps
+from proxy_attention.all import *
+
+pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')]
+
+# The promises, strategy by strategy
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory): return digits(tmp_path_factory.mktemp('few')/'digits', n=100)
+
+@pytest.fixture(scope='module')
+def plain_run(few):
+    learn = digits_learner(few)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
+    return learn.model.state_dict()
+
+rule_args = dict(absolute=dict(threshold=.2), mean_std=dict(k=.5), top_cells=dict(cells=3))
+strategies = ([dict(select=o) for o in selections] + [dict(select=PerClass(o)) for o in ('top_losses','misclassified')] + [dict(losses=o) for o in loss_sources]
+    + [dict(rule=o, **rule_args.get(o, {})) for o in rules] + [dict(fill=o) for o in fills] + [dict(mode=o, losses=p) for o in modes for p in loss_sources]
+    + [dict(edge=.1), dict(min_area=.2, area=.01), dict(grid=3), dict(clear=False, steps=lambda e,n: True), dict(steps=Plateau('accuracy')), dict(steps=[1,'p',1]), dict(start=1, every=None), dict(across=2)]
+    + [dict(attribution=o) for o in ('Saliency','ScoreCAM')] + [dict(target=o) for o in ('label','pred',3)])
+name = lambda kw: ','.join(f'{k}={getattr(v, "__name__", v)}' for k,v in kw.items())
+
+class Validated(Callback):
+    "What was validated, and how the loader was meanwhile"
+    run_train = False
+    def before_validate(self): self.at = 0
+    def before_batch(self):
+        if self.learn.dl is not self.dls.valid: return
+        assert 'create_item' not in self.dls.train.__dict__ and 'get_idxs' not in self.dls.train.__dict__
+        for x in self.learn.xb[0]:
+            assert torch.equal(x.as_subclass(Tensor), image2tensor(Image.open(self.dls.valid_ds.items[self.at]))/255)
+            self.at += 1
+
+@pytest.mark.parametrize('kw', strategies, ids=name)
+def test_promises_hold(few, plain_run, fingerprint, weights, same, quiet, kw):
+    before,kw = fingerprint(few), (dict(start=1) if not {'steps','start'} & set(kw) else {})|kw
+    # 1. never served: the looking leaves no trace (beside the originals nothing is replaced, and nothing is drawn)
+    idle = quiet(digits_learner(few, cbs=ProxyAttention(**kw|dict(p=0.))), 'fit', 2, 1e-3)
+    assert same(weights(idle), plain_run)
+    # 2. and 4. served: the data, the loader and validation are as they were
+    learn = digits_learner(few, cbs=[ProxyAttention(**kw|dict(p=1.)), Validated()])
+    loader,rng = {k:v for k,v in learn.dls.train.__dict__.items() if k!='rng' and not k.endswith('__idxs')}, torch.get_rng_state()
+    quiet(learn, 'fit', 2, 1e-3)
+    after = {k:v for k,v in learn.dls.train.__dict__.items() if k!='rng' and not k.endswith('__idxs')}
+    assert loader.keys()==after.keys() and all(after[k] is loader[k] or after[k]==loader[k] for k in after)
+    assert fingerprint(few)==before and learn.validated.at==len(learn.dls.valid_ds) and '_do_epoch_train' not in learn.__dict__
+    # 5. nothing silent: every item chosen is in the log, and it is a proxy, or it says why not
+    pa = learn.proxy_attention
+    if not isinstance(pa.schedule, Plateau):
+        assert len(pa.history)==1 and len(pa.log)==pa.history.chosen.sum()>0 and pa.history.known[0]>=64
+        assert set(pa.store)==set(pa.log.item[~pa.log.degenerate & (pa.log.area>0)])!=set()
+        assert not same(weights(learn), plain_run)
+        if not {'rule','max_area'} & set(kw): assert (pa.log.area[pa.log.area>0]<=.41).all()
+
+# Which
+
+def test_running_losses_are_those_of_the_batches(few, quiet):
+    "The losses of an epoch without learning are those of an exact pass; whoever was left out is not known, and not chosen"
+    learn = digits_learner(few, bs=12, cbs=ProxyAttention(losses='running', share=10, start=1))
+    learn.model = nn.Sequential(*(o for o in learn.model if not isinstance(o, nn.BatchNorm2d)))
+    for o in learn.model.modules():
+        if isinstance(o, nn.BatchNorm2d): o.momentum = 0.
+    learn.model.eval(); learn.model.train = lambda mode=True: learn.model
+    quiet(learn, 'fit', 2, 0.)
+    interp,exact = learn.proxy_attention.interp,interpret_train(learn)
+    assert interp.known.sum()==len(learn.dls.train_ds)//12*12<len(interp.known)
+    torch.testing.assert_close(interp.losses[interp.known], exact.losses[interp.known].as_subclass(Tensor), atol=1e-5, rtol=1e-4)
+    assert torch.equal(interp.preds[interp.known], exact.preds[interp.known]) and torch.equal(interp.targs[interp.known], exact.targs[interp.known])
+    assert set(learn.proxy_attention.log.item)==set(interp.losses.topk(10).indices.tolist()) and isinstance(interp, ClassificationInterpretation)
+
+@pytest.mark.parametrize('mode', modes)
+def test_running_losses_of_proxies_do_not_count(few, quiet, mode):
+    "An item that is always served as a proxy keeps the loss it had before; one that is served beside its original has a new one"
+    seen = []
+    def select(losses): seen.append(losses.clone()); return range(20)
+    learn = digits_learner(few, cbs=ProxyAttention(select=select, losses='running', start=1, p=1., mode=mode, clear=False))
+    learn.dls.train.drop_last = False
+    quiet(learn, 'fit', 3, 3e-3)
+    same = (seen[0]==seen[1])
+    assert same[:20].all()==(mode=='replace') and not same[20:].any()
+
+@pytest.mark.parametrize('cbs,words', [(MixUp, 'mixtures of items'), (CutMix, 'mixtures of items')])
+def test_running_losses_say_what_they_cannot(few, quiet, cbs, words):
+    with pytest.raises(TypeError, match=words): quiet(digits_learner(few, cbs=[ProxyAttention(losses='running', start=1), cbs()]), 'fit', 2)
+
+def test_running_losses_notice_skipped_items(few, quiet):
+    class Skip(Transform):
+        def encodes(self, x:Image.Image):
+            if np.random.rand()<.2: raise SkipItemException()
+            return x
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, item_tfms=Skip)
+    dls.train.drop_last = False
+    with pytest.raises(RuntimeError, match='not known which they are'): quiet(Learner(dls, digits_net(), cbs=ProxyAttention(losses='running', start=1)), 'fit', 4)
+
+@pytest.mark.parametrize('workers', [0,2])
+def test_running_losses_with_workers_and_other_loaders(few, quiet, workers):
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']), splitter=GrandparentSplitter(), get_y=parent_label)
+    ds = block.datasets(few)
+    kw = dict(bs=16, num_workers=workers, after_item=ToTensor, after_batch=IntToFloatTensor)
+    for dls in (ds.weighted_dataloaders(np.arange(1, len(ds.train)+1), **kw), ds.partial_dataloaders(40, **kw)):
+        learn = quiet(Learner(dls, digits_net(), cbs=ProxyAttention(losses='running', start=1, share=5, p=1.)), 'fit', 3, 1e-3)
+        interp = learn.proxy_attention.interp
+        known = interp.known.nonzero()[:,0].tolist()
+        assert 20<len(known)<len(ds.train) and set(learn.proxy_attention.log.item)<=set(known)
+        assert all(interp.targs[i]==ds.train[i][1] for i in known)
+
+def test_wrong_labels_are_found(tmp_path, quiet):
+    "A tenth of the labels are wrong, and it is known which: what is shown as suspect is that"
+    path,rng = digits(tmp_path/'d', n=800), np.random.default_rng(0)
+    files = get_image_files(path/'train').sorted()
+    for f in files: # no shortcut here
+        img = np.array(Image.open(f)); img[:6] = img[-6:] = 0; img[:,:6] = img[:,-6:] = 0
+        Image.fromarray(img).save(f)
+    wrong = {f:str((int(f.parent.name)+rng.integers(1,10))%10) for f in files if rng.random()<.06}
+    set_seed(0)
+    dls = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=lambda f: wrong.get(f, f.parent.name)).dataloaders(path/'train', bs=16, num_workers=0)
+    learn = Learner(dls, digits_net(), metrics=accuracy, cbs=ProxyAttention(steps=[6,'p',1], share=.1))
+    with pytest.warns(ProxyWarning, match='such labels are often wrong'): quiet(learn, 'fit_one_cycle', 7, 3e-3)
+    pa = learn.proxy_attention
+    found = [Path(o) in wrong for o in pa.suspects().file]
+    assert np.mean(found)>.8 and sum(found)>.7*sum(f in wrong for f in dls.train_ds.items)
+    assert pa.suspects().loss.is_monotonic_decreasing
+    assert pa.show_suspects(4).shape==(2,4)
+
+def test_per_class_quotas(few, quiet):
+    pa = quiet(digits_learner(few, cbs=ProxyAttention(select=PerClass('top_losses'), share=2, start=1)), 'fit', 2).proxy_attention
+    assert (pa.log.targ.value_counts()==2).all() and pa.log.targ.nunique()==10 and 'PerClass(top_losses)' in repr(pa)
+
+# When
+
+def test_plateau(few, quiet):
+    "A metric that stands still from the third epoch on"
+    standing = AccumMetric(lambda p,t: 0); standing = type('Standing', (Metric,), dict(reset=lambda s: None, accumulate=lambda s,l: setattr(s, 'v', min(l.epoch, 2)), value=property(lambda s: s.v), name=property(lambda s: 'standing')))()
+    learn = digits_learner(few, cbs=ProxyAttention(steps=Plateau('standing', patience=2), share=5))
+    learn.metrics = L(standing)
+    assert quiet(learn, 'fit', 8, 1e-3).proxy_attention.history.epoch.tolist()==[4,6]
+    with pytest.raises(ValueError, match="The recorder has no 'acc'"): quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau('acc'))), 'fit', 3)
+    with pytest.raises(ValueError, match='Nobody can know'): digits_learner(few, cbs=ProxyAttention(steps=Plateau())).fit_proxy(3)
+    quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau())), 'fit_proxy', 3, probe=1)
+
+def test_a_step_after_the_last_epoch_is_refused(few, quiet):
+    with pytest.raises(ValueError, match='comes after the last of 2 epochs'): quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==n-1)), 'fit', 2)
+    with pytest.raises(ValueError, match='end with a proxy step'): ProxyAttention(steps=[2,'p'])
+
+def test_one_schedule_across_fine_tune(few):
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=32, num_workers=0)
+    served = []
+    class Served(Callback):
+        def before_train(self): served.append('create_item' in self.dls.train.__dict__)
+    learn = vision_learner(dls, 'resnet10t', pretrained=False, metrics=accuracy, cbs=[ProxyAttention(steps=[2,'p',1,'p',1], across=4, share=20, p=1., clear=False), Served()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fine_tune(2, freeze_epochs=2)
+        pa = learn.proxy_attention
+        assert pa.history[['fit','epoch']].values.tolist()==[[1,1],[2,0]] and served==[False,False,True,True]
+        learn.fine_tune(2, freeze_epochs=2) # and again from the start
+        assert pa.history.fit.tolist()==[1,2,3,4] and served[4:]==[False,False,True,True]
+        learn.validate(); learn.fit(1); learn.validate() # a look in between is no fit
+        learn.fit(3)
+        assert pa.history.fit.tolist()[4:]==[6,6]
+        with pytest.raises(ValueError, match='give their sum'): learn.fit(5)
+
+def test_an_interrupted_phase_begins_anew(few, quiet):
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.epoch==1: raise KeyboardInterrupt
+    learn = digits_learner(few, cbs=ProxyAttention(steps=[1,'p',3], across=4))
+    quiet(learn, 'fit', 1)
+    with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit', 2, cbs=Stop())
+    quiet(learn, 'fit', 4)
+    assert learn.proxy_attention.history.fit.tolist()==[1,3]
+
+# Served: any loader
+
+class Raw:
+    "A data set of one's own: no items, no transforms"
+    def __init__(self, files, read): self.files,self.read = files,read
+    def __len__(self): return len(self.files)
+    def __getitem__(self, i): return self.read(self.files[i]), int(self.files[i].parent.name)
+
+reads = dict(pil=PILImage.create, tensor=lambda f: image2tensor(Image.open(f))/255, timage=lambda f: TensorImage(image2tensor(Image.open(f))).float()/255)
+raw_files = lambda few,part: get_image_files(few/part).sorted()
+
+def raw_dls(few, read, workers=0):
+    sets = [Raw(raw_files(few, o), reads[read]) for o in ('train','valid')]
+    if read=='pil': return DataLoaders(*(TfmdDL(o, bs=16, num_workers=workers, shuffle=i==0, after_item=[Resize(32),ToTensor()], after_batch=[IntToFloatTensor()]) for i,o in enumerate(sets)))
+    return DataLoaders(*(DataLoader(o, bs=16, num_workers=workers, shuffle=i==0) for i,o in enumerate(sets)))
+
+@pytest.mark.parametrize('losses', list(loss_sources))
+@pytest.mark.parametrize('workers', [0,2])
+@pytest.mark.parametrize('read', list(reads))
+def test_raw_data_set(few, quiet, read, workers, losses):
+    set_seed(0)
+    dls = raw_dls(few, read, workers)
+    black = []
+    class Count(Callback):
+        def before_batch(self):
+            if self.training: black.append((self.learn.xb[0].amax((1,2,3))==0).sum().item())
+    def all_black(img): return img*0
+    learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[Count(), ProxyAttention(losses=losses, start=1, share=30, p=1., rule=lambda heat: heat>-1, max_area=1., fill=all_black)])
+    quiet(learn, 'fit', 2, 1e-3)
+    pa = learn.proxy_attention
+    assert len(pa.log)==30 and pa.log.area.min()==1 and pa.log.targ.tolist()==[int(dls.train_ds.files[i].parent.name) for i in pa.log.item]
+    n = len(black)//2
+    assert sum(black[:n])==0 and 28<=sum(black[n:])<=30 if dls.train.drop_last else sum(black[n:])==30
+    learn.proxy_attention.show(3)
+    x,y = dls.train_ds[7]
+    assert torch.allclose(interpret_train(learn).losses[7].as_subclass(Tensor), F.cross_entropy(learn.model.eval()((image2tensor(x).float()/255 if read=='pil' else x.as_subclass(Tensor))[None]), torch.tensor([y])), atol=1e-5)
+
+def test_what_cannot_be_served_is_refused(few, quiet):
+    def refused(words, dls, **kw):
+        with pytest.raises(TypeError, match=words): quiet(Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=ProxyAttention(start=1, **kw)), 'fit', 2)
+    light = lambda f: image2tensor(Image.open(f))/255*np.random.uniform(.5, 1)
+    refused('another image each time', DataLoaders(*(DataLoader(Raw(raw_files(few, o), light), bs=16) for o in ('train','valid'))))
+    ds = Raw(raw_files(few, 'train'), reads['tensor'])
+    refused('use fastai', DataLoaders(*[torch.utils.data.DataLoader(ds, batch_size=16)]*2))
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return (ds[i] for i in range(len(ds)))
+    refused('a stream without item numbers', DataLoaders(*[DataLoader(Stream(), bs=16)]*2))
+    refused('begins with a float', DataLoaders(*[DataLoader([(1.5, 3)]*40, bs=16)]*2))
+    refused('begins with a tensor of shape \\(5,\\)', DataLoaders(*[DataLoader([(torch.rand(5), 3)]*40, bs=16)]*2))
+    two = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files, getters=[noop, noop, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
+    refused('The model takes 2 inputs', two)
+    both = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files, getters=[noop, parent_label, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
+    refused('one label an image', both)
+
+@pytest.mark.parametrize('mode', modes)
+@pytest.mark.parametrize('kind', ['weighted','partial'])
+def test_weighted_and_partial_loaders(few, quiet, kind, mode):
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']), splitter=GrandparentSplitter(), get_y=parent_label)
+    ds = block.datasets(few)
+    kw = dict(bs=16, num_workers=0, after_item=ToTensor, after_batch=IntToFloatTensor)
+    w = np.where(np.arange(len(ds.train))<40, 1., 0.) # only the first 40 are ever drawn
+    dls = ds.weighted_dataloaders(w, **kw) if kind=='weighted' else ds.partial_dataloaders(48, **kw)
+    n,black = [],[]
+    class Count(Callback):
+        def before_batch(self):
+            if self.training: n.append(self.epoch); black.append((self.learn.xb[0].amax((1,2,3))==0).sum().item())
+    learn = Learner(dls, digits_net(), cbs=[Count(), ProxyAttention(select='all', start=1, p=1., rule=lambda heat: heat>-1, max_area=1., fill='zero', mode=mode)])
+    before = dict(dls.train.__dict__)
+    quiet(learn, 'fit', 2, 1e-3)
+    second = [b for e,b in zip(n, black) if e==1]
+    assert sum(b for e,b in zip(n, black) if e==0)==0
+    if kind=='weighted': assert len(second)==(len(ds.train)*(1+(mode=='augment')))//16
+    else: assert len(second)==3
+    share = sum(second)/(16*len(second))
+    assert share==1 if mode=='replace' else .25<share<.75
+    assert dls.train.n==before['n'] and getattr(dls.train, 'partial_n', None)==before.get('partial_n') and getattr(dls.train, 'wgts', 0) is before.get('wgts', 0)
+
+def test_a_loader_that_does_not_shuffle_is_told(few, quiet):
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0)
+    dls.train.shuffle = False
+    with pytest.warns(ProxyWarning, match='does not shuffle'): quiet(Learner(dls, digits_net(), cbs=ProxyAttention(start=1)), 'fit', 2)
+
+def test_draws_come_from_the_loaders_own_seed(few, quiet):
+    def drawn(seed, noise):
+        learn = digits_learner(few, cbs=ProxyAttention(select='all', start=1, p=.5))
+        learn.dls.train.rng = random.Random(seed)
+        torch.manual_seed(noise)
+        got = []
+        class Look(Callback):
+            def before_batch(self):
+                if self.training and self.iter==0 and 'create_item' in self.dls.train.__dict__: got.append(self.dls.train.create_item.proxies.drawn.tolist())
+        learn.add_cb(Look())
+        quiet(learn, 'fit', 3, 1e-3)
+        return got
+    a,b,c = drawn(1, 1), drawn(1, 2), drawn(2, 1)
+    assert a==b!=c and a[0]!=a[1]
+
+# Geometry: the mask lands where the model looked, in the pixels that are served
+
+def marked(d, size, mode='RGB', n=10):
+    "Grey images with a bright square in one of four places; the answer is the place"
+    rng,(h,w) = np.random.default_rng(0), size
+    s = min(h, w)//3
+    for c in range(4):
+        (d/str(c)).mkdir(parents=True)
+        for i in range(n):
+            y,x = (h//8, h-h//8-s)[c//2], (w//8, w-w//8-s)[c%2]
+            a = rng.integers(90, 110, (h,w,3), dtype=np.uint8)
+            a[y:y+s, x:x+s] = 255
+            Image.fromarray(a).convert(mode).save(d/str(c)/f'{c}_{i}.png')
+    return d
+
+norm = Normalize.from_stats([.5]*3, [.5]*3)
+class Turn(RandTransform):
+    "A turn by a right angle, drawn for each image"
+    order = 1
+    def encodes(self, x:Image.Image): return x.transpose(random.choice([Image.ROTATE_90,Image.ROTATE_180,Image.ROTATE_270]))
+transforms = dict(
+    crop=dict(item_tfms=Resize(64)), pad=dict(item_tfms=Resize(64, method='pad', pad_mode='border')), squish=dict(item_tfms=Resize((48,64), method='squish')),
+    rrc=dict(item_tfms=RandomResizedCrop(64, min_scale=.6)), rrc_gpu=dict(item_tfms=Resize(80, method='squish'), batch_tfms=[RandomResizedCropGPU(64, min_scale=.7)]),
+    presizing=dict(item_tfms=Resize(96), batch_tfms=aug_transforms(size=64, min_scale=.75, max_lighting=0)), flips=dict(item_tfms=[Resize((64,80), method='squish'), FlipItem(.5)]),
+    dihedral=dict(item_tfms=[Resize(64, method='squish'), DihedralItem(1.)]), turns=dict(item_tfms=[Resize(64, method='squish'), Turn(p=1.)]),
+    rotate=dict(item_tfms=Resize(64), batch_tfms=[Rotate(40, p=1.), norm]), warp=dict(item_tfms=Resize(64), batch_tfms=[Warp(.3, p=1.)]), zoom=dict(item_tfms=Resize(64), batch_tfms=[Zoom(max_zoom=1.4, p=1.)]),
+    all=dict(item_tfms=Resize(72), batch_tfms=[*aug_transforms(size=64, do_flip=True, flip_vert=True, max_rotate=30, max_warp=.2, max_lighting=0), norm]))
+
+def served_pixels(dls, fill, net=None, model_in=3):
+    "Batches of an epoch without and of one with proxies, in [0,1], channel last; heat is where the image is brightest"
+    brightest = lambda xb,yb: F.adaptive_avg_pool2d(xb.amin(1, keepdim=True), (24,24))[:,0]
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(model_in,4)), loss_func=CrossEntropyLossFlat(),
+                    cbs=ProxyAttention(select='all', attribution=brightest, area=.15, fill=fill, start=1, every=None, p=1.))
+    x = {0:[],1:[]}
+    class Served(Callback):
+        def before_batch(self):
+            if self.training: x[self.epoch].append(self.learn.xb[0].as_subclass(Tensor).clone())
+    learn.add_cb(Served())
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.)
+    lo,hi = (-1,1) if any(isinstance(o, Normalize) for o in getattr(dls.train.after_batch, 'fs', [])) else (0,1)
+    return [(torch.cat(x[i])-lo)/(hi-lo) for i in (0,1)]
+
+def red(img): return torch.tensor([1.,0,0])[:,None,None].expand_as(img)*(255 if not img.is_floating_point() or img.max()>1 else 1)
+def white(x): return (x.amin(1)>.85).float().mean((1,2))
+def redness(x): return ((x[:,0]>.7)&(x[:,1:].amax(1)<.3)).float().mean((1,2))
+
+@pytest.mark.parametrize('size', [(60,90),(91,47)], ids=str)
+@pytest.mark.parametrize('how', list(transforms))
+def test_the_mask_covers_the_mark(tmp_path, how, size):
+    "Red is put where the heat is. In the pixels that training is served, white must be gone, and red must be there"
+    set_seed(0)
+    x0,x1 = served_pixels(ImageFolder(marked(tmp_path/'m', size)).dataloaders(bs=8, num_workers=0, **transforms[how]), red)
+    assert white(x0).mean()>.02 and redness(x0).max()==0
+    assert white(x1).max()<.002 and redness(x1).mean()>.02
+
+def test_the_mask_covers_the_mark_in_grey_images(tmp_path):
+    set_seed(0)
+    dls = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(64), batch_tfms=Rotate(30, p=1.)).dataloaders(marked(tmp_path/'m', (60,90), 'L'), bs=8, num_workers=0)
+    x0,x1 = served_pixels(dls, 'zero', model_in=1)
+    assert white(x0).mean()>.02 and (x0<.1).float().mean()==0 and white(x1).max()<.002 and (x1<.1).float().mean()>.02
+
+@pytest.mark.parametrize('kind', ['TensorImage','float'])
+def test_the_mask_covers_the_mark_in_tensors(tmp_path, kind):
+    set_seed(0)
+    read = lambda f: TensorImage(image2tensor(Image.open(f))) if kind=='TensorImage' else TensorImage(image2tensor(Image.open(f)).float()/255)
+    block = TransformBlock(type_tfms=read, batch_tfms=IntToFloatTensor if kind=='TensorImage' else None)
+    dls = DataBlock((block,CategoryBlock), get_items=get_image_files, get_y=parent_label, batch_tfms=aug_transforms(size=64, max_rotate=25, max_lighting=0)).dataloaders(marked(tmp_path/'m', (60,90)), bs=8, num_workers=0)
+    x0,x1 = served_pixels(dls, red)
+    assert white(x0).mean()>.02 and redness(x0).max()==0 and white(x1).max()<.002 and redness(x1).mean()>.02
