@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['selections', 'loss_sources', 'n_of', 'top_losses', 'low_losses', 'misclassified', 'all_items', 'random_items',
-           'PerClass', 'choose', 'keep_modes', 'aside', 'interpret_train', 'ExactLosses', 'RunningLosses']
+           'PerClass', 'choose', 'keep_modes', 'aside', 'item_numbers', 'interpret_train', 'ExactLosses',
+           'RunningLosses']
 
 # %% ../nbs/01_selection.ipynb #b8f275f8
 from contextlib import contextmanager, nullcontext
@@ -137,16 +138,36 @@ def aside(
         for k in _LOOP: learn.__dict__.pop(k, None)
         learn.__dict__.update(loop)
 
-# %% ../nbs/01_selection.ipynb #30a71249
+# %% ../nbs/01_selection.ipynb #d44e2b5f
 def _decoded(learn):
     "Predicted labels of a batch, and its true ones"
     decodes = getattr(learn.loss_func, 'decodes', lambda o: o.argmax(1))
     return decodes(learn.pred.detach()), learn.yb[0].detach()
 
+@contextmanager
+def item_numbers(
+    dl # A fastai `DataLoader`
+):
+    "A list of the numbers of the items that `dl` goes through, filled as soon as it begins"
+    own,ask,seen = dl.__dict__.get('get_idxs'), dl.get_idxs, []
+    def get_idxs():
+        idxs = ask()
+        if not seen: seen.extend(int(i) for i in idxs)
+        return idxs
+    dl.get_idxs = get_idxs
+    try: yield seen
+    finally:
+        if own is None: dl.__dict__.pop('get_idxs', None)
+        else: dl.get_idxs = own
+
 class _Decoded(Callback):
-    "Collect predicted and true labels, one number an item"
-    def before_validate(self): self.got = []
-    def after_batch(self): self.got.append(self.learn.to_detach(_decoded(self.learn)))
+    "Collect item numbers, predicted and true labels; on several processes in the order in which fastai gathers losses"
+    def __init__(self, seen): self.seen,self.got = seen,[]
+    def after_batch(self):
+        pred,targ = _decoded(self.learn)
+        bs = plain_dl(self.learn.dl).bs
+        at = torch.tensor(self.seen[self.learn.iter*bs:][:len(targ)], device=targ.device)
+        self.got.append(self.learn.to_detach((at, pred, targ)))
 
 def _interpretation(learn, losses, preds, targs, known=None):
     dl = items_dl(learn.dls, train_items(learn.dls))
@@ -161,13 +182,16 @@ def interpret_train(
     keep=() # Callbacks that must not step aside
 )->Interpretation: # with `losses`, and `preds` and `targs` (decoded labels), one entry a training item
     "An `Interpretation` of the training items that is safe to ask for at any time"
-    dec = _Decoded()
-    with aside(learn, inner, keep):
-        dl = items_dl(learn.dls, train_items(learn.dls))
+    dl,train = items_dl(learn.dls, train_items(learn.dls)),learn.dls.train
+    if hasattr(train, 'world_size'): dl = type(train)(dl, device=train.device) # each process takes its share
+    with aside(learn, inner, keep), item_numbers(dl) as seen:
+        dec = _Decoded(seen)
         losses = learn.get_preds(dl=dl, with_preds=False, with_targs=False, with_loss=True, inner=inner, reorder=False, cbs=dec)[-1]
-    return _interpretation(learn, losses, *map(torch.cat, zip(*dec.got)))
+    at,preds,targs = map(torch.cat, zip(*dec.got))
+    back = at.argsort()
+    return _interpretation(learn, losses[back], preds[back], targs[back])
 
-# %% ../nbs/01_selection.ipynb #3674ee7b
+# %% ../nbs/01_selection.ipynb #c696e399
 class ExactLosses:
     "An extra pass over the training items as validation sees them: exact, and the same however they were trained on"
     def check(self, learn):
@@ -187,26 +211,19 @@ class RunningLosses(ExactLosses):
     def check(self, learn):
         if learn.dls.train.bs is None: raise TypeError("losses='running' reads the losses batch by batch, and this loader has no batch size: choose losses='exact'.")
         if len(L(learn.cbs).filter(risinstance(MixHandler))): raise TypeError("losses='running' reads the loss of each item in training, and MixUp and CutMix train on mixtures of items: choose losses='exact'.")
-        self.loss_func,self.got,self.rows,self.order,self.epoch = learn.loss_func,[],None,None,0
+        self.loss_func,self.got,self.rows,self.epoch = learn.loss_func,[],None,0
 
     @contextmanager
     def watching(self, dl, proxies=None):
         "The loader tells which items its batches are made of"
-        own,ask = dl.__dict__.get('get_idxs'), dl.get_idxs
-        self.order,self.proxies,self.n = None,proxies,len(dl.dataset)
-        def get_idxs():
-            idxs = ask()
-            if self.order is None: self.order = [int(i) for i in idxs]
-            return idxs
-        dl.get_idxs = get_idxs
-        try:
-            yield
-            self.fold()
-        finally:
-            self.got,self.order = [],None
-            self.epoch += 1
-            if own is None: dl.__dict__.pop('get_idxs', None)
-            else: dl.get_idxs = own
+        self.proxies,self.n = proxies,len(dl.dataset)
+        with item_numbers(dl) as self.order:
+            try:
+                yield
+                self.fold()
+            finally:
+                self.got,self.order = [],None
+                self.epoch += 1
 
     def note(self, learn):
         if self.order is None: return

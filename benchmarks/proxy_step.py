@@ -1,0 +1,180 @@
+"""What a proxy step costs, and what serving proxies costs: against an epoch, the plain loader, and the thesis' way of doing it.
+
+`python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process; figures are medians.
+The images are crops of scikit-learn's two photographs, as JPEG files."""
+import contextlib, ctypes, gc, io, statistics, tempfile, time, warnings
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from PIL import Image
+from fastcore.script import call_parse
+from sklearn.datasets import load_digits, load_sample_images
+import pytorch_grad_cam
+from fastai.vision.all import *
+from fastai.callback.all import ShortEpochCallback
+from proxy_attention.all import *
+warnings.simplefilter('ignore')
+
+here = Path(__file__).parent
+rows = []
+def note(part, case, **measured):
+    rows.append(dict(part=part, case=case, **measured))
+    print(f"{part:8} {case:44} "+'  '.join(f'{k} {v:.4g}' for k,v in measured.items()), flush=True)
+
+def photos(path, n, side):
+    "`n` crops of two photographs, a folder each"
+    rng = np.random.default_rng(0)
+    for c,photo in enumerate(load_sample_images().images):
+        (path/str(c)).mkdir(parents=True)
+        for i in range(n//2):
+            y,x = (int(rng.integers(0, o-side)) for o in photo.shape[:2])
+            Image.fromarray(photo[y:y+side, x:x+side]).save(path/str(c)/f'{c}_{i}.jpg', quality=90)
+    return path
+
+def seconds(f):
+    began = time.perf_counter(); f()
+    return time.perf_counter()-began
+
+class Clock(Callback):
+    "Seconds of the training part of each epoch"
+    order = -10
+    def before_fit(self): self.secs = []
+    def before_train(self): self.began = time.perf_counter()
+    def after_train(self): self.secs.append(time.perf_counter()-self.began)
+
+def learner(path, arch, side, bs=32, cbs=(), **kw):
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats), bs=bs, num_workers=0, **kw)
+    return vision_learner(dls, arch, pretrained=False, metrics=accuracy, cbs=[Clock(), *cbs])
+
+def quietly(learn, n):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3)
+    return learn
+
+def against_an_epoch(path, arch, side, rounds):
+    "One step of 20 % of the items, as a share of an epoch"
+    for losses in ('running','exact'):
+        for fast in (None,False):
+            learn = learner(path, arch, side, cbs=[ProxyAttention(start=1, losses=losses, share=.2, fast=fast, p=1.)])
+            quietly(learn, rounds+1)
+            epoch,step = statistics.median(learn.clock.secs), statistics.median(learn.proxy_attention.history.seconds)
+            note('step', f"{losses} losses, {'half precision where it agrees' if fast is None else 'full precision'}", ratio=step/epoch, step_s=step, epoch_s=epoch, items=len(learn.dls.train_ds))
+
+def loader(path, side, rounds):
+    "Images a second of the training loader: plain, with 20 % proxies, with p=0"
+    for workers in (0,2):
+        set_seed(0)
+        dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats), bs=32, num_workers=workers)
+        n = len(dls.train_ds)
+        idxs = np.random.default_rng(0).choice(n, n//5, replace=False)
+        store = HeatmapStore(idxs, torch.rand(len(idxs),7,7))
+        ways = dict(plain=None, **{'20 % served':Proxies(store, Masker(), keep=True), 'p=0':Proxies(store, Masker(), p=0., keep=True)})
+        if not workers: ways |= {f'20 % served, {k}':Proxies(store, Masker(fill=k), data=ImageStats.of([Image.open(dls.train_ds.items[0])]), keep=True) for k in ('mean','blend','noise')}
+        secs = {k:[] for k in ways}
+        def epoch(proxies):
+            with serving(dls.train, proxies) if proxies else contextlib.nullcontext():
+                for b in dls.train: pass
+        for r in range(rounds+1):
+            order = list(ways.items())
+            for k,p in order[r%len(order):]+order[:r%len(order)]: # each way is first once
+                s = seconds(lambda: epoch(p))
+                if r: secs[k].append(s)
+        for k,s in secs.items(): note('loader', f'{k}, {workers} workers', ratio=statistics.median(a/b for a,b in zip(secs['plain'], s)), images_s=n/statistics.median(s))
+
+def against_the_thesis(path, arch, side, rounds):
+    "The thesis' step, from its description: GradCAM++ of pytorch-grad-cam batch by batch, the hot pixels replaced, each image written as a JPEG"
+    learn = learner(path, arch, side, cbs=[ProxyAttention(start=1, losses='running', share=.2, p=1.)])
+    quietly(learn, 2)
+    pa,idxs = learn.proxy_attention,torch.tensor(sorted(learn.proxy_attention.log.item))
+    pa.learn = learn
+    model = learn.model.eval()
+    layer = find_layer(model, torch.randn(1,3,side,side)).module
+    mean,std = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
+    def thesis():
+        with tempfile.TemporaryDirectory() as d, contextlib.redirect_stderr(io.StringIO()):
+            cam,i = pytorch_grad_cam.GradCAMPlusPlus(model=model, target_layers=[layer]),0
+            for xb,yb in whole_dl(learn.dls, train_items(learn.dls, idxs.tolist()), bs=32, num_workers=0):
+                heat = torch.from_numpy(cam(input_tensor=xb.as_subclass(Tensor)))
+                for img,h in zip(xb.as_subclass(Tensor)*std+mean, heat):
+                    img = torch.where(h[None]>.5, img.max(), img)
+                    Image.fromarray((img.clamp(0,1)*255).byte().permute(1,2,0).numpy()).save(f'{d}/{i}.jpg')
+                    i += 1
+    def ours():
+        heat,bad,area = pa.attribute(idxs)
+        pa.store = HeatmapStore(idxs, heat)
+        pa.make_proxies()
+    def exactly(): pa.fast = False; ours(); pa.fast = None
+    secs = dict(thesis=[], ours=[], exact=[])
+    for r in range(rounds+1):
+        for k,f in dict(thesis=thesis, ours=ours, exact=exactly).items():
+            s = seconds(f)
+            if r: secs[k].append(s)
+    med = {k:statistics.median(o) for k,o in secs.items()}
+    note('thesis', "its step / ours", ratio=med['thesis']/med['ours'], theirs_s=med['thesis'], ours_s=med['ours'], items=len(idxs))
+    note('thesis', "its step / ours in full precision", ratio=med['thesis']/med['exact'], theirs_s=med['thesis'], ours_s=med['exact'], items=len(idxs))
+
+class Digits:
+    "So many 32×32 images, in memory"
+    def __init__(self, n):
+        x = F.interpolate(torch.from_numpy(load_digits().images).float()[:,None]/16, (32,32))
+        self.x,self.y,self.n = x.expand(-1,3,-1,-1).contiguous(),load_digits().target,n
+    def __len__(self): return self.n
+    def __getitem__(self, i): return self.x[i%len(self.x)], int(self.y[i%len(self.y)])
+
+def memory():
+    "Resident memory in MB: now, and the most since the mark was set back"
+    status = lambda k: int(next(o for o in open('/proc/self/status') if o.startswith(k)).split()[1])/1e3
+    return status('VmRSS'),status('VmHWM')
+
+def as_work_grows(sizes):
+    "Seconds and extra memory of a step, from few items to many"
+    for n in sizes:
+        marks = []
+        class Mark(Callback):
+            order = ProxyAttention.order-1
+            def after_epoch(self):
+                gc.collect(); ctypes.CDLL(None).malloc_trim(0)
+                Path('/proc/self/clear_refs').write_text('5')
+                marks.append(memory()[0])
+        ends = []
+        class End(Callback):
+            order = ProxyAttention.order+1
+            def after_epoch(self): ends.append(memory()[1])
+        set_seed(0)
+        dls = DataLoaders(DataLoader(Digits(n), bs=64, shuffle=True), DataLoader(Digits(64), bs=64))
+        learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=[Mark(), End(), ProxyAttention(start=1, share=.2), ShortEpochCallback(min(1., 1000/n))])
+        quietly(learn, 3)
+        pa = learn.proxy_attention
+        note('growth', f'{n} items', step_s=pa.history.seconds.min(), step_us_an_item=pa.history.seconds.min()/n*1e6, extra_mb=ends[1]-marks[1], log_mb=pa.log.memory_usage(deep=True).sum()/1e6/len(pa.history), store_bytes_an_item=pa.store.nbytes/len(pa.store))
+
+def fifty_steps(n=2000, steps=50):
+    "Resident memory over many steps"
+    seen = []
+    class Mark(Callback):
+        order = ProxyAttention.order+1
+        def after_epoch(self): gc.collect(); seen.append(memory()[0])
+    set_seed(0)
+    dls = DataLoaders(DataLoader(Digits(n), bs=64, shuffle=True), DataLoader(Digits(64), bs=64))
+    quietly(Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=[Mark(), ProxyAttention(start=1, share=.2), ShortEpochCallback(.1)]), steps+2)
+    note('memory', f'growth over {steps} steps, after the first 5', ratio=seen[steps]/seen[5]-1, mb=seen[steps]-seen[5])
+
+@call_parse
+def main(
+    rounds:int=7, # Turns each way takes
+    threads:int=2, # CPU threads
+    arch:str='resnet18', # Network of the step and of the thesis' step
+    side:int=128, # Its input
+    images:int=1000, # Photographs for the step
+    only:str='', # One of step, loader, thesis, growth, memory; all by default
+    out:Path=here # Where the table goes
+):
+    "Measure the proxy step and the serving of proxies"
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as d:
+        small,large = photos(Path(d)/'small', images, side), photos(Path(d)/'large', images, 224)
+        parts = dict(step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)), loader=lambda: loader(large, 224, 2*rounds), thesis=lambda: against_the_thesis(small, arch, side, rounds),
+                     growth=lambda: as_work_grows([1_000,10_000,100_000]), memory=fifty_steps)
+        for k,f in parts.items():
+            if only in ('',k): f()
+    new,f = pd.DataFrame(rows).round(5), out/'proxy_step.csv'
+    if only and f.exists(): new = pd.concat([pd.read_csv(f).query('part!=@only'), new])
+    new.to_csv(f, index=False)

@@ -1,0 +1,81 @@
+"Two processes on fastai's own engine (accelerate, gloo, CPU): one step, one store, the same proxies, the same weights"
+import json, os, socket, subprocess, sys, textwrap
+from pathlib import Path
+import pytest, torch
+from proxy_attention.all import *
+
+pytest.importorskip('accelerate')
+pytestmark = pytest.mark.limit(120)
+
+code = """
+    import json, os, sys, warnings
+    warnings.simplefilter('ignore')
+    import torch
+    torch.set_num_threads(1)
+    from fastai.vision.all import *
+    from fastai.distributed import *
+    from proxy_attention.all import *
+    def broadcast(self, t, rank): # fastai's own goes through CUDA
+        t = torch.tensor(t); torch.distributed.broadcast(t, rank); return t.tolist()
+    DistributedDL._broadcast = broadcast
+    rank,world,path,out,lr,kw = rank_distrib(), num_distrib(), Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), eval(sys.argv[4])
+    set_seed(0)
+    net = digits_net()
+    for o in list(net.modules()):
+        for k,m in list(o.named_children()):
+            if isinstance(m, nn.BatchNorm2d): setattr(o, k, nn.Identity())
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=16, num_workers=kw.pop('workers', 0))
+    served = []
+    class Served(Callback):
+        def before_batch(self):
+            if self.training and self.epoch==2: served.extend((self.learn.xb[0].amax((1,2,3))==0).nonzero()[:,0].tolist())
+    learn = Learner(dls, net, metrics=accuracy, cbs=[Served(), ProxyAttention(start=1, **kw)])
+    before = dict(dls.train.__dict__)
+    with learn.no_bar() if rank==0 else learn.no_logging():
+        with learn.distrib_ctx(cpu=True, sync_bn=False): learn.fit(3, lr)
+    pa = learn.proxy_attention
+    new = {k for k in dls.train.__dict__.keys()^before.keys() if k!='it' and not k.endswith('__idxs')} # fastai leaves its iterator
+    assert not new, new
+    assert learn.dls.train is dls.train
+    pa.log.to_json(out/f'log{rank}.json')
+    pa.store.save(out/f'heat{rank}.npz')
+    torch.save(dict(weights=learn.model.state_dict(), losses=pa.interp.losses.as_subclass(torch.Tensor), known=pa.interp.known, served=len(served), steps=len(learn.recorder.losses)), out/f'end{rank}.pt')
+"""
+
+def run(path, out, world, lr, kw):
+    "The same script on one process or on several; the results of each"
+    out.mkdir()
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = dict(os.environ, OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    if world>1: env |= dict(WORLD_SIZE=str(world))
+    ps = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(code), path, out, str(lr), repr(kw)], env=env|(dict(RANK=str(r), LOCAL_RANK=str(r)) if world>1 else {}), stderr=subprocess.PIPE, text=True) for r in range(world)]
+    for p in ps:
+        try: _,err = p.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            for o in ps: o.kill()
+            raise
+        assert p.returncode==0, err[-3000:]
+    return [(pd.read_json(out/f'log{r}.json'), HeatmapStore.load(out/f'heat{r}.npz'), torch.load(out/f'end{r}.pt', weights_only=True)) for r in range(world)]
+
+import pandas as pd, numpy as np
+
+@pytest.mark.parametrize('kw', [dict(share=.4), dict(share=.4, losses='running', attribution='GradCAM', workers=1)], ids=['exact','running'])
+def test_two_processes_do_what_one_does(path, tmp_path, kw):
+    "Without learning, so that the weights are the same: the same items with the same losses, and the same heat bit for bit"
+    (log,store,end), = run(path, tmp_path/'one', 1, 0., kw)
+    for plog,pstore,pend in run(path, tmp_path/'two', 2, 0., kw):
+        known = end['known'] & pend['known']
+        assert known.sum()>=240
+        torch.testing.assert_close(pend['losses'][known], end['losses'][known], atol=1e-5, rtol=1e-5)
+        if 'losses' not in kw: assert list(pstore)==list(store) and plog.file.tolist()==log.file.tolist()
+        both = sorted(set(pstore)&set(store))
+        assert len(both)>=.9*len(store) and all(torch.equal(pstore[i], store[i]) for i in both)
+
+def test_two_processes_serve_the_same_proxies_and_stay_together(path, tmp_path):
+    a,b = run(path, tmp_path/'two', 2, 1e-2, dict(select='all', p=1., fill='zero', rule='max_share', threshold=-1., max_area=1., clear=False))
+    assert a[0].equals(b[0]) and list(a[1])==list(b[1])==list(range(256)) and np.array_equal(a[1].grids, b[1].grids)
+    assert all(torch.equal(a[2]['weights'][k], b[2]['weights'][k]) for k in a[2]['weights'])
+    assert a[2]['served']==b[2]['served']==128 and a[2]['steps']==24 # every image of the last epoch was a proxy, each on one of the two
+    c,d = run(path, tmp_path/'beside', 2, 1e-2, dict(select='all', p=.5, mode='augment', losses='running'))
+    assert c[0].equals(d[0]) and all(torch.equal(c[2]['weights'][k], d[2]['weights'][k]) for k in c[2]['weights']) and c[2]['steps']>24
