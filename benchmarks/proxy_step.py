@@ -1,8 +1,8 @@
 """What a proxy step costs, and what serving proxies costs: against an epoch, the plain loader, and the thesis' way of doing it.
 
-`python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process; figures are medians.
+`python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process; figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
 The images are crops of scikit-learn's two photographs, as JPEG files."""
-import contextlib, ctypes, gc, io, statistics, tempfile, time, warnings
+import contextlib, ctypes, gc, io, resource, statistics, tempfile, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
@@ -34,6 +34,12 @@ def seconds(f):
     began = time.perf_counter(); f()
     return time.perf_counter()-began
 
+def work(f):
+    "Seconds of processor time, of this process and its workers: what is left when a busy machine blurs the clock"
+    spent = lambda: sum(o.ru_utime+o.ru_stime for o in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    began = spent(); f()
+    return spent()-began
+
 class Clock(Callback):
     "Seconds of the training part of each epoch"
     order = -10
@@ -60,25 +66,28 @@ def against_an_epoch(path, arch, side, rounds):
             note('step', f"{losses} losses, {'half precision where it agrees' if fast is None else 'full precision'}", ratio=step/epoch, step_s=step, epoch_s=epoch, items=len(learn.dls.train_ds))
 
 def loader(path, side, rounds):
-    "Images a second of the training loader: plain, with 20 % proxies, with p=0"
+    "Throughput of the training loader: plain, with 20 % proxies, with p=0; then other fills"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for workers in (0,2):
         set_seed(0)
         dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats), bs=32, num_workers=workers)
         n = len(dls.train_ds)
         idxs = np.random.default_rng(0).choice(n, n//5, replace=False)
         store = HeatmapStore(idxs, torch.rand(len(idxs),7,7))
-        ways = dict(plain=None, **{'20 % served':Proxies(store, Masker(), keep=True), 'p=0':Proxies(store, Masker(), p=0., keep=True)})
-        if not workers: ways |= {f'20 % served, {k}':Proxies(store, Masker(fill=k), data=ImageStats.of([Image.open(dls.train_ds.items[0])]), keep=True) for k in ('mean','blend','noise')}
-        secs = {k:[] for k in ways}
-        def epoch(proxies):
-            with serving(dls.train, proxies) if proxies else contextlib.nullcontext():
-                for b in dls.train: pass
-        for r in range(rounds+1):
-            order = list(ways.items())
-            for k,p in order[r%len(order):]+order[:r%len(order)]: # each way is first once
-                s = seconds(lambda: epoch(p))
-                if r: secs[k].append(s)
-        for k,s in secs.items(): note('loader', f'{k}, {workers} workers', ratio=statistics.median(a/b for a,b in zip(secs['plain'], s)), images_s=n/statistics.median(s))
+        served = lambda fill='swap',**kw: Proxies(store, Masker(fill=fill), data=ImageStats.of([Image.open(dls.train_ds.items[0])]), keep=True, **kw)
+        main = {'plain':None, '20 % served':served(), 'p=0':served(p=0.)}
+        for ways,turns in [(main,rounds)]+([({'plain':None}|{f'20 % served, fill={k}':served(k) for k in ('zero','mean','blend','noise')}, rounds//4)] if not workers else []):
+            secs,works = ({k:[] for k in ways} for _ in range(2))
+            def epoch(proxies):
+                with serving(dls.train, proxies) if proxies else contextlib.nullcontext():
+                    for b in dls.train: pass
+            for _ in range(turns):
+                for k,p in random.sample(list(ways.items()), len(ways)): # in another order each time
+                    secs[k].append(seconds(lambda: works[k].append(work(lambda: epoch(p)))))
+            med = lambda o: statistics.median(o[1:])
+            for k in ways: note('loader', f'{k}, {workers} workers', ratio=med(works['plain'])/med(works[k]), clock_ratio=med(secs['plain'])/med(secs[k]), images_s=n/med(secs[k]))
+    torch.set_num_threads(threads)
 
 def against_the_thesis(path, arch, side, rounds):
     "The thesis' step, from its description: GradCAM++ of pytorch-grad-cam batch by batch, the hot pixels replaced, each image written as a JPEG"
@@ -170,8 +179,8 @@ def main(
     "Measure the proxy step and the serving of proxies"
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as d:
-        small,large = photos(Path(d)/'small', images, side), photos(Path(d)/'large', images, 224)
-        parts = dict(step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)), loader=lambda: loader(large, 224, 2*rounds), thesis=lambda: against_the_thesis(small, arch, side, rounds),
+        small,large = photos(Path(d)/'small', images, side), photos(Path(d)/'large', 180, 224)
+        parts = dict(step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)), loader=lambda: loader(large, 224, 17*rounds), thesis=lambda: against_the_thesis(small, arch, side, rounds),
                      growth=lambda: as_work_grows([1_000,10_000,100_000]), memory=fifty_steps)
         for k,f in parts.items():
             if only in ('',k): f()

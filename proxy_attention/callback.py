@@ -108,7 +108,7 @@ class ProxyAttention(Callback):
         kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
         return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #f16ce695
+# %% ../nbs/09_callback.ipynb #ce91b2b6
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -139,7 +139,7 @@ def begin(self:ProxyAttention):
     going,self.going,self.begun,dls = self.going,False,True,plain_dls(self.dls)
     if self.lost: raise ValueError(f"This learner was exported, and your own function for {', '.join(self.lost)} could not go along: `learn.remove_cb(ProxyAttention)`, then add a new one.")
     if len(L(self.learn.cbs).filter(risinstance(ProxyAttention)))>1: raise ValueError('The learner has more than one ProxyAttention: `learn.remove_cb(ProxyAttention)` takes them all off, then add the one you want.')
-    self.fits += 1
+    self.fits,self.slow = self.fits+1,False
     if not going: self.store,self.earlier = HeatmapStore(),0
     self.check_schedule()
     with keep_rng():
@@ -192,7 +192,7 @@ def check_task(self:ProxyAttention, item):
     if not hasattr(self.own_loss, 'reduction') and 'reduction' not in takes(self.own_loss):
         raise TypeError(f"The loss function {getattr(self.own_loss, '__name__', type(self.own_loss).__name__)} cannot be had item by item: give it an argument or an attribute `reduction`, as torch's and fastai's losses have.")
 
-# %% ../nbs/09_callback.ipynb #7b13cfb5
+# %% ../nbs/09_callback.ipynb #605ef208
 @patch
 def after_loss(self:ProxyAttention):
     "The losses of a training batch, for whom they matter"
@@ -249,11 +249,12 @@ def attribute(self:ProxyAttention,
 
 @patch
 def go_fast(self:ProxyAttention, first, n, few=16):
-    "Half precision, if asked for, or if it agrees on the first few of many images"
+    "Half precision, if asked for, or if it agrees on the first few of many images; where it did not once, it is not asked again in this fit"
     if not getattr(self.attr, 'has_fast', False): return
     self.attr.fast = bool(self.fast)
-    if self.fast is not None or n<4*few: return
+    if self.fast is not None or n<4*few or self.slow: return
     self.attr.fast = from_first(not rank_distrib() and fast_agrees(self.attr, *(o[:few] for o in first[0][:2])))
+    self.slow = not self.attr.fast
 
 # %% ../nbs/09_callback.ipynb #591c9ca8
 @patch

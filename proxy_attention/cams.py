@@ -6,13 +6,14 @@
 __all__ = ['fuses', 'half_type', 'Explainer', 'mean_heat', 'max_heat', 'CAM', 'GradCAM', 'GradCAMPlusPlus', 'XGradCAM',
            'HiResCAM', 'LayerCAM', 'first_component', 'EigenCAM', 'EigenGradCAM', 'FinerCAM']
 
-# %% ../nbs/04c_cams.ipynb #c9f780a3
+# %% ../nbs/04c_cams.ipynb #4b511d4b
 from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 from fastcore.all import L, delegates, store_attr
 from .core import *
 from .heatmap import *
+from .selection import can_go_last
 from .layers import *
 from .targets import *
 
@@ -77,7 +78,7 @@ class Explainer:
     def __exit__(self, *args): self.ready = None
     def __repr__(self): return f"{type(self).__name__}{f' of the {self.target}' if self.asks_target else ''}{' in half precision' if self.fast else ''}"
 
-# %% ../nbs/04c_cams.ipynb #69b591dd
+# %% ../nbs/04c_cams.ipynb #4d1167c0
 def mean_heat(heats): return torch.stack(heats).mean(0)
 def max_heat(heats): return torch.stack(heats).amax(0)
 fuses = dict(mean=mean_heat, max=max_heat)
@@ -103,11 +104,7 @@ class CAM(Explainer):
 
     def prepare(self, xb):
         "Find the layer, and whether images can go through channels last"
-        self.layers,self.can_last = [named_layer(self.net, o, xb) for o in self.asked] or [find_layer(self.net, xb)],True
-        try: self.net(xb[:1].contiguous(memory_format=torch.channels_last))
-        except RuntimeError as e:
-            if 'view' not in str(e): raise
-            self.can_last = False
+        self.layers,self.can_last = [named_layer(self.net, o, xb) for o in self.asked] or [find_layer(self.net, xb)],can_go_last(self.net, xb)
 
     def laid_out(self, xb):
         "Channels last where that is fast and the model allows it"

@@ -50,7 +50,7 @@ def proxy_demo(
     "A model that looks at the wrong thing, and the same model looking elsewhere: on real digits, no network, under 3 minutes"
     with _sentences(): run_demo(out, seed, epochs)
 
-# %% ../nbs/14_cli.ipynb #bed535c4
+# %% ../nbs/14_cli.ipynb #1c56083d
 @call_parse
 def proxy_train(
     path:str, # Folder: path/class/image, or path/train/class/image and path/valid/class/image
@@ -69,14 +69,17 @@ def proxy_train(
     save_images:bool=False, # Keep the proxy images as files
     select:str=None, # Which items: top_losses, misclassified, low_losses, all, random
     share:float=None, # Share of the items, over 0 to 1.0
+    losses:str=None, # Losses to select by: exact (an extra pass) or running (as training meets them)
     attribution:str=None, # Where: LayerCAM, GradCAM, ScoreCAM, LeGrad and others, or a captum class such as Saliency
     target:str=None, # Of what: label, pred, margin
-    rule:str=None, # Which pixels: area, absolute, max_share, mean_std
+    rule:str=None, # Which pixels: area, top_cells, absolute, max_share, mean_std; as controls random, centre
     area:float=None, # Share of the image that the rule 'area' masks
     threshold:float=None, # Of the rules 'absolute' and 'max_share'
-    fill:str=None, # What comes there: swap, zero, mean, max, min, halfmax, blend
+    fill:str=None, # What comes there: swap, zero, mean, max, min, halfmax, blend, blur, noise, shuffle, dataset_mean, …
+    edge:float=None, # Width of a soft edge, as a share of the shorter side
     weight:float=None, # Of the fill 'blend'
     max_area:float=None, # A mask never covers more than this share of the image
+    min_area:float=None, # Nor less than this
     k:float=None, # Of the rule 'mean_std'
     start:number=None, # Done before the first proxy step: share of the fit (0.3) or epochs (5)
     finish:number=None, # No proxy step once this is done
@@ -87,7 +90,7 @@ def proxy_train(
     layer:str=None, # Layer of a CAM, by its name in the model
 ):
     "Train on a folder of images with Proxy Attention; everything goes into a new run folder"
-    asked = dict(select=select, share=share, attribution=attribution, target=target, rule=rule, area=area, threshold=threshold, fill=fill, weight=weight,
+    asked = dict(select=select, share=share, losses=losses, edge=edge, min_area=min_area, attribution=attribution, target=target, rule=rule, area=area, threshold=threshold, fill=fill, weight=weight,
                  max_area=max_area, k=k, start=start, finish=finish, every=every, mode=mode, p=p, clear=False if keep else None, layer=layer)
     with _sentences():
         train_folder(path, arch, steps, epochs, recipe, lr, size, bs, pretrained, valid_pct, seed, out, workers, save_images,
