@@ -2,7 +2,7 @@
 
 `python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process; figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
 The images are crops of scikit-learn's two photographs, as JPEG files."""
-import contextlib, ctypes, gc, io, resource, statistics, tempfile, time, warnings
+import contextlib, ctypes, gc, io, resource, statistics, sys, tempfile, time, warnings, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
@@ -89,37 +89,50 @@ def loader(path, side, rounds):
             for k in ways: note('loader', f'{k}, {workers} workers', ratio=med(works['plain'])/med(works[k]), clock_ratio=med(secs['plain'])/med(secs[k]), images_s=n/med(secs[k]))
     torch.set_num_threads(threads)
 
-def against_the_thesis(path, arch, side, rounds):
+def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
     "The thesis' step, from its description: GradCAM++ of pytorch-grad-cam batch by batch, the hot pixels replaced, each image written as a JPEG"
-    learn = learner(path, arch, side, cbs=[ProxyAttention(start=1, losses='running', share=.2, p=1.)])
+    learn.add_cb(ProxyAttention(start=1, losses='running', share=.2, p=1.))
     quietly(learn, 2)
     pa,idxs = learn.proxy_attention,torch.tensor(sorted(learn.proxy_attention.log.item))
-    pa.learn = learn
-    model = learn.model.eval()
-    layer = find_layer(model, torch.randn(1,3,side,side)).module
-    mean,std = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
+    pa.learn,model = learn,learn.model.eval()
+    layer = find_layer(model, learn.dls.one_batch()[0]).module
+    mean,std = (torch.tensor(o)[:,None,None] for o in stats)
     def thesis():
         with tempfile.TemporaryDirectory() as d, contextlib.redirect_stderr(io.StringIO()):
             cam,i = pytorch_grad_cam.GradCAMPlusPlus(model=model, target_layers=[layer]),0
             for xb,yb in whole_dl(learn.dls, train_items(learn.dls, idxs.tolist()), bs=32, num_workers=0):
-                heat = torch.from_numpy(cam(input_tensor=xb.as_subclass(Tensor)))
+                heat = torch.from_numpy(cam(input_tensor=xb.as_subclass(Tensor), targets=None))
                 for img,h in zip(xb.as_subclass(Tensor)*std+mean, heat):
                     img = torch.where(h[None]>.5, img.max(), img)
                     Image.fromarray((img.clamp(0,1)*255).byte().permute(1,2,0).numpy()).save(f'{d}/{i}.jpg')
                     i += 1
-    def ours():
+    def ours(fast):
+        pa.fast,pa.slow = fast,False
         heat,bad,area = pa.attribute(idxs)
         pa.store = HeatmapStore(idxs, heat)
         pa.make_proxies()
-    def exactly(): pa.fast = False; ours(); pa.fast = None
-    secs = dict(thesis=[], ours=[], exact=[])
-    for r in range(rounds+1):
-        for k,f in dict(thesis=thesis, ours=ours, exact=exactly).items():
-            s = seconds(f)
-            if r: secs[k].append(s)
+        return pa.attr.fast
+    ways = {'as it comes':None, 'half precision':True, 'full precision':False}
+    agrees,secs = ours(None),{k:[] for k in ('thesis',*ways)}
+    with learn.no_bar(): # no bar on either side
+        for r in range(rounds+1):
+            for k in secs:
+                s = seconds(thesis if k=='thesis' else lambda: ours(ways[k]))
+                if r: secs[k].append(s)
     med = {k:statistics.median(o) for k,o in secs.items()}
-    note('thesis', "its step / ours", ratio=med['thesis']/med['ours'], theirs_s=med['thesis'], ours_s=med['ours'], items=len(idxs))
-    note('thesis', "its step / ours in full precision", ratio=med['thesis']/med['exact'], theirs_s=med['thesis'], ours_s=med['exact'], items=len(idxs))
+    for k in ways: note('thesis', f"{case}: its step / ours, {k}{' (half)' if k=='as it comes' and agrees else ' (full)' if k=='as it comes' else ''}", ratio=med['thesis']/med[k], theirs_s=med['thesis'], ours_s=med[k], items=len(idxs))
+
+def trained_on_cifar(shared, n):
+    "A learner of the trained ResNet-20, and `n` training images of CIFAR-10 as files"
+    sys.path.insert(0, str(here))
+    from attribution import trained
+    path = Path(tempfile.mkdtemp())
+    with zipfile.ZipFile(shared/'cifar10_jpg.zip') as z:
+        names = sorted(o for o in z.namelist() if '/train/' in f'/{o}' and o.endswith('.jpg'))
+        for o in names[::len(names)//n][:n]: z.extract(o, path)
+    set_seed(0)
+    dls = ImageDataLoaders.from_folder(path, valid_pct=.1, batch_tfms=Normalize.from_stats(*imagenet_stats), bs=32, num_workers=0)
+    return Learner(dls, trained(shared, 16)[0], cbs=Clock())
 
 class Digits:
     "So many 32×32 images, in memory"
@@ -173,6 +186,7 @@ def main(
     arch:str='resnet18', # Network of the step and of the thesis' step
     side:int=128, # Its input
     images:int=1000, # Photographs for the step
+    cifar:Path=here.parent.parent/'shared'/'data', # Folder of resnet20_cifar10.th and cifar10_jpg.zip; without them their case is left out
     only:str='', # One of step, loader, thesis, growth, memory; all by default
     out:Path=here # Where the table goes
 ):
@@ -180,10 +194,11 @@ def main(
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as d:
         small,large = photos(Path(d)/'small', images, side), photos(Path(d)/'large', 180, 224)
-        parts = dict(step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)), loader=lambda: loader(large, 224, 17*rounds), thesis=lambda: against_the_thesis(small, arch, side, rounds),
+        parts = dict(step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)), loader=lambda: loader(large, 224, 17*rounds), thesis=lambda: [against_the_thesis(learner(small, arch, side), f'{arch} {side}²', rounds)]+([against_the_thesis(trained_on_cifar(cifar, 2000), 'trained ResNet-20 32²', rounds)] if (cifar/'resnet20_cifar10.th').exists() else []),
                      growth=lambda: as_work_grows([1_000,10_000,100_000]), memory=fifty_steps)
-        for k,f in parts.items():
-            if only in ('',k): f()
-    new,f = pd.DataFrame(rows).round(5), out/'proxy_step.csv'
-    if only and f.exists(): new = pd.concat([pd.read_csv(f).query('part!=@only'), new])
-    new.to_csv(f, index=False)
+        for part,measure in parts.items():
+            if only not in ('',part): continue
+            measure()
+            new,f = pd.DataFrame(rows).round(5), out/'proxy_step.csv' # each part is kept as soon as it is measured
+            if f.exists(): new = pd.concat([old[~old.part.isin(new.part)], new]) if len(old := pd.read_csv(f)) else new
+            new.to_csv(f, index=False)
