@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['degenerate', 'normalize_heat', 'resize_heat', 'shrink_heat', 'heat_share', 'points_at', 'agreement', 'row_of',
-           'HeatmapStore', 'write_whole']
+           'HeatmapStore']
 
-# %% ../nbs/00_heatmap.ipynb #e8fa6b8f
-import os
+# %% ../nbs/00_heatmap.ipynb #166c73db
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from scipy.stats import rankdata
 from fastcore.basics import patch
+from .core import write_whole
 
 # %% ../nbs/00_heatmap.ipynb #73b95454
 def degenerate(
@@ -138,23 +138,6 @@ class HeatmapStore:
     @property
     def nbytes(self): return self.idxs.nbytes + self.grids.nbytes
     def __repr__(self): return f"HeatmapStore: {len(self)} items, {'×'.join(map(str, self.grids.shape[1:]))} grids, {self.nbytes:,} bytes"
-
-# %% ../nbs/00_heatmap.ipynb #da307852
-def write_whole(
-    path, # The file to write
-    write # `write(file)`, with a binary file to write into
-)->Path:
-    "Write a file completely or not at all"
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(tmp, 'wb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-    return path
 
 # %% ../nbs/00_heatmap.ipynb #c5322fe4
 @patch

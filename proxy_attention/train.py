@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['recipes', 'find_arch', 'arch_learner', 'train_folder']
 
-# %% ../nbs/15_train.ipynb #1ce20c55
+# %% ../nbs/15_train.ipynb #a78f4cd4
 import json
 from functools import partial
 from numbers import Integral
@@ -22,7 +22,6 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import model_meta, vision_learner
 from .core import *
-from .heatmap import write_whole
 from .schedule import *
 from .data import *
 from .callback import *

@@ -23,6 +23,7 @@ def test_killed_while_writing_leaves_the_last_good_one(tmp_path):
     code = f"""
         import os, numpy as np
         from proxy_attention.heatmap import *
+        from proxy_attention.core import write_whole
         def write(out):
             out.write(b'half a store'); out.flush(); os.kill(os.getpid(), 9)
         write_whole({str(f)!r}, write)"""
