@@ -15,6 +15,7 @@ from .masking import *
 from .serving import *
 from .explain import *
 from .callback import *
+from .checkpoint import *
 from .runs import *
 from .train import *
 from .demo import *

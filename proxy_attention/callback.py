@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #9c14b672
+# %% ../nbs/09_callback.ipynb #0831d8cb
 import inspect, os, pickle, time
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -24,6 +24,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from .core import *
 from .heatmap import *
 from .selection import *
+from .selection import _interpretation
 from .schedule import *
 from .data import ImageStats, has_items, input_size, plain_dls, refuse_inside, train_items, whole_dl
 from .targets import as_target
@@ -43,7 +44,7 @@ def _files(dls, idxs):
         return [str(read(row)) for _,row in items.iterrows()]
     return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
-# %% ../nbs/09_callback.ipynb #113c0767
+# %% ../nbs/09_callback.ipynb #8a7a1d34
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -96,6 +97,7 @@ class ProxyAttention(Callback):
         self.folder = None if folder is None else Path(folder)
         if save_images and folder is None: raise ValueError('save_images=True needs a place: give `folder` too.')
         self.fits,self.lost,self._trained,self.going,self.earlier,self.begun,self.data = 0,[],False,False,0,False,None
+        self.slow,self.keep_masks,self.resumed = False,False,False
         self.forget()
 
     def forget(self):
@@ -327,7 +329,7 @@ def after_fit(self:ProxyAttention):
     self.earlier,self.begun = self.earlier+self.n_epoch,False
     self.going = self.across is not None and self.earlier<self.across
 
-# %% ../nbs/09_callback.ipynb #e188fcde
+# %% ../nbs/09_callback.ipynb #e83460c2
 def _image_roots(dls):
     "The folder that holds all images, or where they have none in common the folders they lie in"
     files = [f for f in _files(dls, list(range(len(dls.train_ds)))) if f] + [str(o) for o in getattr(dls.valid_ds, 'items', []) if isinstance(o, Path)]
@@ -340,7 +342,7 @@ def _image_roots(dls):
 def check_folder(self:ProxyAttention):
     "Make the folder, and make sure that it can be written"
     for d in _image_roots(self.dls): refuse_inside(self.folder, d)
-    if self.fits==1 and any((self.folder/o).exists() for o in ('heat.npz','manifest.csv')): 
+    if self.fits==1 and not self.resumed and any((self.folder/o).exists() for o in ('heat.npz','manifest.csv')): 
         raise FileExistsError(f'The folder {self.folder} holds the proxies of another run, and nothing is written over: name a new one.')
     try:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -414,6 +416,40 @@ def show_suspects(self:ProxyAttention,
     if not len(rows): raise ValueError('No item of the last step is predicted otherwise than labelled.')
     heat = [normalize_heat(self.store[i][None])[0] if i in self.store else None for i in rows.item]
     return show_heats([self.interp.learn.dls.train_ds[i][0] for i in rows.item], [heat], captions=[f'{r.targ} ({r.pred})' for r in rows.itertuples()], **kwargs)
+
+# %% ../nbs/09_callback.ipynb #28ca4ecf
+@patch
+def state_dict(self:ProxyAttention)->dict: # Plain data, arrays and tensors
+    "What a run needs to go on from here"
+    seen = self.interp and {k:getattr(self.interp, k) for k in ('losses','preds','targs','known')}
+    return dict({k:getattr(self, k) for k in ('fits','begun','going','earlier','slow','keep_masks')}, told=sorted(self.told), serving=self.proxies is not None, interp=seen,
+        idxs=self.store.idxs, grids=self.store.grids, data=self.data and tuple(self.data), history=[dict(o) for o in self._history], rows=[o.to_dict('list') for o in self._rows],
+        losses=self.losses.state_dict() if hasattr(self.losses, 'state_dict') else {})
+
+@patch
+def load_state_dict(self:ProxyAttention,
+    state:dict # From `state_dict`
+):
+    "Go on from there, between `before_fit` and the first epoch"
+    self.resumed,self.going,self.fits = True,False,state['fits']-state['begun']
+    if state['begun']: self.begin()
+    else: self.losses.check(self.learn)
+    for k in ('going','earlier','slow','keep_masks'): setattr(self, k, state[k])
+    self.data = state['data'] and ImageStats(*state['data'])
+    self.store,self.told = HeatmapStore(state['idxs'], state['grids']),set(state['told'])
+    self._history,self._rows = state['history'],[pd.DataFrame(o) for o in state['rows']]
+    if hasattr(self.losses, 'load_state_dict'): self.losses.load_state_dict(state['losses'])
+    with keep_rng(): self.interp = state['interp'] and _interpretation(self.learn, **state['interp'])
+    self.proxies = self.make_proxies() if state['serving'] else None
+    if self.folder and not rank_distrib(): self.put_back_log()
+
+@patch
+def put_back_log(self:ProxyAttention):
+    "The log on disk has the steps of this run, and no more"
+    log = self.folder/'proxy_log.csv'
+    if not self._rows: return log.unlink(missing_ok=True)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(log, lambda f: self.log.to_csv(f, index=False))
 
 # %% ../nbs/09_callback.ipynb #9875ceeb
 def _pickles(o):

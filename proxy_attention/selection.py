@@ -208,7 +208,7 @@ def interpret_train(
     back = at.argsort()
     return _interpretation(learn, losses[back], preds[back], targs[back])
 
-# %% ../nbs/01_selection.ipynb #c696e399
+# %% ../nbs/01_selection.ipynb #67971634
 class ExactLosses:
     "An extra pass over the training items as validation sees them: exact, and the same however they were trained on"
     def check(self, learn):
@@ -221,6 +221,11 @@ class ExactLosses:
     def interpret(self, learn, keep=()):
         "Losses, predictions and labels of the training items, in the middle of a fit"
         return interpret_train(learn, inner=True, keep=keep)
+    def state_dict(self):
+        "What a checkpoint keeps of it"
+        return {}
+    def load_state_dict(self, state):
+        "Go on with what a checkpoint kept"
 
 class RunningLosses(ExactLosses):
     "The loss that each item had when it was last trained on as it is, not as a proxy: no extra pass"
@@ -256,6 +261,7 @@ class RunningLosses(ExactLosses):
         "From batches to one row an item, the last one it had: epoch, loss, prediction, label"
         if not self.got: return
         idxs,loss,pred,targ = (torch.cat(o).cpu() for o in zip(*self.got))
+        if not len(idxs): return # every item was a proxy
         at,last = np.unique(idxs.flip(0), return_index=True)
         last = len(idxs)-1-last
         if self.rows is None: self.rows = [torch.full((self.n,), -1), torch.full((self.n,), -torch.inf), *(torch.zeros(self.n, *o.shape[1:], dtype=o.dtype) for o in (pred,targ))]
@@ -271,5 +277,8 @@ class RunningLosses(ExactLosses):
             newer = other[0]>rows[0]
             for row,o in zip(rows, other): row[newer] = o[newer]
         return _interpretation(learn, *rows[1:], known=rows[0]>=0)
+
+    def state_dict(self): return dict(rows=self.rows, epoch=self.epoch)
+    def load_state_dict(self, state): self.rows,self.epoch = state['rows'],state['epoch']
 
 loss_sources = dict(exact=ExactLosses, running=RunningLosses)
