@@ -15,5 +15,6 @@ from .serving import *
 from .explain import *
 from .callback import *
 from .runs import *
+from .logs import *
 from .train import *
 from .demo import *
