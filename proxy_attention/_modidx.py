@@ -431,6 +431,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'proxy_attention.layers.unwrap': ('layers.html#unwrap', 'proxy_attention/layers.py')},
             'proxy_attention.logs': { 'proxy_attention.logs.RunBoard': ('logs.html#runboard', 'proxy_attention/logs.py'),
                                       'proxy_attention.logs.RunBoard.__init__': ('logs.html#runboard.__init__', 'proxy_attention/logs.py'),
+                                      'proxy_attention.logs.RunBoard._init_state': ( 'logs.html#runboard._init_state',
+                                                                                     'proxy_attention/logs.py'),
                                       'proxy_attention.logs.RunBoard.after_batch': ( 'logs.html#runboard.after_batch',
                                                                                      'proxy_attention/logs.py'),
                                       'proxy_attention.logs.RunBoard.after_epoch': ( 'logs.html#runboard.after_epoch',

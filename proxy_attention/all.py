@@ -17,5 +17,6 @@ from .explain import *
 from .callback import *
 from .checkpoint import *
 from .runs import *
+from .logs import *
 from .train import *
 from .demo import *

@@ -41,7 +41,7 @@ def show_confusion(
     if n>60: ax.set(xticks=[], yticks=[])
     return ax
 
-# %% ../nbs/11a_logs.ipynb #808081a5
+# %% ../nbs/11a_logs.ipynb #08c41e12
 class RunBoard(Callback):
     "Writes a fit into a TensorBoard log: losses, metrics, rates, proxy steps with their images; at its end the confusion matrix, a report and the hyperparameters"
     order,remove_on_fetch = ProxyAttention.order+10,True
@@ -55,9 +55,13 @@ class RunBoard(Callback):
     ):
         if not str(folder): raise ValueError("folder='' is no name for a folder.")
         self.folder,self.n,self.resume,self.settings = str(folder),n,resume,settings
-        self.fits,self.done,self.begun,self.failed = 0,0,False,False
+        self.fits,self.done,self.begun = 0,0,False
 
-# %% ../nbs/11a_logs.ipynb #1cc850e9
+    def _init_state(self):
+        super()._init_state()
+        self.begun = False # a copy made in mid-fit is in none
+
+# %% ../nbs/11a_logs.ipynb #11186500
 def _closing(board, learn, f, event_type, ex, final=noop):
     "`Learner._with_events`; an epoch that is broken off closes the log"
     try: type(learn)._with_events(learn, f, event_type, ex, final)
@@ -72,7 +76,6 @@ def before_fit(self:RunBoard):
     self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     if not self.real: return
     self.close() # of a fit that was broken off before its first epoch
-    self.failed = False
     if '_with_events' not in self.learn.__dict__: self.learn._with_events = partial(_closing, self, self.learn)
 
 @patch
@@ -115,14 +118,14 @@ def pick_up(self:RunBoard)->int: # First step that is written anew; None: none i
     self.fits,self.done = self.fits-1,int(before.index[-1])
     return self.done+1
 
-# %% ../nbs/11a_logs.ipynb #bb0e7bdd
+# %% ../nbs/11a_logs.ipynb #b9dd50cc
 @contextmanager
 def _writing(board):
     "What the disk refuses is no reason to lose a fit"
     try: yield
     except OSError as e:
         warn(f'The log in {board.folder} cannot be written any more ({e.strerror or e}): training goes on without it.', ProxyWarning)
-        board.writer,board.failed = None,True
+        board.writer = None
 
 @patch
 def scalar(self:RunBoard, tag, value):
@@ -172,7 +175,9 @@ def catch_up(self:RunBoard):
     rec,pa = getattr(self.learn, 'recorder', None),self.proxies
     rows,names = (rec.values[self.rows:],rec.metric_names[1:]) if rec else ([],[])
     steps = pa.history[self.told:] if pa else []
-    fig = pa.show(self.n)[0,0].figure if self.n and len(steps) and len(pa.store) and self.writer else None
+    fig = None
+    if self.n and len(steps) and len(pa.store) and self.writer is not None:
+        with keep_rng(): fig = pa.show(self.n)[0,0].figure
     if self.writer is not None:
         with _writing(self):
             for i,row in enumerate(rows):
@@ -186,7 +191,7 @@ def catch_up(self:RunBoard):
             self.writer.flush()
     self.rows,self.told = self.rows+len(rows),self.told+len(steps)
 
-# %% ../nbs/11a_logs.ipynb #2926a11b
+# %% ../nbs/11a_logs.ipynb #aec8de9f
 def _plain(v): return v if isinstance(v, (str,bool,int,float)) else getattr(v, '__name__', None) or str(v)
 
 @patch
@@ -201,8 +206,8 @@ def hyper(self:RunBoard)->dict:
 @patch
 def after_fit(self:RunBoard):
     "Confusion matrix, report and hyperparameters, then close"
-    if not getattr(self, 'begun', False) or hasattr(self.learn, 'gather_preds'): return
-    self.catch_up()
+    if hasattr(self.learn, 'gather_preds'): return # a look at the model, in mid-fit perhaps
+    if self.begun: self.catch_up()
     if self.writer is not None:
         with _writing(self):
             if self.found: self.write_labels(*map(torch.cat, zip(*self.found)))

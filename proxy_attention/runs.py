@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['new_run', 'EventLog', 'Run', 'Runs', 'read_runs', 'runs_table']
 
-# %% ../nbs/12_runs.ipynb #a3a403f9
+# %% ../nbs/12_runs.ipynb #523bd7b0
 import html, json, os, re
 from datetime import datetime
 from io import BytesIO
@@ -23,7 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 from .core import *
 try: import tomllib
-except ModuleNotFoundError: tomllib = None # Python 3.10
+except ModuleNotFoundError: import tomli as tomllib # Python 3.10
 
 # %% ../nbs/12_runs.ipynb #83e9632f
 def new_run(
@@ -83,7 +83,7 @@ def _hparams(content):
     values = {k:getattr(v, v.WhichOneof('kind')) for k,v in sorted(found.items()) if v.WhichOneof('kind')}
     return {k:int(v) if isinstance(v, float) and v.is_integer() else v for k,v in values.items()} # it knows no whole numbers
 
-# %% ../nbs/12_runs.ipynb #7ae7aa14
+# %% ../nbs/12_runs.ipynb #214ac7e3
 _kept = ('config.json','config.toml','history.csv','proxy_steps.csv')
 
 def _flat(d, pre=''):
@@ -92,7 +92,6 @@ def _flat(d, pre=''):
 
 def _settings(path):
     "What `config.json` or `config.toml` says"
-    if path.suffix=='.toml' and tomllib is None: raise ValueError('TOML is read from Python 3.11 on')
     text = path.read_text(encoding='utf-8')
     found = tomllib.loads(text) if path.suffix=='.toml' else json.loads(text)
     if not isinstance(found, dict): raise ValueError('it holds no settings by name')
@@ -106,13 +105,14 @@ class Run:
         images:bool=False # Keep the images of its logs too?
     ):
         store_attr()
-        self.kept,self.logs = {},{}
+        self.kept,self.logs,self.made = {},{},None
 
     def read(self,
         f, # A file of the run
         afresh:bool=True # Otherwise a log is read on from where it was left
     )->str: # What is wrong with it
         "Read a file that is new, or has changed"
+        self.made = None
         if f.name in _kept:
             self.kept.pop(f.name, None)
             self.kept[f.name] = pd.read_csv(f) if f.suffix=='.csv' else _settings(f)
@@ -125,9 +125,10 @@ class Run:
         f # A file that is gone
     ):
         "Drop what was read from a file"
+        self.made = None
         self.kept.pop(f.name, None) if f.name in _kept else self.logs.pop(f, None)
 
-# %% ../nbs/12_runs.ipynb #9aa8f99f
+# %% ../nbs/12_runs.ipynb #eefac211
 @patch(as_prop=True)
 def settings(self:Run)->dict:
     "Its hyperparameters: those of its logs, and those of its own file"
@@ -148,12 +149,14 @@ def _local(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.tz_co
 @patch(as_prop=True)
 def scalars(self:Run)->pd.DataFrame:
     "Every value of its logs, a row each: tag, step, when, value"
+    if self.made is not None: return self.made
     rows = []
     for _,o in sorted(self.logs.items()):
         for row in o.rows: # a log that was taken up again says from which step on the earlier ones do not count
             if row[0] is None: rows = [r for r in rows if r[1]<row[1]]
             else: rows.append(row)
-    return pd.DataFrame(rows, columns='tag step when value'.split()).assign(when=lambda d: _local(d.when))
+    self.made = pd.DataFrame(rows, columns='tag step when value'.split()).assign(when=lambda d: _local(d.when))
+    return self.made
 
 @patch(as_prop=True)
 def metrics(self:Run)->dict:
@@ -185,7 +188,7 @@ def pictures(self:Run)->list: # (tag, step, image) each; a picture file of the f
     logged = [(tag,step,BytesIO(o)) for _,log in sorted(self.logs.items()) for tag,step,o in log.pics]
     return [(tag, step, Image.open(o)) for tag,step,o in logged + [(f.stem,None,f) for f in sorted(self.path.glob('*.png'))]]
 
-# %% ../nbs/12_runs.ipynb #1ebb78fe
+# %% ../nbs/12_runs.ipynb #b1ee92d2
 class Runs:
     "All runs below a folder"
     def __init__(self,
@@ -219,12 +222,13 @@ class Runs:
             try: st = f.stat()
             except FileNotFoundError: continue # gone in the meantime
             except OSError as e: wrong[f] = e.strerror; continue
-            stamp,old = (st.st_ino,st.st_size,st.st_mtime_ns), self.stamps.get(f)
+            stamp,old = (home,st.st_ino,st.st_size,st.st_mtime_ns), self.stamps.get(f)
             if stamp==old: continue
+            if old and old[0]!=home: self.drop(f) # a log that has come to lie in another run
             if home not in self.runs: self.runs[home] = Run(home, home.relative_to(self.root).as_posix() if home!=self.root else home.resolve().name, self.images)
             self.stamps[f] = stamp
             read.append(f)
-            try: wrong[f] = self.runs[home].read(f, old is None or old[0]!=stamp[0] or old[1]>stamp[1])
+            try: wrong[f] = self.runs[home].read(f, old is None or old[:2]!=stamp[:2] or old[2]>stamp[2])
             except (OSError, ValueError, DecodeError, OpError) as e: wrong[f] = f'{getattr(e, "strerror", None) or e}'.splitlines()[0]
         new = {f:why for f,why in (wrong|closed).items() if why and self.broken.get(f)!=why}
         self.broken = {f:why for f,why in (self.broken|wrong|closed).items() if why and (f in found or f in closed)}
@@ -237,10 +241,9 @@ class Runs:
         f # A file that is gone
     ):
         "Forget a file, and a run that has none left"
-        self.stamps.pop(f)
-        for home,run in list(self.runs.items()):
-            run.forget(f)
-            if not run.kept and not run.logs: del self.runs[home]
+        home = self.stamps.pop(f)[0]
+        self.runs[home].forget(f)
+        if not any(o[0]==home for o in self.stamps.values()): del self.runs[home]
 
     def __iter__(self):
         able = [o for o in self.runs.values() if o.kept or any(log.at for log in o.logs.values())]
