@@ -198,6 +198,14 @@ def test_a_new_image_does_not_change_a_kept_split(pets):
     with pytest.warns(ProxyWarning, match='1 images of'): again = ImageFolder(pets/'d').load(pets/'run')
     assert again.df.equals(one.df)
 
+def test_the_order_is_kept_too(tmp_path):
+    "Items are known by their number: another order would give each the heatmap of another"
+    d = put(tmp_path/'d', *each('{}/{}.png', 'ab'))
+    one = ImageTable(table(tmp_path, 'f,l\n'+''.join(f'{o},{o[0]}\n' for o in reversed(each('{}/{}.png', 'ab')))), path=d)
+    one.save(tmp_path/'run')
+    images = ImageFolder(d)
+    assert images.df.file.tolist()==one.df.file.tolist()[::-1] and images.load(tmp_path/'run').df.equals(one.df)
+
 @pytest.mark.parametrize('spoil,words', [
     (lambda d,f: (d/'a'/'3.png').unlink(), '1 of 18 images .* are not among those .* a/3.png'),
     (lambda d,f: (d/'a').rename(d/'c'), 'are not among those'),
