@@ -363,7 +363,7 @@ def fold(self:ImageSet,
     res._split()
     return res
 
-# %% ../nbs/03_data.ipynb #17ff9e6e
+# %% ../nbs/03_data.ipynb #f5b27f28
 @patch
 def save(self:ImageSet,
     folder # Where to, not among the images
@@ -381,8 +381,8 @@ def load(self:ImageSet,
     "Take the split, the folds and the order that `save` wrote"
     csv = Path(folder)/'folds.csv' if Path(folder).is_dir() else Path(folder)
     df = _read_csv(csv)
-    if list(df.columns)!=['file','label','part','fold'] or df.file.duplicated().any() or not df.part.isin(['train','valid']).all() or not (df.fold.str.fullmatch(r'\d+').all() or (df.fold=='').all()):
-        raise ValueError(f'{csv} is no split that `save` wrote: it has the columns file, label, part (train or valid) and fold, and each file once.')
+    if list(df.columns)!=['file','label','part','fold'] or df.file.duplicated().any() or set(df.part)!={'train','valid'} or not (df.fold.str.fullmatch(r'\d+').all() or (df.fold=='').all()):
+        raise ValueError(f'{csv} is no split that `save` wrote: it has the columns file, label, part (train and valid) and fold, and each file once.')
     here = dict(zip(self._names(), zip(self.df.file, self.df.label)))
     gone = [o for o in df.file if o not in here]
     if gone: raise ValueError(f'{len(gone)} of {len(df)} images of {csv} are not among those of {self.path}, the first is {gone[0]}: bring them back, or draw a new split.')
