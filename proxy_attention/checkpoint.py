@@ -234,7 +234,7 @@ def records(self:Checkpoint):
     return dict({k:getattr(rec, k) for k in ('iters','lrs','values')}, losses=torch.stack([o.as_subclass(Tensor) for o in rec.losses]) if rec.losses else None, count=rec.smooth_loss.count, val=rec.smooth_loss.val,
         train_iter=self.learn.train_iter, pct_train=self.learn.pct_train)
 
-# %% ../nbs/10a_checkpoint.ipynb #58d36d48
+# %% ../nbs/10a_checkpoint.ipynb #79979f4d
 def _pass_over(learn, epoch):
     "Of the fit that is about to begin, leave out the epochs before `epoch`"
     run = learn._with_events
@@ -250,14 +250,15 @@ def before_fit(self:Checkpoint):
     "Go on from the checkpoint, or write a first one"
     if self.inner: return
     self.learn.__dict__.pop('_with_events', None)
-    self.real,self._trained,self.seen = True,False,0
+    cut,self.real,self._trained,self.seen = self.real,True,False,0
     if num_distrib()>1: raise NotImplementedError('Checkpoint is for one process, and this run has several, each with random numbers of its own: take it off, and use SaveModelCallback.')
     if self.monitor and not hasattr(self.learn, 'recorder'): raise ValueError(f"best='{self.monitor}' is read from the recorder, and this learner has none: give best=None.")
     if self.monitor and self.monitor not in (names := list(self.recorder.metric_names[1:])): raise ValueError(f"best='{self.monitor}': the recorder has no such loss or metric{nearest(self.monitor, names)} It has: {', '.join(names)}.")
     self.hold()
     self.what = what_of(self.learn)
-    if not self.mine and not self.resume and self.last.exists(): raise FileExistsError(f'{self.last} is there already: `resume=True` goes on with it, or name a new folder.')
-    state = read_checkpoint(self.last) if self.resume and self.last.exists() else None
+    state = read_checkpoint(self.last) if (self.resume or cut or not self.mine) and self.last.exists() else None
+    if state and (state['fit'],state['epoch'])==(1,0) and (not self.resume or _differs(state['what'], self.what)): state = None # nothing was trained
+    if state and not self.resume: raise FileExistsError(f'{self.last} is there already. To go on with it: `Checkpoint(…, resume=True)`, or `learn.checkpoint.resume = True` after a Ctrl-C; to begin anew, name a new folder.')
     if state is None or state['fit']<=self.fits: return self.write(0)
     if state['fit']>self.fits+1: return _pass_over(self.learn, self.n_epoch)
     refuse_other(self.last, state['what'], self.what)

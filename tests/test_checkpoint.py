@@ -88,9 +88,23 @@ def at_point(point):
     else: return [type('Killer', (Callback,), {name:reached, 'order':999})()]
     return []
 
+class Limit(Callback):
+    "From the second epoch on, the operating system refuses to write more than so many bytes to a file"
+    def after_epoch(self):
+        if self.epoch==1: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+def full_disk(path, run, out):
+    "A run whose disk is full from the second epoch on"
+    learn = make(path, run, best=None, proxy=False, cbs=[Limit()])
+    with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('always')
+        learn.fit_one_cycle(N, 3e-3)
+    out.write_text(json.dumps(dict(warned=len([o for o in said if 'could not be written' in str(o.message)]), epochs=len(learn.recorder.values), kept=read_checkpoint(run/'last.pth')['epoch'])))
+
 def child(path, out, run, own, point, log):
     "One life of a run; it writes what it ends with"
     try:
+        if point=='full': full_disk(Path(path), Path(run), out); os._exit(0)
         learn = make(Path(path), run and Path(run), at_point(point) if point else [], own=own and Path(own))
         fit(learn)
         write_whole(out, lambda f: f.write(json.dumps(ends(learn, run and Path(run))).encode()))
@@ -121,9 +135,10 @@ def server(path, tmp):
     said['placed'],said['placed_of'] = kills,len(placed)
     live('placed.json', tmp/'placed', tmp/'placed_own')
     kills = 0
-    while not (tmp/'random.json').exists() and kills<60: kills += live('random.json', tmp/'random', tmp/'random_own', after=rng.uniform(0, .45)*took if kills<12 else None)
+    while not (tmp/'random.json').exists() and kills<60: kills += live('random.json', tmp/'random', tmp/'random_own', after=rng.uniform(0, .3)*took if kills<12 else None)
     said['random'] = kills
     live('twice.json', tmp/'random', tmp/'random_own') # run once more when all is done
+    live('full.json', tmp/'full', None, 'full')
     print(json.dumps(said))
 
 if __name__=='__main__': sys.exit(server(*sys.argv[1:]))
@@ -138,7 +153,8 @@ def test_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     whole = load('whole')
     for o in ('placed','random'): assert load(o)==whole, (o, [k for k in whole if load(o)[k]!=whole[k]])
     assert load('twice')['model']==whole['model'] and load('twice')['values']==whole['values']
-    for o in ('placed','random'): assert sorted(f.name for f in (tmp_path/o).iterdir())==['.lock','best.pth','last.pth'] # nothing half written is left
+    assert load('full')==dict(warned=3, epochs=N, kept=1), 'a full disk, without a mock'
+    for o in ('placed','random','full'): assert sorted(f.name for f in (tmp_path/o).iterdir())==['.lock',*(['best.pth'] if o!='full' else []),'last.pth'] # nothing half written is left
 
 # In one process
 
@@ -153,6 +169,11 @@ class Cut(Callback):
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory): return digits(tmp_path_factory.mktemp('data')/'digits', n=80)
+
+@pytest.fixture(scope='module')
+def whole(small, tmp_path_factory):
+    "What a run ends with that was never cut"
+    return ends(fit(make(small, tmp_path_factory.mktemp('whole')/'run')))
 
 def cut_and_gone_on(small, tmp_path, how='fit_one_cycle', args=(N, 3e-3), cut=(2,1,1), kw=lambda: {}, **fit_kw):
     whole = ends(fit(make(small, tmp_path/'whole', **kw()), how, *args, **fit_kw), tmp_path/'whole')
@@ -175,7 +196,7 @@ proxies = lambda **kw: dict(kw=lambda: dict(proxy=kw))
 cases = dict(one_cycle={}, constant=dict(how='fit', args=(N, 1e-3), **plain()), sgdr=dict(how='fit_sgdr', args=(2, 2), **plain()), fit_proxy=dict(how='fit_proxy', **proxies(select='all', every=None, clear=False, p=1., losses='running')),
     running=proxies(losses='running', select='random'), augment=proxies(mode='augment', fill='noise'), data_fill=proxies(fill='mean', rule='random'), plateau=proxies(start=.3, steps=Plateau('accuracy')),
     accumulation=plain(partial(GradientAccumulation, 40)), mixup=plain(MixUp, GradientClip), half=plain(MixedPrecision), torch_opt=plain(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), ranger=plain(opt_func=ranger),
-    trackers=dict(how='fit', args=(N, 1e-2), **plain(partial(ReduceLROnPlateau, patience=1, min_delta=1.), partial(SaveModelCallback, 'accuracy', with_opt=True))), workers=dict(kw=lambda: dict(workers=2)))
+    trackers=dict(how='fit', args=(N, 1e-2), **plain(partial(ReduceLROnPlateau, patience=1, min_delta=1.), partial(SaveModelCallback, 'accuracy', with_opt=True))), workers=dict(args=(2, 3e-3), cut=(1,1,1), kw=lambda: dict(workers=2)))
 
 @pytest.mark.parametrize('case', cases)
 @pytest.mark.filterwarnings('ignore:CUDA is not:UserWarning', 'ignore:torch.cuda.amp:UserWarning')
@@ -199,19 +220,20 @@ def test_fine_tune_cut_in_either_phase(small, tmp_path, cut, across):
     assert again.checkpoint.fits==2 and len(again.proxy_attention.history)
 
 @pytest.mark.parametrize('same_learner', [True,False])
-def test_ctrl_c_in_a_notebook(small, tmp_path, same_learner):
+def test_ctrl_c_in_a_notebook(small, whole, tmp_path, same_learner):
     "The same cell again: with the learner as the Ctrl-C left it, or a new one"
-    whole = ends(fit(make(small, tmp_path/'whole')))
-    learn = make(small, tmp_path/'run', [cut := Cut()], resume=True)
+    learn = make(small, tmp_path/'run', [cut := Cut()], resume=False)
     with pytest.raises(KeyboardInterrupt): fit(learn)
     learn.remove_cb(cut)
+    with pytest.raises(FileExistsError, match='learn.checkpoint.resume = True'): fit(learn)
+    learn.checkpoint.resume = True
     if not same_learner: learn = make(small, tmp_path/'run')
     assert ends(fit(learn))==whole
     assert '_with_events' not in learn.__dict__ and not learn.lock.locked()
 
-def test_cut_in_the_writing(small, tmp_path, monkeypatch):
+def test_cut_in_the_writing(small, whole, tmp_path, monkeypatch):
     "Ctrl-C while a checkpoint is written: the one before stays, nothing half written is left"
-    whole,own,n = ends(fit(make(small, tmp_path/'whole'))), torch.save, [0]
+    own,n = torch.save,[0]
     def save(o, f):
         n[0] += 1
         if n[0]==6: f.write(b'half'); raise KeyboardInterrupt
@@ -278,26 +300,6 @@ def test_full_disk(small, tmp_path, monkeypatch):
         with pytest.raises(OSError, match='No checkpoint can be written.*No space left'): fit(make(small, tmp_path/'other', best=None))
     assert ends(fit(make(small, tmp_path/'run', best=None, proxy=False)))==ends(learn)
 
-def test_full_disk_without_a_mock(small, tmp_path):
-    "The operating system refuses to write more than so many bytes to a file"
-    code = f"import sys; sys.path[:0] = {sys.path!r}\n" + '''
-import resource, warnings
-from test_checkpoint import *
-path,run = map(Path, sys.argv[1:])
-room.torch.set_num_threads(1)
-learn = make(path, run, best=None, proxy=False)
-class Limit(Callback):
-    def after_epoch(self):
-        if self.epoch==1: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-learn.add_cb(Limit())
-with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
-    warnings.simplefilter('always')
-    learn.fit_one_cycle(4, 3e-3)
-print(len([o for o in said if 'could not be written' in str(o.message)]), len(learn.recorder.values), read_checkpoint(run/'last.pth')['epoch'])
-'''
-    res = subprocess.run([sys.executable, '-c', code, small, tmp_path/'run'], capture_output=True, text=True, cwd=Path(__file__).parent, env=os.environ|dict(CUDA_VISIBLE_DEVICES=''))
-    assert res.stdout.split()[-3:]==['3','4','1'], res.stdout+res.stderr[-2000:]
-
 @pytest.fixture(scope='module')
 def done(small, tmp_path_factory):
     "The folder of a run that was cut off"
@@ -351,15 +353,14 @@ def test_another_run(small, half, tmp_path, says, kw, args):
     with pytest.raises(ValueError, match=f'(?s)is the checkpoint of another run. {says}'): fit(learn, 'fit_one_cycle', *args)
     assert bits(learn.model.state_dict())==was and (half/'last.pth').read_bytes()==before
 
-def test_data_may_have_moved(small, half, tmp_path):
+def test_data_may_have_moved(small, whole, half, tmp_path):
     "The same files in another place are the same split"
-    whole = ends(fit(make(small, tmp_path/'whole')))
     moved = ends(fit(make(Path(shutil.copytree(small, tmp_path/'elsewhere')), half)))
     assert {k for k in whole if whole[k]!=moved[k]}=={'log'} # which names the files
 
 def test_a_checkpoint_is_not_written_over(small, half):
     before = (half/'last.pth').read_bytes()
-    with pytest.raises(FileExistsError, match='is there already: `resume=True` goes on'): fit(make(small, half, resume=False))
+    with pytest.raises(FileExistsError, match='is there already. To go on with it: .*resume=True'): fit(make(small, half, resume=False))
     assert (half/'last.pth').read_bytes()==before
 
 def test_callbacks_that_are_gone(small, half, tmp_path):
@@ -401,6 +402,7 @@ def test_several_processes_are_refused(small, tmp_path, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(NotImplementedError, match='for one process'): fit(make(small, tmp_path/'run', proxy=False))
 
+@pytest.mark.filterwarnings("ignore:load_learner")
 def test_export_leaves_it_usable(small, tmp_path):
     learn = fit(make(small, tmp_path/'run'), 'fit', 2)
     learn.export(tmp_path/'x.pkl')
@@ -414,7 +416,25 @@ def test_table_shows_all_epochs(small, half):
     with learn.no_bar(): learn.fit_one_cycle(N, 3e-3)
     assert [o[0] for o in rows]==list(range(N)) and {len(o) for o in rows}=={len(learn.recorder.metric_names)}
 
-def test_with_a_progress_bar(small, half, tmp_path, capsys):
+def test_with_a_progress_bar(small, whole, half, capsys):
     learn = make(small, half)
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); learn.fit_one_cycle(N, 3e-3)
-    assert f'Going on with fit 1 after 2 of {N} epochs' in capsys.readouterr().out and ends(learn)==ends(fit(make(small, tmp_path/'whole')))
+    assert f'Going on with fit 1 after 2 of {N} epochs' in capsys.readouterr().out and ends(learn)==whole
+
+@pytest.mark.parametrize('resume', [True,False])
+def test_a_run_that_never_began_is_no_run(small, tmp_path, resume):
+    "An argument that is refused before the first batch, put right and tried again"
+    with pytest.raises(ValueError, match='need 9 epochs'): fit(make(small, tmp_path/'run', resume=resume, proxy=dict(start=.3, steps=[8,'p',1])))
+    assert read_checkpoint(tmp_path/'run'/'last.pth')['epoch']==0
+    assert len(fit(make(small, tmp_path/'run', resume=resume, proxy=False)).recorder.values)==N
+
+def test_two_fits_in_a_session(small, tmp_path):
+    "The second goes on from the first's weights; run again, both are passed over or gone on with"
+    def both(*cbs):
+        learn = make(small, tmp_path/'run' if cbs else None, cbs[1:], proxy=False)
+        fit(learn, 'fit', 2, 1e-3); fit(learn, 'fit_one_cycle', 2, 3e-3)
+        return learn
+    whole = ends(both())
+    with pytest.raises(KeyboardInterrupt): both(1, Cut(1, 1, 2))
+    assert read_checkpoint(tmp_path/'run'/'last.pth')['fit']==2
+    assert ends(both(1))==whole==ends(both(1))
