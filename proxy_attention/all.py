@@ -14,6 +14,8 @@ from .masking import *
 from .serving import *
 from .explain import *
 from .callback import *
+from .prune import *
 from .runs import *
 from .train import *
+from .use import *
 from .demo import *
