@@ -6,8 +6,7 @@
 __all__ = ['prune_methods', 'ramps', 'prune_globally', 'prune_filters', 'cubic_ramp', 'linear_ramp', 'whole_ramp', 'prunable',
            'Prune']
 
-# %% ../nbs/10b_prune.ipynb #ac23c3fe
-import inspect
+# %% ../nbs/10b_prune.ipynb #81fa4906
 from functools import partial
 from warnings import warn
 import pandas as pd, torch

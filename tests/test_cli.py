@@ -28,12 +28,12 @@ def test_demo_end_to_end(tmp_path):
 
 def test_train_end_to_end(path, tmp_path, fingerprint):
     before = fingerprint(path)
-    res = run('proxy-train', path.name, '--arch', 'resnet10t', '--steps', '1,p,1', '--no-pretrained', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', '--save-images', '--share', .5, cwd=path.parent) # a relative path, as people type it
+    res = run('proxy-train', path.name, '--arch', 'resnet10t', '--steps', '1,p,1', '--pretrained', 'no', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', '--save-images', '--share', .5, cwd=path.parent) # a relative path, as people type it
     assert res.returncode==0, res.stderr
     assert fingerprint(path)==before
     o, = (tmp_path/'runs').iterdir()
-    assert {'config.json','split.csv','history.csv','proxy_log.csv','proxy_steps.csv','heat.npz','manifest.csv','proxies','proxies.png','model.pkl'} <= set(os.listdir(o))
-    assert json.loads((o/'config.json').read_text())['steps']=='1,p,1'
+    assert {'config.toml','folds.csv','checkpoints','tensorboard','history.csv','proxy_log.csv','proxy_steps.csv','heat.npz','manifest.csv','proxies','proxies.png','model.pkl'} <= set(os.listdir(o))
+    assert from_toml(o/'config.toml').proxy.steps=='1,p,1'
     assert len(pd.read_csv(o/'history.csv'))==2
     learn = load_learner(o/'model.pkl')
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
@@ -56,9 +56,55 @@ def test_errors_are_sentences(path, kw, words):
 
 def test_ctrl_c(path, tmp_path):
     log = open(tmp_path/'log', 'w+')
-    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--no-pretrained', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=log, stderr=subprocess.PIPE, text=True,
+    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--pretrained', 'no', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=log, stderr=subprocess.PIPE, text=True,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell may have us started with Ctrl-C ignored
     while 'Epoch 2/' not in (tmp_path/'log').read_text(): time.sleep(.1)
     p.send_signal(signal.SIGINT)
     _,err = p.communicate(timeout=30)
-    assert p.returncode==130 and err.strip().endswith('Stopped.'), (p.returncode, err)
+    assert p.returncode==130 and 'Go on with: proxy-train --resume' in err, (p.returncode, err)
+    o, = (tmp_path/'runs').iterdir()
+    assert not (o/'model.pkl').exists() and (o/'checkpoints'/'last.pth').exists()
+
+def small(path, tmp_path, *more): return ('proxy-train', path, '--arch', 'resnet10t', '--pretrained', 'no', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', *more)
+def weights_of(run): return load_learner(run/'model.pkl').model.state_dict()
+
+def test_killed_and_gone_on_with(path, tmp_path, same):
+    "kill -9 in the middle of the third epoch; the run that goes on ends with the same bits, and so does its log"
+    args = ('--steps', '1,p,3', '--share', 50, '--lr', '3e-3')
+    assert run(*small(path, tmp_path/'whole', *args, '--quiet')).returncode==0
+    p = subprocess.Popen([bin/'proxy-train', *map(str, small(path, tmp_path/'cut', *args)[1:])], stdout=open(tmp_path/'log', 'w'), stderr=subprocess.DEVNULL)
+    while 'Epoch 3/' not in (tmp_path/'log').read_text(): time.sleep(.05)
+    p.kill(); p.wait()
+    (whole,),(cut,) = ((tmp_path/o/'runs').iterdir() for o in ('whole','cut'))
+    res = run('proxy-train', '--resume', cut, '--json')
+    assert res.returncode==0 and json.loads(res.stdout)['run']==str(cut), res.stderr
+    assert same(weights_of(whole), weights_of(cut))
+    for o in ('history.csv','proxy_log.csv'): assert pd.read_csv(whole/o).drop(columns='file', errors='ignore').equals(pd.read_csv(cut/o).drop(columns='file', errors='ignore'))
+    assert (whole/'heat.npz').exists() and np.array_equal(HeatmapStore.load(whole/'heat.npz').grids, HeatmapStore.load(cut/'heat.npz').grids)
+
+def test_config_again_and_runs(path, tmp_path):
+    "A run's config.toml runs it again, options override it, and `proxy-runs` lists both"
+    res = run(*small(path, tmp_path, '--steps', '1,p,1', '--share', 20, '--json'))
+    assert res.returncode==0 and len(res.stdout.splitlines())==1, res.stdout+res.stderr
+    first = json.loads(res.stdout)
+    res = run('proxy-train', '--config', Path(first['run'])/'config.toml', '--out', tmp_path/'runs', '--recipe', 'late', '--quiet')
+    assert res.returncode==0 and not res.stdout, res.stdout+res.stderr
+    table = json.loads(run('proxy-runs', tmp_path/'runs', '--json').stdout)
+    assert len(table)==2 and {o['recipe'] for o in table}=={'default','late'} and first['accuracy'] in [round(o['accuracy'], 6) for o in table]
+    assert run('proxy-runs', tmp_path/'runs').stdout.count('resnet10t')==2
+    (tmp_path/'bad.toml').write_text('[model]\nach = "resnet18"')
+    res = run('proxy-train', path, '--config', tmp_path/'bad.toml')
+    assert res.returncode==1 and "did you mean 'arch'?" in res.stderr and len(res.stderr.strip().splitlines())==1
+
+def test_folds_and_explain(path, tmp_path, fingerprint):
+    "Cross-validation, and two of its models side by side on new images"
+    before = fingerprint(path)
+    res = run(*small(path/'train', tmp_path, '--steps', '1,p,1', '--folds', 2))
+    assert res.returncode==0 and 'mean ± standard deviation' in res.stdout, res.stderr
+    o, = (tmp_path/'runs').iterdir()
+    assert len(pd.read_csv(o/'folds_result.csv'))==2 and (pd.read_csv(o/'folds.csv').fold.value_counts()==128).all()
+    res = run('proxy-explain', o/'fold_0'/'model.pkl', path/'plain'/'3', '--against', o/'fold_1'/'model.pkl', '--out', tmp_path/'seen')
+    assert res.returncode==0, res.stderr
+    seen, = (tmp_path/'seen').iterdir()
+    assert len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(path/'plain'/'3')) and (seen/'sheet_001.png').exists() and fingerprint(path)==before
+    assert 'runs the code in it' in run('proxy-explain', '--help').stdout
