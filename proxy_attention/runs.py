@@ -83,7 +83,7 @@ def _hparams(content):
     values = {k:getattr(v, v.WhichOneof('kind')) for k,v in sorted(found.items()) if v.WhichOneof('kind')}
     return {k:int(v) if isinstance(v, float) and v.is_integer() else v for k,v in values.items()} # it knows no whole numbers
 
-# %% ../nbs/12_runs.ipynb #214ac7e3
+# %% ../nbs/12_runs.ipynb #54f17b71
 _kept = ('config.json','config.toml','history.csv','proxy_steps.csv')
 
 def _flat(d, pre=''):
@@ -95,7 +95,9 @@ def _settings(path):
     text = path.read_text(encoding='utf-8')
     found = tomllib.loads(text) if path.suffix=='.toml' else json.loads(text)
     if not isinstance(found, dict): raise ValueError('it holds no settings by name')
-    return _flat(found)
+    flat = _flat(found)
+    names = [k.split('.')[-1] for k in flat]
+    return {nm if names.count(nm)==1 else k:v for nm,(k,v) in zip(names, flat.items())} # the section is told only where a name is in several
 
 class Run:
     "What one run folder holds: settings, epochs, proxy steps, logs"

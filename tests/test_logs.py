@@ -294,10 +294,10 @@ def test_real_run_folder(tmp_path):
 def test_toml_nested_and_a_log_below_a_run(tmp_path):
     run = make(tmp_path, 'train_2026-01-02_03-04-05')
     (run/'config.json').unlink()
-    (run/'config.toml').write_text('arch = "vit"\n[proxy]\narea = 0.2\n')
+    (run/'config.toml').write_text('[model]\narch = "vit"\nseed = 1\n[proxy]\nrecipe = "late"\narea = 0.2\nseed = 2\n')
     log(run/'board')
     df = read_runs(tmp_path)
-    assert len(df)==1 and df.arch[0]=='vit' and df['proxy.area'][0]==.2 and df.loss[0]==np.float32(.2) and df.accuracy[0]==.7
+    assert len(df)==1 and df.arch[0]=='vit' and df.area[0]==.2 and df['model.seed'][0]==1 and df['proxy.seed'][0]==2 and 'vit  ' in runs_table(tmp_path) and 'late' in runs_table(tmp_path) and df.loss[0]==np.float32(.2) and df.accuracy[0]==.7
     assert df.when[0]==pd.Timestamp('2026-01-02 03:04:05')
 
 def test_only_what_is_new_or_has_grown_is_read(tmp_path, monkeypatch):
