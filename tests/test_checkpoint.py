@@ -430,11 +430,16 @@ def test_a_run_that_never_began_is_no_run(small, tmp_path, resume):
 
 def test_two_fits_in_a_session(small, tmp_path):
     "The second goes on from the first's weights; run again, both are passed over or gone on with"
+    epochs = []
+    class Trained(Callback):
+        def after_train(self): epochs.append(self.epoch)
     def both(*cbs):
-        learn = make(small, tmp_path/'run' if cbs else None, cbs[1:], proxy=False)
+        learn = make(small, tmp_path/'run' if cbs else None, [*cbs[1:], Trained], proxy=False)
         fit(learn, 'fit', 2, 1e-3); fit(learn, 'fit_one_cycle', 2, 3e-3)
         return learn
     whole = ends(both())
     with pytest.raises(KeyboardInterrupt): both(1, Cut(1, 1, 2))
     assert read_checkpoint(tmp_path/'run'/'last.pth')['fit']==2
-    assert ends(both(1))==whole==ends(both(1))
+    for trained in ([1],[]): # the epoch that was cut off; nothing
+        epochs.clear()
+        assert ends(both(1))==whole and epochs==trained
