@@ -16,7 +16,10 @@ from .serving import *
 from .explain import *
 from .callback import *
 from .checkpoint import *
+from .prune import *
 from .runs import *
 from .logs import *
+from .config import *
 from .train import *
+from .use import *
 from .demo import *

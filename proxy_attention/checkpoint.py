@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_checkpoint', 'what_of', 'refuse_other', 'state_of', 'give_state', 'Checkpoint', 'load_best']
 
-# %% ../nbs/10a_checkpoint.ipynb #7b4827de
+# %% ../nbs/10a_checkpoint.ipynb #2b864152
 import hashlib, inspect, os, re, zipfile
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,15 @@ from pickle import UnpicklingError
 from warnings import warn
 import numpy as np, torch
 from torch import Tensor
-from fastcore.all import L, noop, patch, risinstance, store_attr
+from fastcore.all import L, noop, patch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states, to_device
+from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
 from .core import *
 from .heatmap import write_whole
-from .data import has_items, plain_dl, refuse_inside
+from .data import plain_dl, refuse_inside
 from .callback import ProxyAttention, _files, _image_roots
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such lock

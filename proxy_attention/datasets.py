@@ -6,13 +6,13 @@
 __all__ = ['known_sets', 'find_root', 'KnownData', 'read_named', 'read_classes', 'read_files', 'known_table', 'known_data',
            'open_images']
 
-# %% ../nbs/03a_datasets.ipynb #f1767413
+# %% ../nbs/03a_datasets.ipynb #56f216b4
 import os, re, tarfile
 from functools import partial
 from pathlib import Path
 from warnings import warn
 import pandas as pd
-from fastcore.all import L, delegates, store_attr
+from fastcore.all import store_attr
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import get_image_files
 from .core import *

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['new_run', 'EventLog', 'Run', 'Runs', 'read_runs', 'runs_table']
 
-# %% ../nbs/12_runs.ipynb #523bd7b0
+# %% ../nbs/12_runs.ipynb #47fd87fb
 import html, json, os, re
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd
-from fastcore.all import L, patch, store_attr
+from fastcore.all import patch, store_attr
 from google.protobuf.message import DecodeError
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader

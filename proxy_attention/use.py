@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['Explained', 'open_learner', 'find_images', 'heat_spread', 'heat_border', 'explain_images']
 
-# %% ../nbs/17_use.ipynb #eb07b211
+# %% ../nbs/17_use.ipynb #0b4dbf2a
 import glob, json, os, pickle, re, time
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from warnings import catch_warnings, filterwarnings, warn
 from zipfile import BadZipFile
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from PIL import Image
 import matplotlib.pyplot as plt
-from matplotlib.text import Text
 from torch import Tensor
 from fastcore.all import L, chunked, store_attr
 from fastprogress.fastprogress import progress_bar
