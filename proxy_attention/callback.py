@@ -194,7 +194,7 @@ def check_task(self:ProxyAttention, item):
     if not hasattr(self.own_loss, 'reduction') and 'reduction' not in takes(self.own_loss):
         raise TypeError(f"The loss function {getattr(self.own_loss, '__name__', type(self.own_loss).__name__)} cannot be had item by item: give it an argument or an attribute `reduction`, as torch's and fastai's losses have.")
 
-# %% ../nbs/09_callback.ipynb #605ef208
+# %% ../nbs/09_callback.ipynb #57ee74f6
 @patch
 def after_loss(self:ProxyAttention):
     "The losses of a training batch, for whom they matter"
@@ -254,7 +254,7 @@ def go_fast(self:ProxyAttention, first, n, few=16):
     "Half precision, if asked for, or if it agrees on the first few of many images; where it did not once, it is not asked again in this fit"
     if not getattr(self.attr, 'has_fast', False): return
     self.attr.fast = bool(self.fast)
-    if self.fast is not None or n<4*few or self.slow: return
+    if self.fast is not None or n<16*few or self.slow: return
     self.attr.fast = from_first(not rank_distrib() and fast_agrees(self.attr, *(o[:few] for o in first[0][:2])))
     self.slow = not self.attr.fast
 

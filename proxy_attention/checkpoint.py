@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_checkpoint', 'what_of', 'refuse_other', 'state_of', 'give_state', 'Checkpoint', 'load_best']
 
-# %% ../nbs/10a_checkpoint.ipynb #2b864152
+# %% ../nbs/10a_checkpoint.ipynb #7bb4ab3e
 import hashlib, inspect, os, re, zipfile
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ from pickle import UnpicklingError
 from warnings import warn
 import numpy as np, torch
 from torch import Tensor
-from fastcore.all import L, noop, patch
+from fastcore.all import L, patch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
+from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states

@@ -39,7 +39,7 @@ def test_train_end_to_end(path, tmp_path, fingerprint):
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
 
 @pytest.mark.parametrize('args,words', [
-    (['nowhere'], 'There is no folder nowhere'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'pretrained weights of resnet10t cannot be had here')])
+    (['nowhere'], 'There is no folder and no CSV file nowhere'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'pretrained weights of resnet10t cannot be had here')])
 def test_errors_are_one_line_on_the_terminal(path, tmp_path, args, words):
     res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args], env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
     assert res.returncode==1 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
@@ -107,4 +107,21 @@ def test_folds_and_explain(path, tmp_path, fingerprint):
     assert res.returncode==0, res.stderr
     seen, = (tmp_path/'seen').iterdir()
     assert len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(path/'plain'/'3')) and (seen/'sheet_001.png').exists() and fingerprint(path)==before
-    assert 'runs the code in it' in run('proxy-explain', '--help').stdout
+    assert 'runs the code in it' in ' '.join(run('proxy-explain', '--help').stdout.split())
+
+def test_rate_and_batch_size_are_found(path, tmp_path, monkeypatch):
+    "`find_lr` asks fastai; `find_bs` halves until a step fits (here: no more than 8 images do)"
+    import proxy_attention.train as t
+    told,usual = [],t.arch_learner
+    def small_memory(*args):
+        learn = usual(*args)
+        forward = learn.model.forward
+        def limited(x):
+            if learn.model.training and len(x)>8: raise RuntimeError('CUDA out of memory. Tried to allocate')
+            return forward(x)
+        learn.model.forward = limited
+        return learn
+    assert t.largest_batch(lambda bs: small_memory(lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'resnet10t', 32, False), 32)==8
+    run = t.train_folder(path, arch='resnet10t', pretrained=False, size=32, workers=0, out=tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=64, augment='strong', say=told.append)
+    assert any('lr_find suggests a rate of' in o for o in told) and (run/'model.pkl').exists()
+    with pytest.raises(ValueError, match="did you mean 'strong'?"): t.train_folder(path, augment='stong')
