@@ -11,7 +11,7 @@ with warnings.catch_warnings():
     from fastai.callback.training import GradientAccumulation
     from proxy_attention.all import *
 import proxy_attention.checkpoint as room
-import proxy_attention.heatmap as heatmap
+import proxy_attention.core as core
 
 N = 4 # epochs
 
@@ -76,7 +76,7 @@ def at_point(point):
             if 'pth' in str(a[1]) and name=='whole': reached()
             replace(*a)
             if 'pth' in str(a[1]) and name=='renamed': reached()
-        heatmap.os.replace = killing
+        core.os.replace = killing
     elif name=='heat': # in a proxy step, its heat half computed
         own = ProxyAttention.attribute
         def attribute(self, idxs): res = own(self, idxs); reached(); return res

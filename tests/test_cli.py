@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
-from proxy_attention.cli import CliError, proxy_train
+from proxy_attention.cli import CliError, proxy_runs, proxy_train
 
 pytestmark = pytest.mark.limit(170)
 bin = Path(sys.executable).parent
@@ -65,63 +65,68 @@ def test_ctrl_c(path, tmp_path):
     o, = (tmp_path/'runs').iterdir()
     assert not (o/'model.pkl').exists() and (o/'checkpoints'/'last.pth').exists()
 
-def small(path, tmp_path, *more): return ('proxy-train', path, '--arch', 'resnet10t', '--pretrained', 'no', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', *more)
+few = dict(arch='resnet10t', pretrained=False, size=32, workers=0)
 def weights_of(run): return load_learner(run/'model.pkl').model.state_dict()
 
-def test_killed_and_gone_on_with(path, tmp_path, same):
+def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     "kill -9 in the middle of the third epoch; the run that goes on ends with the same bits, and so does its log"
-    args = ('--steps', '1,p,3', '--share', 50, '--lr', '3e-3')
-    assert run(*small(path, tmp_path/'whole', *args, '--quiet')).returncode==0
-    p = subprocess.Popen([bin/'proxy-train', *map(str, small(path, tmp_path/'cut', *args)[1:])], stdout=open(tmp_path/'log', 'w'), stderr=subprocess.DEVNULL)
-    while 'Epoch 3/' not in (tmp_path/'log').read_text(): time.sleep(.05)
+    args = ('--steps', '1,p,3', '--share', 50, '--lr', '3e-3', '--arch', 'resnet10t', '--pretrained', 'no', '--size', 32, '--workers', 0)
+    p = subprocess.Popen([bin/'proxy-train', path, '--out', tmp_path/'cut', *map(str, args)], stdout=open(tmp_path/'log', 'w'), stderr=subprocess.DEVNULL)
+    while 'Epoch 3/' not in (tmp_path/'log').read_text(): time.sleep(.02)
     p.kill(); p.wait()
-    (whole,),(cut,) = ((tmp_path/o/'runs').iterdir() for o in ('whole','cut'))
-    res = run('proxy-train', '--resume', cut, '--json')
-    assert res.returncode==0 and json.loads(res.stdout)['run']==str(cut), res.stderr
+    whole = train_folder(path, tmp_path/'whole', steps='1,p,3', share=50, lr=3e-3, say=noop, **few)
+    cut, = (tmp_path/'cut').iterdir()
+    capsys.readouterr()
+    proxy_train(resume=str(cut), json=True)
+    assert json.loads(capsys.readouterr().out)['run']==str(cut)
     assert same(weights_of(whole), weights_of(cut))
-    for o in ('history.csv','proxy_log.csv'): assert pd.read_csv(whole/o).drop(columns='file', errors='ignore').equals(pd.read_csv(cut/o).drop(columns='file', errors='ignore'))
-    assert (whole/'heat.npz').exists() and np.array_equal(HeatmapStore.load(whole/'heat.npz').grids, HeatmapStore.load(cut/'heat.npz').grids)
+    for o in ('history.csv','proxy_log.csv'): assert pd.read_csv(whole/o).equals(pd.read_csv(cut/o))
+    assert np.array_equal(HeatmapStore.load(whole/'heat.npz').grids, HeatmapStore.load(cut/'heat.npz').grids)
+    with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(cut), lr=1.)
+    with pytest.raises(CliError, match='it has no config.toml'): proxy_train(resume=str(tmp_path))
 
-def test_config_again_and_runs(path, tmp_path):
-    "A run's config.toml runs it again, options override it, and `proxy-runs` lists both"
-    res = run(*small(path, tmp_path, '--steps', '1,p,1', '--share', 20, '--json'))
-    assert res.returncode==0 and len(res.stdout.splitlines())==1, res.stdout+res.stderr
-    first = json.loads(res.stdout)
-    res = run('proxy-train', '--config', Path(first['run'])/'config.toml', '--out', tmp_path/'runs', '--recipe', 'late', '--quiet')
-    assert res.returncode==0 and not res.stdout, res.stdout+res.stderr
-    table = json.loads(run('proxy-runs', tmp_path/'runs', '--json').stdout)
-    assert len(table)==2 and {o['recipe'] for o in table}=={'default','late'} and first['accuracy'] in [round(o['accuracy'], 6) for o in table]
-    assert run('proxy-runs', tmp_path/'runs').stdout.count('resnet10t')==2
-    (tmp_path/'bad.toml').write_text('[model]\nach = "resnet18"')
-    res = run('proxy-train', path, '--config', tmp_path/'bad.toml')
-    assert res.returncode==1 and "did you mean 'arch'?" in res.stderr and len(res.stderr.strip().splitlines())==1
-
-def test_folds_and_explain(path, tmp_path, fingerprint):
-    "Cross-validation, and two of its models side by side on new images"
+def test_config_again_runs_and_explain(path, tmp_path, fingerprint, capsys):
+    "A run's config.toml runs it again, options override it, `proxy-runs` lists both, `proxy-explain` shows them side by side"
     before = fingerprint(path)
-    res = run(*small(path/'train', tmp_path, '--steps', '1,p,1', '--folds', 2))
-    assert res.returncode==0 and 'mean ± standard deviation' in res.stdout, res.stderr
-    o, = (tmp_path/'runs').iterdir()
-    assert len(pd.read_csv(o/'folds_result.csv'))==2 and (pd.read_csv(o/'folds.csv').fold.value_counts()==128).all()
-    res = run('proxy-explain', o/'fold_0'/'model.pkl', path/'plain'/'3', '--against', o/'fold_1'/'model.pkl', '--out', tmp_path/'seen')
+    proxy_train(str(path), out=str(tmp_path/'runs'), steps='1,p,1', share=20, json=True, **few)
+    out = capsys.readouterr().out
+    first = json.loads(out)
+    assert len(out.splitlines())==1
+    proxy_train(config=str(Path(first['run'])/'config.toml'), out=str(tmp_path/'runs'), recipe='late', epochs=3, steps='1,p,2', quiet=True)
+    assert not capsys.readouterr().out
+    a,b = sorted((tmp_path/'runs').iterdir())
+    assert from_toml(b/'config.toml')==changed(from_toml(a/'config.toml'), recipe='late', epochs=3, steps='1,p,2')
+    proxy_runs(str(tmp_path/'runs'), json=True)
+    table = json.loads(capsys.readouterr().out)
+    assert len(table)==2 and {o['recipe'] for o in table}=={'default','late'} and first['accuracy'] in [round(o['accuracy'], 6) for o in table]
+    (tmp_path/'bad.toml').write_text('[model]\nach = "resnet18"')
+    with pytest.raises(CliError, match="did you mean 'arch'?"): proxy_train(str(path), config=str(tmp_path/'bad.toml'))
+    res = run('proxy-explain', a/'model.pkl', path/'plain'/'3', '--against', b/'model.pkl', '--out', tmp_path/'seen')
     assert res.returncode==0, res.stderr
     seen, = (tmp_path/'seen').iterdir()
     assert len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(path/'plain'/'3')) and (seen/'sheet_001.png').exists() and fingerprint(path)==before
-    assert 'runs the code in it' in ' '.join(run('proxy-explain', '--help').stdout.split())
+    res = run('proxy-runs', tmp_path/'runs')
+    assert res.returncode==0 and res.stdout.count('resnet10t')==2, res.stderr
 
-def test_rate_and_batch_size_are_found(path, tmp_path, monkeypatch):
+def test_folds(path, tmp_path):
+    told = []
+    o = train_folder(path/'train', tmp_path/'runs', steps='1,p,1', folds=2, say=told.append, **few)
+    assert len(pd.read_csv(o/'folds_result.csv'))==2 and (pd.read_csv(o/'folds.csv').fold.value_counts()==128).all()
+    assert 'mean ± standard deviation' in told[-1] and all((o/f'fold_{i}'/'model.pkl').exists() for i in (0,1))
+
+def test_rate_and_batch_size_are_found(path, tmp_path):
     "`find_lr` asks fastai; `find_bs` halves until a step fits (here: no more than 8 images do)"
     import proxy_attention.train as t
-    told,usual = [],t.arch_learner
-    def small_memory(*args):
-        learn = usual(*args)
+    def small_memory(bs):
+        learn = t.arch_learner(lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'resnet10t', 32, False)
         forward = learn.model.forward
         def limited(x):
             if learn.model.training and len(x)>8: raise RuntimeError('CUDA out of memory. Tried to allocate')
             return forward(x)
         learn.model.forward = limited
         return learn
-    assert t.largest_batch(lambda bs: small_memory(lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'resnet10t', 32, False), 32)==8
-    run = t.train_folder(path, arch='resnet10t', pretrained=False, size=32, workers=0, out=tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=64, augment='strong', say=told.append)
-    assert any('lr_find suggests a rate of' in o for o in told) and (run/'model.pkl').exists()
-    with pytest.raises(ValueError, match="did you mean 'strong'?"): t.train_folder(path, augment='stong')
+    assert t.largest_batch(small_memory, 32)==8
+    told = []
+    assert (train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=64, augment='strong', say=told.append, **few)/'model.pkl').exists()
+    assert any('lr_find suggests a rate of' in o for o in told)
+    with pytest.raises(ValueError, match="did you mean 'strong'?"): train_folder(path, augment='stong')

@@ -285,7 +285,7 @@ def test_real_run_folder(tmp_path):
         run = train_folder(data, arch='resnet10t', steps='1,p,1', size=32, pretrained=False, out=tmp_path/'runs', workers=0, share=.3, say=lambda o: None)
     row = read_runs(tmp_path/'runs').iloc[0]
     hist = pd.read_csv(run/'history.csv')
-    assert row.run==run.name and row.arch=='resnet10t' and row.epochs==row.done==2 and row.accuracy==hist.accuracy.iloc[-1] and row.proxy_steps==1 and row.share==.3
+    assert row.run==run.name and row.arch=='resnet10t' and row.steps=='1,p,1' and row.done==2 and row.accuracy==hist.accuracy.iloc[-1] and row.proxy_steps==1 and row.share==.3
     assert row.when.strftime('%Y-%m-%d_%H-%M-%S') in run.name
     per = read_runs(tmp_path/'runs', per_epoch=True, images=True)
     assert per.epoch.tolist()==[0,1] and per.proxy_made[0]>0 and pd.isna(per.proxy_made[1])
