@@ -138,7 +138,7 @@ def aside(
         for k in _LOOP: learn.__dict__.pop(k, None)
         learn.__dict__.update(loop)
 
-# %% ../nbs/01_selection.ipynb #0a5ee0ad
+# %% ../nbs/01_selection.ipynb #a90e96d9
 def _decoded(learn):
     "Predicted labels of a batch, and its true ones"
     decodes = getattr(learn.loss_func, 'decodes', lambda o: o.argmax(1))
@@ -176,8 +176,8 @@ class _Decoded(Callback):
     "Collect item numbers, predicted and true labels; on several processes in the order in which fastai gathers losses"
     def __init__(self, seen): self.seen,self.got,self.last = seen,[],None
     def before_batch(self):
-        x, = self.learn.xb
-        if x.device.type!='cpu' or x.ndim!=4: return
+        x = self.learn.xb[0]
+        if len(self.learn.xb)>1 or x.device.type!='cpu' or x.ndim!=4: return
         if self.last is None: self.last = can_go_last(self.learn.model, x)
         if self.last: self.learn.xb = (x.contiguous(memory_format=torch.channels_last),)
     def after_batch(self):

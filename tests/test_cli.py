@@ -108,11 +108,25 @@ def test_config_again_runs_and_explain(path, tmp_path, fingerprint, capsys):
     res = run('proxy-runs', tmp_path/'runs')
     assert res.returncode==0 and res.stdout.count('resnet10t')==2, res.stderr
 
-def test_folds(path, tmp_path):
-    told = []
-    o = train_folder(path/'train', tmp_path/'runs', steps='1,p,1', folds=2, say=told.append, **few)
-    assert len(pd.read_csv(o/'folds_result.csv'))==2 and (pd.read_csv(o/'folds.csv').fold.value_counts()==128).all()
-    assert 'mean ± standard deviation' in told[-1] and all((o/f'fold_{i}'/'model.pkl').exists() for i in (0,1))
+def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
+    "Each image is in validation once; a run that is stopped in its second fold ends with the same table"
+    import proxy_attention.train as t
+    told,usual,made = [],t.arch_learner,[]
+    args = dict(steps='1,p,1', folds=2, say=told.append, **few)
+    o = train_folder(path/'train', tmp_path/'runs', **args)
+    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==128).all() and 'mean ± standard deviation' in told[-1]
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.epoch==1: raise KeyboardInterrupt
+    def stopping(*args):
+        made.append(usual(*args))
+        return made[-1].add_cb(Stop()) if len(made)==2 else made[-1]
+    monkeypatch.setattr(t, 'arch_learner', stopping)
+    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-train --resume'): train_folder(path/'train', tmp_path/'cut', **args)
+    cut, = (tmp_path/'cut').iterdir()
+    assert resume_run(cut, told.append)==cut
+    a,b = (pd.read_csv(x/'folds_result.csv') for x in (o,cut))
+    assert len(a)==2 and a.equals(b)
 
 def test_rate_and_batch_size_are_found(path, tmp_path):
     "`find_lr` asks fastai; `find_bs` halves until a step fits (here: no more than 8 images do)"

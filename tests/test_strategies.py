@@ -342,3 +342,13 @@ def test_the_mask_covers_the_mark_in_tensors(tmp_path, kind):
     dls = DataBlock((block,CategoryBlock), get_items=get_image_files, get_y=parent_label, batch_tfms=aug_transforms(size=64, max_rotate=25, max_lighting=0)).dataloaders(marked(tmp_path/'m', (60,90)), bs=8, num_workers=0)
     x0,x1 = served_pixels(dls, red)
     assert white(x0).mean()>.02 and redness(x0).max()==0 and white(x1).max()<.002 and redness(x1).mean()>.02
+
+def test_interpretation_of_a_model_of_two_images(few, quiet):
+    "`ProxyAttention` is for one image; looking at the losses is not"
+    dls = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files, getters=[noop, noop, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = digits_net()
+        def forward(self, a, b): return self.net(a)+self.net(b)
+    assert len(interpret_train(quiet(Learner(dls, Two()), 'fit', 1)).losses)==len(dls.train_ds)
