@@ -42,7 +42,7 @@ def mean_std(heat, k=2.):
     std = (pos-mean).square().nanmean((-2,-1), keepdim=True).sqrt()
     return heat > mean+k*std
 
-# %% ../nbs/05_masking.ipynb #1b3d3a42
+# %% ../nbs/05_masking.ipynb #8b1ec233
 def random_place(heat, grid, area=0.1):
     "A control: the hottest `area` moved to another place, over the edges and in again; always the same place for the same map"
     h,w = heat.shape[-2:]
@@ -54,7 +54,7 @@ def random_place(heat, grid, area=0.1):
 def centre(heat, area=0.1):
     "A control: the middle of the image, whatever the heat"
     y,x = (torch.linspace(-1, 1, o, device=heat.device) for o in heat.shape[-2:])
-    return area_budget((-(y[:,None]**2+x**2)).expand_as(heat), area)
+    return area_budget((-(y[:,None]**2+x**2) - 1e-3*(y[:,None]+x/2)).expand_as(heat), area) # tilted a little: no two places are equally far
 
 rules = dict(area=area_budget, absolute=absolute, max_share=max_share, mean_std=mean_std, top_cells=top_cells, random=random_place, centre=centre)
 

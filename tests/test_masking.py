@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, assume, given as each, settings, strategies 
 from fastai.vision.all import *
 from proxy_attention.all import *
 
-settings.register_profile('few', max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile('few', max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile('few')
 sides = st.integers(1, 150)
 seeds = st.integers(0, 2**31)
