@@ -46,4 +46,4 @@ def main(seeds:int=5, # How many seeds
             rows.append(one(seed, arm))
             print({k:round(v, 3) if isinstance(v, float) else v for k,v in rows[-1].items()}, flush=True)
             pd.DataFrame(rows).round(4).to_csv(out, index=False)
-    print(pd.DataFrame(rows).groupby('arm', sort=False)[['plain','shortcut','flipped','seconds']].agg(['mean','std']).round(3).to_string())
+    print(pd.DataFrame(rows).groupby('arm', sort=False)[['plain','aligned','flipped','seconds']].agg(['mean','std']).round(3).to_string())

@@ -4,6 +4,7 @@ from .heatmap import *
 from .selection import *
 from .schedule import *
 from .data import *
+from .beds import *
 from .datasets import *
 from .targets import *
 from .layers import *

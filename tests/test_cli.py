@@ -19,7 +19,7 @@ def test_demo_end_to_end(tmp_path):
     assert len(runs)==2
     for o in runs:
         table = pd.read_csv(o/'table.csv', index_col='arm')
-        assert list(table.columns)==['plain','shortcut','flipped','on digit','on shortcut','on rest','seconds']
+        assert list(table.columns)==['plain','aligned','flipped','on digit','on shortcut','on rest','seconds']
         assert table.index.tolist()==['without','with proxies']
         assert np.allclose(table[['on digit','on shortcut','on rest']].sum(1), 1, atol=.01)
         assert Image.open(o/'demo.png').width>800
