@@ -481,22 +481,22 @@ def to_proxy(self:Learner, **kwargs):
     return self.add_cb(ProxyAttention(**kwargs))
 
 # %% ../nbs/09_callback.ipynb #42b04a40
-def _recipe(doc, **settings):
+def _recipe(name, doc, **settings):
     def make(cls, **kwargs):
         usual = {k:v for k,v in settings.items() if kwargs.get('steps') is None or k not in ('start','finish','every')}
         return cls(**(usual|kwargs))
-    make.__doc__ = doc + '\n\n' + ', '.join(f'{k}={v!r}' for k,v in settings.items())
+    make.__name__,make.__doc__ = name, doc + '\n\n' + ', '.join(f'{k}={v!r}' for k,v in settings.items())
     return classmethod(make)
 
 _once = dict(select='all', every=None, clear=False)
-ProxyAttention.shortcut = _recipe('Cures a shortcut that is learned first: all items, masked once after a short probe, kept. Best through `fit_proxy`',
+ProxyAttention.shortcut = _recipe('shortcut', 'Cures a shortcut that is learned first: all items, masked once after a short probe, kept. Best through `fit_proxy`',
     **_once, target='margin', rule='area', area=0.1, fill='swap', start=0.1, p=1.)
-ProxyAttention.late = _recipe('For a shortcut that is learned slowly: all items, once at half time, a small area',
+ProxyAttention.late = _recipe('late', 'For a shortcut that is learned slowly: all items, once at half time, a small area',
     **_once, target='margin', rule='area', area=0.03, fill='swap', start=0.5, p=0.5)
-ProxyAttention.thesis = _recipe("The author's settings (Mukherjee 2023), his schedule 5,p,9,p,9,p,9,p,4 scaled to the fit",
+ProxyAttention.thesis = _recipe('thesis', "The author's settings (Mukherjee 2023), his schedule 5,p,9,p,9,p,9,p,4 scaled to the fit",
     select='misclassified', share=1., attribution='Saliency', target='label', scale=False, rule='absolute', threshold=0.008, fill='zero', max_area=1.,
     start=5/36, every=9/36, p=1., clear=True)
-ProxyAttention.masktune = _recipe('MaskTune (Asgari et al. 2022, arXiv 2210.00055): all items, black, one epoch at the end',
+ProxyAttention.masktune = _recipe('masktune', 'MaskTune (Asgari et al. 2022, arXiv 2210.00055): all items, black, one epoch at the end',
     **_once, attribution='XGradCAM', target='pred', rule='mean_std', k=2., fill='zero', max_area=1., start=-1, p=1.)
 
 # %% ../nbs/09_callback.ipynb #9c75f1f5

@@ -89,30 +89,33 @@ def run_arm(
     if file is not None: write_whole(file, lambda f: f.write(json.dumps(rec).encode()))
     return rec
 
-# %% ../nbs/10_compare.ipynb #824d2f8a
+# %% ../nbs/10_compare.ipynb #f1754c18
 class Comparison:
     "What came of arms × seeds"
     def __init__(self,
-        recs, # As `run_arm` gives them
-        baseline:str, # The arm that the others are compared with
-        level:float=0.95 # Of the confidence intervals
+        df, # A row for every arm, seed and test set: arm, seed, test, accuracy, worst, steps, …
+        baseline:str='no proxy', # The arm that the others are compared with
+        level:float=0.95, # Of the confidence intervals
+        groups=None, # A row for every arm, seed, test set and group
+        notes=() # (arm, what a run had to say), one a run and note
     ):
         store_attr()
-        self.arms = list(dict.fromkeys(o['arm'] for o in recs))
-        self.tests = list(dict.fromkeys(k for o in recs for k in o['tests']))
+        if gone := {'arm','seed','test','accuracy','worst','steps'}-set(df.columns): raise ValueError(f'The table of a comparison has no column {", ".join(sorted(gone))}.')
+        self.arms,self.tests = (list(dict.fromkeys(df[o])) for o in ('arm','test'))
+        if baseline not in self.arms: raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, self.arms)} There are: {", ".join(self.arms)}.')
 
-    @property
-    def df(self)->pd.DataFrame:
-        "A row for every arm, seed and test set"
-        flat = lambda o,k: {c:v for c,v in o['tests'][k].items() if c!='groups'}
-        return pd.DataFrame([dict(arm=o['arm'], seed=o['seed'], test=k, **flat(o, k), **{c:o[c] for c in ('steps','seconds','proxies','proxy_seconds')}, **o['measures']) for o in self.recs for k in o['tests']])
+    @classmethod
+    def of(cls,
+        recs, # As `run_arm` gives them
+        baseline:str # The arm that the others are compared with
+    ):
+        "From the records of runs"
+        flat = lambda o: {c:o[c] for c in ('steps','seconds','proxies','proxy_seconds')} | o['measures']
+        df = pd.DataFrame([dict(arm=o['arm'], seed=o['seed'], test=k, **{c:v for c,v in t.items() if c!='groups'}, **flat(o)) for o in recs for k,t in o['tests'].items()])
+        groups = pd.DataFrame([dict(arm=o['arm'], seed=o['seed'], test=k, group=g, accuracy=a) for o in recs for k,t in o['tests'].items() for g,a in t['groups'].items()])
+        return cls(df, baseline, groups=groups, notes=[(o['arm'],t) for o in recs for t in o['notes']])
 
-    @property
-    def groups(self)->pd.DataFrame:
-        "A row for every arm, seed, test set and group"
-        return pd.DataFrame([dict(arm=o['arm'], seed=o['seed'], test=k, group=g, accuracy=a) for o in self.recs for k,t in o['tests'].items() for g,a in t['groups'].items()])
-
-# %% ../nbs/10_compare.ipynb #77f1ac8a
+# %% ../nbs/10_compare.ipynb #d36e25e6
 def _refuse_other(folder, asked):
     "A folder holds one comparison"
     about = folder/'comparison.json'
@@ -155,14 +158,25 @@ def compare(
     for rec in progress_bar(runs, total=len(todo), leave=False) if todo else ():
         recs[rec['arm'], rec['seed']] = rec
         _refuse_unequal(recs, rec['seed'])
-    return Comparison([recs[a,s] for a in arms for s in seeds], baseline)
+    return Comparison.of([recs[a,s] for a in arms for s in seeds], baseline)
+
+@patch(cls_method=True)
+def kept(cls:Comparison,
+    folder, # Of a comparison
+    arms, # The names of its arms, in the order of the table
+    baseline:str='no proxy' # The arm that the others are compared with
+): # A `Comparison`; None: nothing is there
+    "What a folder holds so far, without training anything"
+    recs = [json.loads(f.read_text(encoding='utf-8')) for f in sorted(Path(folder).glob('*_*.json'))]
+    recs = sorted([o for o in recs if o['arm'] in arms], key=lambda o: (list(arms).index(o['arm']), o['seed']))
+    return cls.of(recs, baseline) if recs else None
 
 def _refuse_unequal(recs, seed):
     "The arms of one seed start from the same"
     starts = {o['start']:a for (a,s),o in recs.items() if s==seed}
     if len(starts)>1: raise ValueError(f"With seed {seed} the arms {' and '.join(map(repr, list(starts.values())[:2]))} start from other weights or another split: `make_learner(seed)` should draw both from `seed`, or fix them.")
 
-# %% ../nbs/10_compare.ipynb #df1d3ed1
+# %% ../nbs/10_compare.ipynb #68771fca
 def paired(
     diff, # Differences, one a seed
     level:float=0.95 # Of the interval
@@ -182,7 +196,7 @@ def stats(self:Comparison,
     df = self.df
     if metric not in df: raise ValueError(f'A comparison has no column {metric!r}{nearest(metric, df.columns)}')
     wide = df.pivot(index='seed', columns=['test','arm'], values=metric)
-    if metric=='accuracy' and len(self.recs): wide = wide.join(pd.concat({'worst group':df.groupby(['seed','arm']).worst.min().unstack()}, axis=1))
+    if metric=='accuracy': wide = wide.join(pd.concat({'worst group':df.groupby(['seed','arm']).worst.min().unstack()}, axis=1))
     rows = []
     for test in dict.fromkeys(wide.columns.get_level_values(0)):
         for arm in self.arms:
@@ -190,7 +204,7 @@ def stats(self:Comparison,
             rows.append(dict(arm=arm, test=test, n=int(v.notna().sum()), mean=v.mean(), sd=v.std(), **({} if arm==self.baseline else paired((v-base).dropna(), self.level))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_compare.ipynb #3ec58af5
+# %% ../nbs/10_compare.ipynb #7162068e
 @patch
 def table(self:Comparison,
     diff:bool=True # The differences too?
@@ -207,7 +221,7 @@ def table(self:Comparison,
 @patch
 def verdict(self:Comparison)->str:
     "What the differences say of each arm, and no more"
-    s,n = self.stats(), len({o['seed'] for o in self.recs})
+    s,n = self.stats(), self.df.seed.nunique()
     say = lambda r: f"{r.test} ({100*r['diff']:+.1f} points" + (f", {100*r.lo:+.1f} to {100*r.hi:+.1f})" if r.lo==r.lo else ')')
     lines = [f"{n} seed{'s' if n>1 else ''}, {self.level:.0%} intervals of the paired difference to '{self.baseline}'." if n>1 else f"One seed: differences to '{self.baseline}', and no verdict."]
     for arm in self.arms:
@@ -215,10 +229,9 @@ def verdict(self:Comparison)->str:
         of = {k:[say(r) for _,r in o.iterrows()] for k,o in s[s.arm==arm].groupby('verdict', sort=False)}
         parts = [f"{k}{' on' if k!='one seed' else ':'} {', '.join(of[k])}" for k in ('helps','harms','no effect shown','one seed') if k in of]
         lines.append(f"{arm}: {'; '.join(parts)}.")
-    steps = {o['arm']:o['steps'] for o in self.recs}
+    steps = dict(zip(self.df.arm, self.df.steps))
     if len(set(steps.values()))>1: lines.append('Not the same number of steps: '+', '.join(f'{k} {v}' for k,v in steps.items() if v!=steps[self.baseline])+f', the others {steps[self.baseline]}.')
-    told = Counter((o['arm'], t) for o in self.recs for t in o['notes'])
-    return '\n'.join(lines+[f'Note on {a} ({k} of {n} seeds): {t}' for (a,t),k in told.items()])
+    return '\n'.join(lines+[f'Note on {a} ({k} of {n} seeds): {t}' for (a,t),k in Counter(self.notes).items()])
 
 # %% ../nbs/10_compare.ipynb #7ca74e5e
 @patch

@@ -1,0 +1,148 @@
+"""The evidence: does it help? `python benchmarks/evidence.py DATA` trains every arm on every bed and writes `benchmarks/evidence.csv`
+
+Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table."""
+import sys, warnings
+from functools import partial
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from fastcore.script import call_parse
+from fastai.callback.core import Callback
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import IndexSplitter, get_image_files, parent_label
+from fastai.learner import Learner
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed, to_float
+from fastai.vision.core import PILImage
+from fastai.vision.data import ImageBlock, ImageDataLoaders
+from timm.models.vision_transformer import VisionTransformer
+from proxy_attention.arms import *
+from proxy_attention.callback import ProxyAttention
+from proxy_attention.compare import Comparison, compare
+from proxy_attention.data import digits_net, fc_net, regions
+from proxy_attention.explain import heat_on
+from proxy_attention.heatmap import heat_share
+sys.path.insert(0, str(Path(__file__).parent))
+from bed_data import make
+
+seeds = (1,2,3,4,5) # seed 0 is for tuning
+shortcut,thesis = ProxyAttention.shortcut, ProxyAttention.thesis
+
+class Held(PILImage):
+    "An image that is read once a run"
+    kept = {}
+    @classmethod
+    def create(cls, fn, **kwargs):
+        if fn not in cls.kept: cls.kept[fn] = super().create(fn, **kwargs)
+        return cls.kept[fn]
+
+class Half(Callback):
+    "Mixed precision on a CPU: forward passes in bfloat16, twice as fast on one that has it"
+    order = 10
+    def before_batch(self):
+        self.cast = torch.autocast('cpu', torch.bfloat16)
+        self.cast.__enter__()
+    def after_pred(self): self.learn.pred = to_float(self.pred)
+    def after_loss(self): self.cast.__exit__(None, None, None)
+
+def learner(path, seed, net=digits_net, bs=64, valid='valid'):
+    "A network on the images of a bed, with what `seed` draws"
+    set_seed(seed)
+    Held.kept.clear()
+    dls = ImageDataLoaders.from_folder(path, train='train', valid=valid, bs=bs, num_workers=0, img_cls=Held)
+    return Learner(dls, net(n_out=dls.c).to(memory_format=torch.channels_last), metrics=accuracy, cbs=Half())
+
+def part(name): return lambda learn: learn.dls.test_dl(get_image_files(learn.dls.path/name).sorted(), with_labels=True)
+
+def attention(learn, n=200):
+    "Where the model looks in images with the shortcut: shares of GradCAM's heat, another method than the one that masks"
+    files = get_image_files(learn.dls.path/'aligned').sorted()
+    files = files[::max(1, len(files)//n)][:n]
+    heat = heat_on(learn, files, 'GradCAM')
+    return {f'on {k}':float(heat_share(heat, torch.from_numpy(o)).nanmean()) for k,o in regions(learn.dls.path, files).items()}
+
+def vit(n_out, size=28): return VisionTransformer(size, 4, num_classes=n_out, embed_dim=64, depth=4, num_heads=4)
+
+# 1. shortcuts
+core = ('no proxy','random mask','masktune','thesis','shortcut')
+more = ('more steps','centre mask','cutout','random erasing','upweighted errors','default','late')
+area3 = {'shortcut, area .3':with_proxies(shortcut, area=.3)}
+flips = {k:part(k) for k in ('plain','aligned','flipped')}
+beds = dict(two_colours=(core+more, digits_net), masktune=(core+('upweighted errors',), digits_net), random_corner=(core, digits_net), decoy=(core+('late',), partial(fc_net, size=(28,28))),
+            dominoes_95=(('no proxy','masktune','shortcut'), digits_net), dominoes_100=(('no proxy','masktune','shortcut'), digits_net))
+
+def shortcuts(run):
+    for bed,(names,net) in beds.items():
+        which = {o:arms[o] for o in names} | (area3 if 'dominoes' in bed or bed=='masktune' else {})
+        run(bed, lambda path,seed,net=net: learner(path, seed, net), which, flips, measure=attention)
+
+# 2. no shortcut
+def clean(run):
+    some = {o:arms[o] for o in ('no proxy','random mask','random erasing','thesis','masktune','default','shortcut','late')} | {'shortcut, p .25':with_proxies(shortcut, p=.25)}
+    run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')))
+    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','shortcut, p .25')}, dict(plain=part('plain')))
+
+# 3. less data, faster
+def budget(run):
+    some = {o:arms[o] for o in ('no proxy','random erasing','default','late')}
+    for epochs in (2,4,16): run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), epochs=epochs)
+    for n in (250,500,2000): run('mnist', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), n_train=n)
+
+# 5. a transformer
+def transformer(run):
+    some = {'no proxy':arms['no proxy'], 'random mask':arms['random mask']} | {f'shortcut, {o}':with_proxies(shortcut, attribution=o) for o in ('LayerCAM','LeGrad')}
+    make_vit = lambda path,seed: learner(path, seed, vit)
+    run('two_colours', make_vit, some, flips, lr=1e-3, tag='vit')
+    run('masktune', make_vit, some, flips, lr=1e-3, tag='vit')
+    run('mnist', make_vit, some, dict(plain=part('plain')), lr=1e-3, tag='vit')
+
+# 6. the leak
+def stages(learn, epochs, lr, redraw, n=4):
+    "The thesis' protocol: training in stages; `redraw`: with a split that is drawn anew for each"
+    items,rng = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items], np.random.default_rng(0)
+    for i in range(n):
+        if redraw:
+            valid = set(rng.permutation(len(items))[:len(learn.dls.valid_ds)].tolist())
+            split = DataBlock((ImageBlock(Held), CategoryBlock), get_y=parent_label, splitter=IndexSplitter(sorted(valid)))
+            learn.dls = split.dataloaders(items, path=learn.dls.path, bs=learn.dls.bs, num_workers=0)
+        learn.fit_one_cycle(epochs//n, lr)
+
+def leak(run):
+    some = {'fixed split':partial(stages, redraw=False), 'split drawn anew each stage':partial(stages, redraw=True)}
+    run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')}, epochs=16, baseline='fixed split', tag='leak')
+    run('cifar', learner, some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')}, epochs=24, n_train=2000, baseline='fixed split', tag='leak')
+
+# 7. the thesis' knobs, one at a time around its settings
+def knobs(run):
+    one = lambda **kw: with_proxies(thesis, **kw)
+    some = {'no proxy':arms['no proxy'], 'thesis':arms['thesis'], 'threshold .002':one(threshold=.002), 'threshold .03':one(threshold=.03), 'threshold .1':one(threshold=.1),
+            **{f'blend, weight {w}':one(fill='blend', weight=w, scale=True, rule='max_share', threshold=.3) for w in (.3,.6,.9)},
+            **{f'fill {o}':one(fill=o) for o in ('mean','max','min','halfmax','swap')}, 'top losses 20 %':one(select='top_losses', share=.2), 'all items':one(select='all'),
+            'one step':one(every=None), 'a step each epoch':one(every=1), 'kept masks':one(clear=False)}
+    run('two_colours', lambda path,seed: learner(path, seed, bs=16), some, flips, n_train=1000, tag='knobs')
+    run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), tag='knobs')
+
+parts = dict(shortcuts=shortcuts, clean=clean, knobs=knobs, budget=budget, transformer=transformer, leak=leak)
+
+@call_parse
+def main(data:str, # Folder of the real data
+         out:str='runs/evidence', # Beds and runs are kept here
+         only:str='', # Only these parts, separated by commas
+         n_jobs:int=2, # Processes
+         gather:bool=False, # Train nothing, only write the table of what is there
+         csv:str=str(Path(__file__).with_suffix('.csv')), # Where the table goes
+):
+    "Train every arm on every bed with every seed"
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    tables = []
+    def run(bed, make_net, which, tests, epochs=8, n_train=4000, lr=3e-3, baseline='no proxy', measure=None, tag=''):
+        name = '-'.join(filter(None, [what,bed,tag,f'{epochs}ep',f'{n_train}']))
+        where,at = Path(out).resolve()/'runs'/name, partial(make, bed, str(Path(data).resolve()), str(Path(out).resolve()/'beds'), n_train=n_train, n_test=1000)
+        if gather: res = Comparison.kept(where, which, baseline)
+        else:
+            print(f'\n{name}', flush=True)
+            res = compare(lambda seed: make_net(at(seed=seed), seed), which, seeds, epochs, tests, lr, baseline, measure=measure, folder=where, n_jobs=n_jobs)
+            print(res.table(diff=False).to_string(), flush=True)
+        if res is not None: tables.append(res.df.assign(part=what, bed=bed, net=tag if tag=='vit' else '', epochs=epochs, n_train=n_train))
+    for what in only.split(',') if only else parts: parts[what](run)
+    if not only: pd.concat(tables).round(5).to_csv(csv, index=False)
