@@ -39,7 +39,7 @@ def test_train_end_to_end(path, tmp_path, fingerprint):
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
 
 @pytest.mark.parametrize('args,words', [
-    (['nowhere'], 'There is no folder and no CSV file nowhere'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'pretrained weights of resnet10t cannot be had here')])
+    (['nowhere'], 'There is no folder and no CSV file nowhere'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'train from scratch with `pretrained=False` (`--pretrained no`)')])
 def test_errors_are_one_line_on_the_terminal(path, tmp_path, args, words):
     res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args], env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
     assert res.returncode==1 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
