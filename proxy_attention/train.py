@@ -98,10 +98,8 @@ def largest_batch(
     except ImportError as e: raise ImportError('Looking for a batch size needs accelerate: `pip install accelerate`, or give `bs` and no `find_bs`.') from e
     def tried(bs):
         learn = make(bs)
-        learn.create_opt()
-        with learn.no_bar(), learn.no_logging(), learn.removed_cbs(list(learn.cbs)[2:]):
-            x,y = learn.dls.train.one_batch()
-            learn.loss_func(learn.model.train()(x), y).backward()
+        x,y = learn.dls.train.one_batch()
+        learn.loss_func(learn.model.to(x.device).train()(x), y).backward()
         return bs
     with keep_rng(): return find_executable_batch_size(tried, starting_batch_size=bs)()
 

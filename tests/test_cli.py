@@ -140,6 +140,11 @@ def test_rate_and_batch_size_are_found(path, tmp_path):
         learn.model.forward = limited
         return learn
     assert t.largest_batch(small_memory, 32)==8
+    def elsewhere(bs):
+        learn = digits_learner(path, bs=bs)
+        learn.dls.device = torch.device('meta') # where a GPU would be, batches come on another device than the model was made on
+        return learn
+    assert t.largest_batch(elsewhere, 32)==32
     told = []
     assert (train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=64, augment='strong', say=told.append, **few)/'model.pkl').exists()
     assert any('lr_find suggests a rate of' in o for o in told)
