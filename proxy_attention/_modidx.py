@@ -207,6 +207,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'proxy_attention/checkpoint.py'),
                                             'proxy_attention.checkpoint._no_address': ( 'checkpoint.html#_no_address',
                                                                                         'proxy_attention/checkpoint.py'),
+                                            'proxy_attention.checkpoint._pass_no_more': ( 'checkpoint.html#_pass_no_more',
+                                                                                          'proxy_attention/checkpoint.py'),
                                             'proxy_attention.checkpoint._pass_over': ( 'checkpoint.html#_pass_over',
                                                                                        'proxy_attention/checkpoint.py'),
                                             'proxy_attention.checkpoint._plain': ( 'checkpoint.html#_plain',

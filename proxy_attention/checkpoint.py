@@ -240,17 +240,24 @@ def _pass_over(learn, epoch):
     "Of the fit that is about to begin, leave out the epochs before `epoch`"
     run = learn._with_events
     def later(f, event_type, *args):
-        if event_type=='epoch' and learn.epoch<epoch: return
-        learn.__dict__.pop('_with_events', None)
-        run(f, event_type, *args)
+        over = event_type=='epoch' and learn.epoch<epoch
+        if not over or learn.epoch==learn.n_epoch-1: _pass_no_more(learn)
+        if not over: run(f, event_type, *args)
+    later.under = learn.__dict__.get('_with_events') # a `RunBoard` stands there too
     learn._with_events = later
     if bar := getattr(getattr(learn, 'progress', None), 'mbar', None): bar.update(0) # a bar has to begin with 0
+
+def _pass_no_more(learn):
+    "Take off what `_pass_over` put on, and nothing else"
+    if not hasattr(now := learn.__dict__.get('_with_events'), 'under'): return
+    if now.under is None: del learn._with_events
+    else: learn._with_events = now.under
 
 @patch
 def before_fit(self:Checkpoint):
     "Go on from the checkpoint, or write a first one"
     if self.inner: return
-    self.learn.__dict__.pop('_with_events', None)
+    _pass_no_more(self.learn) # of a fit that was broken off before its first epoch
     cut,self.real,self._trained,self.seen = self.real,True,False,0
     if num_distrib()>1: raise NotImplementedError('Checkpoint is for one process, and this run has several, each with random numbers of its own: take it off, and use SaveModelCallback.')
     if self.monitor and not hasattr(self.learn, 'recorder'): raise ValueError(f"best='{self.monitor}' is read from the recorder, and this learner has none: give best=None.")
@@ -337,7 +344,6 @@ def after_cancel_fit(self:Checkpoint):
 def after_fit(self:Checkpoint):
     "The next fit is another one"
     if self.inner or not self.real: return
-    self.learn.__dict__.pop('_with_events', None) # still there where all epochs were passed over
     self.fits,self.real,self._trained = self.fits+1,False,False
 
 # %% ../nbs/10a_checkpoint.ipynb #e23b38a2
