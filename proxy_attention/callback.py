@@ -122,7 +122,7 @@ def _told():
 @patch
 def before_fit(self:ProxyAttention):
     "Nothing is served yet, unless a fit before this one had its part of the schedule"
-    self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    self.real = trains_for_real(self.learn)
     self.begun,self._trained = False,False
     self.own_loss = self.loss_func # before MixUp and its like put theirs in for training
     self.proxies = self.make_proxies() if self.going and self.real else None

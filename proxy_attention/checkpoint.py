@@ -160,15 +160,15 @@ class Checkpoint(Callback):
         if best is not None and not isinstance(best, str): raise TypeError(f"best={best!r} should be the name of a loss or metric, such as 'valid_loss', or None.")
         if resume not in (True,False): raise TypeError(f'resume={resume!r} should be True or False; the place is said by `folder`.')
         self.folder,self.monitor,self.resume = Path(folder),best,resume
-        self.comp = comp or (np.less if best and ('loss' in best or 'error' in best) else np.greater)
+        self.comp = comp or better(best or '')
         self.fits,self.seen,self.best,self.held,self.what,self.mine,self.real,self._trained = 0,0,None,None,None,False,False,False
 
     @property
     def last(self): return self.folder/'last.pth'
     @property
-    def inner(self): 
-        "fastai fires the events of a fit for `validate`, `get_preds` and `lr_find` too; the first two hold the learner's lock"
-        return self.learn.lock.locked() or hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
+    def inner(self):
+        "fastai fires the events of a fit for `validate`, `get_preds` and `lr_find` too; `validate` holds the learner's lock"
+        return self.learn.lock.locked() or not trains_for_real(self.learn)
     def _init_state(self): self.held,self.what = None,None
     def __repr__(self): return f'Checkpoint({str(self.folder)!r})'
 

@@ -73,7 +73,7 @@ def _closing(board, learn, f, event_type, ex, final=noop):
 @patch
 def before_fit(self:RunBoard):
     "Nothing is open yet"
-    self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    self.real = trains_for_real(self.learn)
     if not self.real: return
     self.close() # of a fit that was broken off before its first epoch
     if '_with_events' not in self.learn.__dict__: self.learn._with_events = partial(_closing, self, self.learn)
