@@ -22,8 +22,8 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
 from .core import *
 from .heatmap import write_whole
-from .data import plain_dl, refuse_inside
-from .callback import ProxyAttention, _files, _image_roots
+from .data import item_files, plain_dl, refuse_among
+from .callback import ProxyAttention
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such lock
 
@@ -86,7 +86,7 @@ def _named(v): return _no_address(getattr(v, '__name__', repr(v)))
 
 def _train_files(dls):
     "The training files, below the folder that holds them all"
-    files = [o for o in _files(dls, list(range(len(dls.train_ds)))) if o]
+    files = [o for o in item_files(dls) if o]
     top = os.path.commonpath([os.path.dirname(o) for o in files]) if files else ''
     return [os.path.relpath(o, top or '.').replace(os.sep, '/') for o in files]
 
@@ -177,7 +177,7 @@ class Checkpoint(Callback):
 def hold(self:Checkpoint):
     "Make the folder, and keep other processes out"
     if self.held: return
-    for d in _image_roots(self.dls): refuse_inside(self.folder, d)
+    refuse_among(self.folder, self.dls)
     try:
         self.folder.mkdir(parents=True, exist_ok=True)
         held = open(self.folder/'.lock', 'a')

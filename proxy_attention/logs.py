@@ -21,8 +21,8 @@ from torch.utils.tensorboard.summary import hparams
 from fastai.torch_core import rank_distrib
 from .core import *
 from .selection import _decoded
-from .data import refuse_inside
-from .callback import ProxyAttention, _image_roots
+from .data import refuse_among
+from .callback import ProxyAttention
 from .runs import Runs
 
 # %% ../nbs/11a_logs.ipynb #d50cb1e9
@@ -88,7 +88,7 @@ def begin(self:RunBoard):
     "Check the folder, and find the step to go on from"
     pa,there,purge = self.proxies,any(Path(self.folder).glob('*tfevents*')),None
     if not self.fits:
-        for d in _image_roots(self.dls): refuse_inside(self.folder, d)
+        refuse_among(self.folder, self.dls)
         if there and not self.resume: raise FileExistsError(f'The folder {self.folder} holds the log of another run: name a new one, or go on with it by `resume=True`.')
         if there: purge = self.pick_up()
     self.fits += 1
