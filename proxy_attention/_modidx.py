@@ -296,6 +296,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'proxy_attention.data._Subset.__len__': ('data.html#_subset.__len__', 'proxy_attention/data.py'),
                                       'proxy_attention.data._column': ('data.html#_column', 'proxy_attention/data.py'),
                                       'proxy_attention.data._draw_digit': ('data.html#_draw_digit', 'proxy_attention/data.py'),
+                                      'proxy_attention.data._files_of': ('data.html#_files_of', 'proxy_attention/data.py'),
                                       'proxy_attention.data._has_classes': ('data.html#_has_classes', 'proxy_attention/data.py'),
                                       'proxy_attention.data._problem': ('data.html#_problem', 'proxy_attention/data.py'),
                                       'proxy_attention.data._read_csv': ('data.html#_read_csv', 'proxy_attention/data.py'),

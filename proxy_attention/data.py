@@ -481,27 +481,29 @@ def items_dl(
     return dl.new(dataset=items, **(dict(shuffle=False, drop_last=False, n=len(items))|kwargs))
 
 # %% ../nbs/03_data.ipynb #9e06b5e6
+def _files_of(ds, items):
+    if not has_items(ds): return ['']*len(items)
+    if hasattr(items, 'iloc'):
+        read = next((f for f in getattr(ds, 'tls', [ds])[0].tfms.fs if isinstance(f, ColReader)), lambda row: row.iloc[0])
+        return [str(read(row)) for _,row in items.iterrows()]
+    return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
+
 def item_files(
     dls:DataLoaders,
     idxs=None # Item numbers; None: all
 )->list: # Of text; empty text where the data set does not say
     "The file (or whatever names it) of each training item"
-    idxs = list(range(len(dls.train_ds)) if idxs is None else idxs)
-    if not has_items(dls.train_ds): return ['']*len(idxs)
-    items = train_items(dls, idxs)
-    if hasattr(items, 'iloc'):
-        read = next((f for f in getattr(dls.train_ds, 'tls', [dls.train_ds])[0].tfms.fs if isinstance(f, ColReader)), lambda row: row.iloc[0])
-        return [str(read(row)) for _,row in items.iterrows()]
-    return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
+    return _files_of(dls.train_ds, train_items(dls, idxs))
 
 def refuse_among(
     folder, # Where something is to be written
     dls:DataLoaders
 ):
     "`refuse_inside` the folder that holds all images, or where they have none in common the folders they lie in"
-    files = [f for f in item_files(dls) if f] + [o for o in getattr(dls.valid_ds, 'items', []) if isinstance(o, Path)]
-    if not files: return
-    parents = {Path(f).resolve().parent for f in files}
+    files = map(Path, filter(None, [*item_files(dls), *_files_of(dls.valid_ds, getattr(dls.valid_ds, 'items', []))]))
+    parents = {o.parent:o for o in (o.resolve() for o in files)}
+    parents = [d for d,o in parents.items() if o.exists()] # a name need not be a file
+    if not parents: return
     top = Path(os.path.commonpath(parents))
     for d in parents if top==Path(top.anchor) else [top]: refuse_inside(folder, d)
 
