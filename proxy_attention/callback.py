@@ -23,7 +23,6 @@ from fastai.torch_core import num_distrib, rank_distrib
 from .core import *
 from .heatmap import *
 from .selection import *
-from .selection import _interpretation
 from .schedule import *
 from .data import ImageStats, has_items, input_size, item_files, plain_dls, refuse_among, train_items, whole_dl
 from .targets import as_target
@@ -420,7 +419,7 @@ def load_state_dict(self:ProxyAttention,
     self.store,self.told = HeatmapStore(state['idxs'], state['grids']),set(state['told'])
     self._history,self._rows = state['history'],[pd.DataFrame(o) for o in state['rows']]
     if hasattr(self.losses, 'load_state_dict'): self.losses.load_state_dict(state['losses'])
-    with keep_rng(): self.interp = state['interp'] and _interpretation(self.learn, **state['interp'])
+    with keep_rng(): self.interp = state['interp'] and interpretation_of(self.learn, **state['interp'])
     self.proxies = self.make_proxies() if state['serving'] else None
     if self.folder and not rank_distrib(): self.put_back_log()
 

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from fastai.torch_core import rank_distrib
 from .core import *
-from .selection import _decoded
+from .selection import decoded_batch
 from .data import refuse_among
 from .callback import ProxyAttention
 from .runs import Runs
@@ -162,7 +162,7 @@ def collect(self:RunBoard):
     "Predicted and true labels of a validation batch, where each item has one"
     vocab,targ = getattr(self.dls, 'vocab', None),self.learn.yb[0] if len(self.learn.yb)==1 else None
     one = isinstance(targ, torch.Tensor) and targ.ndim==1 and not targ.is_floating_point() and self.learn.pred.ndim==2
-    if self.own and one and vocab is not None and len(vocab)==self.learn.pred.shape[1]: self.found.append(self.learn.to_detach(_decoded(self.learn)))
+    if self.own and one and vocab is not None and len(vocab)==self.learn.pred.shape[1]: self.found.append(self.learn.to_detach(decoded_batch(self.learn)))
 
 @patch
 def after_epoch(self:RunBoard):
