@@ -134,8 +134,8 @@ def begin(self:ProxyAttention):
     self.check_schedule()
     with keep_rng():
         item = check_loader(dls.train)
-        img,self.size = item[0] if isinstance(item, (tuple,list)) else item, input_size(dls)
         self.check_task(item)
+        img,self.size = item[0],input_size(dls)
         if not has_items(dls.train_ds) and not _same(img, dls.train.create_item(0)[0]): raise TypeError('The data set gives item 0 another image each time, so heat would not lie where the model looked: move what is random into `item_tfms` or `batch_tfms` of the loader.')
         if self.masker.needs_other and not dls.train.shuffle: warn('The training loader does not shuffle, so a swap takes its pixels from the item before, often one of the same class: use `shuffle=True`.', ProxyWarning)
         if not going: self.losses.check(self.learn)
