@@ -6,7 +6,7 @@
 __all__ = ['ProxyAttention', 'probe_cycle']
 
 # %% ../nbs/09_callback.ipynb #0831d8cb
-import inspect, os, pickle, time
+import inspect, pickle, time
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from itertools import chain, islice
@@ -18,31 +18,19 @@ from fastcore.all import L, delegates, patch, risinstance, store_attr
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, combined_cos
 from fastai.callback.tracker import TrackerCallback
-from fastai.data.transforms import ColReader
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from .core import *
 from .heatmap import *
 from .selection import *
-from .selection import _interpretation
 from .schedule import *
-from .data import ImageStats, has_items, input_size, plain_dls, refuse_inside, train_items, whole_dl
+from .data import ImageStats, has_items, input_size, item_files, plain_dls, refuse_among, train_items, whole_dl
 from .targets import as_target
 from .cams import LayerCAM, Explainer
 from .attribution import *
 from .masking import *
 from .serving import *
 from .explain import show_heats, show_proxies
-
-# %% ../nbs/09_callback.ipynb #b9ef39a5
-def _files(dls, idxs):
-    "The file (or whatever names it) of each training item; nothing for a data set that does not say"
-    if not has_items(dls.train_ds): return ['']*len(idxs)
-    items,tls = train_items(dls, idxs), getattr(dls.train_ds, 'tls', None)
-    if hasattr(items, 'iloc'):
-        read = next((f for f in tls[0].tfms.fs if isinstance(f, ColReader)), lambda row: row.iloc[0])
-        return [str(read(row)) for _,row in items.iterrows()]
-    return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
 
 # %% ../nbs/09_callback.ipynb #8a7a1d34
 class ProxyAttention(Callback):
@@ -122,7 +110,7 @@ def _told():
 @patch
 def before_fit(self:ProxyAttention):
     "Nothing is served yet, unless a fit before this one had its part of the schedule"
-    self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    self.real = trains_for_real(self.learn)
     self.begun,self._trained = False,False
     self.own_loss = self.loss_func # before MixUp and its like put theirs in for training
     self.proxies = self.make_proxies() if self.going and self.real else None
@@ -146,8 +134,8 @@ def begin(self:ProxyAttention):
     self.check_schedule()
     with keep_rng():
         item = check_loader(dls.train)
-        img,self.size = item[0] if isinstance(item, (tuple,list)) else item, input_size(dls)
         self.check_task(item)
+        img,self.size = item[0],input_size(dls)
         if not has_items(dls.train_ds) and not _same(img, dls.train.create_item(0)[0]): raise TypeError('The data set gives item 0 another image each time, so heat would not lie where the model looked: move what is random into `item_tfms` or `batch_tfms` of the loader.')
         if self.masker.needs_other and not dls.train.shuffle: warn('The training loader does not shuffle, so a swap takes its pixels from the item before, often one of the same class: use `shuffle=True`.', ProxyWarning)
         if not going: self.losses.check(self.learn)
@@ -271,7 +259,7 @@ def note(self:ProxyAttention, idxs, bad, area, seconds):
     interp,at = self.interp,idxs.tolist()
     pick = lambda o: [self.name_of(o[i]) for i in at]
     how,ours = dict(fit=self.fits, epoch=self.epoch),isinstance(self.attr, Explainer)
-    self._rows.append(pd.DataFrame(dict(**how, item=at, file=_files(self.dls, at), loss=interp.losses[idxs].tolist(), pred=pick(interp.preds), targ=pick(interp.targs),
+    self._rows.append(pd.DataFrame(dict(**how, item=at, file=item_files(self.dls, at), loss=interp.losses[idxs].tolist(), pred=pick(interp.preds), targ=pick(interp.targs),
         area=area.tolist(), degenerate=bad.tolist(), target=repr(self.attr.target) if ours else '', method=repr(self.attr) if ours else getattr(self.attr, '__name__', repr(self.attr)))))
     made = int((area>0).sum())
     self._history.append(dict(**how, known=int(interp.known.sum()), chosen=len(at), made=made, degenerate=int(bad.sum()), served=len(self.store), mean_loss=float(interp.losses[idxs].mean()) if at else np.nan, 
@@ -330,18 +318,10 @@ def after_fit(self:ProxyAttention):
     self.going = self.across is not None and self.earlier<self.across
 
 # %% ../nbs/09_callback.ipynb #e83460c2
-def _image_roots(dls):
-    "The folder that holds all images, or where they have none in common the folders they lie in"
-    files = [f for f in _files(dls, list(range(len(dls.train_ds)))) if f] + [str(o) for o in getattr(dls.valid_ds, 'items', []) if isinstance(o, Path)]
-    parents = {Path(f).resolve().parent for f in files}
-    if not parents: return parents
-    top = Path(os.path.commonpath(parents))
-    return parents if top==Path(top.anchor) else {top}
-
 @patch
 def check_folder(self:ProxyAttention):
     "Make the folder, and make sure that it can be written"
-    for d in _image_roots(self.dls): refuse_inside(self.folder, d)
+    refuse_among(self.folder, self.dls)
     if self.fits==1 and not self.resumed and any((self.folder/o).exists() for o in ('heat.npz','manifest.csv')): 
         raise FileExistsError(f'The folder {self.folder} holds the proxies of another run, and nothing is written over: name a new one.')
     try:
@@ -439,7 +419,7 @@ def load_state_dict(self:ProxyAttention,
     self.store,self.told = HeatmapStore(state['idxs'], state['grids']),set(state['told'])
     self._history,self._rows = state['history'],[pd.DataFrame(o) for o in state['rows']]
     if hasattr(self.losses, 'load_state_dict'): self.losses.load_state_dict(state['losses'])
-    with keep_rng(): self.interp = state['interp'] and _interpretation(self.learn, **state['interp'])
+    with keep_rng(): self.interp = state['interp'] and interpretation_of(self.learn, **state['interp'])
     self.proxies = self.make_proxies() if state['serving'] else None
     if self.folder and not rank_distrib(): self.put_back_log()
 

@@ -22,8 +22,8 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
 from .core import *
 from .heatmap import write_whole
-from .data import plain_dl, refuse_inside
-from .callback import ProxyAttention, _files, _image_roots
+from .data import item_files, plain_dl, refuse_among
+from .callback import ProxyAttention
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such lock
 
@@ -86,7 +86,7 @@ def _named(v): return _no_address(getattr(v, '__name__', repr(v)))
 
 def _train_files(dls):
     "The training files, below the folder that holds them all"
-    files = [o for o in _files(dls, list(range(len(dls.train_ds)))) if o]
+    files = [o for o in item_files(dls) if o]
     top = os.path.commonpath([os.path.dirname(o) for o in files]) if files else ''
     return [os.path.relpath(o, top or '.').replace(os.sep, '/') for o in files]
 
@@ -160,15 +160,15 @@ class Checkpoint(Callback):
         if best is not None and not isinstance(best, str): raise TypeError(f"best={best!r} should be the name of a loss or metric, such as 'valid_loss', or None.")
         if resume not in (True,False): raise TypeError(f'resume={resume!r} should be True or False; the place is said by `folder`.')
         self.folder,self.monitor,self.resume = Path(folder),best,resume
-        self.comp = comp or (np.less if best and ('loss' in best or 'error' in best) else np.greater)
+        self.comp = comp or better(best or '')
         self.fits,self.seen,self.best,self.held,self.what,self.mine,self.real,self._trained = 0,0,None,None,None,False,False,False
 
     @property
     def last(self): return self.folder/'last.pth'
     @property
-    def inner(self): 
-        "fastai fires the events of a fit for `validate`, `get_preds` and `lr_find` too; the first two hold the learner's lock"
-        return self.learn.lock.locked() or hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
+    def inner(self):
+        "fastai fires the events of a fit for `validate`, `get_preds` and `lr_find` too; `validate` holds the learner's lock"
+        return self.learn.lock.locked() or not trains_for_real(self.learn)
     def _init_state(self): self.held,self.what = None,None
     def __repr__(self): return f'Checkpoint({str(self.folder)!r})'
 
@@ -177,7 +177,7 @@ class Checkpoint(Callback):
 def hold(self:Checkpoint):
     "Make the folder, and keep other processes out"
     if self.held: return
-    for d in _image_roots(self.dls): refuse_inside(self.folder, d)
+    refuse_among(self.folder, self.dls)
     try:
         self.folder.mkdir(parents=True, exist_ok=True)
         held = open(self.folder/'.lock', 'a')
@@ -240,17 +240,24 @@ def _pass_over(learn, epoch):
     "Of the fit that is about to begin, leave out the epochs before `epoch`"
     run = learn._with_events
     def later(f, event_type, *args):
-        if event_type=='epoch' and learn.epoch<epoch: return
-        learn.__dict__.pop('_with_events', None)
-        run(f, event_type, *args)
+        over = event_type=='epoch' and learn.epoch<epoch
+        if not over or learn.epoch==learn.n_epoch-1: _pass_no_more(learn)
+        if not over: run(f, event_type, *args)
+    later.under = learn.__dict__.get('_with_events') # a `RunBoard` stands there too
     learn._with_events = later
     if bar := getattr(getattr(learn, 'progress', None), 'mbar', None): bar.update(0) # a bar has to begin with 0
+
+def _pass_no_more(learn):
+    "Take off what `_pass_over` put on, and nothing else"
+    if not hasattr(now := learn.__dict__.get('_with_events'), 'under'): return
+    if now.under is None: del learn._with_events
+    else: learn._with_events = now.under
 
 @patch
 def before_fit(self:Checkpoint):
     "Go on from the checkpoint, or write a first one"
     if self.inner: return
-    self.learn.__dict__.pop('_with_events', None)
+    _pass_no_more(self.learn) # of a fit that was broken off before its first epoch
     cut,self.real,self._trained,self.seen = self.real,True,False,0
     if num_distrib()>1: raise NotImplementedError('Checkpoint is for one process, and this run has several, each with random numbers of its own: take it off, and use SaveModelCallback.')
     if self.monitor and not hasattr(self.learn, 'recorder'): raise ValueError(f"best='{self.monitor}' is read from the recorder, and this learner has none: give best=None.")
@@ -337,7 +344,6 @@ def after_cancel_fit(self:Checkpoint):
 def after_fit(self:Checkpoint):
     "The next fit is another one"
     if self.inner or not self.real: return
-    self.learn.__dict__.pop('_with_events', None) # still there where all epochs were passed over
     self.fits,self.real,self._trained = self.fits+1,False,False
 
 # %% ../nbs/10a_checkpoint.ipynb #e23b38a2

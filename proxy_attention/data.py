@@ -6,9 +6,9 @@
 __all__ = ['palette', 'ImageStats', 'corner_box', 'plant', 'digit_images', 'write_bed', 'digits', 'regions', 'test_sets',
            'digits_net', 'fc_net', 'bed_learner', 'digits_learner', 'accuracy_on', 'refuse_inside', 'ImageSet',
            'ImageFolder', 'ImageTable', 'check_images', 'plain_dl', 'plain_dls', 'has_items', 'train_items', 'items_dl',
-           'input_size', 'whole_dl']
+           'item_files', 'refuse_among', 'input_size', 'whole_dl']
 
-# %% ../nbs/03_data.ipynb #a16be1db
+# %% ../nbs/03_data.ipynb #9767a059
 import atexit, os, shutil, tempfile
 from collections import namedtuple
 from copy import copy
@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from fastcore.all import L, delegates, num_cpus, parallel, patch, store_attr
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
-from fastai.data.transforms import get_image_files
+from fastai.data.transforms import ColReader, get_image_files
 from fastai.vision.augment import (CropPad, OldRandomCrop, RandomCrop, RandomResizedCrop, RandomResizedCropGPU, RatioResize,
                                    Resize, ResizeMethod)
 from fastai.learner import Learner
@@ -534,6 +534,33 @@ def items_dl(
     if not isinstance(items, _Subset): return dls.test_dl(items, with_labels=with_labels, **kwargs)
     dl = dls.loaders[min(1, len(dls.loaders)-1)]
     return dl.new(dataset=items, **(dict(shuffle=False, drop_last=False, n=len(items))|kwargs))
+
+# %% ../nbs/03_data.ipynb #9e06b5e6
+def _files_of(ds, items):
+    if not has_items(ds): return ['']*len(items)
+    if hasattr(items, 'iloc'):
+        read = next((f for f in getattr(ds, 'tls', [ds])[0].tfms.fs if isinstance(f, ColReader)), lambda row: row.iloc[0])
+        return [str(read(row)) for _,row in items.iterrows()]
+    return [str(o[0]) if isinstance(o, (tuple,list)) else str(o) if isinstance(o, (str,Path)) else '' for o in items]
+
+def item_files(
+    dls:DataLoaders,
+    idxs=None # Item numbers; None: all
+)->list: # Of text; empty text where the data set does not say
+    "The file (or whatever names it) of each training item"
+    return _files_of(dls.train_ds, train_items(dls, idxs))
+
+def refuse_among(
+    folder, # Where something is to be written
+    dls:DataLoaders
+):
+    "`refuse_inside` the folder that holds all images, or where they have none in common the folders they lie in"
+    files = map(Path, filter(None, [*item_files(dls), *_files_of(dls.valid_ds, getattr(dls.valid_ds, 'items', []))]))
+    parents = {o.parent:o for o in (o.resolve() for o in files)}
+    parents = [d for d,o in parents.items() if o.exists()] # a name need not be a file
+    if not parents: return
+    top = Path(os.path.commonpath(parents))
+    for d in parents if top==Path(top.anchor) else [top]: refuse_inside(folder, d)
 
 # %% ../nbs/03_data.ipynb #8a7df61f
 _crops = (Resize, CropPad, RandomCrop, OldRandomCrop, RandomResizedCrop, RatioResize)

@@ -20,9 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from fastai.torch_core import rank_distrib
 from .core import *
-from .selection import _decoded
-from .data import refuse_inside
-from .callback import ProxyAttention, _image_roots
+from .selection import decoded_batch
+from .data import refuse_among
+from .callback import ProxyAttention
 from .runs import Runs
 
 # %% ../nbs/11a_logs.ipynb #d50cb1e9
@@ -73,7 +73,7 @@ def _closing(board, learn, f, event_type, ex, final=noop):
 @patch
 def before_fit(self:RunBoard):
     "Nothing is open yet"
-    self.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    self.real = trains_for_real(self.learn)
     if not self.real: return
     self.close() # of a fit that was broken off before its first epoch
     if '_with_events' not in self.learn.__dict__: self.learn._with_events = partial(_closing, self, self.learn)
@@ -88,7 +88,7 @@ def begin(self:RunBoard):
     "Check the folder, and find the step to go on from"
     pa,there,purge = self.proxies,any(Path(self.folder).glob('*tfevents*')),None
     if not self.fits:
-        for d in _image_roots(self.dls): refuse_inside(self.folder, d)
+        refuse_among(self.folder, self.dls)
         if there and not self.resume: raise FileExistsError(f'The folder {self.folder} holds the log of another run: name a new one, or go on with it by `resume=True`.')
         if there: purge = self.pick_up()
     self.fits += 1
@@ -162,7 +162,7 @@ def collect(self:RunBoard):
     "Predicted and true labels of a validation batch, where each item has one"
     vocab,targ = getattr(self.dls, 'vocab', None),self.learn.yb[0] if len(self.learn.yb)==1 else None
     one = isinstance(targ, torch.Tensor) and targ.ndim==1 and not targ.is_floating_point() and self.learn.pred.ndim==2
-    if self.own and one and vocab is not None and len(vocab)==self.learn.pred.shape[1]: self.found.append(self.learn.to_detach(_decoded(self.learn)))
+    if self.own and one and vocab is not None and len(vocab)==self.learn.pred.shape[1]: self.found.append(self.learn.to_detach(decoded_batch(self.learn)))
 
 @patch
 def after_epoch(self:RunBoard):

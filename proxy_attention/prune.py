@@ -109,7 +109,7 @@ class Prune(Callback):
 @patch
 def before_fit(self:Prune):
     "Only a real fit is pruned"
-    self.real,self.begun,self._trained = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds'),False,False
+    self.real,self.begun,self._trained = trains_for_real(self.learn),False,False
 
 @patch
 def before_train(self:Prune):

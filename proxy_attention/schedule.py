@@ -101,7 +101,7 @@ class Plateau:
         refuse_number(1, 10**6, patience=patience)
         refuse_number(0, np.inf, min_delta=min_delta)
         store_attr()
-        if comp is None: self.comp = np.less if 'loss' in monitor or 'error' in monitor else np.greater
+        if comp is None: self.comp = better(monitor)
 
     def __call__(self,
         epoch, n_epoch,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['selections', 'loss_sources', 'n_of', 'top_losses', 'low_losses', 'misclassified', 'all_items', 'random_items',
-           'PerClass', 'choose', 'keep_modes', 'aside', 'item_numbers', 'can_go_last', 'interpret_train', 'ExactLosses',
-           'RunningLosses']
+           'PerClass', 'choose', 'keep_modes', 'aside', 'decoded_batch', 'item_numbers', 'can_go_last',
+           'interpretation_of', 'interpret_train', 'ExactLosses', 'RunningLosses']
 
 # %% ../nbs/01_selection.ipynb #b8f275f8
 from contextlib import contextmanager, nullcontext
@@ -139,7 +139,9 @@ def aside(
         learn.__dict__.update(loop)
 
 # %% ../nbs/01_selection.ipynb #a90e96d9
-def _decoded(learn):
+def decoded_batch(
+    learn:Learner # After a batch
+)->tuple: # (bs,) each
     "Predicted labels of a batch, and its true ones"
     decodes = getattr(learn.loss_func, 'decodes', lambda o: o.argmax(1))
     return decodes(learn.pred.detach()), learn.yb[0].detach()
@@ -181,12 +183,19 @@ class _Decoded(Callback):
         if self.last is None: self.last = can_go_last(self.learn.model, x)
         if self.last: self.learn.xb = (x.contiguous(memory_format=torch.channels_last),)
     def after_batch(self):
-        pred,targ = _decoded(self.learn)
+        pred,targ = decoded_batch(self.learn)
         bs = plain_dl(self.learn.dl).bs
         at = torch.tensor(self.seen[self.learn.iter*bs:][:len(targ)], device=targ.device)
         self.got.append(self.learn.to_detach((at, pred, targ)))
 
-def _interpretation(learn, losses, preds, targs, known=None):
+def interpretation_of(
+    learn:Learner,
+    losses:Tensor, # (n,), one entry a training item
+    preds:Tensor, # (n,) decoded predictions
+    targs:Tensor, # (n,)
+    known:Tensor=None # (n,) bool: is the loss of this item known? None: of all
+)->Interpretation: # with `preds`, `targs` and `known`
+    "An `Interpretation` of the training items, of what is known of them"
     dl = items_dl(learn.dls, train_items(learn.dls))
     res = (ClassificationInterpretation if hasattr(dl, 'vocab') else Interpretation)(learn, dl, losses)
     res.preds,res.targs = preds.as_subclass(Tensor),targs.as_subclass(Tensor)
@@ -206,7 +215,7 @@ def interpret_train(
         losses = learn.get_preds(dl=dl, with_preds=False, with_targs=False, with_loss=True, inner=inner, reorder=False, cbs=dec)[-1]
     at,preds,targs = map(torch.cat, zip(*dec.got))
     back = at.argsort()
-    return _interpretation(learn, losses[back], preds[back], targs[back])
+    return interpretation_of(learn, losses[back], preds[back], targs[back])
 
 # %% ../nbs/01_selection.ipynb #67971634
 class ExactLosses:
@@ -255,7 +264,7 @@ class RunningLosses(ExactLosses):
         if n!=len(idxs): raise RuntimeError(f"A batch has {n} items where {len(idxs)} were expected, so it is not known which they are: choose losses='exact'.")
         as_is = [k for k,i in enumerate(idxs) if i<self.n and not (self.proxies and self.proxies.mode=='replace' and i in self.proxies)]
         with torch.no_grad(), learn.loss_not_reduced(): loss = learn.loss_func(learn.pred.detach(), *learn.yb).detach().view(n, -1).mean(1).float()
-        self.got.append((torch.tensor([idxs[k] for k in as_is], dtype=torch.long), *(o.as_subclass(Tensor)[as_is] for o in (loss, *_decoded(learn)))))
+        self.got.append((torch.tensor([idxs[k] for k in as_is], dtype=torch.long), *(o.as_subclass(Tensor)[as_is] for o in (loss, *decoded_batch(learn)))))
 
     def fold(self):
         "From batches to one row an item, the last one it had: epoch, loss, prediction, label"
@@ -276,7 +285,7 @@ class RunningLosses(ExactLosses):
         for other in parts[1:]:
             newer = other[0]>rows[0]
             for row,o in zip(rows, other): row[newer] = o[newer]
-        return _interpretation(learn, *rows[1:], known=rows[0]>=0)
+        return interpretation_of(learn, *rows[1:], known=rows[0]>=0)
 
     def state_dict(self): return dict(rows=self.rows, epoch=self.epoch)
     def load_state_dict(self, state): self.rows,self.epoch = state['rows'],state['epoch']

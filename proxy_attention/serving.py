@@ -44,7 +44,7 @@ class Proxies:
         "The masks of the first items, a bit a pixel, as they are drawn for any image of 128 pixels a side or more"
         n = min(len(self.store), _most)
         if not n or max(self.store.grids.shape[1:])>_side: return []
-        masks = [self.masker.drawn(torch.from_numpy(self.store.grids[i:i+256].astype(np.float32))) for i in range(0, n, 256)]
+        masks = [self.masker.drawn(self.store.at(slice(i, i+256))) for i in range(0, n, 256)]
         if masks[0].shape[-2:]!=(_side,_side): return []
         return np.concatenate([np.packbits(o.numpy(), axis=-1) for o in masks])[:n]
 
@@ -66,12 +66,11 @@ class Proxies:
         donor=None # `() -> img`: another training image, for fills that need one
     ):
         "The proxy image of item `i`"
-        row = self.rows[i] if i in self.rows else row_of(self.store.idxs, i)
-        if row is None: raise KeyError(f'Item {i} has no heatmap here.')
+        row = self.rows[i] if i in self.rows else self.store.row(i)
         size = img.size[::-1] if isinstance(img, Image.Image) else img.shape[-2:]
         kept = Image.frombytes('1', (_side,_side), self.bits[row].tobytes()) if row<len(self.bits) and min(size)>=_side else None
         rng = torch.Generator().manual_seed((self.seed*1_000_003+i)%2**63) if 'rng' in self.masker.fill_takes else None
-        return self.masker(img, torch.from_numpy(self.store.grids[row].astype(np.float32)), donor() if self.masker.needs_other else None, self.data, rng, kept)
+        return self.masker(img, self.store.at(row), donor() if self.masker.needs_other else None, self.data, rng, kept)
 
 # %% ../nbs/07_serving.ipynb #01bc9625
 def _swap_image(item, f):

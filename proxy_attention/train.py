@@ -79,7 +79,7 @@ def arch_learner(
             failed.append(f'it returns {tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__}')
         except OSError as e:
             if not pretrained: raise
-            raise OSError(f'The pretrained weights of {arch if isinstance(arch, str) else arch.__name__} cannot be had here ({type(e).__name__}: {str(e).splitlines()[0][:120]}): train from scratch with `pretrained=False` (`--no-pretrained`), or run once where there is a network.') from e
+            raise OSError(f'The pretrained weights of {arch if isinstance(arch, str) else arch.__name__} cannot be had here ({type(e).__name__}: {str(e).splitlines()[0][:120]}): train from scratch with `pretrained=False` (`--pretrained no`), or run once where there is a network.') from e
         except (RuntimeError, ValueError, TypeError, AssertionError, StopIteration, AttributeError) as e: failed.append((str(e) or type(e).__name__).splitlines()[0])
     raise ValueError(f'The architecture {arch if isinstance(arch, str) else arch.__name__} does not work on images of {size}×{size} ({failed[-1]}): try another size, or another architecture.')
 
@@ -98,10 +98,8 @@ def largest_batch(
     except ImportError as e: raise ImportError('Looking for a batch size needs accelerate: `pip install accelerate`, or give `bs` and no `find_bs`.') from e
     def tried(bs):
         learn = make(bs)
-        learn.create_opt()
-        with learn.no_bar(), learn.no_logging(), learn.removed_cbs(list(learn.cbs)[2:]):
-            x,y = learn.dls.train.one_batch()
-            learn.loss_func(learn.model.train()(x), y).backward()
+        x,y = learn.dls.train.one_batch()
+        learn.loss_func(learn.model.to(x.device).train()(x), y).backward()
         return bs
     with keep_rng(): return find_executable_batch_size(tried, starting_batch_size=bs)()
 

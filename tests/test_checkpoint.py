@@ -231,6 +231,20 @@ def test_ctrl_c_in_a_notebook(small, whole, tmp_path, same_learner):
     assert ends(fit(learn))==whole
     assert '_with_events' not in learn.__dict__ and not learn.lock.locked()
 
+def test_a_log_is_closed_too(small, tmp_path):
+    "`RunBoard` and `Checkpoint` both stand around the epochs of a fit, and neither takes the other away"
+    def run(*cut):
+        learn = make(small, tmp_path/'run', [RunBoard(tmp_path/'log', resume=True), *cut], proxy=False)
+        if not cut: fit(learn)
+        else:
+            with pytest.raises(KeyboardInterrupt): fit(learn)
+        board, = [o for o in learn.cbs if isinstance(o, RunBoard)]
+        assert board.writer is None and not board.begun and '_with_events' not in learn.__dict__
+    run(Cut(0))
+    run(Cut(2)) # after epochs that are passed over
+    run()
+    run() # all are passed over
+
 def test_cut_in_the_writing(small, whole, tmp_path, monkeypatch):
     "Ctrl-C while a checkpoint is written: the one before stays, nothing half written is left"
     own,n = torch.save,[0]

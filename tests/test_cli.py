@@ -39,7 +39,7 @@ def test_train_end_to_end(path, tmp_path, fingerprint):
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
 
 @pytest.mark.parametrize('args,words', [
-    (['nowhere'], 'There is no folder and no CSV file nowhere'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'pretrained weights of resnet10t cannot be had here')])
+    (['nowhere'], 'There is no folder and no CSV file nowhere'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'train from scratch with `pretrained=False` (`--pretrained no`)')])
 def test_errors_are_one_line_on_the_terminal(path, tmp_path, args, words):
     res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args], env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
     assert res.returncode==1 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
@@ -140,6 +140,11 @@ def test_rate_and_batch_size_are_found(path, tmp_path):
         learn.model.forward = limited
         return learn
     assert t.largest_batch(small_memory, 32)==8
+    def elsewhere(bs):
+        learn = digits_learner(path, bs=bs)
+        learn.dls.device = torch.device('meta') # where a GPU would be, batches come on another device than the model was made on
+        return learn
+    assert t.largest_batch(elsewhere, 32)==32
     told = []
     assert (train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=64, augment='strong', say=told.append, **few)/'model.pkl').exists()
     assert any('lr_find suggests a rate of' in o for o in told)

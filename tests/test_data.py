@@ -77,6 +77,18 @@ def test_all_kinds_of_images_train(photos, quiet):
     quiet(learn, 'fit', 2, 1e-3)
     assert learn.proxy_attention.history.made.sum()>0
 
+def test_nothing_is_written_among_images(path):
+    "Not among those of validation either; where names are no files, nobody is kept from the folder he stands in"
+    by_table = ImageFolder(path).dataloaders(num_workers=0)
+    by_list = ImageDataLoaders.from_folder(path, train='train', valid='valid', num_workers=0)
+    for dls in (by_table, by_list):
+        for o in ('train','valid','valid/3/deep'):
+            with pytest.raises(ValueError, match='among the images'): refuse_among(path/o, dls)
+        refuse_among(path.parent/'elsewhere', dls)
+    files = {f.name:f for f in get_image_files(path/'train')}
+    names = DataBlock((ImageBlock,CategoryBlock), get_x=lambda row: files[row['name']], get_y=lambda row: files[row['name']].parent.name)
+    refuse_among('runs', names.dataloaders(pd.DataFrame(dict(name=list(files))), num_workers=0))
+
 def test_digits_never_writes_over(tmp_path):
     (tmp_path/'mine.txt').write_text('keep')
     with pytest.raises(FileExistsError, match='is not empty'): digits(tmp_path)
