@@ -872,6 +872,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'proxy_attention.train._trained': ('train.html#_trained', 'proxy_attention/train.py'),
                                        'proxy_attention.train.arch_learner': ('train.html#arch_learner', 'proxy_attention/train.py'),
                                        'proxy_attention.train.check_config': ('train.html#check_config', 'proxy_attention/train.py'),
+                                       'proxy_attention.train.config_learner': ('train.html#config_learner', 'proxy_attention/train.py'),
                                        'proxy_attention.train.find_arch': ('train.html#find_arch', 'proxy_attention/train.py'),
                                        'proxy_attention.train.largest_batch': ('train.html#largest_batch', 'proxy_attention/train.py'),
                                        'proxy_attention.train.last_of': ('train.html#last_of', 'proxy_attention/train.py'),
