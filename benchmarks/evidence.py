@@ -63,37 +63,33 @@ def attention(learn, n=200):
 def vit(n_out, size=28): return VisionTransformer(size, 4, num_classes=n_out, embed_dim=64, depth=4, num_heads=4)
 
 # 1. shortcuts
-core = ('no proxy','random mask','masktune','thesis','shortcut')
-more = ('more steps','centre mask','cutout','random erasing','upweighted errors','default','late')
-area3 = {'shortcut, area .3':with_proxies(shortcut, area=.3)}
+core = ('no proxy','masktune','shortcut')
+every = ('no proxy','random mask','masktune','thesis','shortcut','more steps','centre mask','cutout','random erasing','upweighted errors','default','late')
+wide = {'shortcut, area .3':with_proxies(shortcut, area=.3)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
-beds = dict(two_colours=(core+more, digits_net), masktune=(core+('upweighted errors',), digits_net), random_corner=(core, digits_net), decoy=(core+('late',), partial(fc_net, size=(28,28))),
-            dominoes_95=(('no proxy','masktune','shortcut'), digits_net), dominoes_100=(('no proxy','masktune','shortcut'), digits_net))
+chosen = lambda *names: {o:arms[o] for o in names}
+beds = dict(two_colours=chosen(*every), masktune=chosen(*core, 'random mask', 'upweighted errors')|wide, decoy=chosen(*core, 'late'), random_corner=chosen(*core), dominoes_95=chosen(*core)|wide)
 
 def shortcuts(run):
-    for bed,(names,net) in beds.items():
-        which = {o:arms[o] for o in names} | (area3 if 'dominoes' in bed or bed=='masktune' else {})
-        run(bed, lambda path,seed,net=net: learner(path, seed, net), which, flips, measure=attention)
+    for bed,some in beds.items(): run(bed, lambda path,seed,net=partial(fc_net, size=(28,28)) if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
 
 # 2. no shortcut
 def clean(run):
-    some = {o:arms[o] for o in ('no proxy','random mask','random erasing','thesis','masktune','default','shortcut','late')} | {'shortcut, p .25':with_proxies(shortcut, p=.25)}
+    some = chosen('no proxy','random mask','random erasing','thesis','masktune','default','shortcut','late') | {'shortcut, p .25':with_proxies(shortcut, p=.25)}
     run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')))
     run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','shortcut, p .25')}, dict(plain=part('plain')))
 
 # 3. less data, faster
 def budget(run):
-    some = {o:arms[o] for o in ('no proxy','random erasing','default','late')}
+    some = chosen('no proxy','default','late')
     for epochs in (2,4,16): run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), epochs=epochs)
     for n in (250,500,2000): run('mnist', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), n_train=n)
 
 # 5. a transformer
 def transformer(run):
-    some = {'no proxy':arms['no proxy'], 'random mask':arms['random mask']} | {f'shortcut, {o}':with_proxies(shortcut, attribution=o) for o in ('LayerCAM','LeGrad')}
+    some = chosen('no proxy') | {f'shortcut, {o}':with_proxies(shortcut, attribution=o) for o in ('LayerCAM','LeGrad')}
     make_vit = lambda path,seed: learner(path, seed, vit)
-    run('two_colours', make_vit, some, flips, lr=1e-3, tag='vit')
-    run('masktune', make_vit, some, flips, lr=1e-3, tag='vit')
-    run('mnist', make_vit, some, dict(plain=part('plain')), lr=1e-3, tag='vit')
+    run('two_colours', make_vit, some, flips, lr=1e-3, n_train=2000, tag='vit')
 
 # 6. the leak
 def stages(learn, epochs, lr, redraw, n=4):
@@ -108,20 +104,18 @@ def stages(learn, epochs, lr, redraw, n=4):
 
 def leak(run):
     some = {'fixed split':partial(stages, redraw=False), 'split drawn anew each stage':partial(stages, redraw=True)}
-    run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')}, epochs=16, baseline='fixed split', tag='leak')
     run('cifar', learner, some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')}, epochs=24, n_train=2000, baseline='fixed split', tag='leak')
 
 # 7. the thesis' knobs, one at a time around its settings
 def knobs(run):
     one = lambda **kw: with_proxies(thesis, **kw)
-    some = {'no proxy':arms['no proxy'], 'thesis':arms['thesis'], 'threshold .002':one(threshold=.002), 'threshold .03':one(threshold=.03), 'threshold .1':one(threshold=.1),
-            **{f'blend, weight {w}':one(fill='blend', weight=w, scale=True, rule='max_share', threshold=.3) for w in (.3,.6,.9)},
-            **{f'fill {o}':one(fill=o) for o in ('mean','max','min','halfmax','swap')}, 'top losses 20 %':one(select='top_losses', share=.2), 'all items':one(select='all'),
+    some = chosen('no proxy','thesis') | {'threshold .002':one(threshold=.002), 'threshold .03':one(threshold=.03),
+            **{f'blend, weight {w}':one(fill='blend', weight=w, scale=True, rule='max_share', threshold=.3) for w in (.3,.9)},
+            **{f'fill {o}':one(fill=o) for o in ('mean','max','halfmax','swap')}, 'top losses 20 %':one(select='top_losses', share=.2), 'all items':one(select='all'),
             'one step':one(every=None), 'a step each epoch':one(every=1), 'kept masks':one(clear=False)}
     run('two_colours', lambda path,seed: learner(path, seed, bs=16), some, flips, n_train=1000, tag='knobs')
-    run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), tag='knobs')
 
-parts = dict(shortcuts=shortcuts, clean=clean, knobs=knobs, budget=budget, transformer=transformer, leak=leak)
+parts = dict(shortcuts=shortcuts, clean=clean, budget=budget, transformer=transformer, leak=leak, knobs=knobs)
 
 @call_parse
 def main(data:str, # Folder of the real data
