@@ -8,7 +8,7 @@ __all__ = ['palette', 'ImageStats', 'corner_box', 'plant', 'digit_images', 'writ
            'ImageFolder', 'ImageTable', 'check_images', 'plain_dl', 'plain_dls', 'has_items', 'train_items', 'items_dl',
            'input_size', 'whole_dl']
 
-# %% ../nbs/03_data.ipynb #a16be1db
+# %% ../nbs/03_data.ipynb #8a72fc80
 import atexit, os, shutil, tempfile
 from collections import namedtuple
 from copy import copy
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from fastcore.all import L, delegates, num_cpus, parallel, patch, store_attr
+import fastai.callback.progress # `no_bar`
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import get_image_files
 from fastai.vision.augment import (CropPad, OldRandomCrop, RandomCrop, RandomResizedCrop, RandomResizedCropGPU, RatioResize,
@@ -52,7 +53,7 @@ def plant(
     img[y:y+h, x:x+w] = colour
     return img
 
-# %% ../nbs/03_data.ipynb #7cf7caa3
+# %% ../nbs/03_data.ipynb #a2a04162
 def digit_images(
     size:int=32, # Side of the images
     side:int=20 # Side that the digit is enlarged to
@@ -88,7 +89,9 @@ def write_bed(
         try:
             if path.exists(): path.rmdir()
             new.rename(path)
-        except OSError as e: raise there from e # somebody else was faster
+        except OSError as e:
+            if path.is_dir() and any(path.iterdir()): raise there from e # somebody else was faster
+            raise
     return path
 
 def digits(
