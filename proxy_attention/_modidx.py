@@ -37,6 +37,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'proxy_attention.beds': { 'proxy_attention.beds._counts': ('beds.html#_counts', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._deal': ('beds.html#_deal', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._draw': ('beds.html#_draw', 'proxy_attention/beds.py'),
+                                      'proxy_attention.beds._given': ('beds.html#_given', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._refuse_images': ('beds.html#_refuse_images', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._rgb': ('beds.html#_rgb', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._squares': ('beds.html#_squares', 'proxy_attention/beds.py'),

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['beds', 'two_colours', 'one_colour', 'swatches', 'dominoes', 'no_shortcut', 'read_idx', 'read_folder']
 
-# %% ../nbs/03b_beds.ipynb #a70ca155
+# %% ../nbs/03b_beds.ipynb #ede59751
 import gzip, zlib
 from math import prod
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from fastcore.all import delegates
 from fastai.data.transforms import get_image_files
 from .core import *
 from .data import *
 from .data import _refuse_count
 
-# %% ../nbs/03b_beds.ipynb #c25da555
+# %% ../nbs/03b_beds.ipynb #b337fd64
 def _deal(n, sizes):
     "`n` places dealt to groups in proportion to their sizes, the largest remainders first"
     quota = n*np.asarray(sizes)/sum(sizes)
@@ -26,7 +25,7 @@ def _deal(n, sizes):
     return places
 
 def _draw(groups, counts, rng):
-    "Numbers drawn for each of `counts` (name -> how many), none twice, every group in proportion"
+    "Positions drawn for each of `counts` (name -> how many), every group in proportion, none twice"
     left,res = [rng.permutation(np.flatnonzero(groups==o)) for o in np.unique(groups)], {}
     for k,n in counts.items():
         take = _deal(n, [len(o) for o in left])
@@ -34,11 +33,10 @@ def _draw(groups, counts, rng):
         left = [o[i:] for o,i in zip(left, take)]
     return res
 
+# %% ../nbs/03b_beds.ipynb #672b87e0
 def _counts(n_train, n_test):
     for k,v in dict(n_train=n_train, n_test=n_test).items(): _refuse_count(2, 'each class needs an image', **{k:v})
-    return dict(train=int(n_train), valid=max(1, int(n_train)//4), test=int(n_test))
-
-def _rgb(img): return img if img.ndim==3 else np.stack([img]*3, -1)
+    return dict(train=int(n_train), valid=int(n_train)//4, test=int(n_test))
 
 def _refuse_images(images, labels, what=''):
     "Images and labels as arrays, if they go together"
@@ -48,33 +46,42 @@ def _refuse_images(images, labels, what=''):
     if labels.shape!=(len(images),): raise ValueError(f'There are {len(images)} {what}images, and the labels are an array of {labels.shape}: one label for each image.')
     return images,labels
 
-def _write(path, strata, classes, draw, seed, conflict, n_train, n_test, parts=('train','valid','plain','flipped','aligned')):
-    "Split, decide what each shortcut says, and write. `draw(i, says, part)`: the image and the box of its shortcut, or None"
+def _given(images, labels, what=''):
+    "The images and labels that were given, or scikit-learn's digits"
+    if (images is None)!=(labels is None): raise ValueError(f'Give {what}images and their labels, or neither.')
+    return digit_images() if images is None else _refuse_images(images, labels, what)
+
+def _rgb(img): return img if img.ndim==3 else np.stack([img]*3, -1)
+
+def _write(path, groups, classes, draw, seed, conflict, n_train, n_test, parts=('train','valid','plain','aligned','flipped')):
+    "Split by `groups`, decide what each shortcut says, and write; `draw(i, says, part)`: an image, and the box of its shortcut or None"
     refuse_number(0, 1, conflict=conflict)
-    rng,counts,(names,codes) = np.random.default_rng([seed,0]), _counts(n_train, n_test), np.unique(classes, return_inverse=True)
+    _refuse_count(0, 'random numbers are drawn from it', seed=seed)
+    counts,(names,codes) = _counts(n_train, n_test), np.unique(classes, return_inverse=True)
     if len(names)<2: raise ValueError(f'All images are of one class, {str(names[0])!r}: a bed needs two.' if len(names) else 'There are no images.')
     if sum(counts.values())>len(codes): raise ValueError(f"There are {len(codes)} images, too few for {', '.join(f'{v} in {k}' for k,v in counts.items())}: make n_train={n_train} or n_test={n_test} smaller.")
-    lies = (codes+rng.integers(1, len(names), size=len(codes)))%len(names)
-    at,says = _draw(strata, counts, rng), dict(plain=None, flipped=lies, aligned=codes)
+    if conflict and not round(conflict*n_train): raise ValueError(f'conflict={conflict} of {n_train} training images is none of them: make it larger, or 0.')
+    rng = np.random.default_rng([seed,0])
+    lies,at = (codes+rng.integers(1, len(names), size=len(codes)))%len(names), _draw(groups, counts, rng)
+    says = dict(plain=None, aligned=codes, flipped=lies)
     for k,idxs in at.items():
-        if len(gone := np.setdiff1d(np.arange(len(names)), codes[idxs])): raise ValueError(f"None of the {len(idxs)} images of {k} is of the class {str(names[gone[0]])!r}: draw more, or give it more images.")
-    for k in ('train','valid'):
-        wrong = at[k][_draw(codes[at[k]], dict(wrong=round(conflict*len(at[k]))), rng)['wrong']]
-        says[k] = codes.copy()
-        says[k][wrong] = lies[wrong]
+        if len(gone := np.setdiff1d(codes, codes[idxs])): raise ValueError(f'None of the {len(idxs)} images of {k} is of the class {str(names[gone[0]])!r}: draw more, or give more images of it.')
+        if k!='test':
+            wrong = idxs[_draw(codes[idxs], dict(wrong=round(conflict*len(idxs))), rng)['wrong']]
+            says[k] = codes.copy()
+            says[k][wrong] = lies[wrong]
     def rows():
         for part in parts:
             for i in at.get(part, at['test']).tolist():
                 said = None if says[part] is None else says[part][i]
-                img,box = draw(i, said, 'test' if part not in at else part)
+                img,box = draw(i, said, part if part in at else 'test')
                 yield part, names[codes[i]], f'{i:05}', img, None if box is None else names[said], said is not None and bool(said!=codes[i]), box
     return write_bed(path, rows())
 
-# %% ../nbs/03b_beds.ipynb #deeada0d
+# %% ../nbs/03b_beds.ipynb #a7d2ffbb
 def _squares(colours, classes, path, images, labels, seed, conflict, n_train, n_test, corner):
-    "Digits with a square in a corner: `colours` by class, None for no square"
-    if (images is None)!=(labels is None): raise ValueError('Give images and labels, or neither.')
-    images,labels = digit_images() if images is None else _refuse_images(images, labels)
+    "Digits with a square in a corner; `colours` by class, None for no square"
+    images,labels = _given(images, labels)
     if not np.isin(labels, range(10)).all(): raise ValueError(f'The labels should be digits, 0 to 9; there is {np.setdiff1d(labels, range(10))[0]!r}.')
     corners = by_name(corner, dict(fixed=lambda n: np.zeros(n, int), random=lambda n: np.random.default_rng([seed,1]).integers(4, size=n)), 'corner')(len(images))
     side,classes = max(1, round(min(images.shape[1:3])/7)), classes(labels.astype(int))
@@ -92,58 +99,52 @@ def two_colours(
     labels=None, # Their labels, 0 to 9
     seed:int=0, # Draws the parts, the conflicts and the corners
     conflict:float=0., # Share of the training images whose shortcut says another class
-    n_train:int=800, # Images to train on; `valid` has a quarter as many more
-    n_test:int=400, # Images in each of `plain`, `flipped`, `aligned`
+    n_train:int=800, # Images to train on; `valid` has a quarter as many
+    n_test:int=400, # Images in each of `plain`, `aligned`, `flipped`
     corner='fixed' # 'fixed': top left; 'random': drawn for each image
-)->Path: # `train`, `valid`, `plain`, `flipped`, `aligned`, each with a folder a class; `about.csv`
-    "Two classes, digit < 5 or not; a square (a seventh of the side) whose colour is the class"
+)->Path: # `train`, `valid`, `plain`, `aligned`, `flipped`, each with a folder a class; `about.csv`
+    "Two classes, digit < 5 or not; a square in a corner has the colour of the class"
     return _squares([palette[0],palette[3]], lambda y: (y>=5).astype(int), path, images, labels, seed, conflict, n_train, n_test, corner)
 
-def one_colour(
-    path=None, images=None, labels=None, seed:int=0, conflict:float=0., n_train:int=800, n_test:int=400, corner='fixed' # As for `two_colours`
-)->Path:
-    """Two classes, digit < 5 or not; a red square stands in the images of the first only (biased MNIST, Asgari and others, 2022)
+# %% ../nbs/03b_beds.ipynb #24a7ded0
+def one_colour(path=None, images=None, labels=None, seed:int=0, conflict:float=0., n_train:int=800, n_test:int=400, corner='fixed')->Path:
+    """Two classes, digit < 5 or not; a red square stands in images of the first only. Arguments as for `two_colours`
 
-    A share `conflict` of the first class lacks it, and the same share of the second has it."""
+    A share `conflict` of the first class lacks it, and the same share of the second has it (Asgari and others, MaskTune, 2022).
+    In `aligned` it stands in the first class, in `flipped` in the second."""
     return _squares([(255,0,0),None], lambda y: (y>=5).astype(int), path, images, labels, seed, conflict, n_train, n_test, corner)
 
-def swatches(
-    path=None, images=None, labels=None, seed:int=0, conflict:float=0., n_train:int=800, n_test:int=400, corner='random' # As for `two_colours`
-)->Path:
-    "Ten classes; a grey square of 255 - 25·digit (Decoy MNIST, Ross and others, 2017). In `flipped`, that of another digit"
+# %% ../nbs/03b_beds.ipynb #86aa059c
+def swatches(path=None, images=None, labels=None, seed:int=0, conflict:float=0., n_train:int=800, n_test:int=400, corner='random')->Path:
+    "A class for each digit; a square of the grey 255 - 25·digit (Decoy MNIST, Ross and others, 2017). Arguments as for `two_colours`"
     return _squares([(255-25*o,)*3 for o in range(10)], lambda y: y, path, images, labels, seed, conflict, n_train, n_test, corner)
 
-# %% ../nbs/03b_beds.ipynb #8f8d1ab9
+# %% ../nbs/03b_beds.ipynb #8d9e9ec5
 def dominoes(
     path=None, # Where to; None: a temporary folder, removed when Python ends
-    digits=None, # (n,h,w) uint8, not larger than the pictures; of these, the zeros and ones; None: scikit-learn's
+    digits=None, # (n,h,w) uint8, not larger than the pictures; zeros and ones are taken from them; None: scikit-learn's
     digit_labels=None, # Their labels
     pictures=None, # (n,h,w) or (n,h,w,3) uint8; None: scikit-learn's digits 2 to 9
     picture_labels=None, # Their labels, of two classes; None: 0 for 2 to 5, 1 for 6 to 9
     seed:int=0, # Draws the parts, the conflicts and the digits
     conflict:float=0., # Share of the training images whose digit says the other class
-    n_train:int=800, # Images to train on; `valid` has a quarter as many more
-    n_test:int=400 # Images in each of `plain`, `flipped`, `aligned`
-)->Path: # `train`, `valid`, `plain`, `flipped`, `aligned`, each with a folder a class; `about.csv`
-    """A digit above a picture: the label is the picture's, and the digit, 0 or 1, says it too (Shah and others, 2020)
-
-    In `plain` the upper half is black. A digit drawn at random, as others test, is right in half of the images: the mean of `flipped` and `aligned`."""
-    if (digits is None)!=(digit_labels is None) or (pictures is None)!=(picture_labels is None): raise ValueError('Give images and their labels, or neither.')
-    digits,digit_labels = digit_images() if digits is None else _refuse_images(digits, digit_labels, 'digit ')
-    if pictures is None:
-        pictures,y = digit_images()
-        pictures,picture_labels = pictures[y>1], (y[y>1]>5).astype(int)
-    else: pictures,picture_labels = _refuse_images(pictures, picture_labels, 'picture ')
+    n_train:int=800, # Images to train on; `valid` has a quarter as many
+    n_test:int=400 # Images in each of `plain`, `aligned`, `flipped`
+)->Path: # `train`, `valid`, `plain`, `aligned`, `flipped`, each with a folder a class; `about.csv`
+    "A digit above a picture: the label is the picture's; the digit, 0 for the first class and 1 for the second, says it too"
+    digits,digit_labels = _given(digits, digit_labels, 'digit ')
+    whole,(pictures,picture_labels) = pictures is None, _given(pictures, picture_labels, 'picture ')
+    if whole: pictures,picture_labels = pictures[picture_labels>1], (picture_labels[picture_labels>1]>5).astype(int)
     if len(classes := np.unique(picture_labels))>2: raise ValueError(f'The pictures should be of two classes, these are of {len(classes)}: choose two.')
     (h,w),(dh,dw) = pictures.shape[1:3], digits.shape[1:3]
     if dh>h or dw>w: raise ValueError(f'The digits ({dh}×{dw}) should not be larger than the pictures ({h}×{w}): make them smaller.')
-    digits = np.pad(digits, ((0,0),((h-dh)//2,h-dh-(h-dh)//2),((w-dw)//2,w-dw-(w-dw)//2))+((0,0),)*(digits.ndim-3))
-    rng,counts = np.random.default_rng([seed,1]), _counts(n_train, n_test)
-    pool = np.flatnonzero(np.isin(digit_labels, (0,1)))
-    of = _draw(digit_labels[pool], dict(zip(counts, _deal(len(pool), list(counts.values())))), rng) # no digit in two parts, as no picture is
-    of = {k:[pool[o][digit_labels[pool[o]]==c] for c in (0,1)] for k,o in of.items()}
-    if not all(len(o) for two in of.values() for o in two): raise ValueError(f'There are too few zeros and ones among the digits ({len(pool)}): each part needs one of each.')
-    over = {k:np.stack([rng.choice(o, len(pictures)) for o in two]) for k,two in of.items()} # the digit for either class above each picture
+    digits = np.pad(digits, ((0,0),((h-dh)//2,(h-dh+1)//2),((w-dw)//2,(w-dw+1)//2),(0,0))[:digits.ndim])
+    rng,counts,pools = np.random.default_rng([seed,1]), _counts(n_train, n_test), []
+    for c in (0,1):
+        idxs = rng.permutation(np.flatnonzero(digit_labels==c))
+        if len(idxs)<3: raise ValueError(f'There are {len(idxs)} digits {c}: training, validation and test need one each, or more.')
+        pools.append(dict(zip(counts, np.split(idxs, np.cumsum(1+_deal(len(idxs)-3, list(counts.values())))[:2]))))
+    over = {k:np.stack([rng.choice(o[k], len(pictures)) for o in pools]) for k in counts} # the digit that says either class, above each picture
     def draw(i, says, part):
         picture = _rgb(pictures[i])
         top = np.zeros_like(picture) if says is None else _rgb(digits[over[part][says,i]])
@@ -153,26 +154,25 @@ def dominoes(
 # %% ../nbs/03b_beds.ipynb #93612753
 beds = dict(two_colours=two_colours, one_colour=one_colour, swatches=swatches, dominoes=dominoes)
 
-# %% ../nbs/03b_beds.ipynb #faad03d2
+# %% ../nbs/03b_beds.ipynb #c3e4e3f7
 def no_shortcut(
     path=None, # Where to; None: a temporary folder, removed when Python ends
     images=None, # (n,h,w) or (n,h,w,3) uint8; None: scikit-learn's digits
     labels=None, # Their labels
     seed:int=0, # Draws the parts
-    n_train:int=800, # Images to train on; `valid` has a quarter as many more
+    n_train:int=800, # Images to train on; `valid` has a quarter as many
     n_test:int=400 # Images in `plain`
 )->Path: # `train`, `valid`, `plain`, each with a folder a class; `about.csv`
-    "Images as they are, in the parts of a bed"
-    if (images is None)!=(labels is None): raise ValueError('Give images and labels, or neither.')
-    images,labels = digit_images() if images is None else _refuse_images(images, labels)
+    "A bed without a shortcut"
+    images,labels = _given(images, labels)
     return _write(path, labels, labels, lambda i,says,part: (_rgb(images[i]), None), seed, 0., n_train, n_test, parts=('train','valid','plain'))
 
-# %% ../nbs/03b_beds.ipynb #495d8bb2
+# %% ../nbs/03b_beds.ipynb #6b7988dc
 _idx_types = {8:'u1', 9:'i1', 11:'>i2', 12:'>i4', 13:'>f4', 14:'>f8'}
 
 def read_idx(
     file # Such as `train-images-idx3-ubyte.gz`; packed or not
-)->np.ndarray: # Its shape and type are in the file
+)->np.ndarray: # Of the shape and type that the file says
     "Read MNIST's own format"
     raw = Path(file).read_bytes()
     if raw[:2]==b'\x1f\x8b':
@@ -180,24 +180,24 @@ def read_idx(
         except (EOFError, OSError, zlib.error) as e: raise ValueError(f'{file} cannot be unpacked ({e}): fetch it again.') from e
     if len(raw)<4 or raw[:2]!=b'\0\0' or raw[2] not in _idx_types: raise ValueError(f'{file} is not in the IDX format, in which MNIST is kept.')
     kind,start = np.dtype(_idx_types[raw[2]]), 4+4*raw[3]
-    shape = tuple(np.frombuffer(raw[4:start], '>u4').tolist()) if len(raw)>=start else None
-    if shape is None or len(raw)!=start+kind.itemsize*prod(shape): raise ValueError(f'{file} is cut short, or has more in it than it says: fetch it again.')
+    shape = np.frombuffer(raw[4:start][:len(raw[4:start])//4*4], '>u4').tolist()
+    if len(shape)<raw[3] or len(raw)!=start+kind.itemsize*prod(shape): raise ValueError(f'{file} is cut short, or holds more than it says: fetch it again.')
     return np.frombuffer(raw, kind, offset=start).reshape(shape).astype(kind.newbyteorder('='))
 
+# %% ../nbs/03b_beds.ipynb #7a1f42f0
 def read_folder(
     path, # Folder with a folder of images a class
     classes=None # Only these; None: all
-)->tuple: # (n,h,w,3) uint8, and the labels, in the order of the files' names
+)->tuple: # (n,h,w,3) uint8, and their labels, in the order of the names
     "Read small images of one size, such as CIFAR's, into arrays"
     path = Path(path)
     here = sorted(o.name for o in path.iterdir() if o.is_dir())
     classes = here if classes is None else list(classes)
     for o in classes:
         if o not in here: raise ValueError(f"{path} has no class {o!r}{nearest(o, here)} There are: {', '.join(here)}.")
-    files = [f for o in classes for f in sorted(get_image_files(path/o))]
+    files = [(f,o) for o in classes for f in sorted(get_image_files(path/o))]
     if not files: raise ValueError(f'There is no image in {path}.')
-    imgs = []
-    for f in files:
-        imgs.append(np.asarray(Image.open(f).convert('RGB')))
-        if imgs[-1].shape!=imgs[0].shape: raise ValueError(f"All images should be of one size: {files[0]} has {'×'.join(map(str, imgs[0].shape[:2]))} pixels (height × width), {f} has {'×'.join(map(str, imgs[-1].shape[:2]))}.")
-    return np.stack(imgs), np.array([f.relative_to(path).parts[0] for f in files])
+    imgs = [np.asarray(Image.open(f).convert('RGB')) for f,_ in files]
+    other = next((i for i,o in enumerate(imgs) if o.shape!=imgs[0].shape), 0)
+    if other: raise ValueError(f"All images should be of one size: {files[0][0]} has {'×'.join(map(str, imgs[0].shape[:2]))} pixels (height × width), {files[other][0]} has {'×'.join(map(str, imgs[other].shape[:2]))}.")
+    return np.stack(imgs), np.array([o for _,o in files])

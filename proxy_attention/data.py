@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from fastcore.all import L, delegates, num_cpus, parallel, patch, store_attr
+import fastai.callback.progress # `no_bar`
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import ColReader, get_image_files
 from fastai.vision.augment import (CropPad, OldRandomCrop, RandomCrop, RandomResizedCrop, RandomResizedCropGPU, RatioResize,
@@ -52,7 +53,7 @@ def plant(
     img[y:y+h, x:x+w] = colour
     return img
 
-# %% ../nbs/03_data.ipynb #7cf7caa3
+# %% ../nbs/03_data.ipynb #a2a04162
 def digit_images(
     size:int=32, # Side of the images
     side:int=20 # Side that the digit is enlarged to
@@ -88,7 +89,9 @@ def write_bed(
         try:
             if path.exists(): path.rmdir()
             new.rename(path)
-        except OSError as e: raise there from e # somebody else was faster
+        except OSError as e:
+            if path.is_dir() and any(path.iterdir()): raise there from e # somebody else was faster
+            raise
     return path
 
 def digits(
