@@ -148,7 +148,7 @@ def train_folder(
     path=None, # A folder, a CSV file, or a known data set
     out='runs', # Folder of all runs; this one gets a new folder in it
     config=None, # TOML file of another run, to begin with
-    say=print, # What is told goes here
+    say=print, # What is told goes here; anything but `print` turns bars and tables off too
     **settings # Any field of `Config`: `arch`, `steps`, `epochs`, `lr`, …
 )->Path: # The run folder
     "Train on images, with Proxy Attention, and keep everything in a new run folder"
@@ -167,7 +167,7 @@ def train_folder(
 
 def resume_run(
     run, # The folder of a run that was cut off
-    say=print # What is told goes here
+    say=print # What is told goes here; anything but `print` turns bars and tables off too
 )->Path: # The run folder
     "Go on with a run, to the end that it would have come to"
     run = Path(run)
