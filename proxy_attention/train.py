@@ -7,13 +7,14 @@ __all__ = ['recipes', 'augments', 'find_arch', 'arch_learner', 'config_learner',
            'look_at', 'train_folder', 'resume_run', 'last_of']
 
 # %% ../nbs/15_train.ipynb #f1303574
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import matplotlib.pyplot as plt
+from fastcore.all import noop
 from fastai.callback.fp16 import *
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
@@ -161,7 +162,7 @@ def train_folder(
     path=None, # A folder, a CSV file, or a known data set
     out='runs', # Folder of all runs; this one gets a new folder in it
     config=None, # TOML file of another run, to begin with
-    say=print, # What is told goes here
+    say=print, # What is told goes here; anything but `print` turns bars and tables off too
     **settings # Any field of `Config`: `arch`, `steps`, `epochs`, `lr`, …
 )->Path: # The run folder
     "Train on images, with Proxy Attention, and keep everything in a new run folder"
@@ -180,7 +181,7 @@ def train_folder(
 
 def resume_run(
     run, # The folder of a run that was cut off
-    say=print # What is told goes here
+    say=print # What is told goes here; anything but `print` turns bars and tables off too
 )->Path: # The run folder
     "Go on with a run, to the end that it would have come to"
     run = Path(run)
@@ -196,9 +197,11 @@ def last_of(
     run # A run folder
 )->dict: # run; what the last row of the recorder says, or for folds each one's mean
     "Where a run is, and what it came to"
-    f = run/'folds_result.csv'
-    last = pd.read_csv(f).drop(columns='fold').mean() if f.exists() else pd.read_csv(run/'history.csv').drop(columns='epoch').iloc[-1]
+    f = Path(run)/'folds_result.csv'
+    last = pd.read_csv(f).drop(columns='fold').mean() if f.exists() else _last_row(run)
     return dict(run=str(run), **last.round(6).to_dict())
+
+def _last_row(run): return pd.read_csv(Path(run)/'history.csv', float_precision='round_trip').drop(columns='epoch').iloc[-1]
 
 def _train(cfg, images, run, epochs, say):
     "`_trained`, and a word on how to go on if it is stopped"
@@ -219,32 +222,44 @@ def _trained(cfg, images, run, epochs, say):
     say('Over the folds, mean ± standard deviation: '+', '.join(f'{k} {df[k].mean():.3f} ± {df[k].std():.3f}' for k in df.columns[1:]))
     return run
 
+def _found(file, look):
+    "What `look()` finds; a run that is gone on with takes what it found the first time"
+    if not file.exists():
+        with keep_rng(): found = look()
+        write_whole(file, lambda f: f.write(repr(found).encode()))
+    return float(file.read_text())
+
 def _fit(cfg, images, run, epochs, say):
     "Train once; what is done already is passed over. Gives the last row of the recorder"
     d,m,f,p = cfg.data,cfg.model,cfg.fit,cfg.proxy
+    if (run/'model.pkl').exists(): # the last thing that a run writes
+        say(f'{run} is finished.')
+        return _last_row(run)
     run.mkdir(exist_ok=True)
-    make = partial(config_learner, cfg, images)
-    learn = make(largest_batch(make, d.bs) if f.find_bs else d.bs)
-    if f.fp16 or f.fp16 is None and torch.cuda.is_available(): learn.to_fp16()
-    learn.path = run
-    lr = f.lr
+    def make(bs):
+        learn = config_learner(cfg, images, bs)
+        learn.path = run
+        if f.fp16 or f.fp16 is None and torch.cuda.is_available(): learn.to_fp16()
+        if say is not print:
+            learn.remove_cb(ProgressCallback)
+            learn.logger = noop
+        return learn
+    bs,lr = d.bs,f.lr
+    if f.find_bs: bs = int(_found(run/'bs.txt', lambda: largest_batch(make, bs)))
     if f.find_lr:
-        with keep_rng(): lr = learn.lr_find(show_plot=False).valley
+        lr = _found(run/'lr.txt', lambda: make(bs).lr_find(show_plot=False).valley)
         say(f'lr_find suggests a rate of {lr:.2g}')
+    learn = make(bs)
     learn.add_cbs([Checkpoint(run/'checkpoints', resume=True), RunBoard(run/'tensorboard', resume=True, **{k:v for part in asdict(cfg).values() for k,v in part.items() if v is not None})])
-    quiet = say is not print
-    with ExitStack() as stack:
-        if quiet: stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())
-        if m.pretrained and f.freeze_epochs:
-            learn.fit_one_cycle(f.freeze_epochs, lr, wd=f.wd)
-        if m.pretrained: learn.unfreeze()
-        if p.recipe!='none': learn.add_cb(recipes[p.recipe](folder=run, save_images=p.save_images, **proxy_args(cfg)))
-        if f.prune: learn.add_cb(Prune(f.prune, start=.5))
-        rate = slice(lr/f.discriminative, lr) if m.pretrained else lr
-        if p.recipe=='shortcut' and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd)
-        else: learn.fit_one_cycle(epochs, rate, wd=f.wd)
-        _keep(learn, run)
-    last = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1]))
+    if m.pretrained and f.freeze_epochs: learn.fit_one_cycle(f.freeze_epochs, lr, wd=f.wd)
+    if m.pretrained: learn.unfreeze()
+    if p.recipe!='none': learn.add_cb(recipes[p.recipe](folder=run, save_images=p.save_images, **proxy_args(cfg)))
+    if f.prune: learn.add_cb(Prune(f.prune, start=.5))
+    rate = slice(lr/f.discriminative, lr) if m.pretrained else lr
+    if p.recipe=='shortcut' and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd)
+    else: learn.fit_one_cycle(epochs, rate, wd=f.wd)
+    _keep(learn, run)
+    last = _last_row(run)
     say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {epochs} epochs")
     if p.recipe!='none':
         h = learn.proxy_attention.history

@@ -112,9 +112,9 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     "Each image is in validation once; a run that is stopped in its second fold ends with the same table"
     import proxy_attention.train as t
     told,usual,made = [],t.arch_learner,[]
-    args = dict(steps='1,p,1', folds=2, say=told.append, **few)
+    args = dict(steps='1,p,1', folds=2, n_per_class=8, say=told.append, **few)
     o = train_folder(path/'train', tmp_path/'runs', **args)
-    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==128).all() and 'mean ± standard deviation' in told[-1]
+    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==40).all() and 'mean ± standard deviation' in told[-1]
     class Stop(Callback):
         def after_batch(self):
             if self.training and self.epoch==1: raise KeyboardInterrupt
@@ -125,10 +125,11 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-train --resume'): train_folder(path/'train', tmp_path/'cut', **args)
     cut, = (tmp_path/'cut').iterdir()
     assert resume_run(cut, told.append)==cut
+    assert len(made)==3, 'the fold that was finished is not made again'
     a,b = (pd.read_csv(x/'folds_result.csv') for x in (o,cut))
     assert len(a)==2 and a.equals(b)
 
-def test_rate_and_batch_size_are_found(path, tmp_path):
+def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys):
     "`find_lr` asks fastai; `find_bs` halves until a step fits (here: no more than 8 images do)"
     import proxy_attention.train as t
     def small_memory(bs):
@@ -146,6 +147,14 @@ def test_rate_and_batch_size_are_found(path, tmp_path):
         return learn
     assert t.largest_batch(elsewhere, 32)==32
     told = []
-    assert (train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=64, augment='strong', say=told.append, **few)/'model.pkl').exists()
+    run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=8, n_per_class=5, augment='strong', say=told.append, **few)
+    model = weights_of(run)
     assert any('lr_find suggests a rate of' in o for o in told)
+    assert not capsys.readouterr().out, 'no bar of `lr_find` either'
+    with monkeypatch.context() as m: # another rate, such as a GPU may find the second time, would be another run
+        m.delattr(Learner, 'lr_find'); m.delattr(t, 'largest_batch')
+        (run/'model.pkl').unlink()
+        assert same(weights_of(resume_run(run, noop)), model)
+    monkeypatch.setattr(t, 'arch_learner', None)
+    assert resume_run(run, told.append)==run and 'is finished' in told[-1]
     with pytest.raises(ValueError, match="did you mean 'strong'?"): train_folder(path, augment='stong')
