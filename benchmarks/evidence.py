@@ -63,8 +63,8 @@ def attention(learn, n=200):
 def vit(n_out, size=28): return VisionTransformer(size, 4, num_classes=n_out, embed_dim=64, depth=4, num_heads=4)
 
 # 1. shortcuts
-core = ('no proxy','masktune','shortcut')
-every = ('no proxy','random mask','masktune','thesis','shortcut','more steps','centre mask','cutout','random erasing','upweighted errors','default','late')
+core = ('no proxy','masktune','shortcut','probed')
+every = ('no proxy','random mask','masktune','thesis','shortcut','probed','more steps','centre mask','cutout','random erasing','upweighted errors','default','late')
 wide = {'shortcut, area .3':with_proxies(shortcut, area=.3)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
 chosen = lambda *names: {o:arms[o] for o in names}
@@ -75,9 +75,9 @@ def shortcuts(run):
 
 # 2. no shortcut
 def clean(run):
-    some = chosen('no proxy','random mask','random erasing','thesis','masktune','default','shortcut','late') | {'shortcut, p .25':with_proxies(shortcut, p=.25)}
+    some = chosen('no proxy','random mask','random erasing','thesis','masktune','default','shortcut','probed','late') | {'shortcut, p .25':with_proxies(shortcut, p=.25)}
     run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')))
-    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','shortcut, p .25')}, dict(plain=part('plain')))
+    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','probed','shortcut, p .25')}, dict(plain=part('plain')))
 
 # 3. less data, faster
 def budget(run):

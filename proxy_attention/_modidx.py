@@ -128,6 +128,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'proxy_attention.callback._same': ('callback.html#_same', 'proxy_attention/callback.py'),
                                           'proxy_attention.callback._told': ('callback.html#_told', 'proxy_attention/callback.py'),
                                           'proxy_attention.callback._unserve': ('callback.html#_unserve', 'proxy_attention/callback.py'),
+                                          'proxy_attention.callback.if_carried': ( 'callback.html#if_carried',
+                                                                                   'proxy_attention/callback.py'),
                                           'proxy_attention.callback.probe_cycle': ( 'callback.html#probe_cycle',
                                                                                     'proxy_attention/callback.py')},
             'proxy_attention.cams': { 'proxy_attention.cams.CAM': ('cams.html#cam', 'proxy_attention/cams.py'),

@@ -76,4 +76,4 @@ def masktune(learn, epochs, lr):
 arms = {
     'no proxy':fit_plain, 'more steps':more_steps, 'random mask':with_proxies(ProxyAttention.shortcut, rule='random'), 'centre mask':with_proxies(ProxyAttention.shortcut, rule='centre'),
     'cutout':cutout, 'random erasing':random_erasing, 'upweighted errors':upweighted_errors, 'masktune':masktune, 'thesis':with_proxies(ProxyAttention.thesis),
-    'default':with_proxies(ProxyAttention), 'shortcut':with_proxies(ProxyAttention.shortcut), 'late':with_proxies(ProxyAttention.late)}
+    'default':with_proxies(ProxyAttention), 'shortcut':with_proxies(ProxyAttention.shortcut), 'probed':with_proxies(ProxyAttention.probed), 'late':with_proxies(ProxyAttention.late)}

@@ -68,7 +68,7 @@ class FitConfig:
 @dataclass
 class ProxyConfig:
     "What `ProxyAttention` is asked for; what is left out is as the recipe has it"
-    recipe:str='default' # default, shortcut, late, thesis, masktune, or none
+    recipe:str='default' # default, shortcut, probed, late, thesis, masktune, or none
     steps:str=None # When: epochs and proxy steps in turn, as 5,p,9
     start:number=None # Done before the first step: share of the fit (0.3) or epochs (5)
     finish:number=None # No step once this is done

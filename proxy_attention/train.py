@@ -85,7 +85,7 @@ def arch_learner(
     raise ValueError(f'The architecture {arch if isinstance(arch, str) else arch.__name__} does not work on images of {size}×{size} ({failed[-1]}): try another size, or another architecture.')
 
 # %% ../nbs/15_train.ipynb #57ed67f1
-recipes = dict(default=ProxyAttention, shortcut=ProxyAttention.shortcut, late=ProxyAttention.late, thesis=ProxyAttention.thesis, masktune=ProxyAttention.masktune, none=None)
+recipes = dict(default=ProxyAttention, shortcut=ProxyAttention.shortcut, probed=ProxyAttention.probed, late=ProxyAttention.late, thesis=ProxyAttention.thesis, masktune=ProxyAttention.masktune, none=None)
 
 # %% ../nbs/15_train.ipynb #aee164a7
 augments = dict(none=list, flips=lambda: [Flip()], default=aug_transforms, strong=lambda: aug_transforms(max_rotate=25., max_zoom=1.4, max_lighting=0.4, max_warp=0.3))
@@ -256,7 +256,7 @@ def _fit(cfg, images, run, epochs, say):
     if p.recipe!='none': learn.add_cb(recipes[p.recipe](folder=run, save_images=p.save_images, **proxy_args(cfg)))
     if f.prune: learn.add_cb(Prune(f.prune, start=.5))
     rate = slice(lr/f.discriminative, lr) if m.pretrained else lr
-    if p.recipe=='shortcut' and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd)
+    if p.recipe in ('shortcut','probed') and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd)
     else: learn.fit_one_cycle(epochs, rate, wd=f.wd)
     _keep(learn, run)
     last = _last_row(run)
