@@ -1,34 +1,37 @@
-"The commands as a user types them"
-import json, os, signal, subprocess, sys, time
+"The commands as a user types them: two from a cold start, the others from warm processes"
+import json, os, signal, subprocess, time
 from concurrent.futures import ThreadPoolExecutor
-import pytest
+import pytest, warm
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_runs, proxy_train
 
 pytestmark = pytest.mark.limit(170)
-bin = Path(sys.executable).parent
 
-def run(*args, **kwargs): return subprocess.run([bin/args[0], *map(str, args[1:])], capture_output=True, text=True, timeout=160, **kwargs)
+few = dict(arch='resnet10t', pretrained=False, size=32, workers=0)
+few_args = ('--arch', 'resnet10t', '--pretrained', 'no', '--size', 32, '--workers', 0)
+def run(*args, **kwargs): return warm.run(warm.script, *args, **kwargs)
+def run_cold(*args, **kwargs): return subprocess.run([warm.bin/args[0], *map(str, args[1:])], capture_output=True, text=True, timeout=160, **kwargs)
 
 def test_demo_end_to_end(tmp_path):
-    with ThreadPoolExecutor() as ex: # started together, and none writes over the other
-        res = list(ex.map(lambda _: run('proxy-demo', '--epochs', 2, '--out', tmp_path/'runs'), range(2)))
-    assert [o.returncode for o in res]==[0,0], res[0].stderr
-    runs = list((tmp_path/'runs').iterdir())
-    assert len(runs)==2
-    for o in runs:
-        table = pd.read_csv(o/'table.csv', index_col='arm')
-        assert list(table.columns)==['plain','aligned','flipped','on digit','on shortcut','on rest','seconds']
-        assert table.index.tolist()==['without','with proxies']
-        assert np.allclose(table[['on digit','on shortcut','on rest']].sum(1), 1, atol=.01)
-        assert Image.open(o/'demo.png').width>800
-    assert {(o/'verdict.txt').read_text(encoding='utf-8').strip() for o in runs}=={o.stdout.split('\n\n')[-2].replace('\n', ' ') for o in res}
-    assert not res[0].stderr, res[0].stderr
+    res = run_cold('proxy-demo', '--epochs', 2, cwd=tmp_path)
+    assert res.returncode==0 and not res.stderr, res.stderr
+    assert os.listdir(tmp_path)==['runs']
+    o, = (tmp_path/'runs').iterdir()
+    table = pd.read_csv(o/'table.csv', index_col='arm')
+    assert list(table.columns)==['plain','aligned','flipped','on digit','on shortcut','on rest','seconds']
+    assert table.index.tolist()==['without','with proxies']
+    assert np.allclose(table[['on digit','on shortcut','on rest']].sum(1), 1, atol=.01)
+    assert Image.open(o/'demo.png').width>800
+    assert (o/'verdict.txt').read_text(encoding='utf-8').strip()==res.stdout.split('\n\n')[-2].replace('\n', ' ')
+
+def test_runs_that_start_together_have_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(8) as ex: made = list(ex.map(lambda _: new_run(tmp_path/'runs', 'demo'), range(40)))
+    assert len(set(made))==len(list((tmp_path/'runs').iterdir()))==40
 
 def test_train_end_to_end(path, tmp_path, fingerprint):
     before = fingerprint(path)
-    res = run('proxy-train', path.name, '--arch', 'resnet10t', '--steps', '1,p,1', '--pretrained', 'no', '--size', 32, '--workers', 0, '--out', tmp_path/'runs', '--save-images', '--share', .5, cwd=path.parent) # a relative path, as people type it
+    res = run('proxy-train', path.name, *few_args, '--steps', '1,p,1', '--out', tmp_path/'runs', '--save-images', '--share', .5, cwd=path.parent) # a relative path, as people type it
     assert res.returncode==0, res.stderr
     assert fingerprint(path)==before
     o, = (tmp_path/'runs').iterdir()
@@ -38,9 +41,9 @@ def test_train_end_to_end(path, tmp_path, fingerprint):
     learn = load_learner(o/'model.pkl')
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
 
-@pytest.mark.parametrize('args,words', [
-    (['nowhere'], 'There is no folder and no CSV file nowhere'), (['{path}','--arch','resnet10t','--out','{tmp}'], 'train from scratch with `pretrained=False` (`--pretrained no`)')])
-def test_errors_are_one_line_on_the_terminal(path, tmp_path, args, words):
+@pytest.mark.parametrize('run,args,words', [
+    (run, ['nowhere'], 'There is no folder and no CSV file nowhere'), (run_cold, ['{path}','--arch','resnet10t','--out','{tmp}'], 'train from scratch with `pretrained=False` (`--pretrained no`)')], ids=['folder','weights'])
+def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
     res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args], env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
     assert res.returncode==1 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
     assert len(res.stderr.strip().splitlines())==1, res.stderr
@@ -54,26 +57,30 @@ def test_errors_are_sentences(path, kw, words):
     with pytest.raises(CliError, match=re.escape(words)) as e: proxy_train(str(path), **kw)
     assert '\n' not in str(e.value)
 
+def until(p, log, words):
+    "Wait until a process has said `words`"
+    while words not in (log.read_text(encoding='utf-8') if log.exists() else ''):
+        assert p.is_alive(), (log.parent/'stderr').read_text(encoding='utf-8')
+        time.sleep(.02)
+
 def test_ctrl_c(path, tmp_path):
-    log = open(tmp_path/'log', 'w+')
-    p = subprocess.Popen([bin/'proxy-train', path, '--arch', 'resnet10t', '--epochs', '50', '--pretrained', 'no', '--size', '32', '--workers', '0', '--out', tmp_path/'runs'], stdout=log, stderr=subprocess.PIPE, text=True,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell may have us started with Ctrl-C ignored
-    while 'Epoch 2/' not in (tmp_path/'log').read_text(): time.sleep(.1)
-    p.send_signal(signal.SIGINT)
-    _,err = p.communicate(timeout=30)
-    assert p.returncode==130 and 'Go on with: proxy-train --resume' in err, (p.returncode, err)
+    with warm.begin(warm.script, 'proxy-train', path, '--epochs', 50, *few_args, '--out', tmp_path/'runs', out=tmp_path) as p:
+        until(p, tmp_path/'stdout', 'Epoch 2/')
+        os.kill(p.pid, signal.SIGINT)
+        p.join(30)
+    err = (tmp_path/'stderr').read_text(encoding='utf-8')
+    assert p.exitcode==130 and 'Go on with: proxy-train --resume' in err, (p.exitcode, err)
     o, = (tmp_path/'runs').iterdir()
     assert not (o/'model.pkl').exists() and (o/'checkpoints'/'last.pth').exists()
 
-few = dict(arch='resnet10t', pretrained=False, size=32, workers=0)
 def weights_of(run): return load_learner(run/'model.pkl').model.state_dict()
 
 def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     "kill -9 in the middle of the third epoch; the run that goes on ends with the same bits, and so does its log"
-    args = ('--steps', '1,p,3', '--share', 50, '--lr', '3e-3', '--arch', 'resnet10t', '--pretrained', 'no', '--size', 32, '--workers', 0)
-    p = subprocess.Popen([bin/'proxy-train', path, '--out', tmp_path/'cut', *map(str, args)], stdout=open(tmp_path/'log', 'w'), stderr=subprocess.DEVNULL)
-    while 'Epoch 3/' not in (tmp_path/'log').read_text(): time.sleep(.02)
-    p.kill(); p.wait()
+    with warm.begin(warm.script, 'proxy-train', path, '--steps', '1,p,3', '--share', 50, '--lr', '3e-3', *few_args, '--out', tmp_path/'cut', out=tmp_path) as p:
+        until(p, tmp_path/'stdout', 'Epoch 3/')
+        p.kill(); p.join()
+    assert p.exitcode==-signal.SIGKILL
     whole = train_folder(path, tmp_path/'whole', steps='1,p,3', share=50, lr=3e-3, say=noop, **few)
     cut, = (tmp_path/'cut').iterdir()
     capsys.readouterr()
@@ -112,9 +119,9 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     "Each image is in validation once; a run that is stopped in its second fold ends with the same table"
     import proxy_attention.train as t
     told,usual,made = [],t.arch_learner,[]
-    args = dict(steps='1,p,1', folds=2, n_per_class=8, say=told.append, **few)
-    o = train_folder(path/'train', tmp_path/'runs', **args)
-    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==40).all() and 'mean ± standard deviation' in told[-1]
+    args = dict(steps='1,p,1', folds=2, bs=16, say=told.append, **few)
+    o = train_folder(path/'valid', tmp_path/'runs', **args)
+    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==32).all() and 'mean ± standard deviation' in told[-1]
     class Stop(Callback):
         def after_batch(self):
             if self.training and self.epoch==1: raise KeyboardInterrupt
@@ -122,7 +129,7 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
         made.append(usual(*args))
         return made[-1].add_cb(Stop()) if len(made)==2 else made[-1]
     monkeypatch.setattr(t, 'arch_learner', stopping)
-    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-train --resume'): train_folder(path/'train', tmp_path/'cut', **args)
+    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-train --resume'): train_folder(path/'valid', tmp_path/'cut', **args)
     cut, = (tmp_path/'cut').iterdir()
     assert resume_run(cut, told.append)==cut
     assert len(made)==3, 'the fold that was finished is not made again'
@@ -147,7 +154,7 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
         return learn
     assert t.largest_batch(elsewhere, 32)==32
     told = []
-    run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=8, n_per_class=5, augment='strong', say=told.append, **few)
+    run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=16, augment='strong', say=told.append, **few)
     model = weights_of(run)
     assert any('lr_find suggests a rate of' in o for o in told)
     assert not capsys.readouterr().out, 'no bar of `lr_find` either'

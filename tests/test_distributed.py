@@ -1,24 +1,22 @@
 "Two processes on fastai's own engine (accelerate, gloo, CPU): one step, one store, the same proxies, the same weights"
-import json, os, socket, subprocess, sys, textwrap
-from pathlib import Path
-import pytest, torch
+import os, socket
+from contextlib import ExitStack
+import pytest, warm
+from fastai.vision.all import *
+from fastai.distributed import *
 from proxy_attention.all import *
 
 pytest.importorskip('accelerate')
 pytestmark = pytest.mark.limit(120)
 
-code = """
-    import json, os, sys, warnings
+def train(path, out, lr, kw):
+    "What every process does; its results are left in `out`"
     warnings.simplefilter('ignore')
-    import torch
     torch.set_num_threads(1)
-    from fastai.vision.all import *
-    from fastai.distributed import *
-    from proxy_attention.all import *
     def broadcast(self, t, rank): # fastai's own goes through CUDA
         t = torch.tensor(t); torch.distributed.broadcast(t, rank); return t.tolist()
     DistributedDL._broadcast = broadcast
-    rank,world,path,out,lr,kw = rank_distrib(), num_distrib(), Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), eval(sys.argv[4])
+    rank = rank_distrib()
     set_seed(0)
     net = digits_net()
     for o in list(net.modules()):
@@ -40,25 +38,22 @@ code = """
     pa.log.to_json(out/f'log{rank}.json')
     pa.store.save(out/f'heat{rank}.npz')
     torch.save(dict(weights=learn.model.state_dict(), losses=pa.interp.losses.as_subclass(torch.Tensor), known=pa.interp.known, served=len(served), steps=len(learn.recorder.losses)), out/f'end{rank}.pt')
-"""
 
 def run(path, out, world, lr, kw):
-    "The same script on one process or on several; the results of each"
-    out.mkdir()
+    "`train` in one process or in several; the results of each"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = dict(os.environ, OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
     if world>1: env |= dict(WORLD_SIZE=str(world))
-    ps = [subprocess.Popen([sys.executable, '-c', textwrap.dedent(code), path, out, str(lr), repr(kw)], env=env|(dict(RANK=str(r), LOCAL_RANK=str(r)) if world>1 else {}), stderr=subprocess.PIPE, text=True) for r in range(world)]
-    for p in ps:
-        try: _,err = p.communicate(timeout=100)
-        except subprocess.TimeoutExpired:
-            for o in ps: o.kill()
-            raise
-        assert p.returncode==0, err[-3000:]
+    with ExitStack() as stack:
+        ps = []
+        for r in range(world):
+            (out/str(r)).mkdir(parents=True)
+            ps.append(stack.enter_context(warm.begin(train, path, out, lr, kw, out=out/str(r), env=env|(dict(RANK=str(r), LOCAL_RANK=str(r)) if world>1 else {}))))
+        for r,p in enumerate(ps):
+            p.join(100)
+            assert p.exitcode==0, (p.exitcode, (out/str(r)/'stderr').read_text()[-3000:])
     return [(pd.read_json(out/f'log{r}.json'), HeatmapStore.load(out/f'heat{r}.npz'), torch.load(out/f'end{r}.pt', weights_only=True)) for r in range(world)]
-
-import pandas as pd, numpy as np
 
 def test_two_processes_do_what_one_does(path, tmp_path):
     "Without learning, so that the weights are the same: the same items with the same losses, and the same heat bit for bit"
