@@ -15,6 +15,7 @@ from .attribution import *
 from .masking import *
 from .serving import *
 from .explain import *
+from .probe import *
 from .callback import *
 from .checkpoint import *
 from .prune import *

@@ -1,0 +1,232 @@
+"The probe: a planted patch is found where it is, an honest network is not accused, a swap brings the donor's pixels, nothing is left behind"
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from fastai.vision.all import *
+from proxy_attention.all import *
+from proxy_attention.data import _draw_digit
+
+root = Path(__file__).parent.parent
+
+def drawn(path, corner=None, n=400):
+    "Digits with a patch in one corner, or none; as many again are not needed for validation"
+    bunch = load_digits()
+    for i in range(n):
+        label,img = bunch.target[i],_draw_digit(bunch.images[i])
+        f = path/('valid' if i%4==0 else 'train')/str(label)/f'{i}.png'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(img if corner is None else plant(img, label, corner)).save(f)
+    return path
+
+def fitted(path, *args):
+    learn = digits_learner(path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(*args)
+    return learn
+
+@pytest.fixture(scope='module')
+def cheats(tmp_path_factory): return fitted(drawn(tmp_path_factory.mktemp('fixed')/'d', corner=1), 3, 3e-3)
+@pytest.fixture(scope='module')
+def honest(tmp_path_factory): return fitted(drawn(tmp_path_factory.mktemp('plain')/'d'), 6, 3e-3)
+
+class Pixel(nn.Module):
+    "Class scores are the colour of the pixel at the top left"
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+    def forward(self, x): return self.scale*x[:,:,0,0]
+
+def by_hand(colours, model=None, side=8, loss=None, **kwargs):
+    "A learner of grey images whose pixel at the top left has the colour of a class"
+    imgs = []
+    for c in colours:
+        img = np.full((side,side,3), 100, np.uint8)
+        img[0,0,c] = 255
+        imgs.append(PILImage(Image.fromarray(img)))
+    ds = Datasets(list(range(len(imgs))), [[lambda i: imgs[i]],[lambda i: ["red","green","blue"][colours[i]], Categorize(vocab=['red','green','blue'])]], splits=[[0],list(range(len(imgs)))])
+    dls = ds.dataloaders(bs=4, val_bs=4, after_item=ToTensor(), after_batch=IntToFloatTensor(), num_workers=0, drop_last=False)
+    return Learner(dls, model or Pixel(), loss_func=loss or CrossEntropyLossFlat(), **kwargs)
+
+def hot_at(*at, side=8):
+    "An attribution that is hot at one pixel, another one for each image of the batch in turn"
+    def look(xb, yb=None):
+        heat = torch.zeros(len(xb), side, side)
+        for i in range(len(xb)): heat[(i,*at[i%len(at)])] = 1.
+        return heat
+    return look
+
+def test_the_patch_is_found_in_its_corner(cheats):
+    p = probe(cheats)
+    assert p.likely and p.grade=='likely' and p.area<=.2 and p.flips.carried[.1]>.6
+    assert p.energy.hottest['top right']>.8 and p.energy.heat['top right']>1.5*p.energy.flat['top right']
+    assert 'in the corner top right in' in p.verdict() and 'masking is likely to help' in p.verdict()
+    assert (p.flips.masked<=p.flips.index+.02).all() and p.where.shape[0]==10
+    assert (p.where[:,:4,4:].amax((1,2))==p.where.amax((1,2))).float().mean()>=.7, 'the class means are hottest there too'
+    assert probe(cheats, 'train', n=100).likely and probe(cheats, donor='any').likely
+
+def test_an_honest_network_is_not_accused(honest):
+    p = probe(honest)
+    assert float(honest.recorder.values[-1][-1])>.8, 'it has learned the digits'
+    assert not p.likely and p.grade=='unlikely' and p.flips.carried[.1]<.6 and p.energy.hottest['edge']<.2
+    assert 'unlikely to help' in p.verdict()
+
+def test_a_swap_brings_the_donors_pixels():
+    colours = [0,1,2,0,1,2,0,1]
+    learn = by_hand(colours)
+    near = lambda heat,preds,rng: (torch.arange(len(preds))+1)%len(preds) # 0→1, 1→2, …, the last (1) gets the first (0): always another class
+    p = probe(learn, areas=[1/64], attribution=hot_at((0,0)), donor=near)
+    assert p.flips.loc[1/64, ['changes','follows']].tolist()==[1,1] and p.area==1/64 and p.preds.tolist()==colours
+    p = probe(learn, areas=[1/64], attribution=hot_at((0,0),(5,5)), donor=near) # every second image is hot where nothing is
+    assert p.flips.loc[1/64, ['changes','follows']].tolist()==[.5,.5] and p.area is None
+    p = probe(learn, areas=[1/64], attribution=hot_at((5,5)), donor=near)
+    assert p.flips.loc[1/64, ['changes','follows']].tolist()==[0,0] and p.grade=='unlikely'
+    assert (p.flips.masked>0).all()
+    itself = lambda heat,preds,rng: torch.arange(len(preds))
+    assert probe(learn, areas=[1.], attribution=lambda xb,yb: torch.rand(len(xb),8,8), donor=itself).flips.changes[1.]==0
+
+def test_the_control_is_maskings_random_place():
+    learn = by_hand([0,1,2,0,1,2])
+    look = hot_at((0,0),(3,3),(5,2))
+    p = probe(learn, areas=[1/64,.5], attribution=look)
+    heat = look(torch.zeros(6,3,8,8))[[0,1,2,3,0,1]] # batches of 4
+    for a in (1/64,.5):
+        hit = Masker('random', 'swap', area=a, max_area=1.).mask(heat)[:,0,0].float().mean()
+        assert p.flips.random_follows[a]==pytest.approx(float(hit)) and p.flips.carried[a]==pytest.approx(p.flips.follows[a]-float(hit))
+
+def test_donors_are_predicted_otherwise():
+    g = np.random.default_rng(0)
+    heat,preds = torch.rand(40,7,7),torch.randint(3, (40,))
+    for f in (any_donor, alike_donor):
+        at = f(heat, preds, g)
+        assert (preds[at]!=preds).all() and len(at.unique())>5
+    at = alike_donor(heat, preds, g, among=1)
+    x = F.normalize(heat.flatten(1))
+    for i,j in enumerate(at.tolist()): assert x[i]@x[j]>=max(x[i]@x[k] for k in range(40) if preds[k]!=preds[i])-1e-6
+    assert alike_donor(heat, torch.zeros(40).long(), g).tolist()==list(range(40)), 'nobody is predicted otherwise'
+
+def test_zones_by_hand():
+    z = zones()
+    assert {k:float(o.float().mean()) for k,o in z.items() if ' ' not in k}==dict(border=.4375, corners=.25, edge=.5, centre=.25)
+    assert torch.equal(z['top left'].flip(0), z['bottom left']) and torch.equal(z['top left'].flip(1), z['top right']) and not (z['edge']&z['centre']).any()
+    heat = torch.zeros(4,64,64)
+    heat[0,0,63] = heat[1,32,32] = heat[2,40,1] = 1. # the last map is flat
+    e = zone_energy(heat)
+    assert e.hottest[['top right','centre','border','corners','edge']].tolist()==pytest.approx([1/3,1/3,2/3,1/3,2/3])
+    assert zone_energy(torch.zeros(2,4,4)).heat.isna().all()
+    flat = zone_energy(torch.ones(1,8,8)+torch.rand(1,8,8)*1e-3)
+    assert flat.heat.values==pytest.approx(flat.flat.values, abs=.01)
+
+def test_the_rule():
+    assert [likely_to_help(*o) for o in ((.9,.9),(.9,.1),(.1,.9),(.1,.1),(np.nan,.9),(.9,np.nan))]==['likely','unclear','unclear','unlikely','unclear','unclear']
+
+def test_the_rule_on_recorded_networks():
+    "What the notebook says of the rule, from the numbers in `benchmarks/probe_rule.csv`"
+    df = pd.read_csv(root/'benchmarks'/'probe_rule.csv')
+    carried = df[[c for c in df if c.startswith('carried_') and float(c.split('_')[1])<=.1]].max(1)
+    df['grade'] = [likely_to_help(*o) for o in zip(carried, df.edge)]
+    digits = df[df.set.isin(['patch in a random corner','patch in one corner'])]
+    assert digits.leans.all() and (digits.grade=='likely').all()
+    assert (df[df.set.isin(['no patch','patch that says nothing'])].grade=='unlikely').all()
+
+def test_learner_and_random_numbers_are_as_before(cheats):
+    m = cheats.model
+    m.train(); m[0][1].eval()
+    modes,state = [o.training for o in m.modules()],get_random_states()
+    for p in m.parameters(): p.grad = torch.ones_like(p)
+    before = {k:v.clone() for k,v in m.state_dict().items()}
+    values,epoch = [list(o) for o in cheats.recorder.values],cheats.epoch
+    a = probe(cheats, n=40)
+    assert [o.training for o in m.modules()]==modes and all(torch.equal(v, before[k]) for k,v in m.state_dict().items())
+    assert all((p.grad==1).all() for p in m.parameters()) and not any(o._forward_hooks or o._backward_hooks for o in m.modules())
+    now = get_random_states()
+    assert now['random_state']==state['random_state'] and torch.equal(now['torch_state'], state['torch_state']) and str(now['numpy_state'])==str(state['numpy_state'])
+    assert [list(o) for o in cheats.recorder.values]==values and cheats.epoch==epoch and a.epoch==3
+    b = probe(cheats, n=40)
+    assert a.flips.equals(b.flips) and torch.equal(a.where.nan_to_num(), b.where.nan_to_num()), 'the same seed, the same probe'
+    assert len(a.preds)==40 and not torch.equal(a.heat, probe(cheats, n=40, seed=1).heat)
+    m.zero_grad(); m.eval()
+
+def test_after_an_error_too(cheats):
+    def broken(xb, yb): raise ZeroDivisionError('now')
+    cheats.model.train()
+    state = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError): probe(cheats, attribution=broken)
+    with pytest.raises(ZeroDivisionError): probe(cheats, n=20, donor=lambda heat,preds,rng: 1/0)
+    assert torch.equal(torch.get_rng_state(), state) and all(o.training for o in cheats.model.modules())
+
+def test_in_the_middle_of_a_fit(path, quiet, weights, same):
+    class Look(Callback):
+        def after_epoch(self): self.probes = getattr(self, 'probes', [])+[probe(self.learn, n=20)]
+    plain,looked = (quiet(digits_learner(path, cbs=o), 'fit_one_cycle', 2, 1e-3) for o in ([], [Look()]))
+    assert same(weights(plain), weights(looked)) and len(looked.look.probes)==2
+
+def test_scale_and_order_do_not_matter(cheats):
+    items = cheats.dls.valid_ds.items[:60]
+    one = lambda xb,yb: LayerCAM(cheats.model, target='margin')(xb)
+    a = probe(cheats, items)
+    b = probe(cheats, items, attribution=lambda xb,yb: 8*one(xb, yb))
+    assert torch.equal(a.heat, b.heat) and a.flips.equals(b.flips)
+    c = probe(cheats, items[::-1])
+    assert torch.allclose(a.where.nan_to_num(), c.where.nan_to_num(), atol=1e-5) and np.allclose(a.energy, c.energy, atol=1e-5)
+    assert torch.equal(c.preds.flip(0), a.preds)
+
+def test_little_to_go_by():
+    flat = lambda xb,yb: torch.ones(len(xb),8,8)
+    p = probe(by_hand([0,1,2,0]), attribution=flat)
+    assert p.n==0 and p.grade=='unclear' and not p.likely and p.area is None and '4 of 4 heatmaps are flat' in p.verdict() and 'nothing to tell' in p.verdict()
+    p.plot(), p._repr_html_()
+    some = lambda xb,yb: hot_at((0,0))(xb)*torch.tensor([1.,1.,1.,0.])[:len(xb),None,None]
+    p = probe(by_hand([0,1,2,0]), attribution=some, areas=[1/64])
+    assert p.n==3 and '1 of 4 heatmaps are flat' in p.verdict() and p.flips.follows[1/64]==1
+    p = probe(by_hand([1,1,1]), attribution=hot_at((0,0)))
+    assert p.grade=='unclear' and "All 3 validation images are predicted as 'green'" in p.verdict() and p.flips.carried.isna().all()
+    p.plot(), p._repr_html_()
+    assert 'Only 8 ' in probe(by_hand([0,1,2,0,1,2,0,1]), attribution=hot_at((0,0))).verdict()
+    p = probe(by_hand([0]), attribution=hot_at((0,0)))
+    assert p.grade=='unclear' and p.n==1
+    nan = lambda xb,yb: torch.full((len(xb),8,8), torch.nan)
+    assert probe(by_hand([0,1,2]), attribution=nan).n==0
+
+def test_one_logit():
+    class One(Pixel):
+        def forward(self, x): return self.scale*(x[:,:1,0,0]-x[:,1:2,0,0])
+    learn = by_hand([0,1,0,1,0], One(), loss=BCEWithLogitsLossFlat())
+    p = probe(learn, attribution=hot_at((0,0)), areas=[1/64])
+    assert p.preds.tolist()==[1,0,1,0,1] and p.names==['0','1'] and p.flips.follows[1/64]==1
+
+def test_refused_in_a_sentence(cheats, tmp_path):
+    for kw,error,words in [(dict(areas=[]),ValueError,'areas is empty'), (dict(areas=[0]),ValueError,'area=0'), (dict(areas=[2]),ValueError,'area=2'), (dict(areas=['a']),TypeError,'should be a number'), (dict(n=1),ValueError,'n=1'), (dict(n='all'),TypeError,"n='all'"), 
+                           (dict(donor='alike_'),ValueError,"did you mean 'alike'"), (dict(items=[]),ValueError,'no images to probe'), (dict(attribution='LayerCam'),ValueError,"did you mean 'LayerCAM'")]:
+        with pytest.raises(error, match=words): probe(cheats, **kw)
+    with pytest.raises(TypeError, match='regression'): probe(by_hand([0,1,2], loss=MSELossFlat()), attribution=hot_at((0,0)))
+    cheats.export(tmp_path/'m.pkl')
+    loaded = load_learner(tmp_path/'m.pkl')
+    with pytest.raises(ValueError, match='exported learner carries none'): probe(loaded)
+    assert probe(loaded, cheats.dls.valid_ds.items, n=50).flips.equals(probe(cheats, n=50).flips)
+
+def test_other_data_and_models(quiet):
+    class Plain(torch.utils.data.Dataset):
+        def __init__(self, n): self.x,self.y = torch.rand(n,3,16,16, generator=torch.Generator().manual_seed(n)),torch.arange(n)%3
+        def __len__(self): return len(self.x)
+        def __getitem__(self, i): return self.x[i],self.y[i]
+    dls = DataLoaders.from_dsets(Plain(30), Plain(20), bs=8, num_workers=0)
+    learn = quiet(Learner(dls, digits_net(3), loss_func=CrossEntropyLossFlat()), 'fit', 1)
+    assert len(probe(learn).preds)==20 and len(probe(learn, 'train', n=25).preds)==25 and probe(learn, train_items(dls, [3,4,5])).n<=3
+    p = probe(learn, attribution='Saliency', target='label', areas=[.1])
+    assert p.where.shape[1:]==(16,16) and p.names==['0','1','2']
+
+def test_views_and_tables(cheats):
+    df = pd.DataFrame(dict(file=[str(o) for o in cheats.dls.valid_ds.items], label=[o.parent.name for o in cheats.dls.valid_ds.items]))
+    dls = ImageDataLoaders.from_df(df, path='/', valid_pct=.5, seed=0, bs=16, num_workers=0, item_tfms=RandomResizedCrop(32))
+    learn = Learner(dls, cheats.model, loss_func=CrossEntropyLossFlat())
+    p = probe(learn, df, n=60)
+    assert len(p.preds)==60 and p.energy.hottest['top right']>.8 and p.epoch is None # the whole image, nothing cropped
+
+def test_as_shown(cheats):
+    p = probe(cheats, n=60)
+    html,fig = p._repr_html_(),p.plot(most=4)
+    assert 'likely to help' in html and html.count('<table')==3 and fig.get_size_inches()[0]>4
+    assert repr(p).startswith('Probe of 60 validation images: ')
+    names = [f'<b>{i}</b>' for i in range(10)]
+    one = Probe(p.heat, torch.zeros(60).long(), p.flips*np.nan, names)
+    assert '<b>0' not in one._repr_html_() and '&lt;b&gt;0' in one._repr_html_()
+    assert one.where[1:].isnan().all()
