@@ -23,5 +23,7 @@ from .runs import *
 from .logs import *
 from .config import *
 from .train import *
+from .arms import *
+from .compare import *
 from .use import *
 from .demo import *
