@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['proxy_demo', 'proxy_train', 'proxy_compare', 'proxy_explain', 'proxy_runs']
 
-# %% ../nbs/14_cli.ipynb #447ea07d
+# %% ../nbs/14_cli.ipynb #724b9d26
 import inspect, os, sys, warnings
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning) # of other libraries, as they are imported
     from proxy_attention.config import flags
     from proxy_attention.train import last_of, resume_run, train_folder
-    from proxy_attention.compare import compare_folder, summary_of
+    from proxy_attention.compare import compare_folder, left_to_arms, summary_of
     from proxy_attention.use import explain_images
     from proxy_attention.runs import runs_table
     from proxy_attention.demo import run_demo
@@ -50,12 +50,12 @@ def proxy_demo(
     "A model that looks at the wrong thing, and the same model looking elsewhere: on real digits, no network, under 3 minutes"
     with _sentences(): run_demo(out, seed, epochs)
 
-# %% ../nbs/14_cli.ipynb #9b700f80
-def _every_field(f):
-    "`f`, whose `settings` are spelt out: an option for every field of `Config`"
+# %% ../nbs/14_cli.ipynb #c377a652
+def _every_field(f, but=()):
+    "`f`, whose `settings` are spelt out: an option for every field of `Config`, `but` some"
     sig = inspect.signature(f)
     own = [p for p in sig.parameters.values() if p.kind!=p.VAR_KEYWORD]
-    f.__signature__ = sig.replace(parameters=[*own, *flags(*(p.name for p in own))])
+    f.__signature__ = sig.replace(parameters=[*own, *flags(*but, *(p.name for p in own))])
     return f
 
 def _quietly(*args): "Say nothing"
@@ -81,9 +81,9 @@ def proxy_train(
         else: run = train_folder(path, out, config, say, **settings)
         if json: print(dumps(last_of(run)))
 
-# %% ../nbs/14_cli.ipynb #caa16f90
+# %% ../nbs/14_cli.ipynb #7ef8d00b
 @partial(call_parse, pos=['path'])
-@_every_field
+@partial(_every_field, but=left_to_arms)
 def proxy_compare(
     path:str=None, # A folder, a CSV file, or a known data set, as for proxy-train
     arms:str='no proxy,random mask,cutout,shortcut', # Names, separated by commas; the first is the baseline
