@@ -68,7 +68,7 @@ every = ('no proxy','random mask','masktune','thesis','shortcut','probed','more 
 wide = {'shortcut, area .3':with_proxies(shortcut, area=.3)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
 chosen = lambda *names: {o:arms[o] for o in names}
-beds = dict(two_colours=chosen(*every), masktune=chosen(*core, 'random mask', 'upweighted errors')|wide, decoy=chosen(*core, 'late'), random_corner=chosen(*core), dominoes_95=chosen(*core)|wide)
+beds = dict(two_colours=chosen(*every), masktune=chosen(*core, 'random mask', 'upweighted errors')|wide, decoy=chosen(*core, 'late'), random_corner=chosen(*core), dominoes_95=chosen('no proxy','masktune','probed')|wide)
 
 def shortcuts(run):
     for bed,some in beds.items(): run(bed, lambda path,seed,net=partial(fc_net, size=(28,28)) if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
@@ -77,19 +77,19 @@ def shortcuts(run):
 def clean(run):
     some = chosen('no proxy','random mask','random erasing','thesis','masktune','default','shortcut','probed','late') | {'shortcut, p .25':with_proxies(shortcut, p=.25)}
     run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')))
-    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','probed','shortcut, p .25')}, dict(plain=part('plain')))
+    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','probed','shortcut, p .25')}, dict(plain=part('plain')), n_train=2000)
 
 # 3. less data, faster
 def budget(run):
     some = chosen('no proxy','default','late')
-    for epochs in (2,4,16): run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), epochs=epochs)
-    for n in (250,500,2000): run('mnist', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), n_train=n)
+    for epochs in (2,16): run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), epochs=epochs)
+    for n in (250,): run('mnist', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), n_train=n)
 
 # 5. a transformer
 def transformer(run):
     some = chosen('no proxy') | {f'shortcut, {o}':with_proxies(shortcut, attribution=o) for o in ('LayerCAM','LeGrad')}
     make_vit = lambda path,seed: learner(path, seed, vit)
-    run('two_colours', make_vit, some, flips, lr=1e-3, n_train=2000, tag='vit')
+    run('two_colours', make_vit, some, flips, lr=1e-3, n_train=1000, tag='vit')
 
 # 6. the leak
 def stages(learn, epochs, lr, redraw, n=4):
@@ -104,7 +104,7 @@ def stages(learn, epochs, lr, redraw, n=4):
 
 def leak(run):
     some = {'fixed split':partial(stages, redraw=False), 'split drawn anew each stage':partial(stages, redraw=True)}
-    run('cifar', learner, some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')}, epochs=24, n_train=2000, baseline='fixed split', tag='leak')
+    run('cifar', learner, some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')}, epochs=12, n_train=2000, baseline='fixed split', tag='leak')
 
 # 7. the thesis' knobs, one at a time around its settings
 def knobs(run):
