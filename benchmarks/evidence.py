@@ -68,7 +68,7 @@ every = ('no proxy','random mask','masktune','thesis','shortcut','probed','more 
 wide = {'shortcut, area .3':with_proxies(shortcut, area=.3)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
 chosen = lambda *names: {o:arms[o] for o in names}
-beds = dict(two_colours=chosen(*every), masktune=chosen(*core, 'random mask', 'upweighted errors')|wide, decoy=chosen(*core, 'late'), random_corner=chosen(*core), dominoes_95=chosen('no proxy','masktune','probed')|wide)
+beds = dict(two_colours=chosen(*every), masktune=chosen(*core, 'random mask', 'upweighted errors')|wide, decoy=chosen(*core, 'late'), random_corner=chosen('no proxy','masktune','probed'), dominoes_95=chosen('no proxy','masktune')|wide)
 
 def shortcuts(run):
     for bed,some in beds.items(): run(bed, lambda path,seed,net=partial(fc_net, size=(28,28)) if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
