@@ -41,6 +41,11 @@ def test_train_end_to_end(path, tmp_path, fingerprint):
     learn = load_learner(o/'model.pkl')
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
 
+@pytest.mark.parametrize('name', ['proxy-demo','proxy-train','proxy-explain','proxy-runs'])
+def test_help(name):
+    res = run(name, '--help')
+    assert res.returncode==0 and res.stdout.startswith(f'usage: {name} [-h]') and not res.stderr, res
+
 @pytest.mark.parametrize('run,args,words', [
     (run, ['nowhere'], 'There is no folder and no CSV file nowhere'), (run_cold, ['{path}','--arch','resnet10t','--out','{tmp}'], 'train from scratch with `pretrained=False` (`--pretrained no`)')], ids=['folder','weights'])
 def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
