@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, timm, torch, torchvision
 import matplotlib.pyplot as plt
-from fastcore.all import noop
 from fastai.callback.fp16 import *
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.data.transforms import Normalize
+from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
