@@ -23,3 +23,4 @@ from .config import *
 from .train import *
 from .use import *
 from .demo import *
+from .sweep import *

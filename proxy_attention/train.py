@@ -145,12 +145,13 @@ def look_at(cfg, say):
     if len(n)<=12: say(', '.join(f'{o.label} {o.n}' for o in n.itertuples()))
     return images,wrong
 
-# %% ../nbs/15_train.ipynb #743f4686
+# %% ../nbs/15_train.ipynb #a2d87002
 def train_folder(
     path=None, # A folder, a CSV file, or a known data set
     out='runs', # Folder of all runs; this one gets a new folder in it
     config=None, # TOML file of another run, to begin with
     say=print, # What is told goes here
+    cbs=None, # More callbacks for the fit
     **settings # Any field of `Config`: `arch`, `steps`, `epochs`, `lr`, …
 )->Path: # The run folder
     "Train on images, with Proxy Attention, and keep everything in a new run folder"
@@ -165,11 +166,12 @@ def train_folder(
     wrong.to_csv(run/'problems.csv', index=False)
     write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode())) # the last one: a folder with it can be gone on with
     say(f'Run folder: {run}')
-    return _train(cfg, images, run, epochs, say)
+    return _train(cfg, images, run, epochs, say, cbs)
 
 def resume_run(
     run, # The folder of a run that was cut off
-    say=print # What is told goes here
+    say=print, # What is told goes here
+    cbs=None # More callbacks for the fit
 )->Path: # The run folder
     "Go on with a run, to the end that it would have come to"
     run = Path(run)
@@ -179,7 +181,7 @@ def resume_run(
     images,_ = look_at(cfg, say)
     images.load(run)
     say(f'Run folder: {run}')
-    return _train(cfg, images, run, check_config(cfg), say)
+    return _train(cfg, images, run, check_config(cfg), say, cbs)
 
 def last_of(
     run # A run folder
@@ -189,26 +191,26 @@ def last_of(
     last = pd.read_csv(f).drop(columns='fold').mean() if f.exists() else pd.read_csv(run/'history.csv').drop(columns='epoch').iloc[-1]
     return dict(run=str(run), **last.round(6).to_dict())
 
-def _train(cfg, images, run, epochs, say):
+def _train(cfg, images, run, epochs, say, cbs):
     "`_trained`, and a word on how to go on if it is stopped"
-    try: return _trained(cfg, images, run, epochs, say)
+    try: return _trained(cfg, images, run, epochs, say, cbs)
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Go on with: proxy-train --resume {run}') from e
 
-def _trained(cfg, images, run, epochs, say):
+def _trained(cfg, images, run, epochs, say, cbs):
     "One training, or one a fold"
     if not cfg.data.folds:
-        _fit(cfg, images, run, epochs, say)
+        _fit(cfg, images, run, epochs, say, cbs)
         return run
     rows = []
     for i in range(cfg.data.folds):
         say(f'Fold {i+1} of {cfg.data.folds}')
-        rows.append(dict(fold=i, **_fit(cfg, images.fold(i), run/f'fold_{i}', epochs, say)))
+        rows.append(dict(fold=i, **_fit(cfg, images.fold(i), run/f'fold_{i}', epochs, say, cbs)))
     df = pd.DataFrame(rows)
     write_whole(run/'folds_result.csv', lambda f: df.to_csv(f, index=False))
     say('Over the folds, mean ± standard deviation: '+', '.join(f'{k} {df[k].mean():.3f} ± {df[k].std():.3f}' for k in df.columns[1:]))
     return run
 
-def _fit(cfg, images, run, epochs, say):
+def _fit(cfg, images, run, epochs, say, cbs):
     "Train once; what is done already is passed over. Gives the last row of the recorder"
     d,m,f,p = cfg.data,cfg.model,cfg.fit,cfg.proxy
     run.mkdir(exist_ok=True)
@@ -234,8 +236,8 @@ def _fit(cfg, images, run, epochs, say):
         if p.recipe!='none': learn.add_cb(recipes[p.recipe](folder=run, save_images=p.save_images, **proxy_args(cfg)))
         if f.prune: learn.add_cb(Prune(f.prune, start=.5))
         rate = slice(lr/f.discriminative, lr) if m.pretrained else lr
-        if p.recipe=='shortcut' and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd)
-        else: learn.fit_one_cycle(epochs, rate, wd=f.wd)
+        if p.recipe=='shortcut' and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd, cbs=cbs)
+        else: learn.fit_one_cycle(epochs, rate, wd=f.wd, cbs=cbs)
         _keep(learn, run)
     last = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1]))
     say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {epochs} epochs")
