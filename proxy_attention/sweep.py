@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['samplers', 'pruners', 'read_space', 'grid_points', 'random_sampler', 'tpe_sampler', 'StopEarly', 'folder_run',
-           'Sweep', 'read_sweep']
+           'Sweep', 'read_sweep', 'sweep_folder']
 
-# %% ../nbs/11b_sweep.ipynb #b4f27589
-import gc, inspect, itertools, math, os, platform, random, re, time, warnings
+# %% ../nbs/11b_sweep.ipynb #f151f05c
+import gc, html, inspect, itertools, json, math, os, platform, random, re, time, warnings
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -20,14 +20,13 @@ from uuid import uuid4
 from warnings import warn
 import matplotlib.pyplot as plt
 import numpy as np, optuna, pandas as pd, tomli_w
-from fastcore.all import noop, patch, store_attr
+from fastcore.all import L, noop, patch, store_attr
 from fastai.callback.core import Callback
 from fastprogress.fastprogress import progress_bar
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json, json_to_distribution
-from optuna.exceptions import ExperimentalWarning, OptunaError, TrialPruned, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, OptunaError, TrialPruned
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -118,7 +117,7 @@ def tpe_sampler(space, seed): return TPESampler(seed=seed, constant_liar=True) #
 samplers = dict(grid=grid_points, random=random_sampler, tpe=tpe_sampler)
 pruners = dict(median=MedianPruner, halving=SuccessiveHalvingPruner)
 
-# %% ../nbs/11b_sweep.ipynb #3d85f69f
+# %% ../nbs/11b_sweep.ipynb #d84c968f
 class StopEarly(Callback):
     "Tell Optuna each epoch's value, and end the trial if its pruner says so"
     order,_stateattrs = 80,('trial',)
@@ -149,7 +148,7 @@ class folder_run:
         self.__signature__ = inspect.Signature([*own, *flags('path')])
 
     @property
-    def fixed(self): return {f'{sec}.{k}':v for sec,part in asdict(self.cfg).items() for k,v in part.items() if v is not None and k!='path'}
+    def fixed(self): return {k:v for part in asdict(self.cfg).values() for k,v in part.items() if v is not None}
 
     def __call__(self,
         folder, # The run folder goes in it
@@ -267,7 +266,7 @@ class Sweep:
             if k in _columns: raise ValueError(f"A parameter cannot be called '{k}': a sweep has that already.")
             if k not in names and '**' not in names: raise ValueError(f"There is no parameter '{k}'{nearest(k, known)} There are: {', '.join(known)}.")
 
-# %% ../nbs/11b_sweep.ipynb #0eb7ea86
+# %% ../nbs/11b_sweep.ipynb #1ca43ae3
 @patch
 def _open(self:Sweep, storage, pruner):
     "The study, made or gone on with; that of another sweep is refused"
@@ -296,15 +295,14 @@ def _open(self:Sweep, storage, pruner):
 @patch
 def _agree(self:Sweep, name):
     "Say what this sweep is, or refuse one that is another"
-    plain = lambda o: {k:v if isinstance(v, _plain) else str(v) for k,v in o.items()}
     kept = getattr(self.run, 'fixed', None) or getattr(self.run, 'keywords', {})
-    here = dict(metric=self.metric, direction=self.study.direction.name.lower(), space={k:distribution_to_json(d) for k,d in self.space.items()}, fixed=plain(self.fixed),
-        run=plain({k:v for k,v in kept.items() if isinstance(v, _plain)}), points=self.points and sha256(repr(self.points).encode()).hexdigest()[:12])
+    here = dict(metric=self.metric, direction=self.study.direction.name.lower(), space={k:distribution_to_json(d) for k,d in self.space.items()}, fixed=self.fixed,
+        run={k:v for k,v in kept.items() if isinstance(v, _plain) and k not in ('path', *self.space, *self.fixed)}, points=self.points and sha256(repr(self.points).encode()).hexdigest()[:12])
     if 'sweep' not in self.study.user_attrs:
         if self.study.get_trials(deepcopy=False): raise ValueError(f"The study '{name}' was not made by a Sweep: name another folder.")
         self.study.set_user_attr('sweep', here)
         said = dict(sweep=dict(metric=self.metric, direction=here['direction'], seed=self.seed, begun=datetime.now().replace(microsecond=0)),
-            space={k:list(d.choices) if isinstance(d, CategoricalDistribution) and None not in d.choices else _said(d) for k,d in self.space.items()}, fixed={k:v for k,v in (here['run']|here['fixed']).items() if v is not None})
+            space={k:list(d.choices) if isinstance(d, CategoricalDistribution) and None not in d.choices else _said(d) for k,d in self.space.items()}, fixed={k:v for k,v in ({'path':kept.get('path')}|here['run']|here['fixed']).items() if v is not None})
         write_whole(self.folder/'sweep.toml', lambda f: f.write(tomli_w.dumps(said).encode()))
     there = self.study.user_attrs['sweep']
     flat = lambda o: {'the metric':o['metric'], 'the direction':o['direction'], **{f'space, {k}':_said(json_to_distribution(v)) for k,v in o['space'].items()}, **o['run'], **o['fixed'], 'the points of the grid, which the seed puts in order':o['points']}
@@ -313,7 +311,7 @@ def _agree(self:Sweep, name):
         at = next((k for k in a|b if a.get(k)!=b.get(k)), 'the space')
         raise ValueError(f"{self.folder} holds another sweep. {at[:1].upper()+at[1:]}: {a.get(at, 'absent')} there, {b.get(at, 'absent')} here. Go on with it as it was, or name a new folder.")
 
-# %% ../nbs/11b_sweep.ipynb #04a1d837
+# %% ../nbs/11b_sweep.ipynb #99c87d67
 @patch
 def _placed(self:Sweep)->dict: # Place → Optuna's trial
     "The trial that counts at each place: the first that is not void"
@@ -328,7 +326,7 @@ def _void(self:Sweep, number):
     "A trial does not count, and its place is free"
     self.study.set_user_attr(f'void_{number}', True)
     try: self.study.tell(number, state=TrialState.FAIL)
-    except (ValueError, UpdateFinishedTrialError): pass # it is finished already
+    except (ValueError, RuntimeError): pass # it is finished already
 
 @patch
 def _dead(self:Sweep,
@@ -369,11 +367,11 @@ def _next(self:Sweep,
             try:
                 for k,v in self.me.items():
                     if trial.user_attrs.get(k)!=v: trial.set_user_attr(k, v)
-            except (RuntimeError, UpdateFinishedTrialError): continue # taken for dead at this very moment
+            except RuntimeError: continue # taken for dead at this very moment
             if place<n and self._placed()[place].number==trial.number: return trial
             self._void(trial.number)
 
-# %% ../nbs/11b_sweep.ipynb #6cad675b
+# %% ../nbs/11b_sweep.ipynb #763d7bd3
 @patch
 def _metrics(self:Sweep, said):
     "What `run` returned, as numbers"
@@ -392,28 +390,35 @@ def _try(self:Sweep,
 )->Exception: # Why it failed; None: it did not
     "Run one trial, and write down what came of it"
     place = trial.user_attrs['place']
-    if self.sampler: 
+    if self.sampler:
         with _quietly(): self.study.sampler = self.sampler(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
     folder = self.folder/f'trial_{place:04d}'
-    tell = lambda *args, **kwargs: self.study.tell(trial, *args, **kwargs)
     try:
         params = {k:_suggest(trial, k, d) for k,d in self.space.items()}
         folder.mkdir(exist_ok=True)
         asked = {k:v for k,v in dict(trial=trial, metric=self.metric).items() if k in takes(self.run)}
         metrics = self._metrics(self.run(folder, **self.fixed, **params, **asked))
-        trial.set_user_attr('metrics', {k:v for k,v in metrics.items() if math.isfinite(v)})
-        tell(metrics[self.metric])
-    except TrialPruned as e:
-        trial.set_user_attr('problem', str(e))
-        tell(state=TrialState.PRUNED)
-    except UpdateFinishedTrialError: warn(f'Trial {place} was given to another process meanwhile; what this one found is left out.', ProxyWarning)
-    except (_Wrong, KeyboardInterrupt, SystemExit):
+    except TrialPruned as e: self._tell(trial, state=TrialState.PRUNED, problem=str(e))
+    except KeyboardInterrupt as e:
+        self._void(trial.number)
+        raise KeyboardInterrupt('The same again goes on with the sweep.') from e
+    except (_Wrong, SystemExit):
         self._void(trial.number)
         raise
     except Exception as e:
-        trial.set_user_attr('problem', f'{type(e).__name__}: {e}'.splitlines()[0][:500])
-        tell(state=TrialState.FAIL)
+        self._tell(trial, state=TrialState.FAIL, problem=f'{type(e).__name__}: {e}'.splitlines()[0][:500])
         return e
+    else: self._tell(trial, metrics[self.metric], metrics={k:v for k,v in metrics.items() if math.isfinite(v)})
+
+@patch
+def _tell(self:Sweep, trial, value=None, state=None, **attrs):
+    "Write down what came of a trial"
+    try:
+        for k,v in attrs.items(): trial.set_user_attr(k, v)
+        self.study.tell(trial, value, state=state)
+    except (RuntimeError, ValueError):
+        if f'void_{trial.number}' not in self.study.user_attrs: raise
+        warn(f"Trial {trial.user_attrs['place']} was taken for dead and given to another process; what this one found is left out.", ProxyWarning)
 
 @patch
 def go(self:Sweep,
@@ -482,7 +487,7 @@ def _best(self:Sweep):
     done = [t for t in self._placed().values() if t.state==TrialState.COMPLETE]
     return (min if self.study.direction.name=='MINIMIZE' else max)(done, key=lambda t: t.value, default=None)
 
-# %% ../nbs/11b_sweep.ipynb #9b75d8f4
+# %% ../nbs/11b_sweep.ipynb #000461f9
 @patch(as_prop=True)
 def df(self:Sweep)->pd.DataFrame:
     "A row a trial: parameters, metrics, how it ended, and what its run folder says beyond that"
@@ -521,6 +526,12 @@ def best_params(self:Sweep)->dict:
     if self._best is None: raise ValueError('No trial is complete yet.')
     return self.fixed | self._best.params
 
+@patch(as_prop=True)
+def summary(self:Sweep)->dict:
+    "Plain data: folder, how many trials ended how, the best one"
+    best = json.loads(self.table(1).to_json(orient='records', double_precision=15))[0] if self._best else None
+    return dict(folder=str(self.folder), **{o:self._done(o) for o in _states.values()}, best=best)
+
 def read_sweep(
     folder='runs/sweep', # Of the sweep
     storage=None # URL of its database, or an Optuna storage; None: its journal
@@ -528,11 +539,92 @@ def read_sweep(
     "Open a sweep to look at it, also while others work on it"
     return Sweep(None, folder=folder, storage=storage)
 
-# %% ../nbs/11b_sweep.ipynb #3b24db50
+# %% ../nbs/11b_sweep.ipynb #394b7a84
+@contextmanager
+def _optunas_plot(self):
+    "Optuna's own plots, which leave matplotlib as it was"
+    if self._best is None: raise ValueError('No trial is complete yet, so there is nothing to plot.')
+    rc = plt.rcParams.copy()
+    try:
+        with _quietly(): yield optuna.visualization.matplotlib
+    finally: dict.update(plt.rcParams, {k:v for k,v in rc.items() if k not in ('backend','interactive')}) # the first plot of a session sets these two
+
 @patch
-def plot(self:Sweep):
-    ax = optuna.visualization.matplotlib.plot_parallel_coordinate(self.study, target_name=self.metric)
+def plot(self:Sweep,
+    params=None, # Names of parameters; None: all of them
+    figsize=None # In inches
+):
+    "A line a trial, through its parameters (parallel coordinates)"
+    with _optunas_plot(self) as plots: ax = plots.plot_parallel_coordinate(self.study, params=None if params is None else list(L(params)), target_name=self.metric)
+    lines,fig,least = ax.collections[0], ax.figure, self.study.direction.name=='MINIMIZE'
+    fig.set_size_inches(figsize or (1.2+1.7*(len(ax.get_xticks())-1), 3.2))
+    value = np.asarray(lines.get_array())
+    order = np.argsort(-value if least else value)
+    lines.set(segments=[lines.get_segments()[i] for i in order], array=value[order], cmap='viridis' if least else 'viridis_r', linewidths=np.where(np.arange(len(order))==len(order)-1, 3, 1.2), alpha=.8)
+    lines.colorbar.remove() # it says what the first axis says
+    ax.set_title('')
+    ax.set_xticks(ax.get_xticks(), [o.get_text() for o in ax.get_xticklabels()], rotation=0)
+    ax.xaxis.set_tick_params(length=0, pad=8)
+    for o in fig.axes:
+        for side in ('top','bottom'): o.spines[side].set_visible(False)
+        for tick in o.get_yticklabels(): tick.set(fontsize=8, bbox=dict(facecolor='white', alpha=.7, linewidth=0, pad=.6))
     return ax
+
 @patch
-def plot_slices(self:Sweep):
-    return optuna.visualization.matplotlib.plot_slice(self.study, target_name=self.metric)
+def plot_slices(self:Sweep,
+    params=None, # Names of parameters; None: all of them
+    figsize=None # In inches
+):
+    "A point a trial, over each parameter"
+    with _optunas_plot(self) as plots: axs = plots.plot_slice(self.study, params=None if params is None else list(L(params)), target_name=self.metric)
+    axs = np.atleast_1d(axs)
+    fig = axs[0].figure
+    fig.set_size_inches(figsize or (1.4+2.4*len(axs), 2.6))
+    fig.suptitle('')
+    for ax in axs:
+        ax.set(title='', facecolor='white')
+        ax.grid(color='.92')
+        for o in ax.collections: o.set(cmap='viridis_r', edgecolors='white', linewidths=.5, alpha=.9)
+        if labels := [o.get_text() for o in ax.get_xticklabels() if o.get_text().startswith(("'",'"'))]: ax.set_xticks(range(len(labels)), [o[1:-1] for o in labels])
+    return axs
+
+# %% ../nbs/11b_sweep.ipynb #31f9fd0c
+def _text(df): return df.to_string(index=False, max_colwidth=60, na_rep='', float_format=lambda v: f'{v:.4g}')
+
+@patch
+def __repr__(self:Sweep):
+    ends = [f'{n} {o}' for o in _states.values() if (n := self._done(o))]
+    return f"Sweep of {self.metric} in {self.folder.name}: {', '.join(ends) or 'nothing run yet'}" + (f'\n{_text(self.table(5))}' if ends else '')
+
+@patch
+def _repr_html_(self:Sweep):
+    head,_,rows = repr(self).partition('\n')
+    return html.escape(head) + (self.table(5).to_html(index=False, border=0, na_rep='', float_format=lambda v: f'{v:.4g}') if rows else '')
+
+# %% ../nbs/11b_sweep.ipynb #d1a1f919
+def sweep_folder(
+    path, # A folder, a CSV file, or a known data set
+    space, # As `Sweep` takes it
+    trials:int=None, # So many in all; None: 20, or the whole grid
+    out='runs/sweep', # Folder of the sweep; the same folder again goes on with it
+    sampler='tpe', # See `Sweep`
+    metric:str='accuracy', # train_loss, valid_loss or accuracy
+    seed:int=0, # Draws the parameters; that of the trainings is a parameter
+    storage:str=None, # URL of a database; None: a journal in the folder
+    pruner:str=None, # median, halving: stop what does badly; None: every trial runs to its end
+    again:str=None, # Run failed, pruned or running trials (on a machine that is gone) again
+    config=None, # TOML file of a run, to begin with
+    say=print, # What is told goes here
+    **settings # Any field of `Config`: the same in all trials
+)->Sweep:
+    "Sweep over trainings on a folder of images; plots are kept beside the trials"
+    sweep = Sweep(folder_run(path, config, **settings), space, out, sampler, metric, seed, storage, pruner)
+    if again: say(f'{sweep.again(again)} trials are run again')
+    sweep.go(trials or (20 if sweep.points is None else None), quiet=say is not print)
+    say(f'\n{sweep}')
+    if sweep._best:
+        for name,fig in dict(parallel=sweep.plot().figure, slices=sweep.plot_slices()[0].figure).items():
+            fig.savefig(sweep.folder/f'{name}.png', dpi=130, bbox_inches='tight')
+            plt.close(fig)
+        say(f"Plots: {sweep.folder/'parallel.png'}, {sweep.folder/'slices.png'}")
+    return sweep
