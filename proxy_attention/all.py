@@ -27,3 +27,4 @@ from .arms import *
 from .compare import *
 from .use import *
 from .demo import *
+from .sweep import *

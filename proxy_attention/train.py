@@ -157,12 +157,13 @@ def look_at(cfg, say):
     if len(n)<=12: say(', '.join(f'{o.label} {o.n}' for o in n.itertuples()))
     return images,wrong
 
-# %% ../nbs/15_train.ipynb #743f4686
+# %% ../nbs/15_train.ipynb #a2d87002
 def train_folder(
     path=None, # A folder, a CSV file, or a known data set
     out='runs', # Folder of all runs; this one gets a new folder in it
     config=None, # TOML file of another run, to begin with
     say=print, # What is told goes here; anything but `print` turns bars and tables off too
+    cbs=None, # More callbacks for the fit
     **settings # Any field of `Config`: `arch`, `steps`, `epochs`, `lr`, …
 )->Path: # The run folder
     "Train on images, with Proxy Attention, and keep everything in a new run folder"
@@ -177,11 +178,12 @@ def train_folder(
     wrong.to_csv(run/'problems.csv', index=False)
     write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode())) # the last one: a folder with it can be gone on with
     say(f'Run folder: {run}')
-    return _train(cfg, images, run, epochs, say)
+    return _train(cfg, images, run, epochs, say, cbs)
 
 def resume_run(
     run, # The folder of a run that was cut off
-    say=print # What is told goes here; anything but `print` turns bars and tables off too
+    say=print, # What is told goes here; anything but `print` turns bars and tables off too
+    cbs=None # More callbacks for the fit
 )->Path: # The run folder
     "Go on with a run, to the end that it would have come to"
     run = Path(run)
@@ -191,7 +193,7 @@ def resume_run(
     images,_ = look_at(cfg, say)
     images.load(run)
     say(f'Run folder: {run}')
-    return _train(cfg, images, run, check_config(cfg), say)
+    return _train(cfg, images, run, check_config(cfg), say, cbs)
 
 def last_of(
     run # A run folder
@@ -203,20 +205,20 @@ def last_of(
 
 def _last_row(run): return pd.read_csv(Path(run)/'history.csv', float_precision='round_trip').drop(columns='epoch').iloc[-1]
 
-def _train(cfg, images, run, epochs, say):
+def _train(cfg, images, run, epochs, say, cbs):
     "`_trained`, and a word on how to go on if it is stopped"
-    try: return _trained(cfg, images, run, epochs, say)
+    try: return _trained(cfg, images, run, epochs, say, cbs)
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Go on with: proxy-train --resume {run}') from e
 
-def _trained(cfg, images, run, epochs, say):
+def _trained(cfg, images, run, epochs, say, cbs):
     "One training, or one a fold"
     if not cfg.data.folds:
-        _fit(cfg, images, run, epochs, say)
+        _fit(cfg, images, run, epochs, say, cbs)
         return run
     rows = []
     for i in range(cfg.data.folds):
         say(f'Fold {i+1} of {cfg.data.folds}')
-        rows.append(dict(fold=i, **_fit(cfg, images.fold(i), run/f'fold_{i}', epochs, say)))
+        rows.append(dict(fold=i, **_fit(cfg, images.fold(i), run/f'fold_{i}', epochs, say, cbs)))
     df = pd.DataFrame(rows)
     write_whole(run/'folds_result.csv', lambda f: df.to_csv(f, index=False))
     say('Over the folds, mean ± standard deviation: '+', '.join(f'{k} {df[k].mean():.3f} ± {df[k].std():.3f}' for k in df.columns[1:]))
@@ -229,7 +231,7 @@ def _found(file, look):
         write_whole(file, lambda f: f.write(repr(found).encode()))
     return float(file.read_text())
 
-def _fit(cfg, images, run, epochs, say):
+def _fit(cfg, images, run, epochs, say, cbs):
     "Train once; what is done already is passed over. Gives the last row of the recorder"
     d,m,f,p = cfg.data,cfg.model,cfg.fit,cfg.proxy
     if (run/'model.pkl').exists(): # the last thing that a run writes
@@ -256,8 +258,8 @@ def _fit(cfg, images, run, epochs, say):
     if p.recipe!='none': learn.add_cb(recipes[p.recipe](folder=run, save_images=p.save_images, **proxy_args(cfg)))
     if f.prune: learn.add_cb(Prune(f.prune, start=.5))
     rate = slice(lr/f.discriminative, lr) if m.pretrained else lr
-    if p.recipe in ('shortcut','probed') and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd)
-    else: learn.fit_one_cycle(epochs, rate, wd=f.wd)
+    if p.recipe in ('shortcut','probed') and p.steps is None: learn.fit_proxy(epochs, rate, wd=f.wd, cbs=cbs)
+    else: learn.fit_one_cycle(epochs, rate, wd=f.wd, cbs=cbs)
     _keep(learn, run)
     last = _last_row(run)
     say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {epochs} epochs")
