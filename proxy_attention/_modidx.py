@@ -40,6 +40,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'proxy_attention.beds._given': ('beds.html#_given', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._refuse_images': ('beds.html#_refuse_images', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._rgb': ('beds.html#_rgb', 'proxy_attention/beds.py'),
+                                      'proxy_attention.beds._rng': ('beds.html#_rng', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._squares': ('beds.html#_squares', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds._write': ('beds.html#_write', 'proxy_attention/beds.py'),
                                       'proxy_attention.beds.dominoes': ('beds.html#dominoes', 'proxy_attention/beds.py'),

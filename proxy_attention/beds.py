@@ -33,10 +33,15 @@ def _draw(groups, counts, rng):
         left = [o[i:] for o,i in zip(left, take)]
     return res
 
-# %% ../nbs/03b_beds.ipynb #672b87e0
+# %% ../nbs/03b_beds.ipynb #324f310a
 def _counts(n_train, n_test):
     for k,v in dict(n_train=n_train, n_test=n_test).items(): _refuse_count(2, 'each class needs an image', **{k:v})
     return dict(train=int(n_train), valid=int(n_train)//4, test=int(n_test))
+
+def _rng(seed, stream):
+    "A generator for one purpose, so that others draw the same whatever this one draws"
+    _refuse_count(0, 'random numbers are drawn from it', seed=seed)
+    return np.random.default_rng([seed,stream])
 
 def _refuse_images(images, labels, what=''):
     "Images and labels as arrays, if they go together"
@@ -56,13 +61,12 @@ def _rgb(img): return img if img.ndim==3 else np.stack([img]*3, -1)
 def _write(path, groups, classes, draw, seed, conflict, n_train, n_test, parts=('train','valid','plain','aligned','flipped')):
     "Split by `groups`, decide what each shortcut says, and write; `draw(i, says, part)`: an image, and the box of its shortcut or None"
     refuse_number(0, 1, conflict=conflict)
-    _refuse_count(0, 'random numbers are drawn from it', seed=seed)
     counts,(names,codes) = _counts(n_train, n_test), np.unique(classes, return_inverse=True)
     if len(names)<2: raise ValueError(f'All images are of one class, {str(names[0])!r}: a bed needs two.' if len(names) else 'There are no images.')
     if sum(counts.values())>len(codes): raise ValueError(f"There are {len(codes)} images, too few for {', '.join(f'{v} in {k}' for k,v in counts.items())}: make n_train={n_train} or n_test={n_test} smaller.")
     if conflict and not round(conflict*n_train): raise ValueError(f'conflict={conflict} of {n_train} training images is none of them: make it larger, or 0.')
-    rng = np.random.default_rng([seed,0])
-    lies,at = (codes+rng.integers(1, len(names), size=len(codes)))%len(names), _draw(groups, counts, rng)
+    rng,lies = _rng(seed, 0), (codes+_rng(seed, 2).integers(1, len(names), size=len(codes)))%len(names)
+    at = _draw(groups, counts, rng)
     says = dict(plain=None, aligned=codes, flipped=lies)
     for k,idxs in at.items():
         if len(gone := np.setdiff1d(codes, codes[idxs])): raise ValueError(f'None of the {len(idxs)} images of {k} is of the class {str(names[gone[0]])!r}: draw more, or give more images of it.')
@@ -78,12 +82,12 @@ def _write(path, groups, classes, draw, seed, conflict, n_train, n_test, parts=(
                 yield part, names[codes[i]], f'{i:05}', img, None if box is None else names[said], said is not None and bool(said!=codes[i]), box
     return write_bed(path, rows())
 
-# %% ../nbs/03b_beds.ipynb #a7d2ffbb
+# %% ../nbs/03b_beds.ipynb #783a3f17
 def _squares(colours, classes, path, images, labels, seed, conflict, n_train, n_test, corner):
     "Digits with a square in a corner; `colours` by class, None for no square"
     images,labels = _given(images, labels)
-    if not np.isin(labels, range(10)).all(): raise ValueError(f'The labels should be digits, 0 to 9; there is {np.setdiff1d(labels, range(10))[0]!r}.')
-    corners = by_name(corner, dict(fixed=lambda n: np.zeros(n, int), random=lambda n: np.random.default_rng([seed,1]).integers(4, size=n)), 'corner')(len(images))
+    if not np.isin(labels, range(10)).all(): raise ValueError(f'The labels should be digits, 0 to 9; there is {np.setdiff1d(labels, range(10)).tolist()[0]!r}.')
+    corners = by_name(corner, dict(fixed=lambda n: np.zeros(n, int), random=lambda n: _rng(seed, 1).integers(4, size=n)), 'corner')(len(images))
     side,classes = max(1, round(min(images.shape[1:3])/7)), classes(labels.astype(int))
     colours = [colours[o] for o in np.unique(classes)]
     def draw(i, says, part):
@@ -101,7 +105,7 @@ def two_colours(
     conflict:float=0., # Share of the training images whose shortcut says another class
     n_train:int=800, # Images to train on; `valid` has a quarter as many
     n_test:int=400, # Images in each of `plain`, `aligned`, `flipped`
-    corner='fixed' # 'fixed': top left; 'random': drawn for each image
+    corner='fixed' # 'fixed': top left; 'random': drawn for each image; or a function n -> corners, 0..3 as for `corner_box`
 )->Path: # `train`, `valid`, `plain`, `aligned`, `flipped`, each with a folder a class; `about.csv`
     "Two classes, digit < 5 or not; a square in a corner has the colour of the class"
     return _squares([palette[0],palette[3]], lambda y: (y>=5).astype(int), path, images, labels, seed, conflict, n_train, n_test, corner)
@@ -119,7 +123,7 @@ def swatches(path=None, images=None, labels=None, seed:int=0, conflict:float=0.,
     "A class for each digit; a square of the grey 255 - 25·digit (Decoy MNIST, Ross and others, 2017). Arguments as for `two_colours`"
     return _squares([(255-25*o,)*3 for o in range(10)], lambda y: y, path, images, labels, seed, conflict, n_train, n_test, corner)
 
-# %% ../nbs/03b_beds.ipynb #8d9e9ec5
+# %% ../nbs/03b_beds.ipynb #619120cc
 def dominoes(
     path=None, # Where to; None: a temporary folder, removed when Python ends
     digits=None, # (n,h,w) uint8, not larger than the pictures; zeros and ones are taken from them; None: scikit-learn's
@@ -133,13 +137,13 @@ def dominoes(
 )->Path: # `train`, `valid`, `plain`, `aligned`, `flipped`, each with a folder a class; `about.csv`
     "A digit above a picture: the label is the picture's; the digit, 0 for the first class and 1 for the second, says it too"
     digits,digit_labels = _given(digits, digit_labels, 'digit ')
-    whole,(pictures,picture_labels) = pictures is None, _given(pictures, picture_labels, 'picture ')
-    if whole: pictures,picture_labels = pictures[picture_labels>1], (picture_labels[picture_labels>1]>5).astype(int)
+    embedded,(pictures,picture_labels) = pictures is None, _given(pictures, picture_labels, 'picture ')
+    if embedded: pictures,picture_labels = pictures[picture_labels>1], (picture_labels[picture_labels>1]>5).astype(int)
     if len(classes := np.unique(picture_labels))>2: raise ValueError(f'The pictures should be of two classes, these are of {len(classes)}: choose two.')
     (h,w),(dh,dw) = pictures.shape[1:3], digits.shape[1:3]
     if dh>h or dw>w: raise ValueError(f'The digits ({dh}×{dw}) should not be larger than the pictures ({h}×{w}): make them smaller.')
     digits = np.pad(digits, ((0,0),((h-dh)//2,(h-dh+1)//2),((w-dw)//2,(w-dw+1)//2),(0,0))[:digits.ndim])
-    rng,counts,pools = np.random.default_rng([seed,1]), _counts(n_train, n_test), []
+    rng,counts,pools = _rng(seed, 1), _counts(n_train, n_test), []
     for c in (0,1):
         idxs = rng.permutation(np.flatnonzero(digit_labels==c))
         if len(idxs)<3: raise ValueError(f'There are {len(idxs)} digits {c}: training, validation and test need one each, or more.')
