@@ -1,5 +1,6 @@
 "Every strategy, every loader, every transform: the promises hold for all of them"
-import pytest, torch
+import pandas as pd, pytest, torch
+from types import SimpleNamespace
 from fastai.vision.all import *
 from fastai.callback.all import *
 from PIL import ImageOps
@@ -352,3 +353,25 @@ def test_interpretation_of_a_model_of_two_images(few, quiet):
             self.net = digits_net()
         def forward(self, a, b): return self.net(a)+self.net(b)
     assert len(interpret_train(quiet(Learner(dls, Two()), 'fit', 1)).losses)==len(dls.train_ds)
+
+# Masks only where the probe says so
+
+@pytest.mark.parametrize('carried,steps', [(.9,[0]), (.5,[0]), (.49,[]), (float('nan'),[])])
+def test_probed_masks_where_a_small_place_carries_the_predictions(few, quiet, monkeypatch, carried, steps):
+    import proxy_attention.callback as c
+    found = SimpleNamespace(small=.1, flips=pd.DataFrame(dict(carried=[carried]), index=[.1]))
+    monkeypatch.setattr(c, 'probe', lambda learn, items, n: found)
+    learn = digits_learner(few, cbs=ProxyAttention.probed())
+    quiet(learn, 'fit_proxy', 3, 1e-3)
+    assert learn.proxy_attention.history.epoch.tolist()==steps
+
+@pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
+def test_probed_without_a_shortcut_is_the_plain_fit(tmp_path, weights, same, quiet):
+    bed,ends = no_shortcut(tmp_path/'bed', n_train=120, n_test=20),[]
+    for cb in (None, ProxyAttention.probed()):
+        learn = bed_learner(bed, bs=16, cbs=cb)
+        if cb is None: quiet(learn, 'fit', 3, cbs=probe_cycle(learn, 3, lr_max=1e-3))
+        else:
+            with pytest.warns(ProxyWarning, match='no small place that carries the predictions'): quiet(learn, 'fit_proxy', 3, 1e-3)
+        ends.append(weights(learn))
+    assert same(*ends)
