@@ -14,6 +14,7 @@ from .attribution import *
 from .masking import *
 from .serving import *
 from .explain import *
+from .metrics import *
 from .callback import *
 from .checkpoint import *
 from .prune import *

@@ -8,7 +8,7 @@ cfg = configparser.ConfigParser(interpolation=None)
 cfg.read(root/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 nbs = sorted(root.glob('nbs/**/*.ipynb'))
-floors = dict(core=0, heatmap=1, schedule=1, data=1, targets=1, runs=1, config=1, datasets=2, selection=2, masking=2, layers=3, serving=3, cams=4, perturbation=5, transformers=5, attribution=6, explain=7,
+floors = dict(core=0, heatmap=1, schedule=1, data=1, targets=1, runs=1, config=1, datasets=2, selection=2, masking=2, layers=3, serving=3, cams=4, perturbation=5, transformers=5, attribution=6, explain=7, metrics=8,
               callback=8, logs=9, checkpoint=9, prune=9, train=10, use=10, demo=10, cli=11)
 pytestmark = pytest.mark.limit(120)
 
