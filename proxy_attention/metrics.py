@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['mask_metrics', 'model_metrics', 'random_heat', 'centre_heat', 'pointing_game', 'energy', 'iou', 'best_iou',
-           'average_drop', 'increase', 'removal_curve', 'deletion', 'insertion', 'impute', 'road']
+           'average_drop', 'increase', 'removal_curve', 'deletion', 'insertion', 'impute', 'road', 'pitfalls',
+           'AttentionOn', 'explanation_scores', 'randomised']
 
-# %% ../nbs/06_metrics.ipynb #f6c64f49
+# %% ../nbs/06_metrics.ipynb #149ea998
 from copy import deepcopy
 from functools import partial, wraps
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from fastcore.all import L, store_attr
 from fastai.learner import Learner, Metric
@@ -43,13 +45,13 @@ def centre_heat(
     y,x = (torch.linspace(-.5, .5, o, device=xb.device) for o in xb.shape[-2:])
     return torch.exp(-(y[:,None]**2+x**2)/(2*width**2)).expand(len(xb), -1, -1)
 
-# %% ../nbs/06_metrics.ipynb #fde797b1
+# %% ../nbs/06_metrics.ipynb #39527d18
 def _of_mask(metric):
     "Checked tensors in; NaN where the map says nothing, or the mask is empty"
     @wraps(metric)
     def scored(heat, mask, *args, **kwargs):
         if not isinstance(mask, Tensor) or mask.dtype!=torch.bool: raise TypeError(f'The mask is {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}: give a tensor of True and False, such as `mask>0`.')
-        if heat.ndim!=3 or mask.ndim!=3 or len(heat)!=len(mask): raise ValueError(f'The heat has the shape {tuple(heat.shape)}, the mask {tuple(mask.shape)}: give one map and one mask an image, (images, height, width).')
+        if not isinstance(heat, Tensor) or heat.ndim!=3 or mask.ndim!=3 or len(heat)!=len(mask): raise ValueError(f'The heat has the shape {tuple(heat.shape)}, the mask {tuple(mask.shape)}: give tensors with one map and one mask an image, (images, height, width).')
         return torch.where(degenerate(heat) | ~mask.flatten(1).any(1), torch.nan, metric(heat, mask, *args, **kwargs).float())
     return scored
 
@@ -68,22 +70,17 @@ def pointing_game(
     return points_at(heat, F.conv2d(mask[:,None].float(), disc[None,None], padding=int(tolerance))[:,0]>.5)
 
 @_of_mask
-def energy(
-    heat:Tensor, # (n,h,w)
-    mask:Tensor # (n,H,W) bool, where the object is
-)->Tensor: # (n,) in [0,1]
+def energy(heat, mask)->Tensor: # (n,) in [0,1]
     """Share of the heat that lies on the object (energy-based pointing game, Wang et al. 2020, arXiv 1910.01279)
 
-    Higher is better. An object gets at least its share of the image from a map that is warm everywhere, so a large one scores high for nothing."""
+    Higher is better. A map that is warm everywhere gives an object its share of the image, so a large object scores high for nothing."""
     return heat_share(heat, mask)
 
-# %% ../nbs/06_metrics.ipynb #7401923c
+# %% ../nbs/06_metrics.ipynb #81d41e84
 def _over(heat, mask): return normalize_heat(resize_heat(heat, mask.shape[-2:]))
 
 @_of_mask
-def iou(
-    heat:Tensor, # (n,h,w)
-    mask:Tensor, # (n,H,W) bool, where the object is
+def iou(heat, mask,
     threshold:float=0.5, # Hot is what is over this share of the maximum
     share:float=None # Or: hot is the hottest share of the pixels
 )->Tensor: # (n,) in [0,1]
@@ -96,13 +93,10 @@ def iou(
     return (hot&mask).sum((1,2))/(hot|mask).sum((1,2))
 
 @_of_mask
-def best_iou(
-    heat:Tensor, # (n,h,w)
-    mask:Tensor # (n,H,W) bool, where the object is
-)->Tensor: # (n,) in [0,1]
+def best_iou(heat, mask)->Tensor: # (n,) in [0,1]
     """`iou` at the threshold that is best for each image
 
-    Higher is better. An upper limit that has seen the answer: never beside an IoU at a fixed threshold, and a centre control does well."""
+    Higher is better. An upper limit that has seen the answer: compare it with itself and with the controls, never with an IoU at a fixed threshold."""
     hot,order = _over(heat, mask).flatten(1).sort(1, descending=True)
     hit = mask.flatten(1).gather(1, order).cumsum(1)
     n = torch.arange(1, hot.shape[1]+1, device=hot.device)
@@ -111,7 +105,7 @@ def best_iou(
 
 mask_metrics = dict(pointing_game=pointing_game, energy=energy, iou=iou, best_iou=best_iou)
 
-# %% ../nbs/06_metrics.ipynb #fcbc4ac9
+# %% ../nbs/06_metrics.ipynb #e52557e9
 def _asked(f, x, heat, y):
     "Plain tensors, on one device"
     if getattr(f, 'training', False): raise ValueError('The model is in training mode, and would learn from changed images: call `model.eval()` first.')
@@ -121,7 +115,7 @@ def _asked(f, x, heat, y):
 def _prob(f, x, y):
     "Probability of class `y`; of a single output, that of its side"
     out = outputs_of(f(x), f).as_subclass(Tensor).float()
-    if out.ndim==2 and out.shape[1]>1: return out.softmax(1).gather(1, y[:,None])[:,0]
+    if out.ndim==2 and out.shape[1]>1: return out.softmax(1).gather(1, Index(y).fix(out)[:,None])[:,0]
     p = out.flatten().sigmoid()
     return torch.where(y>0, p, 1-p)
 
@@ -134,7 +128,7 @@ def _of_model(metric):
         return torch.where(degenerate(heat), torch.nan, metric(f, x, heat, y, *args, **kwargs))
     return scored
 
-# %% ../nbs/06_metrics.ipynb #ce298f67
+# %% ../nbs/06_metrics.ipynb #cf574160
 def _only_hot(x, heat): return x*resize_heat(normalize_heat(heat), x.shape[-2:])[:,None]
 
 @_of_model
@@ -148,21 +142,16 @@ def average_drop(
 
     Lower is better. A map that is warm everywhere loses nothing, and scores best."""
     p = _prob(f, x, y)
-    return (p-_prob(f, _only_hot(x, heat), y)).relu()/p
+    return (p-_prob(f, _only_hot(x, heat), y)).relu()/p.clamp(min=1e-7)
 
 @_of_model
-def increase(
-    f, # Images → scores before the softmax, such as a model in eval mode
-    x:Tensor, # (n,channels,H,W), as the model gets them
-    heat:Tensor, # (n,h,w)
-    y:Tensor # (n,) class
-)->Tensor: # (n,) 0 or 1
+def increase(f, x, heat, y)->Tensor: # (n,) 0 or 1
     """Does the probability rise when each pixel is multiplied by its heat? (Chattopadhay et al. 2018, arXiv 1710.11063)
 
     Higher is better. It counts rises of any size, and a model that is sure of the whole image cannot rise."""
     return (_prob(f, _only_hot(x, heat), y)>_prob(f, x, y)).float()
 
-# %% ../nbs/06_metrics.ipynb #7adde26f
+# %% ../nbs/06_metrics.ipynb #25b526a5
 def _ranks(x, heat):
     "0 for the hottest pixel of each image, and so on; of equally hot ones, the first in reading order"
     order = resize_heat(heat, x.shape[-2:]).flatten(1).argsort(dim=1, descending=True, stable=True)
@@ -171,7 +160,7 @@ def _ranks(x, heat):
 def _filled(x, fill):
     "What comes in place of pixels: whole pictures"
     fill = by_name(fill, fills, 'fill')
-    refuse_unknown(fill, ('img','mask','other','rng'), 'fill here')
+    refuse_unknown(fill, ('img','mask','other','rng'), 'fill')
     if 'other' in takes(fill) and len(x)<2: raise ValueError('The fill needs another image, and there is only one: give at least two images, or choose another fill.')
     mask = torch.ones(len(x), *x.shape[-2:], dtype=torch.bool, device=x.device)
     return given(fill, img=x, mask=mask, other=x.roll(1, 0), rng=torch.Generator().manual_seed(0)).to(x)
@@ -195,36 +184,22 @@ def removal_curve(
     return counts/n, torch.stack([_prob(f, torch.where(rank<k, new, old), y) for k in counts], 1)
 
 @_of_model
-def deletion(
-    f, # Images → scores before the softmax, such as a model in eval mode
-    x:Tensor, # (n,channels,H,W), as the model gets them
-    heat:Tensor, # (n,h,w)
-    y:Tensor, # (n,) class
-    steps:int=20, # How many times pixels change
-    fill='mean' # As in `removal_curve`
-)->Tensor: # (n,) in [0,1]
+def deletion(f, x, heat, y, steps=20, fill='mean')->Tensor: # (n,) in [0,1]
     """Area under the probability as the hottest pixels go first (RISE, Petsiuk et al. 2018, arXiv 1806.07421)
 
-    Lower is better. No such image was ever trained on, and the model may lose its class for that alone; one trained on proxies knows their fill, so choose another here."""
+    Lower is better. Images with holes were never trained on, and the model may lose its class for that alone; one trained on proxies knows their fill: choose another."""
     share,p = removal_curve(f, x, heat, y, steps, fill)
     return torch.trapezoid(p, share, dim=1)
 
 @_of_model
-def insertion(
-    f, # Images → scores before the softmax, such as a model in eval mode
-    x:Tensor, # (n,channels,H,W), as the model gets them
-    heat:Tensor, # (n,h,w)
-    y:Tensor, # (n,) class
-    steps:int=20, # How many times pixels change
-    fill='mean' # As in `removal_curve`
-)->Tensor: # (n,) in [0,1]
+def insertion(f, x, heat, y, steps=20, fill='mean')->Tensor: # (n,) in [0,1]
     """Area under the probability as the hottest pixels come first (RISE, Petsiuk et al. 2018, arXiv 1806.07421)
 
     Higher is better. The fill sets the scale: what it leaves to be seen, the map need not bring."""
     share,p = removal_curve(f, x, heat, y, steps, fill, insert=True)
     return torch.trapezoid(p, share, dim=1)
 
-# %% ../nbs/06_metrics.ipynb #00740e2c
+# %% ../nbs/06_metrics.ipynb #44d5a9b4
 def _around(v):
     "Weighted sum over the eight neighbours: 1/6 beside, 1/12 across; nothing comes from over the edge"
     o = F.pad(v, (1,1,1,1))
@@ -237,7 +212,7 @@ def impute(
     mask:Tensor, # (n,H,W) bool, the pixels to replace, in no image all of them
     noise:float=0.01, # Standard deviation of what is added, so that the pixels cannot be told by their smoothness
     rng=None, # `torch.Generator`; None: torch's own
-    tol:float=1e-3 # Residual, as a share of the right-hand side
+    tol:float=1e-3 # Residual to stop at, relative
 )->Tensor: # (n,channels,H,W)
     "Each masked pixel becomes the weighted mean of its neighbours, plus noise (ROAD, Rong et al. 2022, arXiv 2202.00449)"
     if mask.flatten(1).all(1).any(): raise ValueError('All pixels of an image are masked: there is nothing left to fill in from.')
@@ -247,7 +222,8 @@ def impute(
     b = hole*_around(known)
     v = hole*known.sum((2,3), keepdim=True)/(1-hole).sum((2,3), keepdim=True)
     p = r = b - hole*(total*v-_around(v))
-    rr,enough = dot(r, r),tol**2*dot(b, b)
+    rr = dot(r, r)
+    enough = tol**2*torch.maximum(rr, dot(b, b))
     for i in range(10*sum(x.shape[-2:])):
         if i%8==0 and (rr<=enough).all(): break
         Ap = hole*(total*p-_around(p))
@@ -258,22 +234,204 @@ def impute(
     return known + v + hole*noise*torch.randn(x.shape, generator=rng).to(x)
 
 @_of_model
-def road(
-    f, # Images → scores before the softmax, such as a model in eval mode
-    x:Tensor, # (n,channels,H,W), as the model gets them
-    heat:Tensor, # (n,h,w)
-    y:Tensor, # (n,) class
-    shares=(.1,.2,.3,.4,.5,.6,.7,.8,.9), # Of the pixels, how many are taken away
+def road(f, x, heat, y,
+    shares=(.1,.3,.5,.7,.9), # Of the pixels, how many are taken away
     noise:float=0.01 # As in `impute`
 )->Tensor: # (n,) in [-0.5,0.5]
-    """Half of what the probability is higher with the coldest pixels imputed than with the hottest, mean over `shares` (ROAD, Rong et al. 2022, arXiv 2202.00449)
+    """Probability with the coldest pixels imputed, minus that with the hottest, halved; mean over `shares` (ROAD, Rong et al. 2022, arXiv 2202.00449)
 
-    Higher is better, 0 is chance. Large holes are smooth patches, as strange to the model as any other fill."""
+    Higher is better, 0 is chance. Large holes become smooth patches, as strange to the model as any other fill."""
     for o in shares: refuse_number(1e-6, 1-1e-6, share=o)
     rank,n,rng,res = _ranks(x, heat)[:,0],x[0,0].numel(),torch.Generator().manual_seed(0),[]
     for k in (min(n-1, max(1, round(o*n))) for o in shares):
-        cold,hot = (_prob(f, impute(x, o, noise, rng), y) for o in (rank>=n-k, rank<k))
+        both = impute(torch.cat([x,x]), torch.cat([rank>=n-k, rank<k]), noise, rng)
+        cold,hot = _prob(f, both, torch.cat([y,y])).chunk(2)
         res.append((cold-hot)/2)
     return torch.stack(res).mean(0)
 
 model_metrics = dict(average_drop=average_drop, increase=increase, deletion=deletion, insertion=insertion, road=road)
+
+# %% ../nbs/06_metrics.ipynb #8276e86c
+def pitfalls()->pd.DataFrame: # A row for each metric: what it measures, whether higher or lower is better, and what fools it
+    "What each metric measures, and what fools it"
+    rows = {}
+    for k,f in (mask_metrics|model_metrics).items():
+        what,more = (' '.join(o.split()) for o in f.__doc__.split('\n\n'))
+        better,_,why = more.partition(' is better')
+        rows[k] = dict(measures=what, better=better.lower(), pitfall=why.lstrip(',. '))
+    return pd.DataFrame(rows).T.rename_axis('metric')
+
+# %% ../nbs/06_metrics.ipynb #9301583b
+def _chosen(items, masks, n):
+    "At most `n` of the items, spread evenly; a mask (h,w) for each; which they are"
+    if isinstance(items, (str,Path)): items = [items]
+    if not len(items): raise ValueError('There are no items to look at.')
+    if n is not None: refuse_number(1, 10**9, n=n)
+    at = list(range(len(items))) if n is None or n>=len(items) else np.linspace(0, len(items)-1, int(n)).round().astype(int).tolist()
+    some = items if len(at)==len(items) else items.iloc[at] if hasattr(items, 'iloc') else L(items)[at]
+    if masks is None: return some, None, at
+    found,of = (masks(some),some) if callable(masks) else (masks,items)
+    if isinstance(found, dict): raise TypeError(f"The masks are a dict of {', '.join(map(str, found))}: choose one of them.")
+    if len(found)!=len(of): raise ValueError(f'There are {len(found)} masks for {len(of)} items: give one an item.')
+    return some, [_as_mask(o) for o in (found if callable(masks) else [found[i] for i in at])], at
+
+def _as_mask(mask):
+    "A mask (h,w) of one image, from a tensor, an array, a PIL image or its file"
+    mask = mask.detach().as_subclass(Tensor).cpu() if isinstance(mask, Tensor) else np.array(Image.open(mask) if isinstance(mask, (str,Path)) else mask)
+    if mask.ndim!=2: raise ValueError(f'A mask has the shape {tuple(mask.shape)}: give (height, width), True or over 0 where the object is.')
+    return torch.as_tensor(mask>0)
+
+class AttentionOn(Metric):
+    "How much of its attention a model gives to a region, the object or a shortcut, as a fastai metric: in every epoch, or for any loader with `validate`"
+    name = 'on object'
+    def __init__(self,
+        masks, # Where the region is: a mask (height,width) over each whole image, of any size, as a tensor, an array, a PIL image or its file; or a function of items that gives them
+        name='on object', # Of the column
+        metric='energy', # Name in `mask_metrics`, or a function of heat and mask
+        attribution='GradCAM', # Name, class or function
+        n:int=64, # At most so many items, spread evenly; None: all
+        items=None, # Which; None: those of the loader that is validated on
+        **kwargs # Passed to `heat_on`: target, layer
+    ):
+        if masks is None: raise TypeError('Attention on what? Pass `masks`: one for each item, or a function of items that gives them.')
+        metric = by_name(metric, mask_metrics, 'metric')
+        store_attr()
+        self.kwargs = kwargs
+        self.reset()
+
+    def reset(self): self.learn,self.found = None,None
+    def accumulate(self, learn):
+        if not hasattr(learn, 'gather_preds'): self.learn = learn # nobody reads the metrics of `get_preds`
+    @property
+    def value(self):
+        if self.learn is not None: self.found,self.learn = self.look(self.learn),None
+        return self.found
+
+    def look(self,
+        learn:Learner
+    )->float: # NaN where no map says anything
+        "The mean over the items, now"
+        ds = plain_dl(learn.dl).dataset
+        if self.items is None and not has_items(ds): raise TypeError(f'A {type(ds).__name__} does not list its items: say which to look at, `AttentionOn(…, items=…)`.')
+        with keep_rng():
+            items,masks,_ = _chosen(ds.items if self.items is None else self.items, self.masks, self.n)
+            heat = heat_on(learn, items, self.attribution, **self.kwargs)
+            return torch.cat([self.metric(h[None], m[None]) for h,m in zip(heat, masks)]).nanmean().item()
+
+# %% ../nbs/06_metrics.ipynb #414ce83e
+def _named(some):
+    "Name → strategy, from one, several, or a dict of your own names"
+    if isinstance(some, dict): return some
+    some = list(some) if isinstance(some, (list,tuple,L)) else [some]
+    if not some: raise ValueError('The list is empty: name at least one attribution and one metric.')
+    names = [o if isinstance(o, str) else getattr(getattr(o, 'func', o), '__name__', 'heat') for o in some]
+    if len(set(names))<len(names): raise ValueError(f"Several have the same name ({', '.join(names)}): give a dict of your own names.")
+    return dict(zip(names, some))
+
+def _as_metrics(metrics, masks):
+    "Name → function of any of f, x, heat, y, mask"
+    shipped = mask_metrics|model_metrics
+    res = {k:by_name(o, shipped, 'metric') for k,o in _named([k for k in shipped if masks is not None or k in model_metrics] if metrics is None else metrics).items()}
+    for k,f in res.items():
+        refuse_unknown(f, ('f','x','heat','y','mask'), 'metric')
+        if masks is None and 'mask' in takes(f): raise ValueError(f"The metric {k} has to know where the object is: pass `masks`, or choose among {', '.join(model_metrics)}.")
+    return res
+
+def _scores(metrics, known):
+    "Each metric on one batch"
+    res = {k:f(**{o:v for o,v in known.items() if o in takes(f)}) for k,f in metrics.items()}
+    for k,o in res.items():
+        if not isinstance(o, Tensor) or o.shape!=known['heat'].shape[:1]: raise TypeError(f"The metric {k} returned {tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__}: it should be one number an image, a tensor of shape ({len(known['heat'])},).")
+    return {k:o.float().cpu().numpy() for k,o in res.items()}
+
+def _batches(learn, items, target):
+    "Plain images, and labels if the target is about them"
+    labels = isinstance(getattr(target, 'of', target), Label)
+    for b in whole_dl(learn.dls, items, with_labels=labels): yield b[0].as_subclass(Tensor), b[1].as_subclass(Tensor) if labels else None
+
+def _class_of(target, out, yb):
+    "The class that a target is about"
+    fixed = getattr(target, 'of', target).fix(out, yb)
+    if fixed is None or fixed.ndim!=1: raise TypeError(f"The target {target} is about no single class, and some of the metrics ask the model for one: choose 'pred', 'label' or an index, or metrics among {', '.join(mask_metrics)}.")
+    return fixed if out.ndim==2 and out.shape[1]>1 else (fixed>0).long()
+
+# %% ../nbs/06_metrics.ipynb #b45bf143
+def explanation_scores(
+    learn:Learner, # A trained learner
+    items, # Items as in `dls.train_ds.items`: files, or rows of the data frame
+    attribution='LayerCAM', # Name, class or function; several in a list, or in a dict of name → attribution
+    masks=None, # Where the object is, as in `AttentionOn`
+    metrics=None, # Names, or functions of any of f, x, heat, y, mask; one, a list, or a dict of name → metric. None: all that can be computed
+    n:int=64, # At most so many items, spread evenly; None: all
+    target='pred', # What is explained, see `as_target`; the model is asked for its class
+    layer=None, # None: found by itself
+    each:bool=False # A row for each image, not their means?
+)->pd.DataFrame: # A row for each attribution and control, a column for each metric
+    "Is an explanation right? Its scores, beside those of noise and of the centre on the same images"
+    metrics,target,attribution = _as_metrics(metrics, masks),as_target(target),_named(attribution)
+    if clash := {'random','centre'} & set(attribution): raise ValueError(f'{clash.pop()!r} is the name of a control: give the attribution another one.')
+    items,masks,at = _chosen(items, masks, n)
+    net,asked = unwrap(learn.model),set().union(*map(takes, metrics.values()))
+    f,rng,rows,lost,i = lambda x: outputs_of(net(x), net),torch.Generator().manual_seed(0),[],[],0
+    with looking_into(learn.model), torch.no_grad():
+        attrs = {k:as_attribution(o)(learn.model, layer=layer, target=target) for k,o in attribution.items()}
+        for x,yb in _batches(learn, items, target):
+            here,known = slice(i, i := i+len(x)),dict(f=f, x=x)
+            if 'y' in asked: known['y'] = _class_of(target, f(x), yb)
+            if 'mask' in asked: known['mask'] = torch.stack([stretch_mask(o, x.shape[-2:]) for o in masks[here]]).to(x.device)
+            heats,bad = zip(*(heat_of(o, [(x,yb)]) for o in attrs.values()))
+            lost += [o for o,b in zip(at[here], torch.stack(bad).any(0)) if b]
+            heats = dict(zip(attrs, heats), random=random_heat(x, size=heats[0].shape[-2:], rng=rng), centre=centre_heat(x))
+            rows += [pd.DataFrame(dict(attribution=k, item=at[here]) | _scores(metrics, dict(known, heat=o.to(x.device)))) for k,o in heats.items()]
+    df = pd.concat(rows, ignore_index=True)
+    if lost: warn(f'{len(lost)} of {len(at)} images have a heatmap that is flat or not finite: they are left out, for the controls as well.', ProxyWarning)
+    if len(lost)==len(at): raise ValueError('No image has a heatmap that says something: choose another attribution, layer or target.')
+    if 'mask' in asked and (empty := sum(not o.any() for o in masks)): warn(f'{empty} of {len(at)} masks are empty: these images have no score where the object is asked for.', ProxyWarning)
+    df = df[~df['item'].isin(lost)]
+    return df if each else df.groupby('attribution', sort=False)[list(metrics)].mean()
+
+# %% ../nbs/06_metrics.ipynb #3e9263b0
+class _Fixed(Target):
+    "The output that was meant before the weights changed: it comes in place of the labels"
+    def __init__(self, target): self.target = target
+    def fix(self, out, yb=None): return yb
+    def score(self, out, fixed): return self.target.score(out, fixed)
+
+def _redraw(m):
+    "A module's weights as it would begin with; noise of the same mean and spread where it does not say"
+    if hasattr(m, 'reset_parameters'): m.reset_parameters()
+    else:
+        for p in m.parameters(recurse=False): p.normal_(p.mean().item(), p.std(correction=0).item())
+
+def randomised(
+    learn:Learner, # A trained learner; a copy of its model is taken
+    items, # Items as in `dls.train_ds.items`
+    attribution='LayerCAM', # Name, class, or function `(model, layer, target) -> attribution`
+    target='pred', # What is explained, see `as_target`: what the trained model said, all along
+    layer=None, # None: found by itself
+    steps:int=8, # In how many steps; the first is the last layer alone
+    n:int=32, # At most so many items, spread evenly; None: all
+    seed:int=0 # Draws the weights
+)->pd.DataFrame: # A row a step: down to which layer, share of the parameters redrawn; mean rank correlation and overlap of the hottest tenth with the map before; images compared
+    """How much of a map is left as the weights are redrawn, from the last layer down (cascading randomisation, Adebayo et al. 2018, arXiv 1810.03292)
+
+    Lower is better. A map that stays shows the image, not what was learned; one that goes may still be wrong."""
+    refuse_number(1, 10**6, steps=steps)
+    (items,_,_),target = _chosen(items, None, n),as_target(target)
+    model,layer = deepcopy((unwrap(learn.model), layer))
+    attr = as_attribution(attribution)(model, layer=layer, target=_Fixed(target))
+    if attr is attribution: raise TypeError('The attribution is a function of a batch, and knows its own model: give its name, its class, or a function `(model, layer, target) -> attribution`.')
+    size = lambda m: sum(p.numel() for p in m.parameters(recurse=False))
+    layers = [(k,m) for k,m in model.named_modules() if size(m)][::-1]
+    if not layers: raise ValueError('The model has no weights that could be redrawn.')
+    ends = np.unique(np.linspace(1, len(layers), min(steps, len(layers))).round().astype(int))
+    rows,total = [],sum(size(m) for _,m in layers)
+    with looking_into(model), torch.no_grad():
+        batches = [(x, target.fix(outputs_of(model(x), model).float(), yb)) for x,yb in _batches(learn, items, target)]
+        before = heat_of(attr, batches)[0]
+        torch.manual_seed(seed)
+        for a,b in zip([0,*ends], ends):
+            for _,m in layers[a:b]: _redraw(m)
+            rank,overlap = agreement(before, heat_of(attr, batches)[0])
+            rows.append(dict(layer=layers[b-1][0], redrawn=sum(size(m) for _,m in layers[:b])/total, rank=rank.nanmean().item(), iou=overlap.nanmean().item(), n=int((~rank.isnan()).sum())))
+    return pd.DataFrame(rows)
