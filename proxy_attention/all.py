@@ -16,6 +16,7 @@ from .masking import *
 from .serving import *
 from .explain import *
 from .probe import *
+from .metrics import *
 from .callback import *
 from .checkpoint import *
 from .prune import *
