@@ -38,6 +38,11 @@ def path(tmp_path_factory):
     return digits(tmp_path_factory.mktemp('data')/'digits', n=320)
 
 @pytest.fixture(scope='session')
+def few(tmp_path_factory):
+    "80 digits to train on, 20 to validate: for what does not depend on their number"
+    return digits(tmp_path_factory.mktemp('few')/'digits', n=100)
+
+@pytest.fixture(scope='session')
 def trained():
     "A learner that has learned to read the patch"
     learn = digits_learner()

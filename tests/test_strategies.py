@@ -11,9 +11,6 @@ pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_a
 # The promises, strategy by strategy
 
 @pytest.fixture(scope='module')
-def few(tmp_path_factory): return digits(tmp_path_factory.mktemp('few')/'digits', n=100)
-
-@pytest.fixture(scope='module')
 def plain_run(few):
     learn = digits_learner(few)
     with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
