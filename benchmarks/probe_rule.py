@@ -104,7 +104,7 @@ def networks(name, imgs, labels, shortcut, seed, epochs, bs, done=()):
             with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3) if n==1 else learn.fit_one_cycle(n, 3e-3)
             acc = {k:accuracy_on(learn, folder/k) for k in ('valid',*['lying']*(lying is not None))}
             p,other = probe(learn, areas=(.02,.05,.1,.2)), probe(learn, areas=.1, donor='any')
-            yield dict(set=name, seed=seed, epochs=n, **acc, leans=acc['valid']-acc.get('lying', acc['valid'])>.5, area=p.area, edge=float(p.energy.hottest['edge']), 
+            yield dict(set=name, seed=seed, epochs=n, **acc, leans=acc.get('lying', 1.)<acc['valid']/2, area=p.area, edge=float(p.energy.hottest['edge']), 
                        **{f'{c}_{a:g}':float(p.flips.loc[a,c]) for c in ('carried','changes') for a in p.flips.index}, any_carried=float(other.flips.carried[.1]), any_changes=float(other.flips.changes[.1]))
     finally: shutil.rmtree(folder)
 

@@ -74,7 +74,8 @@ def likely_to_help(
     if np.isnan(carried) or np.isnan(edge): return 'unclear'
     return ('unlikely','unclear','likely')[int(carried>=enough)+int(edge>=often)]
 
-# %% ../nbs/08a_probe.ipynb #aac02e82
+# %% ../nbs/08a_probe.ipynb #3961b848
+_flip_cols = 'masked changes follows random_changes random_follows carried'.split()
 _regressions = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 def _pick(items, idxs):
@@ -110,16 +111,15 @@ def swap_flips(
     """How often the prediction changes, and how often it becomes the donor's, when the hottest `area` is swapped
 
     The control is a place of the same shape drawn at random (the rule 'random' of `masking`); `carried` is how much more often the hottest place is followed."""
+    def said(m): return _predicted(model, (m(xb[i], heat[i], other=xb[other[i]]).to(device) for i in torch.arange(len(xb)).split(bs)))[0]
+    share = lambda o: float(o.float().mean())
     rows = {}
     for a in areas:
-        row = rows[a] = {}
-        for pre,rule in {'':'area', 'random_':'random'}.items():
-            m = Masker(rule, 'swap', area=a, max_area=1.)
-            new,_ = _predicted(model, (m(xb[i], heat[i], other=xb[other[i]]).to(device) for i in torch.arange(len(xb)).split(bs)))
-            if not pre: row['masked'] = float(m.mask_over(heat, (_side,_side)).float().mean())
-            row |= {f'{pre}changes':float((new!=preds).float().mean()), f'{pre}follows':float((new==preds[other]).float().mean())}
-        row['carried'] = row['follows']-row['random_follows']
-    return pd.DataFrame(rows).T.rename_axis('area')
+        hot,rand = (Masker(rule, 'swap', area=a, max_area=1.) for rule in ('area','random'))
+        h,r = said(hot),said(rand)
+        rows[a] = [share(hot.mask_over(heat, xb.shape[-2:])), *(share(o) for new in (h,r) for o in (new!=preds, new==preds[other]))]
+    flips = pd.DataFrame.from_dict(rows, 'index', columns=_flip_cols[:-1]).rename_axis('area')
+    return flips.assign(carried=flips.follows-flips.random_follows)
 
 def probe(
     learn:Learner, # Trained, if only for an epoch
@@ -148,19 +148,19 @@ def probe(
         items,what = _sample(learn.dls, items, int(n), rng)
         one = items_dl(learn.dls, _pick(items, [0]), with_labels=False, bs=1, num_workers=0).one_batch()[0]
         dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=target=='label')
+        if getattr(dl, 'n_inp', 1)!=1: raise TypeError(f'The model takes {dl.n_inp} inputs; a probe is for models that take one image.')
         heat,bad = heat_of(as_attribution(attribution)(learn.model, layer=layer, target=target), kept(dl))
     device = next((p.device for p in learn.model.parameters()), None)
     preds,c = _predicted(learn.model, (o.to(device) for o in xs))
-    heat,bs = normalize_heat(heat),len(xs[0])
-    ok = (~bad).nonzero()[:,0]
-    other = donor(heat[ok], preds[ok], rng)
-    if len(preds[ok].unique())<2: flips = pd.DataFrame(np.nan, index=pd.Index(areas, name='area'), columns='masked changes follows random_changes random_follows carried'.split())
-    else: flips = swap_flips(learn.model, torch.cat(xs)[ok], heat[ok], preds[ok], other, areas, bs, device)
+    heat,xb,bs = normalize_heat(heat),torch.cat(xs),len(xs[0])
+    x,h,p = (o[~bad] for o in (xb,heat,preds)) if bad.any() else (xb,heat,preds)
+    if len(p.unique())<2: flips = pd.DataFrame(np.nan, index=pd.Index(areas, name='area'), columns=_flip_cols)
+    else: flips = swap_flips(learn.model, x, h, p, donor(h, p, rng), areas, bs, device)
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
     return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None)
 
-# %% ../nbs/08a_probe.ipynb #54c18a7f
+# %% ../nbs/08a_probe.ipynb #de975885
 class Probe:
     "What a probe has found"
     def __init__(self,
@@ -177,15 +177,25 @@ class Probe:
         self.where = torch.stack([heat[(preds==i)&~self.bad].mean(0) for i in range(len(names))])
 
     @property
-    def n(self): return int((~self.bad).sum())
+    def n(self):
+        "How many images count: those whose map says something"
+        return int((~self.bad).sum())
     @property
-    def small(self): return max([a for a in self.flips.index if a<=.1] or [min(self.flips.index)], key=lambda a: np.nan_to_num(self.flips.carried[a], nan=-2)) # of the areas up to a tenth, the one that carries most
+    def small(self):
+        "Of the areas up to a tenth, the one that carries most"
+        return max([a for a in self.flips.index if a<=.1] or [min(self.flips.index)], key=lambda a: np.nan_to_num(self.flips.carried[a], nan=-2))
     @property
-    def area(self): return next((a for a in self.flips.index if self.flips.changes[a]>=.9), None)
+    def area(self):
+        "The smallest area whose swap changes at least 90 % of the predictions, or None"
+        return next((a for a in self.flips.index if self.flips.changes[a]>=.9), None)
     @property
-    def grade(self): return likely_to_help(self.flips.carried[self.small], self.energy.hottest['edge'])
+    def grade(self):
+        "'likely', 'unclear' or 'unlikely' that masking helps, see `likely_to_help`"
+        return likely_to_help(self.flips.carried[self.small], self.energy.hottest['edge'])
     @property
-    def likely(self): return self.grade=='likely'
+    def likely(self):
+        "Is it likely?"
+        return self.grade=='likely'
 
 # %% ../nbs/08a_probe.ipynb #cf0b84db
 _ends = { # does it carry? at the edge?
