@@ -6,10 +6,10 @@
 __all__ = ['samplers', 'pruners', 'read_space', 'grid_points', 'random_sampler', 'tpe_sampler', 'StopEarly', 'folder_run',
            'Sweep', 'read_sweep', 'sweep_folder']
 
-# %% ../nbs/11b_sweep.ipynb #f151f05c
+# %% ../nbs/11b_sweep.ipynb #55b621d9
 import gc, html, inspect, itertools, json, math, os, platform, random, re, time, warnings
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from hashlib import sha256
@@ -34,7 +34,7 @@ from .core import *
 from .data import refuse_inside
 from .config import *
 from .runs import read_runs
-from .train import check_config, last_of, resume_run, train_folder
+from .train import check_config, images_of, last_of, resume_run, train_folder
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such lock
 
@@ -63,7 +63,13 @@ def read_space(
             space[name] = values if len(values)>1 else values[0]
     return space
 
-# %% ../nbs/11b_sweep.ipynb #f36b8369
+# %% ../nbs/11b_sweep.ipynb #b1c4a718
+def _native(o): return o.item() if isinstance(o, np.generic) else o
+
+def _choices(tried):
+    "A list, if that is what it is"
+    return [_native(o) for o in tried] if isinstance(tried, (list,L,range,np.ndarray)) else None
+
 def _kind(f, name):
     "What a function says the type of an argument is"
     kind = getattr(inspect.signature(f).parameters.get(name), 'annotation', None)
@@ -73,7 +79,7 @@ def _distribution(name, tried, kind=None):
     "Optuna's distribution for what is to be tried; None for a single value"
     def number_of(v):
         if isinstance(v, bool) or not isinstance(v, Real) or not math.isfinite(v): raise TypeError(f'The range {name}={tried!r} should be from one number to another; choices are a list, as {name}=[…].')
-        return v.item() if isinstance(v, np.generic) else v
+        return _native(v)
     if isinstance(tried, BaseDistribution): return tried
     if isinstance(tried, tuple):
         if len(tried) not in (2,3) or tried[2:] not in ((), ('log',)): raise TypeError(f"The range {name}={tried!r} should be (lo, hi) or (lo, hi, 'log'); choices are a list, as {name}=[…].")
@@ -82,7 +88,7 @@ def _distribution(name, tried, kind=None):
         if lo>=hi: raise ValueError(f'The range {name}={tried!r} should go from a smaller to a larger number.')
         if log and lo<=0: raise ValueError(f'The range {name}={tried!r} is on a logarithmic scale, and should begin above 0.')
         return IntDistribution(lo, hi, log=log) if whole else FloatDistribution(lo, hi, log=log)
-    values = [o.item() if isinstance(o, np.generic) else o for o in (tried if isinstance(tried, list) else [tried])]
+    values = [_native(tried)] if _choices(tried) is None else _choices(tried)
     if odd := [o for o in values if not isinstance(o, _plain)]: raise TypeError(f'{name}={odd[0]!r}: a study keeps texts, numbers, True, False and None. Give it a name, and look that up in `run`.')
     if not values: raise ValueError(f'{name}=[] leaves nothing to try.')
     if len(set(values))<len(values): raise ValueError(f'{name}={values!r} names a choice twice.')
@@ -163,7 +169,7 @@ class folder_run:
         (run/'checkpoints'/'last.pth').unlink(missing_ok=True) # three times the size of the model, and nothing goes on from it
         return {k:v for k,v in last_of(run).items() if k!='run'}
 
-# %% ../nbs/11b_sweep.ipynb #dd01c24a
+# %% ../nbs/11b_sweep.ipynb #bac31ef8
 @patch
 def check(self:folder_run,
     space:dict, # Name → distribution
@@ -173,11 +179,9 @@ def check(self:folder_run,
     folder # Of the sweep
 ):
     "Refuse what cannot work, before the first trial"
-    if not self.cfg.data.path: raise ValueError('There is nothing to train on: give a folder of images, a CSV file, or the name of a known data set.')
     if metric not in self.metrics: raise ValueError(f"A training tells no {metric!r}{nearest(metric, self.metrics)} There are: {', '.join(self.metrics)}.")
     if pruner and (self.cfg.data.folds or 'folds' in {*space, *fixed}): raise ValueError('A pruner judges the epochs of one training, and folds are several: leave one of them out.')
-    images = Path(self.cfg.data.path).expanduser()
-    if images.exists(): refuse_inside(folder, images if images.is_dir() else images.parent)
+    refuse_inside(folder, images_of(self.cfg).path)
     rng = random.Random(0)
     for k,d in space.items():
         for v in _ends(d):
@@ -188,7 +192,7 @@ def check(self:folder_run,
                 else: break
             else: raise ValueError(f'{k}={v!r} works in no combination that was looked at: {whys.most_common(1)[0][0]}')
 
-# %% ../nbs/11b_sweep.ipynb #0d8bac43
+# %% ../nbs/11b_sweep.ipynb #670d6784
 @contextmanager
 def _quietly():
     "Optuna says nothing but errors meanwhile"
@@ -247,7 +251,7 @@ class Sweep:
         self._refuse_names(space)
         drawn = {k:_distribution(k, v, _kind(run, k)) for k,v in space.items()}
         self.space = {k:d for k,d in drawn.items() if d is not None}
-        self.fixed = {k:v[0] if isinstance(v, list) else v for k,v in space.items() if drawn[k] is None}
+        self.fixed = {k:_native(v) if _choices(v) is None else _choices(v)[0] for k,v in space.items() if drawn[k] is None}
         if not self.space: raise ValueError(f'Nothing varies in the space {space!r}: give a parameter several values, or a range.')
         if pruner is not None and not isinstance(pruner, BasePruner): pruner = by_name(pruner, pruners, 'pruner')()
         if pruner is not None and 'trial' not in takes(run): raise ValueError('A pruner is asked by `run`: give it an argument `trial`, and in each epoch call `trial.report(value, epoch)` and `if trial.should_prune(): raise optuna.TrialPruned`.')
@@ -266,40 +270,61 @@ class Sweep:
             if k in _columns: raise ValueError(f"A parameter cannot be called '{k}': a sweep has that already.")
             if k not in names and '**' not in names: raise ValueError(f"There is no parameter '{k}'{nearest(k, known)} There are: {', '.join(known)}.")
 
-# %% ../nbs/11b_sweep.ipynb #1ca43ae3
+# %% ../nbs/11b_sweep.ipynb #77b5696a
 @patch
 def _open(self:Sweep, storage, pruner):
     "The study, made or gone on with; that of another sweep is refused"
     self.journal = self.folder/'journal.log' if storage is None else None
+    if self.run is None: return self._look(storage)
     try:
-        if self.run is not None: (self.folder/'.working').mkdir(parents=True, exist_ok=True)
-        elif self.journal and not self.journal.exists(): raise FileNotFoundError(f'There is no sweep in {self.folder}: it has no journal.log.')
+        (self.folder/'.working').mkdir(parents=True, exist_ok=True)
         if self.journal and self.journal.exists(): _mended(self.journal)
-    except OSError as e: raise type(e)(str(e) if e.strerror is None else f'The folder of the sweep, {self.folder}, cannot be used ({e.strerror}): name another one.') from e
-    name = self.folder.resolve().name
-    try:
-        with _quietly(), (_holding(self.folder/'.working'/'.next') if self.run is not None else nullcontext()):
-            if self.journal: storage = JournalStorage(JournalFileBackend(str(self.journal), lock_obj=JournalFileOpenLock(str(self.journal))))
-            if self.run is None: self.study = optuna.load_study(study_name=name, storage=storage)
-            else: self.study = optuna.create_study(study_name=name, storage=storage, direction=_direction(self.metric), pruner=pruner, load_if_exists=True)
-    except KeyError as e: raise FileNotFoundError(f"There is no sweep '{name}' in {self.journal or 'this database'}.") from e
-    except (SQLAlchemyError, OptunaError, ImportError, ValueError) as e:
-        if self.journal: raise ValueError(f'{self.journal} is no journal of a sweep, or a damaged one ({e}).') from e
-        raise ValueError(f"The database for the sweep cannot be opened ({str(e).splitlines()[0]}): give a URL as sqlite:///sweep.db or postgresql://user@host/name, or an Optuna storage.") from e
-    if self.run is not None: self._agree(name)
-    else:
-        if 'sweep' not in self.study.user_attrs: raise ValueError(f"The study '{name}' was not made by a Sweep.")
-        said = self.study.user_attrs['sweep']
-        self.metric,self.fixed,self.points,self.space = said['metric'],said['fixed'],None,{k:json_to_distribution(v) for k,v in said['space'].items()}
+    except OSError as e: raise type(e)(f'The folder of the sweep, {self.folder}, cannot be used ({e.strerror}): name another one.') from e
+    with _quietly(), self._turn():
+        with self._readable(): self.study = optuna.create_study(study_name=self._name, storage=self._storage(storage), direction=_direction(self.metric), pruner=pruner, load_if_exists=True)
+        self._agree()
 
 @patch
-def _agree(self:Sweep, name):
+def _look(self:Sweep, storage):
+    "The study as it is, and what it is of"
+    none = f"There is no sweep '{self._name}' in {self.folder if self.journal else 'this database'}."
+    if self.journal and not self.journal.exists(): raise FileNotFoundError(none)
+    try:
+        with _quietly(), self._readable(): self.study = optuna.load_study(study_name=self._name, storage=self._storage(storage))
+    except KeyError as e: raise FileNotFoundError(none) from e
+    said = self.study.user_attrs.get('sweep')
+    if said is None: raise ValueError(f"The study '{self._name}' was not made by a Sweep.")
+    self.metric,self.fixed,self.points,self.space = said['metric'],said['fixed'],None,{k:json_to_distribution(v) for k,v in said['space'].items()}
+
+@patch
+def _storage(self:Sweep, storage): return JournalStorage(JournalFileBackend(str(self.journal), lock_obj=JournalFileOpenLock(str(self.journal)))) if self.journal else storage
+
+@patch(as_prop=True)
+def _name(self:Sweep): return self.folder.resolve().name
+
+@patch
+def _turn(self:Sweep):
+    "One process of this folder after the other"
+    return _holding(self.folder/'.working'/'.next')
+
+@patch
+@contextmanager
+def _readable(self:Sweep):
+    "Say what is wrong with a storage"
+    try: yield
+    except (SQLAlchemyError, OptunaError, ImportError, ValueError) as e:
+        if self.journal: raise ValueError(f'{self.journal} is no journal of a sweep, or a damaged one ({e}).') from e
+        raise ValueError(f'The database of the sweep cannot be opened ({str(e).splitlines()[0]}): give a URL as sqlite:///sweep.db or postgresql://user@host/name, or an Optuna storage.') from e
+
+@patch
+def _agree(self:Sweep):
     "Say what this sweep is, or refuse one that is another"
     kept = getattr(self.run, 'fixed', None) or getattr(self.run, 'keywords', {})
     here = dict(metric=self.metric, direction=self.study.direction.name.lower(), space={k:distribution_to_json(d) for k,d in self.space.items()}, fixed=self.fixed,
         run={k:v for k,v in kept.items() if isinstance(v, _plain) and k not in ('path', *self.space, *self.fixed)}, points=self.points and sha256(repr(self.points).encode()).hexdigest()[:12])
+    trials = self.study.get_trials(deepcopy=False) # before what is said of them, which is written first
     if 'sweep' not in self.study.user_attrs:
-        if self.study.get_trials(deepcopy=False): raise ValueError(f"The study '{name}' was not made by a Sweep: name another folder.")
+        if trials: raise ValueError(f"The study '{self._name}' was not made by a Sweep: name another folder.")
         self.study.set_user_attr('sweep', here)
         said = dict(sweep=dict(metric=self.metric, direction=here['direction'], seed=self.seed, begun=datetime.now().replace(microsecond=0)),
             space={k:list(d.choices) if isinstance(d, CategoricalDistribution) and None not in d.choices else _said(d) for k,d in self.space.items()}, fixed={k:v for k,v in ({'path':kept.get('path')}|here['run']|here['fixed']).items() if v is not None})
@@ -311,13 +336,13 @@ def _agree(self:Sweep, name):
         at = next((k for k in a|b if a.get(k)!=b.get(k)), 'the space')
         raise ValueError(f"{self.folder} holds another sweep. {at[:1].upper()+at[1:]}: {a.get(at, 'absent')} there, {b.get(at, 'absent')} here. Go on with it as it was, or name a new folder.")
 
-# %% ../nbs/11b_sweep.ipynb #99c87d67
+# %% ../nbs/11b_sweep.ipynb #0fb82ddd
 @patch
 def _placed(self:Sweep)->dict: # Place → Optuna's trial
     "The trial that counts at each place: the first that is not void"
     void = {int(k.removeprefix('void_')) for k in self.study.user_attrs if k.startswith('void_')}
     res = {}
-    for t in self.study.get_trials(deepcopy=False):
+    for t in sorted(self.study.get_trials(deepcopy=False), key=lambda t: t.number):
         if 'place' in t.user_attrs and t.number not in void: res.setdefault(t.user_attrs['place'], t)
     return dict(sorted(res.items()))
 
@@ -349,19 +374,26 @@ def _queue(self:Sweep, place):
     self.study.enqueue_trial(before[-1] if before else self.points[place] if self.points else {}, user_attrs=dict(place=place, **self.me))
 
 @patch
+def _seed(self:Sweep, place):
+    "What is drawn depends on the place, and on the trials before"
+    if self.sampler is None: return
+    with _quietly(): self.study.sampler = self.sampler(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
+
+@patch
 def _next(self:Sweep,
     n:int # Places
 ): # A trial of Optuna; None: there is none left to begin
     "Begin the first trial that nobody has begun"
-    with _quietly(), _holding(self.folder/'.working'/'.next'):
+    with _quietly(), self._turn():
         for t in self._placed().values():
             if t.state==TrialState.RUNNING and self._dead(t): self._void(t.number)
         while True:
             placed = self._placed()
-            if not any(t.state==TrialState.WAITING for p,t in placed.items() if p<n):
-                free = next((p for p in range(n) if p not in placed), None)
-                if free is None: return None
-                self._queue(free)
+            waiting = [p for p,t in placed.items() if t.state==TrialState.WAITING and p<n]
+            free = (p for p in range(n) if p not in placed)
+            if (place := next(iter(waiting or free), None)) is None: return None
+            if not waiting: self._queue(place)
+            self._seed(place) # some samplers draw as a trial begins
             trial = self.study.ask()
             place = trial.user_attrs.get('place', n)
             try:
@@ -371,7 +403,9 @@ def _next(self:Sweep,
             if place<n and self._placed()[place].number==trial.number: return trial
             self._void(trial.number)
 
-# %% ../nbs/11b_sweep.ipynb #763d7bd3
+# %% ../nbs/11b_sweep.ipynb #e0e693c5
+class _Wrong(TypeError): "`run` itself is wrong, not a combination"
+
 @patch
 def _metrics(self:Sweep, said):
     "What `run` returned, as numbers"
@@ -382,16 +416,13 @@ def _metrics(self:Sweep, said):
     if not math.isfinite(res[self.metric]): raise ValueError(f'{self.metric} is {res[self.metric]}: the training came to nothing.')
     return res
 
-class _Wrong(TypeError): "`run` itself is wrong, not a combination"
-
 @patch
 def _try(self:Sweep,
     trial # Begun
 )->Exception: # Why it failed; None: it did not
     "Run one trial, and write down what came of it"
     place = trial.user_attrs['place']
-    if self.sampler:
-        with _quietly(): self.study.sampler = self.sampler(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
+    self._seed(place)
     folder = self.folder/f'trial_{place:04d}'
     try:
         params = {k:_suggest(trial, k, d) for k,d in self.space.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recipes', 'augments', 'find_arch', 'arch_learner', 'config_learner', 'largest_batch', 'check_config', 'proxy_args',
-           'look_at', 'train_folder', 'resume_run', 'last_of']
+           'images_of', 'look_at', 'train_folder', 'resume_run', 'last_of']
 
 # %% ../nbs/15_train.ipynb #f1303574
 from dataclasses import asdict
@@ -117,7 +117,7 @@ def largest_batch(
         return bs
     with keep_rng(): return find_executable_batch_size(tried, starting_batch_size=bs)()
 
-# %% ../nbs/15_train.ipynb #e5c939af
+# %% ../nbs/15_train.ipynb #f065b32b
 def check_config(cfg:Config)->int: # Length of the fit
     "Refuse what cannot work, before anything is read; gives the length of the fit"
     d,f,p = cfg.data,cfg.fit,cfg.proxy
@@ -142,13 +142,17 @@ def proxy_args(cfg:Config)->dict:
     "The arguments of `ProxyAttention` that were given"
     return {k:v for k,v in asdict(cfg.proxy).items() if v is not None and k not in ('recipe','save_images')}
 
-def look_at(cfg, say):
-    "The images, without those that cannot be read; and what is wrong with the others"
+def images_of(cfg:Config): # An `ImageSet`
+    "The images that a run is to be trained on"
     d = cfg.data
     if not d.path: raise ValueError('There is nothing to train on: give a folder of images, a CSV file, or the name of a known data set.')
     cols = {k:v for k,v in dict(fn_col=d.fn_col, label_col=d.label_col).items() if v is not None}
-    images = open_images(d.path, pretrained=cfg.model.pretrained, valid_pct=d.valid_pct, seed=d.seed, subset=d.subset, n_per_class=d.n_per_class, **cols)
-    wrong = check_images(images.df.file, d.workers)
+    return open_images(d.path, pretrained=cfg.model.pretrained, valid_pct=d.valid_pct, seed=d.seed, subset=d.subset, n_per_class=d.n_per_class, **cols)
+
+def look_at(cfg, say):
+    "The images, without those that cannot be read; and what is wrong with the others"
+    images = images_of(cfg)
+    wrong = check_images(images.df.file, cfg.data.workers)
     unreadable = wrong[wrong.problem=='unreadable'].file
     if len(unreadable): images.leave_out(unreadable)
     for what,files in wrong.groupby('problem').file: say(f"{len(files)} {what}{' and left out' if what=='unreadable' else ''}: {', '.join(f.name for f in files[:3])}{' …' if len(files)>3 else ''} ({wrong.detail[files.index[0]]})")

@@ -56,7 +56,7 @@ def test_number_of_trials_is_exact_and_their_parameters_do_not_depend_on_who_run
     assert not Sweep(quick, space, tmp_path/'two', 'random', seed=1).go(11, quiet=True).df.a.equals(b.a)
     assert len(Sweep(quick, space, tmp_path/'one', 'random').go(5, quiet=True).df)==11 # fewer: nothing to do
 
-@pytest.mark.parametrize('sampler', ['grid','tpe'])
+@pytest.mark.parametrize('sampler', ['grid', optuna.samplers.RandomSampler()], ids=['grid','own']) # the second would draw others, were they drawn again
 def test_kill_9_loses_at_most_the_running_trial(tmp_path, sampler):
     space = grid if sampler=='grid' else dict(a=(0.,1.), b=['x','y'])
     def hangs(folder, a, b):
@@ -82,6 +82,8 @@ def test_a_trial_of_another_machine_is_left_alone(tmp_path):
     sweep.study.enqueue_trial(sweep.points[0], user_attrs=dict(place=0, host='elsewhere', worker='w', folder='f'))
     sweep.study.ask()
     assert len(sweep.go(quiet=True).df)==15 and sweep._done('running')==1 and sweep._done('complete')==14
+    sweep._queue(0) # as another process may have, before it knew
+    assert len(sweep.go(quiet=True).df)==15 and sweep._done('running')==1 and not (tmp_path/'s'/'trial_0000').exists()
     assert sweep.again('running')==1 and sweep.go(quiet=True)._done('complete')==15
     with pytest.raises(ValueError, match="did you mean 'failed'"): sweep.again('fail')
 
@@ -101,6 +103,14 @@ def test_ctrl_c_frees_the_place(tmp_path):
     with pytest.raises(KeyboardInterrupt, match='goes on'): Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True)
     assert read_sweep(tmp_path/'s').df.trial.tolist()==[0,1]
     assert len(Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True).df)==15
+
+def test_stopped_between_two_trials(tmp_path, monkeypatch):
+    "The process said goodbye, and its trial was begun and never run"
+    def stops(self, trial): raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Sweep, '_try', stops)
+        Sweep(quick, grid, tmp_path/'s', 'grid').go(quiet=True)
+    assert read_sweep(tmp_path/'s')._done('running')==1 and Sweep(quick, grid, tmp_path/'s', 'grid').go(quiet=True)._done('complete')==15
 
 def test_failed_trials_are_kept_with_their_sentence(tmp_path):
     broken = [True]
@@ -193,9 +203,19 @@ def test_pruner_only_if_asked(tmp_path):
     assert sweep._done('pruned')>0 and sweep._done('complete','pruned')==12 and sweep.best.a==11 and sweep.df.problem.dropna().str.startswith('after').all()
 
 def test_own_samplers_and_distributions(tmp_path):
-    space = dict(a=optuna.distributions.FloatDistribution(0, 1, step=.25), b=['x','y'])
-    df = Sweep(quick, space, tmp_path/'own', optuna.samplers.QMCSampler(seed=0)).go(4, quiet=True).df
+    space = dict(a=optuna.distributions.FloatDistribution(0, 1, step=.25), b=L('x','y'))
+    df = Sweep(quick, space, tmp_path/'own', optuna.samplers.RandomSampler(seed=0)).go(4, quiet=True).df
     assert set(df.a)<={0,.25,.5,.75,1} and len(df)==4
+    class Whole(optuna.samplers.RandomSampler):
+        "Draws as a trial begins, all parameters at once"
+        def infer_relative_search_space(self, study, trial): return dict(a=optuna.distributions.FloatDistribution(0, 1))
+        def sample_relative(self, study, trial, space): return dict(a=self.reseed) if space else {}
+    def whole(space, seed):
+        sampler = Whole(seed=seed)
+        sampler.reseed = seed/2**32
+        return sampler
+    df = Sweep(quick, dict(a=(0.,1.)), tmp_path/'whole', whole).go(3, quiet=True).df
+    assert df.a.tolist()==[int(np.random.SeedSequence([0,i]).generate_state(1)[0])/2**32 for i in range(3)]
     points = [dict(a=.25, b='y'), dict(a=.5, b='x')]
     assert Sweep(quick, space, tmp_path/'points', lambda: points).go(quiet=True).df[['a','b']].to_dict('records')==points
     assert read_space('a=1..3 b=1..3:log c=no d=x')==dict(a=(1,3), b=(1,3,'log'), c=False, d='x')
@@ -221,6 +241,17 @@ def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprin
     with pytest.raises(TypeError, match="did you mean 'arch'"): folder_run(photos, ach='resnet18')
     assert not (tmp_path/'s').exists() and fingerprint(photos.parent)==before
 
+def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
+    class Second(optuna.pruners.BasePruner):
+        def prune(self, study, trial): return trial.user_attrs['place']==1
+    sweep = Sweep(folder_run(photos, **tiny), 'area=.1,.3', tmp_path/'s', 'grid', metric='valid_loss', pruner=Second()).go(quiet=True)
+    df = sweep.df
+    assert df.state.tolist()==['complete','pruned'] and df.problem[1].endswith('after 1 epochs')
+    run = tmp_path/'s'/df.run[0]
+    assert list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(run/'history.csv').valid_loss) and list(sweep.study.trials[1].intermediate_values)==[1]
+    assert 'StopEarly' not in str(load_learner(run/'model.pkl').cbs) and not (tmp_path/'s'/df.run[1]/'model.pkl').exists()
+
+@pytest.mark.limit(120)
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"
     import proxy_attention.train as t
