@@ -270,7 +270,7 @@ class Sweep:
             if k in _columns: raise ValueError(f"A parameter cannot be called '{k}': a sweep has that already.")
             if k not in names and '**' not in names: raise ValueError(f"There is no parameter '{k}'{nearest(k, known)} There are: {', '.join(known)}.")
 
-# %% ../nbs/11b_sweep.ipynb #77b5696a
+# %% ../nbs/11b_sweep.ipynb #78b2ec03
 @patch
 def _open(self:Sweep, storage, pruner):
     "The study, made or gone on with; that of another sweep is refused"
@@ -287,7 +287,7 @@ def _open(self:Sweep, storage, pruner):
 @patch
 def _look(self:Sweep, storage):
     "The study as it is, and what it is of"
-    none = f"There is no sweep '{self._name}' in {self.folder if self.journal else 'this database'}."
+    none = f'There is no sweep in {self.folder}.' if self.journal else f"There is no sweep called '{self._name}' in this database."
     if self.journal and not self.journal.exists(): raise FileNotFoundError(none)
     try:
         with _quietly(), self._readable(): self.study = optuna.load_study(study_name=self._name, storage=self._storage(storage))

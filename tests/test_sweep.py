@@ -6,7 +6,7 @@ from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_sweep
 from proxy_attention.sweep import Sweep, folder_run, grid_points, read_space, read_sweep, samplers
 
-pytestmark = pytest.mark.filterwarnings('ignore')
+pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.limit(170)]
 ctx = multiprocessing.get_context('fork')
 
 def quick(folder, a=0., b='x'):
@@ -251,7 +251,6 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
     assert list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(run/'history.csv').valid_loss) and list(sweep.study.trials[1].intermediate_values)==[1]
     assert 'StopEarly' not in str(load_learner(run/'model.pkl').cbs) and not (tmp_path/'s'/df.run[1]/'model.pkl').exists()
 
-@pytest.mark.limit(120)
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"
     import proxy_attention.train as t
