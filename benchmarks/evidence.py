@@ -1,6 +1,6 @@
 """The evidence: does it help? `python benchmarks/evidence.py DATA` trains every arm on every bed and writes `benchmarks/evidence.csv`
 
-Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table."""
+Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table. (In the table of 2026-11-23 the parts of some beds were drawn in another order: a new run has other images in them.)"""
 import sys, warnings
 from functools import partial
 from pathlib import Path

@@ -400,7 +400,14 @@ def fitted(path, metrics, epochs=2, cbs=None):
         if epochs: learn.fit_one_cycle(epochs, 3e-3)
     return learn
 
-def looks(path): return [accuracy, AttentionOn(lambda o: regions(path, o)['digit'], n=12), AttentionOn(lambda o: regions(path, o)['shortcut'], 'at patch', 'pointing_game', 'Saliency', n=12, target='label')]
+def drawing(path):
+    "Masks of the digits, by a function that draws random numbers"
+    def masks(items):
+        torch.rand(1), random.random(), np.random.rand()
+        return regions(path, items)['digit']
+    return masks
+
+def looks(path): return [accuracy, AttentionOn(drawing(path), n=12), AttentionOn(lambda o: regions(path, o)['shortcut'], 'at patch', 'pointing_game', 'Saliency', n=12, target='label')]
 
 def test_a_fit_is_the_same_to_the_bit(path):
     "Weights, batch norm, optimizer, losses, random numbers: with dropout, augmentation and momentum"
