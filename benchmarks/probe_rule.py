@@ -7,10 +7,9 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     import numpy as np, pandas as pd, torch
     from PIL import Image
-    from sklearn.datasets import load_digits
     from fastcore.script import call_parse
     from fastai.vision.all import ImageDataLoaders, Learner, accuracy, set_seed
-    from proxy_attention.data import _draw_digit, accuracy_on, digits_net, palette, plant
+    from proxy_attention.data import accuracy_on, digit_images, digits_net, palette, plant
     from proxy_attention.probe import likely_to_help, probe
 
 torch.set_num_threads(1)
@@ -22,10 +21,8 @@ def written(imgs, labels, parts, folder):
         d.mkdir(parents=True, exist_ok=True)
         Image.fromarray(img).save(d/f'{i:05}.png')
 
-def square(img, colour, y, x, side=8):
-    img = img.copy()
-    img[y:y+side, x:x+side] = colour
-    return img
+def square(img, colour, y, x, side=8): return plant(img, colour, (y,x,side,side))
+def cornered(img, look, corner): return square(img, palette[look], 24*(corner//2), 24*(corner%2))
 
 def shifted(labels, rng, n): return (labels+rng.integers(1, n, len(labels)))%n # another label for each
 
@@ -33,16 +30,16 @@ def shifted(labels, rng, n): return (labels+rng.integers(1, n, len(labels)))%n #
 def nothing(imgs, labels, rng): return imgs, None
 def random_corner(imgs, labels, rng):
     at = rng.integers(4, size=len(imgs))
-    put = lambda looks: np.stack([plant(*o) for o in zip(imgs, looks, at)])
+    put = lambda looks: np.stack([cornered(*o) for o in zip(imgs, looks, at)])
     return put(labels), put(shifted(labels, rng, 10))
 def fixed_corner(imgs, labels, rng):
-    put = lambda looks: np.stack([plant(o, k, 0) for o,k in zip(imgs, looks)])
+    put = lambda looks: np.stack([cornered(o, k, 0) for o,k in zip(imgs, looks)])
     return put(labels), put(shifted(labels, rng, 10))
 def middle(imgs, labels, rng):
     put = lambda looks: np.stack([square(o, palette[k], 12, 12) for o,k in zip(imgs, looks)])
     return put(labels), put(shifted(labels, rng, 10))
 def says_nothing(imgs, labels, rng):
-    return np.stack([plant(o, int(k), int(c)) for o,k,c in zip(imgs, rng.integers(10, size=len(imgs)), rng.integers(4, size=len(imgs)))]), None
+    return np.stack([cornered(o, k, c) for o,k,c in zip(imgs, rng.integers(10, size=len(imgs)), rng.integers(4, size=len(imgs)))]), None
 def small_in_a_corner(imgs, labels, rng):
     res = np.zeros_like(imgs)
     for o,img,c in zip(res, imgs, rng.integers(4, size=len(imgs))):
@@ -126,10 +123,10 @@ def main(
 ):
     "Train, probe, and compare what the probe says with what the network does where the shortcut lies"
     warnings.simplefilter('ignore')
-    bunch,rows = load_digits(),pd.read_csv(out).to_dict('records') if Path(out).exists() else [] # goes on where it was cut off
+    (imgs,labels),rows = digit_images(),pd.read_csv(out).to_dict('records') if Path(out).exists() else [] # goes on where it was cut off
     done = {(o['set'],o['seed'],o['epochs']) for o in rows}
-    imgs = np.stack([_draw_digit(o) for o in bunch.images])
-    jobs = [(k, imgs, bunch.target, f, seed, epochs, 16) for seed in range(seeds) for k,f in digit_sets.items()]
+    imgs = imgs[...,None].repeat(3, -1)
+    jobs = [(k, imgs, labels, f, seed, epochs, 16) for seed in range(seeds) for k,f in digit_sets.items()]
     if data: jobs += [(k, *o, seed, epochs, 32) for seed in range(real_seeds) for k,o in real_sets(Path(data)).items()]
     for job in jobs:
         if {(job[0],job[4],n) for n in (1,epochs)}<=done: continue

@@ -1,21 +1,20 @@
 "The probe: a planted patch is found where it is, an honest network is not accused, a swap brings the donor's pixels, nothing is left behind"
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from fastai.vision.all import *
 from proxy_attention.all import *
-from proxy_attention.data import _draw_digit
 
 root = Path(__file__).parent.parent
 
 def drawn(path, corner=None, n=400):
-    "Digits with a patch in one corner, or none; as many again are not needed for validation"
-    bunch = load_digits()
-    for i in range(n):
-        label,img = bunch.target[i],_draw_digit(bunch.images[i])
+    "Digits with a patch in one corner, or none"
+    imgs,labels = digit_images()
+    box = None if corner is None else (24*(corner//2), 24*(corner%2), 8, 8)
+    for i,(img,label) in enumerate(zip(imgs[:n], labels.tolist())):
         f = path/('valid' if i%4==0 else 'train')/str(label)/f'{i}.png'
         f.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(img if corner is None else plant(img, label, corner)).save(f)
+        img = img[...,None].repeat(3, -1)
+        Image.fromarray(img if box is None else plant(img, palette[label], box)).save(f)
     return path
 
 def fitted(path, *args):
