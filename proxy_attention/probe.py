@@ -197,12 +197,12 @@ class Probe:
         "Is it likely?"
         return self.grade=='likely'
 
-# %% ../nbs/08a_probe.ipynb #cf0b84db
+# %% ../nbs/08a_probe.ipynb #0c7755dc
 _ends = { # does it carry? at the edge?
     ('likely','likely'):'So a small place at the edge carries the prediction. If that is not where your object is, masking is likely to help.',
     ('likely','unclear'):'So a small place carries the prediction, and it is where objects usually are. Whether it is your object or a shortcut no probe can tell: look at `show_where`.',
     ('unclear','likely'):'So no small place carries most predictions by itself, but the model looks at the edge. Whether your object is there no probe can tell: look at `show_where`.',
-    ('unclear','unclear'):'So no small place carries the prediction by itself, and the model looks where objects usually are: masking is unlikely to help, and where there is no shortcut it costs some accuracy.'}
+    ('unclear','unclear'):'So no small place carries the prediction by itself, and the model looks where objects usually are: masking is unlikely to help, and where there is no shortcut it costs some accuracy. (A large shortcut in the middle can be missed.)'}
 
 @patch
 def verdict(self:Probe)->str:

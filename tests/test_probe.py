@@ -122,9 +122,11 @@ def test_the_rule_on_recorded_networks():
     df = pd.read_csv(root/'benchmarks'/'probe_rule.csv')
     carried = df[[c for c in df if c.startswith('carried_') and float(c.split('_')[1])<=.1]].max(1)
     df['grade'] = [likely_to_help(*o) for o in zip(carried, df.edge)]
-    digits = df[df.set.isin(['patch in a random corner','patch in one corner'])]
-    assert digits.leans.all() and (digits.grade=='likely').all()
-    assert (df[df.set.isin(['no patch','patch that says nothing'])].grade=='unlikely').all()
+    count = lambda o: [int((o.grade==g).sum()) for g in ('likely','unclear','unlikely')]
+    assert count(df[df.leans])==[22,11,2] and count(df[~df.leans])==[4,4,33]
+    assert (df[df.set.isin(['patch in a random corner','patch in one corner'])].grade=='likely').all()
+    assert (df[df.set.isin(['no patch','patch that says nothing','MNIST','CIFAR-10'])].grade=='unlikely').all()
+    assert set(df[~df.leans & (df.grade!='unlikely')].set)<={'small digit in a corner','Dominoes'} and set(df[df.leans & (df.grade=='unlikely')].set)=={'Dominoes'}
 
 def test_learner_and_random_numbers_are_as_before(cheats):
     m = cheats.model
