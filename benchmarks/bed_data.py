@@ -27,8 +27,14 @@ def squares(bed, **own): return lambda path,data,**kwargs: beds[bed](path, *mnis
 def tiles(conflict): return lambda path,data,**kwargs: dominoes(path, *mnist(data), *cifar(data, ('automobile','truck')), conflict=conflict, **kwargs)
 def plain(images, n=None): return lambda path,data,n_train,**kwargs: no_shortcut(path, *images(data), n_train=n or n_train, **kwargs)
 
+def two(images): return lambda data: ((o := images(data))[0], (o[1]>4).astype(int))
+def below(data):
+    "Cars and trucks, with nothing above"
+    x,y = cifar(data, ('automobile','truck'))
+    return np.concatenate([np.zeros_like(x),x], 1), y
+
 names = dict(two_colours=squares('two_colours'), random_corner=squares('two_colours', conflict=.01, corner='random'), masktune=squares('one_colour', conflict=.01), masktune_0=squares('one_colour'),
-             decoy=squares('swatches'), dominoes_95=tiles(.05), dominoes_100=tiles(0.), mnist=plain(mnist), mnist_1k=plain(mnist, 1000), cifar=plain(partial(cifar, n=2000)), cifar10=plain(partial(cifar, n=2000), 8000))
+             decoy=squares('swatches'), dominoes_95=tiles(.05), dominoes_100=tiles(0.), mnist=plain(mnist), mnist_halves=plain(two(mnist)), cars=plain(below), mnist_1k=plain(mnist, 1000), cifar=plain(partial(cifar, n=2000)), cifar10=plain(partial(cifar, n=2000), 8000))
 
 def make(name, # One of `names`
          data, # Folder of the real data

@@ -1,6 +1,6 @@
 """The evidence: does it help? `python benchmarks/evidence.py DATA` trains every arm on every bed and writes `benchmarks/evidence.csv`
 
-Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table. (In the table of 2026-11-23 the parts of some beds were drawn in another order: a new run has other images in them.)"""
+Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table."""
 import sys, warnings
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from proxy_attention.compare import Comparison, compare
 from proxy_attention.data import digits_net, fc_net, regions
 from proxy_attention.explain import heat_on
 from proxy_attention.heatmap import heat_share
+from proxy_attention.metrics import deletion, explanation_scores, insertion
 sys.path.insert(0, str(Path(__file__).parent))
 from bed_data import make
 
@@ -54,24 +55,34 @@ def learner(path, seed, net=digits_net, bs=64, valid='valid'):
 def part(name): return lambda learn: learn.dls.test_dl(get_image_files(learn.dls.path/name).sorted(), with_labels=True)
 
 def attention(learn, n=200):
-    "Where the model looks in images with the shortcut: shares of GradCAM's heat, another method than the one that masks"
-    files = get_image_files(learn.dls.path/'aligned').sorted()
-    files = files[::max(1, len(files)//n)][:n]
+    """Where the model looks in images with the shortcut, as shares of GradCAM's heat; how much of its probability hangs on the hottest pixels of images without one
+
+    GradCAM is another method than the one that masks, and a blur no fill that was trained with."""
+    some = lambda part,n: (files := get_image_files(learn.dls.path/part).sorted())[::max(1, len(files)//n)][:n]
+    files = some('aligned', n)
     heat = heat_on(learn, files, 'GradCAM')
-    return {f'on {k}':float(heat_share(heat, torch.from_numpy(o)).nanmean()) for k,o in regions(learn.dls.path, files).items()}
+    scores = explanation_scores(learn, some('plain', n//2), 'GradCAM', metrics={f.__name__:partial(f, steps=14, fill='blur') for f in (deletion, insertion)}, n=None)
+    return {f'on {k}':float(heat_share(heat, torch.from_numpy(o)).nanmean()) for k,o in regions(learn.dls.path, files).items()} | {f'{m}, {k}':v for m in scores for k,v in scores[m].drop('centre').items()}
 
 def vit(n_out, size=28): return VisionTransformer(size, 4, num_classes=n_out, embed_dim=64, depth=4, num_heads=4)
 
 # 1. shortcuts
 core = ('no proxy','masktune','shortcut','probed')
 every = ('no proxy','random mask','masktune','thesis','shortcut','probed','more steps','centre mask','cutout','random erasing','upweighted errors','default','late')
-wide = {'shortcut, area .3':with_proxies(shortcut, area=.3)}
+own = {'shortcut, own place only':with_proxies(shortcut, fill='swap')}
+wide = {'shortcut, area .2':with_proxies(shortcut, area=.2)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
 chosen = lambda *names: {o:arms[o] for o in names}
-beds = dict(two_colours=chosen(*every), masktune=chosen(*core, 'random mask', 'upweighted errors')|wide, decoy=chosen(*core, 'late'), random_corner=chosen('no proxy','masktune','probed'), dominoes_95=chosen('no proxy','masktune')|wide)
+beds = dict(decoy=chosen(*core, 'late')|{'late, own place only':with_proxies(ProxyAttention.late, fill='swap')}, dominoes_95=chosen(*core, 'random mask')|wide, masktune=chosen(*core, 'random mask', 'upweighted errors')|own|wide,
+            random_corner=chosen(*core), dominoes_100=chosen(*core)|wide, two_colours=chosen(*every)|own)
+fc = partial(fc_net, size=(28,28))
 
 def shortcuts(run):
-    for bed,some in beds.items(): run(bed, lambda path,seed,net=partial(fc_net, size=(28,28)) if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
+    for bed,some in beds.items(): run(bed, lambda path,seed,net=fc if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
+
+def honest(run):
+    "The same networks trained without a shortcut: what could be reached"
+    for bed,net in dict(mnist_halves=digits_net, mnist=fc, cars=digits_net).items(): run(bed, lambda path,seed,net=net: learner(path, seed, net), chosen('no proxy','probed'), dict(plain=part('plain')))
 
 # 2. no shortcut
 def clean(run):
@@ -115,7 +126,7 @@ def knobs(run):
             'one step':one(every=None), 'a step each epoch':one(every=1), 'kept masks':one(clear=False)}
     run('two_colours', lambda path,seed: learner(path, seed, bs=16), some, flips, n_train=1000, tag='knobs')
 
-parts = dict(shortcuts=shortcuts, clean=clean, budget=budget, transformer=transformer, leak=leak, knobs=knobs)
+parts = dict(shortcuts=shortcuts, clean=clean, honest=honest, budget=budget, transformer=transformer, leak=leak, knobs=knobs)
 
 @call_parse
 def main(data:str, # Folder of the real data

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ProxyAttention', 'if_carried', 'probe_cycle']
 
-# %% ../nbs/09_callback.ipynb #7fb7a556
+# %% ../nbs/09_callback.ipynb #ee11b2d5
 import inspect, pickle, time
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from functools import partial
 from itertools import chain, islice
 from numbers import Integral
 from pathlib import Path
@@ -33,7 +34,7 @@ from .serving import *
 from .explain import show_heats, show_proxies
 from .probe import probe
 
-# %% ../nbs/09_callback.ipynb #8a7a1d34
+# %% ../nbs/09_callback.ipynb #7138deeb
 class ProxyAttention(Callback):
     "Between epochs: find items that matter, see where the model looked in them, and train on with those pixels masked"
     order = TrackerCallback.order+10 # after the row is printed and the trackers have spoken
@@ -47,12 +48,12 @@ class ProxyAttention(Callback):
         fast:bool=None, # Heat in half precision? None: where it agrees with full precision, see `fast_agrees`
         scale:bool=True, # Scale each heatmap to [0,1]? Otherwise the attribution's own numbers meet the rule
         rule='area', # Which pixels: 'area', 'top_cells', 'absolute', 'max_share', 'mean_std', 'random', 'centre', or a function
-        area:float=0.1, # Share of the image that rule='area' masks
+        area:float=0.1, # Share of the image that rule='area' masks (fill='swap_both': as much again, where the other image was looked at)
         fill='swap', # What comes there: the name of one of `fills`, or a function
         max_area:float=0.4, # A mask never covers more than this share of the image
         min_area:float=0., # Nor less than this
         edge:float=0., # Width of a soft edge, as a share of the image's shorter side; 0: a hard one
-        steps=None, # When, as `[5,'p',9]` or '5,p,9', `Plateau(…)`, or a function `(epoch, n_epoch) -> bool`; None: `start`, `finish`, `every`
+        steps=None, # When, as `[5,'p',9]` or '5,p,9', `Plateau(…)`, or a function `(epoch, n_epoch) -> bool`, or -> arguments of the rule for this step, as `dict(area=.2)`; None: `start`, `finish`, `every`
         start=0.3, # Done before the first step: share of the fit (float) or epochs (int)
         finish=1., # No step once this is done
         every=1, # Between two steps; None: one step only
@@ -73,7 +74,7 @@ class ProxyAttention(Callback):
         if not hasattr(self.losses, 'interpret'): raise TypeError(f"losses={losses!r} should be 'exact', 'running', or a class such as `ExactLosses`.")
         self.attribution = as_attribution(attribution)
         if area!=0.1 or 'area' in takes(by_name(rule, rules, 'rule')): kwargs = dict(area=area, **kwargs)
-        self.masker = Masker(rule, fill, max_area, min_area, edge, **kwargs)
+        self.masker = self.usual = Masker(rule, fill, max_area, min_area, edge, **kwargs)
         refuse_unknown(self.select, ('losses','preds','targs','share'), 'selection')
         if isinstance(target, torch.Tensor) and target.numel()>1: raise TypeError('A tensor of one index an item belongs to one batch: in a training run, give an index, a name or a function of outputs and labels.')
         if grid is not None: refuse_number(2, 4096, grid=grid)
@@ -99,7 +100,7 @@ class ProxyAttention(Callback):
         kw = [f'{k}={getattr(v, "__name__", repr(v))}' for k,v in self.args.items() if k not in usual or v!=usual[k]]
         return f"ProxyAttention({', '.join(kw)})"
 
-# %% ../nbs/09_callback.ipynb #ce91b2b6
+# %% ../nbs/09_callback.ipynb #f49c8222
 @contextmanager
 def _told():
     "An exception without words gets some: fastai reads `args[0]`"
@@ -131,7 +132,7 @@ def begin(self:ProxyAttention):
     if self.lost: raise ValueError(f"This learner was exported, and your own function for {', '.join(self.lost)} could not go along: `learn.remove_cb(ProxyAttention)`, then add a new one.")
     if len(L(self.learn.cbs).filter(risinstance(ProxyAttention)))>1: raise ValueError('The learner has more than one ProxyAttention: `learn.remove_cb(ProxyAttention)` takes them all off, then add the one you want.')
     self.fits,self.slow = self.fits+1,False
-    if not going: self.store,self.earlier = HeatmapStore(),0
+    if not going: self.store,self.earlier,self.masker = HeatmapStore(),0,self.usual
     self.check_schedule()
     with keep_rng():
         item = check_loader(dls.train)
@@ -152,14 +153,14 @@ def begin(self:ProxyAttention):
 
 def _same(a, b): return torch.equal(a, b) if isinstance(a, torch.Tensor) else np.array_equal(np.asarray(a), np.asarray(b))
 
-# %% ../nbs/09_callback.ipynb #ca804494
+# %% ../nbs/09_callback.ipynb #2238c9ae
 @patch
 def due(self:ProxyAttention,
     epoch:int # Of this fit
-)->bool:
+)->bool: # Or arguments of the rule for it
     "Does this epoch end in a proxy step?"
     values = dict(zip(self.recorder.metric_names[1:], zip(*self.recorder.values))) if hasattr(self, 'recorder') and self.recorder.values else None
-    return not self.too_short and bool(given(self.schedule, self.earlier+epoch, self.total, values=values, learn=self.learn))
+    return not self.too_short and given(self.schedule, self.earlier+epoch, self.total, values=values, learn=self.learn)
 
 @patch
 def check_schedule(self:ProxyAttention):
@@ -183,7 +184,7 @@ def check_task(self:ProxyAttention, item):
     if not hasattr(self.own_loss, 'reduction') and 'reduction' not in takes(self.own_loss):
         raise TypeError(f"The loss function {getattr(self.own_loss, '__name__', type(self.own_loss).__name__)} cannot be had item by item: give it an argument or an attribute `reduction`, as torch's and fastai's losses have.")
 
-# %% ../nbs/09_callback.ipynb #57ee74f6
+# %% ../nbs/09_callback.ipynb #d6acc65e
 @patch
 def after_loss(self:ProxyAttention):
     "The losses of a training batch, for whom they matter"
@@ -194,14 +195,17 @@ def after_epoch(self:ProxyAttention):
     "A proxy step, if the schedule says so"
     if not self._trained: return
     self._trained = False
-    if not self.due(self.epoch): return
+    if not (due := self.due(self.epoch)): return
     if self.earlier+self.epoch+1>=self.total: return None if isinstance(self.schedule, Plateau) else warn('The schedule asks for a proxy step after the last epoch; nothing would train on its result, so it is left out.', ProxyWarning)
-    with _told(), keep_rng(): self.step()
+    with _told(), keep_rng(): self.step(**(due if isinstance(due, dict) else {}))
 
 @patch
-def step(self:ProxyAttention):
+def step(self:ProxyAttention,
+    **kwargs # Arguments of the rule and the fill, from here on
+):
     "Select, attribute, and serve from the next epoch on"
     began = time.perf_counter()
+    if kwargs: self.masker = self.usual.having(**kwargs)
     self.interp = interp = self.losses.interpret(self.learn, keep=[self])
     idxs = from_first(choose(self.select, interp.losses, interp.preds, interp.targs, self.share, interp.known))
     heat,bad,area = self.attribute(idxs)
@@ -357,7 +361,7 @@ def save_proxies(self:ProxyAttention):
         rows.append(dict(proxy=f.as_posix(), source=last.file[i], item=i, fit=self.fits, epoch=self.epoch, label=last.targ[i], area=last.area[i]))
     write_whole(manifest, lambda f: pd.concat([old, pd.DataFrame(rows)]).to_csv(f, index=False))
 
-# %% ../nbs/09_callback.ipynb #4f11e910
+# %% ../nbs/09_callback.ipynb #f9105b37
 @patch
 def proxy_images(self:ProxyAttention,
     idxs # Item numbers, in the store
@@ -366,7 +370,8 @@ def proxy_images(self:ProxyAttention,
     ds,rng = self.interp.learn.dls.train_ds, np.random.default_rng(0)
     donors = rng.integers(1, max(2, len(ds)), len(idxs))
     make = Proxies(self.store, self.masker, data=self.data).make
-    return [make(ds[i][0], i, lambda: ds[(i+int(d)) % len(ds)][0]) for i,d in zip(idxs, donors)]
+    def donor(j): return j,ds[j][0]
+    return [make(ds[i][0], i, partial(donor, (i+int(d)) % len(ds))) for i,d in zip(idxs, donors)]
 
 @patch
 def show(self:ProxyAttention,
@@ -398,13 +403,13 @@ def show_suspects(self:ProxyAttention,
     heat = [normalize_heat(self.store[i][None])[0] if i in self.store else None for i in rows.item]
     return show_heats([self.interp.learn.dls.train_ds[i][0] for i in rows.item], [heat], captions=[f'{r.targ} ({r.pred})' for r in rows.itertuples()], **kwargs)
 
-# %% ../nbs/09_callback.ipynb #28ca4ecf
+# %% ../nbs/09_callback.ipynb #b2d4ed6e
 @patch
 def state_dict(self:ProxyAttention)->dict: # Plain data, arrays and tensors
     "What a run needs to go on from here"
     seen = self.interp and {k:getattr(self.interp, k) for k in ('losses','preds','targs','known')}
     return dict({k:getattr(self, k) for k in ('fits','begun','going','earlier','slow','keep_masks')}, told=sorted(self.told), serving=self.proxies is not None, interp=seen,
-        idxs=self.store.idxs, grids=self.store.grids, data=self.data and tuple(self.data), history=[dict(o) for o in self._history], rows=[o.to_dict('list') for o in self._rows],
+        idxs=self.store.idxs, grids=self.store.grids, masker={k:v for k,v in self.masker.kwargs.items() if v!=self.usual.kwargs.get(k)}, data=self.data and tuple(self.data), history=[dict(o) for o in self._history], rows=[o.to_dict('list') for o in self._rows],
         losses=self.losses.state_dict() if hasattr(self.losses, 'state_dict') else {})
 
 @patch
@@ -416,7 +421,7 @@ def load_state_dict(self:ProxyAttention,
     if state['begun']: self.begin()
     else: self.losses.check(self.learn)
     for k in ('going','earlier','slow','keep_masks'): setattr(self, k, state[k])
-    self.data = state['data'] and ImageStats(*state['data'])
+    self.data,self.masker = state['data'] and ImageStats(*state['data']), self.usual.having(**state.get('masker', {}))
     self.store,self.told = HeatmapStore(state['idxs'], state['grids']),set(state['told'])
     self._history,self._rows = state['history'],[pd.DataFrame(o) for o in state['rows']]
     if hasattr(self.losses, 'load_state_dict'): self.losses.load_state_dict(state['losses'])
@@ -461,25 +466,27 @@ def to_proxy(self:Learner, **kwargs):
     "Train with `ProxyAttention` from now on, in the style of `to_fp16`"
     return self.add_cb(ProxyAttention(**kwargs))
 
-# %% ../nbs/09_callback.ipynb #294a6cd5
+# %% ../nbs/09_callback.ipynb #21998531
 def if_carried(epoch, n_epoch,
     learn=None, # Of the fit; None: could there be a step?
     start=0.1, # Done before the step: share of the fit (float) or epochs (int)
     enough:float=0.5, # Share of the predictions that a small place has to carry, over that of a random place
     n:int=600 # Training images to probe with
-)->bool:
+)->dict: # The area that carries most (True, if the rule has none), or False
     "One step, early, and only where a small place carries the predictions; see `probe`"
     due = Every(start, every=None)(epoch, n_epoch)
     if not due or learn is None: return due
     found = probe(learn, 'train', n)
     carried = found.flips.carried[found.small]
-    if carried>=enough: return True
+    m = learn.proxy_attention.usual
+    if carried>=enough: return 'area' not in m.rule_takes or dict(area=float(found.flips.carried[:m.max_area].idxmax()))
     warn(f'The probe after epoch {epoch} finds no small place that carries the predictions ({max(0, np.nan_to_num(carried)):.0%} follow a swap of the hottest {found.small:.0%}; {enough:.0%} would be enough): nothing is masked.', ProxyWarning)
     return False
 
-# %% ../nbs/09_callback.ipynb #388fe871
-def _recipe(name, doc, **settings):
+# %% ../nbs/09_callback.ipynb #28dba31d
+def _recipe(name, doc, decides=None, **settings):
     def make(cls, **kwargs):
+        if decides in kwargs and kwargs.get('steps') is None: raise TypeError(f'`{name}` finds its {decides} by itself: leave `{decides}={kwargs[decides]!r}` out, or take another recipe, such as `ProxyAttention.shortcut({decides}={kwargs[decides]!r})`.')
         usual = {k:v for k,v in settings.items() if kwargs.get('steps') is None or k not in ('start','finish','every')}
         return cls(**(usual|kwargs))
     make.__name__,make.__doc__ = name, doc + '\n\n' + ', '.join(f'{k}={v!r}' for k,v in settings.items())
@@ -487,11 +494,11 @@ def _recipe(name, doc, **settings):
 
 _once = dict(select='all', every=None, clear=False)
 ProxyAttention.shortcut = _recipe('shortcut', 'Cures a shortcut that is learned first: all items, masked once after a short probe, kept. Best through `fit_proxy`',
-    **_once, target='margin', rule='area', area=0.1, fill='swap', start=0.1, p=1.)
+    **_once, target='margin', rule='area', area=0.1, fill='swap_both', start=0.1, p=1.)
 ProxyAttention.probed = _recipe('probed', 'As `shortcut`, and only where a probe after the first epoch says that a small place carries the predictions',
-    **(_once|dict(every=1)), target='margin', rule='area', area=0.1, fill='swap', steps=if_carried, p=1.)
+    decides='area', **(_once|dict(every=1)), target='margin', rule='area', fill='swap_both', steps=if_carried, p=1.)
 ProxyAttention.late = _recipe('late', 'For a shortcut that is learned slowly: all items, once at half time, a small area',
-    **_once, target='margin', rule='area', area=0.03, fill='swap', start=0.5, p=0.5)
+    **_once, target='margin', rule='area', area=0.03, fill='swap_both', start=0.5, p=0.5)
 ProxyAttention.thesis = _recipe('thesis', "The author's settings (Mukherjee 2023), his schedule 5,p,9,p,9,p,9,p,4 scaled to the fit",
     select='misclassified', share=1., attribution='Saliency', target='label', scale=False, rule='absolute', threshold=0.008, fill='zero', max_area=1.,
     start=5/36, every=9/36, p=1., clear=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['rules', 'fills', 'absolute', 'max_share', 'area_budget', 'top_cells', 'mean_std', 'random_place', 'centre',
            'bound_area', 'fill_zero', 'fill_mean', 'fill_max', 'fill_min', 'fill_halfmax', 'dataset_mean',
-           'dataset_max', 'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'soften',
-           'pack_mask', 'unpack_mask', 'stretch_mask', 'Masker']
+           'dataset_max', 'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'swap_both',
+           'soften', 'pack_mask', 'unpack_mask', 'stretch_mask', 'Masker']
 
 # %% ../nbs/05_masking.ipynb #378e9153
 from zlib import crc32
@@ -71,7 +71,7 @@ def bound_area(
     if (small := area<least).any(): mask = torch.where(small, area_budget(heat, least), mask)
     return mask
 
-# %% ../nbs/05_masking.ipynb #25b43005
+# %% ../nbs/05_masking.ipynb #8752a54b
 _whole = (-3,-2,-1)
 def fill_zero(img):
     "Black"
@@ -130,8 +130,12 @@ def swap(other):
     "The same place in another training image"
     return other
 swap.pasted = True # nothing is computed: a piece of a PIL image can be pasted as it is
+def swap_both(other):
+    "The same place in another training image, wherever either of the two was looked at: what told the classes apart goes, and what tells another class comes in"
+    return other
+swap_both.pasted = swap_both.both = True
 
-fills = dict(swap=swap, zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, blur=blur, noise=noise, shuffle=shuffle,
+fills = dict(swap=swap, swap_both=swap_both, zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, blur=blur, noise=noise, shuffle=shuffle,
              dataset_mean=dataset_mean, dataset_max=dataset_max, dataset_min=dataset_min, dataset_halfmax=dataset_halfmax)
 
 # %% ../nbs/05_masking.ipynb #23f162d0
@@ -147,7 +151,7 @@ def soften(
     top = soft.amax((-2,-1), keepdim=True)
     return ((torch.where(top>0, soft/top.clamp(min=1e-6), m)*255).round()/255).view(mask.shape)
 
-# %% ../nbs/05_masking.ipynb #e86b8d37
+# %% ../nbs/05_masking.ipynb #7d04b891
 def _planes(img):
     "A PIL image as (c,h,w) in the file's own numbers, and the way back"
     if img.mode not in ('L','RGB','RGBA','I;16','I','F'):
@@ -160,6 +164,7 @@ def _planes(img):
     return (t.permute(2,0,1).contiguous() if t.ndim==3 else t[None]), back
 
 def _as(img, new): return type(img)(new) if isinstance(img, PILBase) else new
+def _called(f): return getattr(f, '__name__', f)
 def _what(o): return f'a tensor of {o.dtype} of shape {tuple(o.shape)}' if isinstance(o, Tensor) else f'a {type(o).__name__}'
 
 # %% ../nbs/05_masking.ipynb #b77a82b6
@@ -179,7 +184,7 @@ def stretch_mask(
     big = [unpack_mask(pack_mask(o).resize(tuple(size)[::-1], Image.NEAREST)) for o in mask.reshape(-1, *mask.shape[-2:])]
     return torch.stack(big).to(mask.device).reshape(*mask.shape[:-2], *size)
 
-# %% ../nbs/05_masking.ipynb #ebf5ccb5
+# %% ../nbs/05_masking.ipynb #af6e3e53
 class Masker:
     "Heat and an image make a proxy image: `rule` says where, `fill` with what"
     def __init__(self,
@@ -201,7 +206,7 @@ class Masker:
         self.rule_takes,self.fill_takes = takes(self.rule),takes(self.fill)
         known = (self.rule_takes | self.fill_takes) - {'img','mask','heat','grid','other','data','rng'}
         for k,v in kwargs.items():
-            if k not in known and '**' not in known: raise TypeError(f"Neither the rule {rule!r} nor the fill {fill!r} takes `{k}`{nearest(k, known)} They take: {', '.join(sorted(known)) or 'nothing'}.")
+            if k not in known and '**' not in known: raise TypeError(f"Neither the rule {_called(rule)} nor the fill {_called(fill)} takes `{k}`{nearest(k, known)} They take: {', '.join(sorted(known)) or 'nothing'}.")
             if k in ('area','weight','radius'): refuse_number(1e-6, 1, **{k:v})
             elif k=='cells': refuse_number(1e-6, 10**6, **{k:v})
             elif k in ('threshold','k'): refuse_number(-1e6, 1e6, **{k:v})
@@ -210,7 +215,12 @@ class Masker:
     @property
     def needs_other(self): return 'other' in self.fill_takes
     @property
+    def both(self): return getattr(self.fill, 'both', False) # the mask of `other` counts, too: the loader knows it
+    @property
     def needs_data(self): return 'data' in self.fill_takes
+    def having(self, **kwargs):
+        "The same, with other arguments for the rule and the fill"
+        return Masker(self.rule, self.fill, self.max_area, self.min_area, self.edge, **(self.kwargs|kwargs))
     def _ask(self, f, names, **known): return f(**{k:v for k,v in (known|self.kwargs).items() if k in names or '**' in names})
 
     def mask(self,
@@ -222,7 +232,7 @@ class Masker:
         mask = self._ask(self.rule, self.rule_takes, heat=heat, grid=grid)
         on = heat if isinstance(mask, Tensor) and mask.shape==heat.shape else grid
         if not isinstance(mask, Tensor) or mask.dtype!=torch.bool or mask.shape!=on.shape:
-            raise TypeError(f"The rule {getattr(self.rule, '__name__', self.rule)} returned {_what(mask)} for heat of shape {tuple(heat.shape)}: it should be a tensor of True and False of that shape.")
+            raise TypeError(f"The rule {_called(self.rule)} returned {_what(mask)} for heat of shape {tuple(heat.shape)}: it should be a tensor of True and False of that shape.")
         return bound_area(mask, on, self.min_area, self.max_area)
 
     def drawn(self,
@@ -284,11 +294,11 @@ class Masker:
             if other.shape[-2:]!=size: other = F.interpolate(other[None].float(), size, mode='bilinear', align_corners=False)[0]
         over = resize_heat(heat, size) if 'heat' in self.fill_takes else None
         new = self._ask(self.fill, self.fill_takes, img=img, mask=mask, heat=over, other=other, data=data, rng=rng)
-        if not isinstance(new, Tensor) or new.shape!=img.shape: raise TypeError(f"The fill {getattr(self.fill, '__name__', self.fill)} returned {_what(new)}: it should be the whole picture, a tensor of shape {tuple(img.shape)}.")
+        if not isinstance(new, Tensor) or new.shape!=img.shape: raise TypeError(f"The fill {_called(self.fill)} returned {_what(new)}: it should be the whole picture, a tensor of shape {tuple(img.shape)}.")
         if self.edge: new = img + self.weights(mask).unsqueeze(-3)*(new.to(img.device)-img.float())
         if new.is_floating_point() and not img.is_floating_point(): new = new.round()
         return new.to(img.dtype)
 
     def __repr__(self):
         kw = dict(max_area=self.max_area) | {k:v for k,v in dict(min_area=self.min_area, edge=self.edge).items() if v} | self.kwargs
-        return f"Masker({getattr(self.rule, '__name__', self.rule)}, {getattr(self.fill, '__name__', self.fill)}{''.join(f', {k}={v}' for k,v in kw.items())})"
+        return f"Masker({_called(self.rule)}, {_called(self.fill)}{''.join(f', {k}={v}' for k,v in kw.items())})"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['modes', 'Proxies', 'check_loader', 'loader_seed', 'serving']
 
-# %% ../nbs/07_serving.ipynb #356f7300
+# %% ../nbs/07_serving.ipynb #6338e16c
 import random
 from contextlib import contextmanager
 import numpy as np, torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from fastcore.all import store_attr
@@ -20,7 +20,7 @@ from .heatmap import *
 from .masking import *
 from .data import plain_dl
 
-# %% ../nbs/07_serving.ipynb #ed48bda4
+# %% ../nbs/07_serving.ipynb #f349ca36
 modes = ('replace','augment')
 _side,_most = 128,32_768 # masks of so many items are kept drawn, 2 kB each
 
@@ -63,16 +63,26 @@ class Proxies:
     def make(self,
         img, # PIL image or tensor
         i:int, # Item number
-        donor=None # `() -> img`: another training image, for fills that need one
+        donor=None # `() -> (item number, img)`: another training image, for fills that need one
     ):
         "The proxy image of item `i`"
-        row = self.rows[i] if i in self.rows else self.store.row(i)
+        m,row = self.masker,self.rows[i] if i in self.rows else self.store.row(i)
         size = img.size[::-1] if isinstance(img, Image.Image) else img.shape[-2:]
-        kept = Image.frombytes('1', (_side,_side), self.bits[row].tobytes()) if row<len(self.bits) and min(size)>=_side else None
-        rng = torch.Generator().manual_seed((self.seed*1_000_003+i)%2**63) if 'rng' in self.masker.fill_takes else None
-        return self.masker(img, self.store.at(row), donor() if self.masker.needs_other else None, self.data, rng, kept)
+        j,other = donor() if m.needs_other else (None,None)
+        mask = self.mask(row, size)
+        if m.both and j in self.store: mask = ImageChops.logical_or(mask, self.mask(self.store.row(j), size))
+        rng = torch.Generator().manual_seed((self.seed*1_000_003+i)%2**63) if 'rng' in m.fill_takes else None
+        return m(img, self.store.at(row), other, self.data, rng, mask)
 
-# %% ../nbs/07_serving.ipynb #01bc9625
+    def mask(self,
+        row:int, # In the store
+        size # (height, width) of the image in pixels
+    )->Image.Image: # One bit a pixel
+        "The mask as it is drawn"
+        if row<len(self.bits) and min(size)>=_side: return Image.frombytes('1', (_side,_side), self.bits[row].tobytes())
+        return pack_mask(self.masker.drawn(self.store.at(row), size))
+
+# %% ../nbs/07_serving.ipynb #5bc98738
 def _swap_image(item, f):
     "Apply `f` to the image of an item, which stands first"
     if isinstance(item, (tuple,list)): return type(item)([f(item[0]), *item[1:]])
@@ -87,12 +97,13 @@ class _ServedItem:
         self.n,self.last,self.replace = dl.n,(None,None),proxies.mode=='replace'
 
     def donor(self, i):
-        "Another training image: the one this worker has just decoded, or else one drawn for the purpose"
+        "Another training item, number and image: the one this worker has just decoded, or else one drawn for the purpose"
         j,img = self.last
         if img is None or j==i:
             rng = random.Random(f'{self.proxies.seed} {i}')
-            img = _image(self.create_item((i+1+rng.randrange(self.n-1)) % self.n if self.n>1 else i))
-        return img
+            j = (i+1+rng.randrange(self.n-1)) % self.n if self.n>1 else i
+            img = _image(self.create_item(j))
+        return j,img
 
     def __call__(self, s):
         s = s or 0

@@ -65,11 +65,23 @@ def test_a_batch_is_its_images(rule, seed):
 @each(h=st.integers(129,400), w=st.integers(129,400), seed=seeds)
 def test_kept_masks_are_those_drawn_anew(h, w, seed):
     store = HeatmapStore(range(3), torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(seed)))
-    for fill in ('swap','mean'):
+    for fill in ('swap','swap_both','mean'):
         kept,new = (Proxies(store, Masker(fill=fill), keep=o) for o in (True,False))
         assert len(kept.bits)==3 and not len(new.bits)
         img,other = image('RGB', (h,w), seed), image('RGB', (h,w), seed+1)
-        assert np.array_equal(*(np.asarray(o.make(img, 1, lambda: other)) for o in (kept,new)))
+        assert np.array_equal(*(np.asarray(o.make(img, 1, lambda: (2,other))) for o in (kept,new)))
+
+@each(h=st.integers(20,200), w=st.integers(20,200), seed=seeds)
+def test_swap_both_takes_the_places_of_both(h, w, seed):
+    "Where either of the two was looked at there is the other image, and the image itself everywhere else"
+    store = HeatmapStore([3,5], torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(seed)))
+    m,img,other = Masker(fill='swap_both'),image('RGB', (h,w), seed),image('RGB', (h,w), seed+1)
+    here,there = (m.mask_over(store.at(i), (h,w)) for i in (0,1))
+    for j,mask in ((5,here|there), (4,here)): # an item that has no heat gives its pixels alone
+        res = planes(Proxies(store, m).make(img, 3, lambda: (j,other)))
+        assert torch.equal(res[:,mask], planes(other)[:,mask]) and torch.equal(res[:,~mask], planes(img)[:,~mask])
+    x,y = planes(img).float(),planes(other).float()
+    assert torch.equal(Proxies(store, m).make(x, 3, lambda: (5,y)), torch.where(here|there, y, x))
 
 def test_a_donor_of_another_size_and_mode():
     heat,img = torch.rand(4,4), image('RGB', (40,60), 0)

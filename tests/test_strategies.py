@@ -362,6 +362,36 @@ def test_probed_masks_where_a_small_place_carries_the_predictions(few, quiet, mo
     quiet(learn, 'fit_proxy', 3, 1e-3)
     assert learn.proxy_attention.history.epoch.tolist()==steps
 
+def curve(**carried): return SimpleNamespace(small=.1, flips=pd.DataFrame(dict(carried=list(carried.values())), index=[float(k[1:])/100 for k in carried]))
+
+@pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
+@pytest.mark.parametrize('kw,area', [({}, .2), (dict(max_area=.1), .1), (dict(rule='mean_std', k=1.), None)])
+def test_probed_masks_the_area_that_carries_most(few, quiet, monkeypatch, kw, area):
+    import proxy_attention.callback as c
+    monkeypatch.setattr(c, 'probe', lambda learn, items, n: curve(_2=.1, _5=.2, _10=.6, _20=.7, _30=.65))
+    learn = digits_learner(few, cbs=ProxyAttention.probed(**kw))
+    quiet(learn, 'fit_proxy', 3, 1e-3)
+    pa = learn.proxy_attention
+    assert len(pa.history)==1 and (area is None or abs(pa.history.area[0]-area)<.005) and pa.masker.kwargs.get('area')==area
+    if area!=.2: return
+    monkeypatch.setattr(c, 'probe', lambda learn, items, n: curve(_10=.1))
+    with pytest.warns(ProxyWarning, match='nothing is masked'): quiet(learn, 'fit_proxy', 3, 1e-3)
+    assert pa.masker is pa.usual and pa.masker.kwargs['area']==.1 # a new fit begins with its own settings
+
+def test_probed_takes_no_area(few):
+    with pytest.raises(TypeError, match='leave `area=0.3` out'): ProxyAttention.probed(area=.3)
+    assert ProxyAttention.probed(area=.3, steps=[1,'p',1]).masker.kwargs['area']==.3
+
+def test_a_schedule_that_says_how(few, quiet):
+    "Arguments of the rule, for a step and those after it, and through a checkpoint"
+    plans = [True, dict(area=.2), True, dict(area=.3), False]
+    learn = digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: plans[e], fill='noise'))
+    quiet(learn, 'fit', 5, 1e-3)
+    pa = learn.proxy_attention
+    assert pa.history.area.round(2).tolist()==[.1,.2,.2,.3] and pa.state_dict()['masker']==dict(area=.3)
+    with pytest.raises(TypeError, match="did you mean 'area'"): quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==0 and dict(aera=.2))), 'fit', 2)
+    with pytest.raises(ValueError, match='area=0.9 is more than max_area'): quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==0 and dict(area=.9))), 'fit', 2)
+
 @pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
 def test_probed_without_a_shortcut_is_the_plain_fit(tmp_path, weights, same, quiet):
     bed,ends = no_shortcut(tmp_path/'bed', n_train=120, n_test=20),[]
