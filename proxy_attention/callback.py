@@ -466,20 +466,23 @@ def to_proxy(self:Learner, **kwargs):
     "Train with `ProxyAttention` from now on, in the style of `to_fp16`"
     return self.add_cb(ProxyAttention(**kwargs))
 
-# %% ../nbs/09_callback.ipynb #21998531
+# %% ../nbs/09_callback.ipynb #16913b8b
 def if_carried(epoch, n_epoch,
     learn=None, # Of the fit; None: could there be a step?
     start=0.1, # Done before the step: share of the fit (float) or epochs (int)
     enough:float=0.5, # Share of the predictions that a small place has to carry, over that of a random place
+    near:float=0.85, # The area is the smallest that carries this share of what the best one does
     n:int=600 # Training images to probe with
-)->dict: # The area that carries most (True, if the rule has none), or False
+)->dict: # The area (True, if the rule has none), or False
     "One step, early, and only where a small place carries the predictions; see `probe`"
     due = Every(start, every=None)(epoch, n_epoch)
     if not due or learn is None: return due
     found = probe(learn, 'train', n)
     carried = found.flips.carried[found.small]
     m = learn.proxy_attention.usual
-    if carried>=enough: return 'area' not in m.rule_takes or dict(area=float(found.flips.carried[:m.max_area].idxmax()))
+    if carried>=enough:
+        by_area = found.flips.carried[:m.max_area]
+        return 'area' not in m.rule_takes or dict(area=float(by_area[by_area>=near*by_area.max()].index[0]))
     warn(f'The probe after epoch {epoch} finds no small place that carries the predictions ({max(0, np.nan_to_num(carried)):.0%} follow a swap of the hottest {found.small:.0%}; {enough:.0%} would be enough): nothing is masked.', ProxyWarning)
     return False
 
