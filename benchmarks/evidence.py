@@ -68,27 +68,29 @@ def vit(n_out, size=28): return VisionTransformer(size, 4, num_classes=n_out, em
 
 # 1. shortcuts
 core = ('no proxy','masktune','shortcut','probed')
-every = ('no proxy','random mask','masktune','thesis','shortcut','probed','more steps','centre mask','cutout','random erasing','upweighted errors','default','late')
+every = ('no proxy','masktune','shortcut','probed','default','random mask','thesis','upweighted errors','more steps','centre mask','cutout','random erasing','late')
 own = {'shortcut, own place only':with_proxies(shortcut, fill='swap')}
 wide = {'shortcut, area .2':with_proxies(shortcut, area=.2)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
 chosen = lambda *names: {o:arms[o] for o in names}
-beds = dict(decoy=chosen(*core, 'late')|{'late, own place only':with_proxies(ProxyAttention.late, fill='swap')}, dominoes_95=chosen(*core, 'random mask')|wide, masktune=chosen(*core, 'random mask', 'upweighted errors')|own|wide,
-            random_corner=chosen(*core), dominoes_100=chosen(*core)|wide, two_colours=chosen(*every)|own)
+beds = dict(decoy=chosen('no proxy','masktune','probed','late')|{'late, own place only':with_proxies(ProxyAttention.late, fill='swap')}, dominoes_95=chosen('no proxy','masktune','probed')|wide, masktune=chosen(*core)|own,
+            random_corner=chosen('no proxy','masktune','probed'), dominoes_100=chosen('no proxy','masktune','probed')|wide)
 fc = partial(fc_net, size=(28,28))
 
 def shortcuts(run):
     for bed,some in beds.items(): run(bed, lambda path,seed,net=fc if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
 
+def all_arms(run): run('two_colours', learner, chosen(*every)|own, flips, measure=attention)
+
 def honest(run):
     "The same networks trained without a shortcut: what could be reached"
-    for bed,net in dict(mnist_halves=digits_net, mnist=fc, cars=digits_net).items(): run(bed, lambda path,seed,net=net: learner(path, seed, net), chosen('no proxy','probed'), dict(plain=part('plain')))
+    for bed,net in dict(mnist_halves=digits_net, mnist=fc, cars=digits_net).items(): run(bed, lambda path,seed,net=net: learner(path, seed, net), chosen('no proxy'), dict(plain=part('plain')))
 
 # 2. no shortcut
 def clean(run):
-    some = chosen('no proxy','random mask','random erasing','thesis','masktune','default','shortcut','probed','late') | {'shortcut, p .25':with_proxies(shortcut, p=.25)}
+    some = chosen('no proxy','random erasing','masktune','default','shortcut','probed','late')
     run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')))
-    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','probed','shortcut, p .25')}, dict(plain=part('plain')), n_train=2000)
+    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','late','probed')}, dict(plain=part('plain')), n_train=2000)
 
 # 3. less data, faster
 def budget(run):
@@ -126,7 +128,7 @@ def knobs(run):
             'one step':one(every=None), 'a step each epoch':one(every=1), 'kept masks':one(clear=False)}
     run('two_colours', lambda path,seed: learner(path, seed, bs=16), some, flips, n_train=1000, tag='knobs')
 
-parts = dict(shortcuts=shortcuts, clean=clean, honest=honest, budget=budget, transformer=transformer, leak=leak, knobs=knobs)
+parts = dict(shortcuts=shortcuts, clean=clean, honest=honest, all_arms=all_arms, leak=leak, budget=budget, knobs=knobs, transformer=transformer)
 
 @call_parse
 def main(data:str, # Folder of the real data

@@ -508,7 +508,7 @@ ProxyAttention.thesis = _recipe('thesis', "The author's settings (Mukherjee 2023
 ProxyAttention.masktune = _recipe('masktune', 'MaskTune (Asgari et al. 2022, arXiv 2210.00055): all items, black, one epoch at the end',
     **_once, attribution='XGradCAM', target='pred', rule='mean_std', k=2., fill='zero', max_area=1., start=-1, p=1.)
 
-# %% ../nbs/09_callback.ipynb #9c75f1f5
+# %% ../nbs/09_callback.ipynb #1ad4c0a7
 def probe_cycle(
     learn:Learner,
     n_epoch:int, # Epochs in all, the probe among them
@@ -539,8 +539,8 @@ def fit_proxy(self:Learner,
     reset_opt:bool=False, # Start with a new optimizer?
     **kwargs
 ):
-    "Probe at a constant rate, a proxy step, one cycle over the rest. Adds `ProxyAttention.shortcut()` unless the learner has a `ProxyAttention`"
-    if not hasattr(self, 'proxy_attention'): self.add_cb(ProxyAttention.shortcut())
+    "Probe at a constant rate, a proxy step, one cycle over the rest. Adds `ProxyAttention.probed()`, which masks nothing where it finds nothing to cure, unless the learner has a `ProxyAttention`"
+    if not hasattr(self, 'proxy_attention'): self.add_cb(ProxyAttention.probed())
     schedule = self.proxy_attention.schedule
     ends = proxy_epochs(schedule, n_epoch)
     if not ends and isinstance(schedule, Plateau) and probe is None: raise ValueError(f'Nobody can know when the first step of a {schedule} comes: say how long the probe is, `probe=…`.')
