@@ -87,7 +87,7 @@ class ProxyConfig:
     max_area:float=None # A mask never covers more than this share of the image
     min_area:float=None # Nor less than this
     edge:float=None # Width of a soft edge, as a share of the shorter side
-    fill:str=None # What comes there: swap, zero, mean, max, min, halfmax, blend, blur, noise, shuffle, dataset_mean, …
+    fill:str=None # What comes there: swap, swap_both, zero, mean, max, min, halfmax, blend, blur, noise, shuffle, dataset_mean, …
     weight:float=None # Of the fill blend
     radius:float=None # Of the fill blur
     mode:str=None # replace, or augment

@@ -286,6 +286,8 @@ def test_beds_of_the_benchmarks(bed_data, mnist, tmp_path):
             z.writestr(f'{part}/{c}/{i:04}.jpg', f.getvalue())
     make = lambda name,**kw: bed_data.make(name, data, tmp_path/'out', **dict(n_train=64, n_test=32)|kw)
     for name in set(bed_data.names)-{'mnist','mnist_1k','mnist_halves','cars','cifar','cifar10'}: assert test_sets(make(name)).keys()=={'plain','aligned','flipped'}
+    for name in ('mnist_halves','cars'): assert test_sets(make(name)).keys()=={'plain'} and len(ls := [o.name for o in (make(name)/'train').iterdir()])==2, ls
+    assert not np.asarray(Image.open(next((make('cars')/'train').rglob('*.png'))))[:32].any()
     about = lambda name: pd.read_csv(make(name)/'about.csv').query('part=="train"')
     assert about('random_corner').conflict.sum()==1 and about('random_corner').groupby(['top','left']).ngroups==4 and about('dominoes_95').conflict.sum()==3 and set(about('dominoes_100').label)=={'automobile','truck'}
     before = files(tmp_path/'out')
