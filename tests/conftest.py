@@ -49,8 +49,8 @@ def few(tmp_path_factory):
 @pytest.fixture(scope='session')
 def trained():
     "A learner that has learned to read the patch"
-    learn = digits_learner(digits(n=1000))
-    fit_quietly(learn, 'fit', 2, 2e-3)
+    learn = digits_learner()
+    fit_quietly(learn, 'fit', 2, 1e-3)
     return learn
 
 def fit_quietly(learn, how='fit_one_cycle', *args, **kwargs):
