@@ -39,7 +39,7 @@ def no_pictures():
 @pytest.fixture(scope='session')
 def path(tmp_path_factory):
     "A folder of digits with a shortcut, shared and never written to"
-    return digits(tmp_path_factory.mktemp('data')/'digits', n=200)
+    return digits(tmp_path_factory.mktemp('data')/'digits', n=320)
 
 @pytest.fixture(scope='session')
 def few(tmp_path_factory):

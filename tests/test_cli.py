@@ -127,7 +127,7 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     told,usual,made = [],t.arch_learner,[]
     args = dict(steps='1,p,1', folds=2, bs=16, say=told.append, **few)
     o = train_folder(path/'valid', tmp_path/'runs', **args)
-    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==20).all() and 'mean ± standard deviation' in told[-1]
+    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==32).all() and 'mean ± standard deviation' in told[-1]
     class Stop(Callback):
         def after_batch(self):
             if self.training and self.epoch==1: raise KeyboardInterrupt

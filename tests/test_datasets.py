@@ -129,7 +129,7 @@ def test_folds_hold_each_image_once_and_are_stratified(path):
 
 def test_folds_take_a_given_validation_part_in(path):
     images = ImageFolder(path).folds(3)
-    assert len(images)==200 and (images.fold(0).df.part=='valid').sum() in (66,67)
+    assert len(images)==320 and (images.fold(0).df.part=='valid').sum() in (106,107)
 
 def test_folds_that_cannot_be(pets):
     images = ImageTable(pets/'labels.csv')
