@@ -16,10 +16,10 @@ from .core import *
 from .data import *
 from .data import _refuse_count
 
-# %% ../nbs/03b_beds.ipynb #b337fd64
+# %% ../nbs/03b_beds.ipynb #77462a3e
 def _deal(n, sizes):
     "`n` places dealt to groups in proportion to their sizes, the largest remainders first"
-    quota = n*np.asarray(sizes)/sum(sizes)
+    quota = n*np.asarray(sizes)/(sum(sizes) or 1)
     places = quota.astype(int)
     places[np.argsort(places-quota, kind='stable')[:n-places.sum()]] += 1
     return places

@@ -468,15 +468,16 @@ def _problem(f):
     if min(size)<8: return 'tiny', f'{size[0]}×{size[1]} pixels'
     return None
 
-# %% ../nbs/03_data.ipynb #a86bb485
+# %% ../nbs/03_data.ipynb #5e975ee8
 def check_images(
     files, # Image files
-    n_workers:int=None # Processes; None: as many as there are cores for more than 1,000 files, else this one
+    n_workers:int=None, # Processes; None: as many as there are cores for more than 1,000 files, else this one
+    progress:bool=True # A bar, for more than 2,000 files?
 )->pd.DataFrame: # A row for each file with something to say: file, problem, detail
     "Open every image and list what is wrong: 'unreadable', '16-bit', 'transparent', 'CMYK', 'tiny'"
     files = list(files)
     if n_workers is None: n_workers = num_cpus() if len(files)>1000 else 0
-    found = parallel(_problem, files, n_workers=n_workers, progress=len(files)>2000)
+    found = parallel(_problem, files, n_workers=n_workers, progress=progress and len(files)>2000)
     return pd.DataFrame([(f,*o) for f,o in zip(files, found) if o], columns=['file','problem','detail'])
 
 # %% ../nbs/03_data.ipynb #f1878e52

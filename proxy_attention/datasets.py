@@ -6,9 +6,10 @@
 __all__ = ['known_sets', 'find_root', 'KnownData', 'read_named', 'read_classes', 'read_files', 'known_table', 'known_data',
            'open_images']
 
-# %% ../nbs/03a_datasets.ipynb #56f216b4
-import os, re, tarfile
+# %% ../nbs/03a_datasets.ipynb #d977a7b8
+import inspect, os, re, tarfile, zlib
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from warnings import warn
 import pandas as pd
@@ -18,7 +19,7 @@ from fastai.data.transforms import get_image_files
 from .core import *
 from .data import *
 
-# %% ../nbs/03a_datasets.ipynb #b4fbd648
+# %% ../nbs/03a_datasets.ipynb #4334ebe3
 def _dirs(d): return sorted(Path(o.path) for o in os.scandir(d) if o.is_dir() and not o.name.startswith(('.','__MACOSX')))
 
 def find_root(
@@ -58,7 +59,9 @@ class KnownData:
         "Download and unpack it, unless that is done already"
         if not self.fetched: raise ValueError(f"'{self.name}' cannot be fetched from here: get it from {self.url}, unpack it, and give the folder: '{self.name}:folder'.")
         try: return untar_data(self.url)
-        except (OSError, tarfile.TarError, EOFError) as e: raise OSError(f"'{self.name}' cannot be fetched ({type(e).__name__}: {e}): get {self.url} where there is a network, unpack it, and give the folder: '{self.name}:folder'.") from e
+        except Exception as e:
+            if type(e) is not Exception and not isinstance(e, (OSError,HTTPException,tarfile.TarError,EOFError,zlib.error)): raise # fastdownload knows no class but the plainest
+            raise OSError(f"'{self.name}' cannot be fetched ({type(e).__name__}: {e}): get {self.url} where there is a network, unpack it, and give the folder: '{self.name}:folder'.") from e
 
     def root(self, path)->Path:
         "The folder of the data set, at `path` or below"
@@ -116,12 +119,18 @@ def read_files(root,
     if odd := [f.name for f,m in found if not m]: warn(f"{len(odd)} images of {root/folder} have no label in their name and are left out, the first is {odd[0]}.", ProxyWarning)
     return _set(root, [(f,m[1]) for f,m in found if m], **kwargs)
 
-# %% ../nbs/03a_datasets.ipynb #bb5e40ef
+# %% ../nbs/03a_datasets.ipynb #f8471aa8
 def _lines(f, sep=None, n=2):
     "The fields of each line of a text file, at least `n`"
     rows = [o.split(sep) for o in Path(f).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
     if bad := [i for i,o in enumerate(rows) if len(o)<n]: raise ValueError(f"{f}, line {bad[0]+1}: '{' '.join(rows[bad[0]])}' should have {n} fields.")
     return rows
+
+def _labels(file, names, pattern, such):
+    "Each name and its label, the first group of `pattern`"
+    found = [(o, re.fullmatch(pattern, o)) for o in names]
+    if odd := [o for o,m in found if not m]: raise ValueError(f"{file}: '{odd[0]}' should look like '{such}'.")
+    return [(o,m[1]) for o,m in found]
 
 def _listed(root, rows, where):
     "Rows whose file is there, or a sentence"
@@ -136,12 +145,14 @@ def _read_flowers(root, **kwargs)->ImageSet:
 def _read_food(root, **kwargs)->ImageSet:
     "`train.txt`: class/number; what `test.txt` lists is left alone"
     txt = root/'train.txt' if (root/'train.txt').exists() else root/'meta'/'train.txt'
-    return _set(root, _listed(root, [(root/'images'/f'{o}.jpg', o.split('/')[0]) for o, in _lines(txt, n=1)], txt.name), **kwargs)
+    named = _labels(txt, [o.strip() for o, in _lines(txt, '\n', 1)], '([^/]+)/[^/]+', 'apple_pie/1005649')
+    return _set(root, _listed(root, [(root/'images'/f'{o}.jpg', label) for o,label in named], txt.name), **kwargs)
 
 def _read_cub(root, **kwargs)->ImageSet:
     "`images.txt` numbers the images, `train_test_split.txt` says which are for training; the others are left alone"
     train = {i for i,is_train,*_ in _lines(root/'train_test_split.txt') if is_train=='1'}
-    rows = [(root/'images'/f, f.split('/')[0].split('.',1)[1]) for i,f,*_ in _lines(root/'images.txt') if i in train]
+    named = _labels(root/'images.txt', [f for i,f,*_ in _lines(root/'images.txt') if i in train], r'[^/.]*\.([^/]+)/[^/]+', '001.Black_footed_Albatross/1.jpg')
+    rows = [(root/'images'/f, label) for f,label in named]
     return _set(root, _listed(root, rows, 'images.txt'), **kwargs)
 
 def _read_tiny_imagenet(root, **kwargs)->ImageSet:
@@ -163,7 +174,8 @@ def _read_tsinghua(root, **kwargs)->ImageSet:
     "The breed, at the end of a folder's name; the authors' split if `TrainAndValList` lies beside"
     lists = next((o for o in (root.parent/'TrainAndValList', root.parent/'TrainValSplit'/'TrainAndValList') if o.is_dir()), None)
     if lists is None: return read_classes(root, r'\d+-n\d+-(.+)', **kwargs)
-    rows = [(root.joinpath(*o.split('/')[-2:]), o.split('/')[-2].split('-',2)[2], part) for part,f in (('train','train'),('valid','validation')) for o, in _lines(lists/f'{f}.lst', '\n', 1)]
+    rows = [(root.joinpath(*o.split('/')[-2:]), label, part) for part,f in ((k,lists/f'{n}.lst') for k,n in (('train','train'),('valid','validation')))
+            for o,label in _labels(f, [o.strip() for o, in _lines(f, '\n', 1)], '(?:.*/)?[^/-]*-[^/-]*-([^/]+)/[^/]+', './/200-n000008-Airedale/n107028.jpg')]
     return _set(root, _listed(root, rows, lists.name), **kwargs)
 
 # %% ../nbs/03a_datasets.ipynb #2964a2df
@@ -224,9 +236,11 @@ def known_data(
     if not isinstance(name, str) or name not in known_sets: raise ValueError(f"No data set is called {name!r}{nearest(name, known_sets)} There are: {', '.join(known_sets)}.")
     return known_sets[name].open(path, pretrained, **kwargs)
 
-# %% ../nbs/03a_datasets.ipynb #aaf6057b
-def _refuse_others(what, f, kwargs):
-    "Refuse arguments that `f` does not take"
+# %% ../nbs/03a_datasets.ipynb #d02b4ebc
+def _refuse_others(what, f, args, kwargs):
+    "Refuse arguments that `f` does not take, or has been given"
+    for o in list(inspect.signature(f).parameters)[:len(args)]:
+        if o in kwargs: raise TypeError(f'{what} says itself what `{o}` is: leave `{o}` out.')
     for o in kwargs:
         if o not in takes(f)|takes(ImageSet)-{'path','files','labels','parts','**'}: raise TypeError(f'{what} is opened with `{f.__name__}`, which has no use for `{o}`{nearest(o, takes(f)-{"**"})}')
 
@@ -249,8 +263,8 @@ def open_images(
             if path.name in o.instead: o.refuse_form(path.name)
         f,args = ImageTable, [path]
         if path.suffix.lower()=='.tsv': kwargs = dict(sep='\t')|kwargs
-    elif name in known_sets: f,args = partial(known_data, pretrained=pretrained), [name, folder or None]
+    elif name in known_sets: f,args = partial(known_data, pretrained=pretrained), [name, folder] if folder else [name]
     elif Path(name).name!=name: raise FileNotFoundError(f'There is no folder and no CSV file {what}.')
     else: raise FileNotFoundError(f'There is no folder and no CSV file {what}, and no known data set is called {name!r}{nearest(name, known_sets)}')
-    _refuse_others(what, f if isinstance(f, type) else known_data, kwargs)
+    _refuse_others(what, f if isinstance(f, type) else known_data, args, kwargs)
     return f(*args, **kwargs)

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['show_confusion', 'RunBoard']
 
-# %% ../nbs/11a_logs.ipynb #4d18b3d3
+# %% ../nbs/11a_logs.ipynb #90f1915c
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from warnings import warn
-import torch
+import os
+import numpy as np, torch
 import matplotlib.pyplot as plt
 from fastcore.all import L, noop, patch, risinstance
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.schedule import ParamScheduler
 from sklearn.metrics import ConfusionMatrixDisplay, classification_report, confusion_matrix
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -41,9 +43,9 @@ def show_confusion(
     if n>60: ax.set(xticks=[], yticks=[])
     return ax
 
-# %% ../nbs/11a_logs.ipynb #08c41e12
+# %% ../nbs/11a_logs.ipynb #e97d5b23
 class RunBoard(Callback):
-    "Writes a fit into a TensorBoard log: losses, metrics, rates, proxy steps with their images; at its end the confusion matrix, a report and the hyperparameters"
+    "Writes a fit into a TensorBoard log: losses, metrics, rates, hyperparameters, proxy steps with their images; at its end the confusion matrix and a report"
     order,remove_on_fetch = ProxyAttention.order+10,True
     _stateattrs = ('writer','found') # what an exported learner does without
     writer,found = None,()
@@ -54,14 +56,14 @@ class RunBoard(Callback):
         **settings # Further hyperparameters to be kept with the log, as `arch='resnet18'`
     ):
         if not str(folder): raise ValueError("folder='' is no name for a folder.")
-        self.folder,self.n,self.resume,self.settings = str(folder),n,resume,settings
+        self.folder,self.n,self.resume,self.settings = os.path.expanduser(folder),n,resume,settings
         self.fits,self.done,self.begun = 0,0,False
 
     def _init_state(self):
         super()._init_state()
         self.begun = False # a copy made in mid-fit is in none
 
-# %% ../nbs/11a_logs.ipynb #11186500
+# %% ../nbs/11a_logs.ipynb #771f440c
 def _closing(board, learn, f, event_type, ex, final=noop):
     "`Learner._with_events`; an epoch that is broken off closes the log"
     try: type(learn)._with_events(learn, f, event_type, ex, final)
@@ -94,10 +96,11 @@ def begin(self:RunBoard):
     self.fits += 1
     self.past = self.done - self.train_iter if purge else self.done + (0 if self.train_iter else self.epoch*len(self.dls.train))
     self.rows,self.told = len(self.recorder.values) if hasattr(self.learn, 'recorder') else 0, len(pa.history) if pa else 0
-    self.begun,self.found,self.rate,self.last,self.odd = True,[],0.,{},set()
+    self.begun,self.found,self.odd = True,[],set()
     if rank_distrib(): return
     try: self.writer = SummaryWriter(self.folder, purge_step=purge)
     except OSError as e: raise type(e)(f'The folder {self.folder} cannot be written ({e.strerror or e}): name another one for the log.') from e
+    self.introduce()
 
 @patch(as_prop=True)
 def proxies(self:RunBoard):
@@ -118,7 +121,7 @@ def pick_up(self:RunBoard)->int: # First step that is written anew; None: none i
     self.fits,self.done = self.fits-1,int(before.index[-1])
     return self.done+1
 
-# %% ../nbs/11a_logs.ipynb #b9dd50cc
+# %% ../nbs/11a_logs.ipynb #59a78e4d
 @contextmanager
 def _writing(board):
     "What the disk refuses is no reason to lose a fit"
@@ -144,7 +147,6 @@ def after_batch(self:RunBoard):
     if not self.training: return self.collect()
     self.done = self.past+self.train_iter
     hypers = self.opt.hypers[-1]
-    self.rate = max(self.rate, hypers['lr'])
     if self.writer is None: return
     with _writing(self):
         self.scalar('train_loss', self.smooth_loss if hasattr(self.learn, 'recorder') else self.loss)
@@ -181,7 +183,6 @@ def catch_up(self:RunBoard):
     if self.writer is not None:
         with _writing(self):
             for i,row in enumerate(rows):
-                self.last = dict(zip(names, row)) or self.last
                 for k,v in zip(names, row):
                     if k!='train_loss': self.scalar(k, v) # which each batch has told
                 if len(row): self.scalar('epoch', self.rows+i); self.scalar('fit', self.fits)
@@ -191,28 +192,44 @@ def catch_up(self:RunBoard):
             self.writer.flush()
     self.rows,self.told = self.rows+len(rows),self.told+len(steps)
 
-# %% ../nbs/11a_logs.ipynb #aec8de9f
-def _plain(v): return v if isinstance(v, (str,bool,int,float)) else getattr(v, '__name__', None) or str(v)
+# %% ../nbs/11a_logs.ipynb #634d45f4
+def _plain(v):
+    v = v.item() if isinstance(v, np.generic) else v
+    return v if isinstance(v, (str,bool,int,float)) else getattr(v, '__name__', None) or str(v)
+
+@patch(as_prop=True)
+def lr_max(self:RunBoard)->float:
+    "The largest rate that the schedule of this fit has, or the one that it begins with"
+    scheds = [o.scheds['lr'] for o in L(self.learn.cbs).filter(risinstance(ParamScheduler)) if 'lr' in o.scheds]
+    return max((float(np.atleast_1d(f(p))[-1]) for f in scheds for p in np.linspace(0, 1, 1001)), default=self.opt.hypers[-1]['lr'])
 
 @patch
 def hyper(self:RunBoard)->dict:
     "What the fit was made with: model, data, optimizer, the arguments of `ProxyAttention`, and your own `settings`"
     own,pa,hypers = lambda o: getattr(o, 'func', o),self.proxies,self.opt.hypers[-1]
-    found = dict(model=type(self.learn.model).__name__, items=len(self.dls.train_ds), bs=self.dls.bs, n_epoch=self.n_epoch, lr_max=self.rate, wd=hypers.get('wd'),
+    found = dict(model=type(self.learn.model).__name__, items=len(self.dls.train_ds), bs=self.dls.bs, n_epoch=self.n_epoch, lr_max=self.lr_max, wd=hypers.get('wd'),
         opt=own(self.learn.opt_func), loss=getattr(self.learn.loss_func, '__name__', type(self.learn.loss_func).__name__))
     found |= {f'proxy_{k}':v for k,v in pa.args.items()} if pa else {}
     return {k:_plain(v) for k,v in (found|self.settings).items() if v is not None}
 
 @patch
+def introduce(self:RunBoard):
+    "Write the hyperparameters, and the names of the metrics"
+    names = self.recorder.metric_names[1:] if hasattr(self.learn, 'recorder') else []
+    with _writing(self):
+        for o in hparams(self.hyper(), {k:0. for k in names if k!='time'})[:2]: self.writer.file_writer.add_summary(o, self.done) # `add_hparams` would make a second run
+        self.writer.flush()
+
+# %% ../nbs/11a_logs.ipynb #b64e9258
+@patch
 def after_fit(self:RunBoard):
-    "Confusion matrix, report and hyperparameters, then close"
+    "Confusion matrix and report, then close"
     if hasattr(self.learn, 'gather_preds'): return # a look at the model, in mid-fit perhaps
     if self.begun: self.catch_up()
     if self.writer is not None:
         with _writing(self):
             if self.found: self.write_labels(*map(torch.cat, zip(*self.found)))
-            nums = {k:float(v) for k,v in self.last.items() if isinstance(v, Real)}
-            for o in hparams(self.hyper(), nums): self.writer.file_writer.add_summary(o, self.done) # `add_hparams` would make a second run
+            self.writer.file_writer.add_summary(hparams({}, {})[2], self.done) # that it ended
     self.close()
 
 @patch

@@ -252,7 +252,7 @@ class Runs:
         return iter(sorted(able, key=lambda o: (o.when is pd.NaT, o.when, o.name)))
     def __len__(self): return len(list(iter(self)))
 
-# %% ../nbs/12_runs.ipynb #204ff416
+# %% ../nbs/12_runs.ipynb #49e838c5
 def _whole(df):
     "Counts stay whole numbers where some runs have none"
     for c in df:
@@ -260,17 +260,23 @@ def _whole(df):
         if df[c].dtype!='int64' and len(v) and all(isinstance(o, (int,np.integer)) and not isinstance(o, bool) for o in v): df[c] = df[c].astype('Int64')
     return df
 
+def _beside(found, taken, end):
+    "What was found, under names that are not taken"
+    return {f'{k}_{end}' if k in taken else k:v for k,v in found.items()}
+
 def _final(run):
     "One row: settings, last values, proxy steps"
     settings,last,steps = run.settings,run.metrics,run.kept.get('proxy_steps.csv')
     if steps is not None: proxies = dict(proxy_steps=len(steps), proxies_made=int(steps['made'].sum()) if 'made' in steps else None)
     else: proxies = dict(proxy_steps=int((run.scalars.tag=='proxy/made').sum()) or None)
-    return dict(run=run.name, when=run.when) | settings | dict(done=run.done) | {f'{k}_last' if k in settings else k:v for k,v in last.items()} | proxies
+    own = dict(run=run.name, when=run.when, done=run.done) | proxies
+    settings = _beside(settings, own, 'setting')
+    return {k:own[k] for k in ('run','when')} | settings | dict(done=run.done) | _beside(last, own|settings, 'last') | proxies
 
 @patch(as_prop=True)
 def final(self:Runs)->pd.DataFrame:
     "A row a run: settings, last values, proxy steps; with the last image of each name, if images are kept"
-    rows = [_final(o) | ({tag:pic for tag,_,pic in o.pictures()} if self.images else {}) for o in self]
+    rows = [row | (_beside({tag:pic for tag,_,pic in o.pictures()}, row, 'image') if self.images else {}) for o in self for row in [_final(o)]]
     cols = list({k:0 for r in [dict(run=0, when=0), *rows] for k in r})
     return _whole(pd.DataFrame({c:pd.Series([r.get(c) for r in rows], dtype=object) for c in cols})).infer_objects()
 
@@ -309,7 +315,7 @@ def read_runs(
     runs = Runs(root, images)
     return runs.per_epoch if per_epoch else runs.final
 
-# %% ../nbs/12_runs.ipynb #5bb56266
+# %% ../nbs/12_runs.ipynb #9b89d666
 _short = dict(train_loss='train', valid_loss='valid', proxy_steps='steps')
 
 def _cell(v):
@@ -318,6 +324,11 @@ def _cell(v):
     if v is None or pd.api.types.is_scalar(v) and pd.isna(v): return ''
     if isinstance(v, pd.Timestamp): return v.strftime('%Y-%m-%d %H:%M')
     return f'{v:.4g}' if isinstance(v, (float,np.floating)) else str(v)
+
+def _asked(columns):
+    "The names in a list, or in a text as 'run, lr'; None if there are none"
+    names = [o.strip() for o in columns.split(',')] if isinstance(columns, str) else columns or []
+    return list(dict.fromkeys(o for o in names if o)) or None
 
 @patch
 def table(self:Runs,
@@ -333,16 +344,12 @@ def table(self:Runs,
         by = known(sort.removeprefix('-'))
         try: df = df.sort_values(by, ascending=not sort.startswith('-'), kind='stable')
         except TypeError: df = df.sort_values(by, ascending=not sort.startswith('-'), kind='stable', key=lambda o: o.astype(str))
-    if columns is not None: return df[[known(o) for o in (columns.split(',') if isinstance(columns, str) else columns)]]
+    if asked := _asked(columns): return df[[known(o) for o in asked]]
     said = {k for o in self for k in o.settings}
-    told = list(dict.fromkeys(k for o in self for k in o.metrics if '/' not in k and k not in said))
-    return df[[o for o in ('run','when','arch','recipe','epochs' if 'epochs' in df else 'done',*told,'proxy_steps') if o in df]]
+    told = [k for o in self for k in o.metrics if '/' not in k and k not in said]
+    return df[[o for o in dict.fromkeys(['run','when','arch','recipe','epochs' if 'epochs' in df else 'done',*told,'proxy_steps']) if o in df]]
 
 def _numeric(cells): return pd.to_numeric(cells[cells!=''], errors='coerce').notna().all()
-
-def _fit(text, width):
-    "Head and tail of a text that is too long"
-    return text if len(text)<=width else f'{text[:width-1-width//2]}…{text[len(text)-width//2:]}'
 
 @patch
 def text(self:Runs,
@@ -351,6 +358,7 @@ def text(self:Runs,
     width:int=100 # Characters a line
 )->str:
     "The table in lines of at most `width` characters: names are shortened, then columns left out and named"
+    columns = _asked(columns)
     df = self.table(sort, columns)
     if not len(df): return f'No run in {self.root}.'
     shown = df.apply(lambda c: c.map(_cell))
@@ -370,7 +378,7 @@ def text(self:Runs,
     shorten(['run'] if 'run' in cols else [], 20)
     while over()>0 and len(cols)>1: left.insert(0, cols.pop())
     right = {c for c in cols if c in ('epochs','done') or _numeric(shown[c])}
-    line = lambda cells: '  '.join(_fit(o, wide[c]).rjust(wide[c]) if c in right else _fit(o, wide[c]).ljust(wide[c]) for c,o in zip(cols, cells)).rstrip()
+    line = lambda cells: '  '.join(fit_text(o, wide[c]).rjust(wide[c]) if c in right else fit_text(o, wide[c]).ljust(wide[c]) for c,o in zip(cols, cells)).rstrip()
     lines = [line([_short.get(c, c) for c in cols]), *(line(row) for row in shown[cols].itertuples(index=False, name=None))]
     return '\n'.join(lines + ([f"Left out: {', '.join(left)}"] if left else []))
 
@@ -383,7 +391,7 @@ def runs_table(
     "One row a run, in at most 100 columns"
     runs = Runs(root)
     if not as_json: return runs.text(sort, columns)
-    df = runs.table(sort, list(runs.final) if columns is None else columns)
+    df = runs.table(sort, _asked(columns) or list(runs.final))
     return df.to_json(orient='records', date_format='iso', double_precision=15, indent=1, default_handler=str)
 
 # %% ../nbs/12_runs.ipynb #522ee603

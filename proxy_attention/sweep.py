@@ -192,7 +192,7 @@ def check(self:folder_run,
                 else: break
             else: raise ValueError(f'{k}={v!r} works in no combination that was looked at: {whys.most_common(1)[0][0]}')
 
-# %% ../nbs/11b_sweep.ipynb #670d6784
+# %% ../nbs/11b_sweep.ipynb #fc1abeb5
 @contextmanager
 def _quietly():
     "Optuna says nothing but errors meanwhile"
@@ -223,7 +223,7 @@ def _mended(file):
             f.truncate(text.rfind(b'\n')+1)
     finally: lock.release()
 
-def _direction(metric): return 'minimize' if 'loss' in metric or 'error' in metric else 'maximize'
+def _direction(metric): return 'minimize' if better(metric) is np.less else 'maximize'
 
 _states = {TrialState.COMPLETE:'complete', TrialState.FAIL:'failed', TrialState.PRUNED:'pruned', TrialState.RUNNING:'running'}
 _columns = ('trial','state','seconds','problem','run','folder','metric')

@@ -71,12 +71,13 @@ def _vocab(learn):
     if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or hasattr(learn.loss_func, 'thresh'): raise TypeError('This learner does not say one label an image, and that is what is told here: for others use `show_where`.')
     return [str(o) for o in vocab]
 
-# %% ../nbs/17_use.ipynb #f35d932f
+# %% ../nbs/17_use.ipynb #5819bd6e
 def find_images(
     images # A file, a folder (looked through to its depths), a pattern such as 'photos/*.jpg', or several of them
 )->tuple: # files in order, each once; the folders they were found in
     "Image files, and where nothing may be written"
     asked,files,roots = [images] if isinstance(images, (str,os.PathLike)) else list(images),{},[]
+    if not asked: raise ValueError('No image is named: give a file, a folder, a pattern, or several of them.')
     for o in asked:
         if not isinstance(o, (str,os.PathLike)): raise TypeError(f'{o!r} is no file, folder or pattern.')
         p = Path(o).expanduser()
@@ -97,11 +98,10 @@ def _clean(o):
     return ''.join(c if c.isprintable() else '�' for c in os.fsencode(str(o)).decode('utf-8', 'backslashreplace'))
 
 def _short(o, n=30):
-    "The beginning and the end of a long name"
-    o = _clean(o)
-    return o if len(o)<=n else f'{o[:n-n//2-1]}…{o[len(o)-n//2:]}'
+    "A name that fits below a picture"
+    return fit_text(_clean(o), n)
 
-# %% ../nbs/17_use.ipynb #eb3b5f11
+# %% ../nbs/17_use.ipynb #17b01d2b
 class _Looker:
     "Probabilities, and heat for the prediction"
     def __init__(self, learn, attribution, target, layer):
@@ -128,7 +128,7 @@ def _look(lookers, files):
         said = [o(files) for o in lookers]
         return [(f, [(p[i],h[i]) for p,h in said]) for i,f in enumerate(files)], []
     except _failures as e:
-        if len(files)==1: return [], [(files[0], f'the model cannot take it: {(str(e).strip() or type(e).__name__).splitlines()[0][:150]}')]
+        if len(files)==1: return [], [(files[0], f'the model cannot take it: {(str(e).strip() or type(e).__name__).splitlines()[0][:150].rstrip(".")}')]
     parts = [_look(lookers, [f]) for f in files]
     return [o for done,_ in parts for o in done], [o for _,left in parts for o in left]
 
@@ -176,7 +176,7 @@ def _draw(groups, path, across=1, size=1.7):
     finally: plt.close(fig)
     return path
 
-# %% ../nbs/17_use.ipynb #1fad604c
+# %% ../nbs/17_use.ipynb #17e15775
 Explained = namedtuple('Explained', 'table run skipped')
 Explained.__doc__ = 'A row an image; the run folder; what could not be read or taken: file, problem'
 
@@ -209,7 +209,7 @@ def explain_images(
     files,roots = find_images(images)
     for d in roots: refuse_inside(out, d)
     lookers = {k:_Looker(open_learner(o), attribution, target, layer) for k,o in dict(model=model, against=against).items() if o is not None}
-    wrong = check_images(files, 0)
+    wrong = check_images(files, progress=not (quiet or as_json))
     skipped = list(wrong.loc[wrong.problem=='unreadable', ['file','detail']].itertuples(index=False, name=None))
     notes,bad = {o.file:(o.problem,o.detail) for o in wrong.itertuples()}, {f for f,_ in skipped}
     files = [f for f in files if f not in bad]
@@ -217,14 +217,16 @@ def explain_images(
     run,rows = new_run(out, 'explain'),[]
     try:
         if singles: (run/'images').mkdir()
-        for page,part in enumerate(_patient(list(chunked(files, 12)), not (quiet or as_json)), 1):
-            done,left = _look(list(lookers.values()), part)
-            skipped += left
-            if done: rows += _page(done, lookers, run, page, len(rows), notes, singles)
-        if rows: table = pd.DataFrame(rows)
-        if rows: write_whole(run/'predictions.csv', lambda f: table.to_csv(f, index=False, encoding='utf-8'))
-        lost = pd.DataFrame([(_clean(f),why) for f,why in skipped], columns=['file','problem'])
-        if len(lost): write_whole(run/'skipped.csv', lambda f: lost.to_csv(f, index=False, encoding='utf-8'))
+        try:
+            for page,part in enumerate(_patient(list(chunked(files, 12)), not (quiet or as_json)), 1):
+                done,left = _look(list(lookers.values()), part)
+                skipped += left
+                if done: rows += _page(done, lookers, run, page, len(rows), notes, singles)
+        finally: # what is done is kept, whatever ends it
+            table,lost = pd.DataFrame(rows), pd.DataFrame([(_clean(f),why) for f,why in skipped], columns=['file','problem'])
+            for name,df in dict(predictions=table, skipped=lost).items():
+                if len(df): write_whole(run/f'{name}.csv', lambda f: df.to_csv(f, index=False, encoding='utf-8'))
+    except KeyboardInterrupt as e: raise KeyboardInterrupt(f'{len(rows)} of {len(files)} images are done: {run}') from e
     except OSError as e: raise type(e)(f'The results cannot be written to {run} ({e.strerror or e}): make room, or name another folder, and run again.') from e
     if not rows: raise ValueError(f'None of the {len(lost)} images could be explained. The last is {lost.file.iloc[-1]}: {lost.problem.iloc[-1]}. What was skipped stands in {run/"skipped.csv"}.')
     if len(lost): warn(f"{len(lost)} of {len(lost)+len(table)} images were skipped: {', '.join(Path(o).name for o in lost.file[:3])}{' …' if len(lost)>3 else ''} ({lost.problem[0]}).", ProxyWarning)
@@ -271,5 +273,6 @@ def _told(table, run, n=40):
     text = short.head(n).to_string(index=False, na_rep='')
     if len(table)>n: text += f'\n… and {len(table)-n} more in predictions.csv'
     text += f'\n\n{len(table)} image{"s"*(len(table)!=1)}'
-    if 'same_label' in table: text += f', of which the models agree on {table.same_label.sum()}; their heat overlaps by {table.heat_iou.mean():.0%} where it is hottest'
+    if 'same_label' in table: text += f', of which the models agree on {table.same_label.sum()}'
+    if 'heat_iou' in table and table.heat_iou.notna().any(): text += f'; their heat overlaps by {table.heat_iou.mean():.0%} where it is hottest'
     return f'{text}\nPictures and table: {run}'

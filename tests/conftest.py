@@ -15,6 +15,10 @@ def pytest_pycollect_makeitem(collector, name, obj):
 
 def pytest_configure(config): config.addinivalue_line('markers', 'limit(seconds): longer than the minute that a test may take')
 
+def pytest_collection_modifyitems(items):
+    "Notebooks take longest: they come first, so that two workers end together"
+    items.sort(key=lambda o: o.path.stem!='test_notebooks')
+
 @pytest.fixture(autouse=True)
 def time_limit(request):
     "The failure to fear is a hang: every test ends within a minute, or as long as its mark `limit` says"

@@ -21,7 +21,7 @@ def nets(trained):
     "Name → a network that has learned the digits, the layer looked at, and how another library reads it"
     res = dict(cnn=(trained.model, '4', None))
     for name,make,layer,read in (('vit', small_vit, 'blocks.2.norm1', lambda t: t[:,1:].unflatten(1, (8,8)).permute(0,3,1,2)), ('swin', small_swin, 'norm', lambda t: t.permute(0,3,1,2))):
-        learn = digits_learner() # sets the seed
+        learn = digits_learner(trained.dls.path) # sets the seed
         learn.model = make()
         with learn.no_bar(), learn.no_logging(): learn.fit(2, 2e-3)
         res[name] = (learn.model.eval(), layer, read)

@@ -37,7 +37,7 @@ def test_nothing_is_drawn_twice(data):
     groups = np.array(data.draw(st.lists(st.integers(0,4), min_size=1, max_size=60)))
     a = data.draw(st.integers(0, len(groups)))
     b = data.draw(st.integers(0, len(groups)-a))
-    res = _draw(groups, dict(a=a, b=b), np.random.default_rng(0))
+    with np.errstate(all='raise'): res = _draw(groups, dict(a=a, b=b), np.random.default_rng(0))
     assert [len(res[k]) for k in 'ab']==[a,b] and len(set(res['a'])|set(res['b']))==a+b
     for k,n,pool in (('a',a,groups),('b',b,np.delete(groups, res['a']))): # each in proportion to what was there
         for g in set(pool): assert abs((groups[res[k]]==g).sum()-n*(pool==g).mean())<1

@@ -1,6 +1,7 @@
 "The commands as a user types them: two from a cold start, the others from warm processes"
 import json, os, signal, subprocess, time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
 import pytest, warm
 from fastai.vision.all import *
 from proxy_attention.all import *
@@ -159,6 +160,7 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
         return learn
     assert t.largest_batch(elsewhere, 32)==32
     told = []
+    monkeypatch.setattr(Learner, 'lr_find', partialmethod(Learner.lr_find, num_it=40)) # of 100
     run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=16, augment='strong', say=told.append, **few)
     model = weights_of(run)
     assert any('lr_find suggests a rate of' in o for o in told)

@@ -1,6 +1,7 @@
 "Tables, folds, subsets, splits that are kept, and known data sets on folders of exactly their layout"
 import os, subprocess, sys, tarfile, textwrap, urllib.error
 from concurrent.futures import ProcessPoolExecutor
+from unittest.mock import Mock
 import fastai.data.external, fastdownload.core
 import pytest
 from fastai.vision.all import *
@@ -378,12 +379,20 @@ def test_tsinghua_with_the_split_of_its_authors(tmp_path, at):
     ('cub', lambda d: (d/'images'/_birds[0]/'1.jpg').unlink(), '1 of 6 images that images.txt lists'),
     ('cub', lambda d: (d/'train_test_split.txt').write_text(''), 'There is no image in'),
     ('food', lambda d: (d/'images'/'waffles'/'0.jpg').unlink(), '1 of 6 images that train.txt lists'),
+    ('food', lambda d: (d/'train.txt').write_text('waffles/0 7\nwaffles'), "train.txt: 'waffles' should look like 'apple_pie/1005649'"),
+    ('cub', lambda d: (d/'images.txt').write_text(''.join(f'{i} Albatross_{i}.jpg\n' for i in range(99))), "images.txt: 'Albatross_.*' should look like '001.Black_footed_Albatross"),
     ('stanford_dogs', lambda d: shutil.rmtree(d/'Images'/_breeds[0]), "of one class, 'flat-coated_retriever'"),
 ])
 def test_broken_copies(name, spoil, words, tmp_path):
     d = build(name, tmp_path)
     spoil(d)
     with pytest.raises((ValueError,OSError), match=words): known_data(name, d)
+
+def test_a_line_of_the_authors_that_names_no_breed(tmp_path):
+    build('tsinghua_dogs', tmp_path)
+    (tmp_path/'TrainAndValList').mkdir()
+    for o in ('train','validation'): (tmp_path/'TrainAndValList'/f'{o}.lst').write_text('.//200-n000008-Airedale/n0.jpg\nAiredale/n1.jpg\n')
+    with pytest.raises(ValueError, match="train.lst: 'Airedale/n1.jpg' should look like './/200-n000008"): known_data('tsinghua_dogs', tmp_path)
 
 def test_tiny_imagenet_without_words(tmp_path):
     (build('tiny_imagenet', tmp_path)/'tiny-imagenet-200'/'words.txt').unlink()
@@ -455,11 +464,18 @@ def test_fetched_unpacked_and_read(name, host, tmp_path):
     assert asked==[known_sets[name].url] and a.df.equals(b.df), 'the second time nothing is fetched'
     assert set(a.df.label)==layouts[name][2] and (tmp_path/'home').resolve() in a.path.parents
 
-def test_no_network_and_broken_archives(host, tmp_path):
+def test_no_network_and_broken_archives(host, tmp_path, monkeypatch):
     host('pets')
     with pytest.raises(OSError, match="'cifar10' cannot be fetched .*no network.*get https://.*cifar10.tgz .*'cifar10:folder'"): known_data('cifar10')
     (tmp_path/'oxford-iiit-pet.tgz').write_bytes((tmp_path/'oxford-iiit-pet.tgz').read_bytes()[:200])
     with pytest.raises(OSError, match="'pets' cannot be fetched"): known_data('pets')
+    for error in (Exception('Downloaded file is corrupt'), EOFError('x')):
+        with monkeypatch.context() as m, pytest.raises(OSError, match=f"'pets' cannot be fetched .*{error}"):
+            m.setattr('proxy_attention.datasets.untar_data', Mock(side_effect=error))
+            known_data('pets')
+    with monkeypatch.context() as m, pytest.raises(ZeroDivisionError): # a bug is no matter of the network
+        m.setattr('proxy_attention.datasets.untar_data', Mock(side_effect=ZeroDivisionError))
+        known_data('pets')
 
 @pytest.mark.parametrize('name', [o.name for o in known_sets.values() if not o.fetched])
 def test_sets_that_a_user_fetches(name):
@@ -499,5 +515,8 @@ def test_what_cannot_be_opened(what, error, words):
 def test_arguments_that_do_not_belong(pets):
     with pytest.raises(TypeError, match='`ImageFolder`, which has no use for `fn_col`'): open_images(pets, fn_col='a')
     with pytest.raises(TypeError, match="no use for `label_cool`, did you mean 'label_col'"): open_images(pets/'labels.csv', label_cool='a')
+    for what,kw in ((pets,dict(path='x')), (pets/'labels.csv',dict(csv='x')), (f'pets:{pets}',dict(path=pets)), ('pets',dict(name='x'))):
+        with pytest.raises(TypeError, match=f'says itself what `{list(kw)[0]}` is'): open_images(what, **kw)
+    assert open_images('stanford_dogs', path=build('stanford_dogs', pets/'d')).df.label.nunique()==2
     with pytest.raises(TypeError, match='no use for `parts`'): open_images(pets, parts=[])
     with pytest.raises(ValueError, match='is a file; give the folder'): open_images(pets/'images'/'cat0.jpg')

@@ -69,6 +69,13 @@ def test_one_folder_one_file_a_fit(fit, tmp_path):
     assert row.run=='log' and row.arch=='net' and row.bs==64 and row.proxy_fill=='noise' and row.proxy_attribution=='LayerCAM' and row.opt=='Adam' and 'nothing' not in row
     assert abs(row.lr_max-3e-3)<1e-6
 
+def test_numbers_of_numpy_stay_numbers(fit, tmp_path, monkeypatch):
+    "And a folder may begin with `~`"
+    monkeypatch.setenv('HOME', str(tmp_path))
+    fit(RunBoard('~/log', n_freeze=np.int64(3), drop=np.float32(.5), wide=np.bool_(True)), n=1)
+    row = read_runs(tmp_path).iloc[0]
+    assert row.run=='log' and row.n_freeze==3 and row['drop']==.5 and row.wide==1
+
 def test_confusion_matrix_and_report_are_of_the_last_validation_pass(fit, tmp_path):
     learn = fit(RunBoard(tmp_path/'log'), n=1)
     with learn.no_bar(): preds,targs = learn.get_preds()
@@ -151,10 +158,13 @@ def test_start_in_the_middle_and_resume(fit, tmp_path, quiet):
     class Stop(Callback):
         def before_batch(self):
             if self.epoch==2 and self.iter==2 and self.training: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): fit(RunBoard(tmp_path/'log'), Stop(), n=4)
+    with pytest.raises(KeyboardInterrupt): fit(RunBoard(tmp_path/'log', arch='net'), Stop(), n=4)
+    cut = read_runs(tmp_path).iloc[0]
+    assert cut.arch=='net' and cut.n_epoch==4 and abs(cut.lr_max-3e-3)<1e-9, 'what was killed has told its hyperparameters'
     with pytest.raises(FileExistsError, match='log of another run'): quiet(fit(n=1), 'fit', 1, 1e-3, cbs=RunBoard(tmp_path/'log'))
     other = fit(n=1)
-    with other.no_bar(), other.no_logging(): other.fit(4, 1e-3, start_epoch=2, cbs=RunBoard(tmp_path/'log', resume=True))
+    with other.no_bar(), other.no_logging(): other.fit(4, 1e-3, start_epoch=2, cbs=RunBoard(tmp_path/'log', resume=True, arch='other'))
+    assert read_runs(tmp_path).arch[0]=='other' and abs(read_runs(tmp_path).lr_max[0]-1e-3)<1e-9
     n = len(other.dls.train)
     ours = read_runs(tmp_path, per_epoch=True)
     assert ours.epoch.tolist()==[0,1,2,3] and ours.step.tolist()==[n,2*n,3*n,4*n] and set(ours['fit'])=={1}
@@ -421,6 +431,27 @@ def test_sort_columns_and_json(tmp_path):
     rows = json.loads(runs_table(tmp_path, as_json=True, sort='-accuracy'))
     assert [o['accuracy'] for o in rows]==[.9,.8,.7] and rows[1]['recipe'] is None and rows[0]['lr']==1e-3 and rows[0]['epochs']==2
     assert '<b>' not in Runs(tmp_path)._repr_html_().split('<tbody>')[1] and '<svg' in Runs(tmp_path)._repr_html_()
+
+def test_names_that_a_run_has_itself(tmp_path):
+    "Settings, metrics and pictures may be called as the table's own columns: `run`, `when`, `done`"
+    taken = dict(run='mine', when=3, done='yes', proxy_steps=7)
+    a = make(tmp_path, 'train_2026-01-02_03-04-05', **taken)
+    Image.new('RGB', (2,2)).save(a/'run.png')
+    with SummaryWriter(tmp_path/'other') as w:
+        for tag in ('run','when','done'): w.add_scalar(tag, 9., 1)
+    runs = Runs(tmp_path, images=True)
+    df = runs.final.set_index('run')
+    assert list(df.index)==[a.name,'other'] and df.when.iloc[0]==pd.Timestamp('2026-01-02 03:04:05') and df.done.iloc[0]==2
+    assert {k:df[f'{k}_setting'].iloc[0] for k in taken}==taken and df.run_last['other']==df.done_last['other']==9 and isinstance(df.run_image.iloc[0], Image.Image)
+    for o in (runs_table(tmp_path), repr(runs), runs._repr_html_()): assert a.name in o and 'other' in o
+
+@pytest.mark.parametrize('columns', ['run, lr', ' run,lr ,', ['run','lr'], 'run,lr,run'])
+def test_columns_may_have_spaces_and_none_are_the_usual(tmp_path, columns):
+    make(tmp_path, 'a')
+    assert runs_table(tmp_path, columns=columns).splitlines()==['run     lr','a    0.001']
+    assert list(json.loads(runs_table(tmp_path, columns=columns, as_json=True))[0])==['run','lr']
+    for none in ('', ' ', ',', []):
+        for as_json in (False,True): assert runs_table(tmp_path, columns=none, as_json=as_json)==runs_table(tmp_path, as_json=as_json)
 
 def test_a_run_that_was_stopped_shows_how_far_it_came(tmp_path):
     make(tmp_path, 'a', accs=(.1,.2), epochs=10)

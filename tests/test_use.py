@@ -145,6 +145,7 @@ def test_files_folders_patterns(model, photos, tmp_path, monkeypatch):
     (tmp_path/'empty').mkdir()
     with pytest.raises(ValueError, match='There is no image in'): find_images(tmp_path/'empty')
     with pytest.raises(TypeError, match='3 is no file'): find_images([3])
+    with pytest.raises(ValueError, match='No image is named'): run(model, [], out=tmp_path/'runs')
     os.symlink('nowhere', photos/'broken.png')
     with pytest.raises(ValueError, match='None of the 1 images can be read'): run(model, 'broken.png', out=tmp_path/'runs')
     assert not (tmp_path/'runs').exists()
@@ -202,7 +203,8 @@ def test_models_that_say_no_single_label(path, photos, tmp_path):
 def test_arguments(model, photos, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'LayerCAM'"): run(model, photos, attribution='LayerKam', out=tmp_path/'runs')
     with pytest.raises(ValueError, match='new images have none'): run(model, photos, target='label', out=tmp_path/'runs')
-    with pytest.raises(ValueError, match='None of the 3 images could be explained'): run(model, photos, layer='nolayer', out=tmp_path/'runs')
+    with pytest.raises(ValueError, match='None of the 3 images could be explained') as e: run(model, photos, layer='nolayer', out=tmp_path/'runs')
+    assert '..' not in str(e.value)
     for kw in (dict(attribution='Saliency'), dict(target='margin'), dict(target=3), dict(layer='0.0'), dict(attribution=lambda xb,yb: torch.rand(len(xb),4,4))):
         assert len(run(model, photos, out=tmp_path/'runs', singles=False, **kw).table)==3
 
@@ -222,6 +224,9 @@ def test_told(model, photos, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)['images'][0]['spread'] is None # JSON knows no NaN
     run(model, photos/'0.png', out=tmp_path/'runs')
     assert capsys.readouterr().out==''
+    explain_images(model, photos/'0.png', against=model, out=tmp_path/'runs', singles=False, attribution=lambda xb,yb: torch.ones(len(xb),4,4))
+    out = capsys.readouterr().out
+    assert 'the models agree on 1\n' in out and 'nan' not in out.lower()
 
 def test_a_bar_after_two_seconds_only(monkeypatch):
     shown,now = [],[0.]
@@ -241,6 +246,33 @@ def test_pages(model, photos, tmp_path):
     res = run(model, photos, out=tmp_path/'runs')
     assert [o.name for o in sorted(res.run.glob('sheet*'))]==['sheet_001.png','sheet_002.png']
     assert len(res.table)==14 and len(set(res.table.picture))==14 and len(res.skipped)==2
+
+def test_ctrl_c_keeps_what_is_done(model, photos, tmp_path, monkeypatch):
+    for i in range(3,14): shutil.copy(photos/'0.png', photos/f'{i}.png')
+    (photos/'00.png').touch()
+    look,pages = use._look,[]
+    def stop(*args):
+        if pages: raise KeyboardInterrupt
+        pages.append(1)
+        return look(*args)
+    monkeypatch.setattr(use, '_look', stop)
+    with pytest.raises(KeyboardInterrupt, match='12 of 14 images are done: ') as e: run(model, photos, out=tmp_path/'runs')
+    o, = (tmp_path/'runs').iterdir()
+    assert str(e.value).endswith(str(o)) and len(pd.read_csv(o/'predictions.csv'))==12 and pd.read_csv(o/'skipped.csv').file.str.endswith('00.png').all()
+
+def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tmp_path, monkeypatch):
+    import proxy_attention.data as data
+    asked,parallel = [],data.parallel
+    monkeypatch.setattr(data, 'parallel', lambda f, o, n_workers, progress: asked.append((n_workers,progress)) or parallel(f, o, n_workers=0, progress=False))
+    monkeypatch.setattr(data, 'num_cpus', lambda: 7)
+    monkeypatch.setattr(use, '_Looker', lambda *args: None)
+    monkeypatch.setattr(use, '_look', lambda lookers, files: ([], [(f,'no') for f in files]))
+    many = [photos/f'{i}.png' for i in range(2100)]
+    for f in many:
+        if not f.exists(): os.link(photos/'0.png', f)
+    for kw in (dict(quiet=True), dict()):
+        with pytest.raises(ValueError, match='could be explained'): explain_images(model, many, out=tmp_path/'runs', singles=False, **kw)
+    assert asked==[(7,False),(7,True)]
 
 def test_full_disk_and_no_permission(model, photos, tmp_path, monkeypatch):
     def full(f): raise OSError(errno.ENOSPC, 'No space left on device')
