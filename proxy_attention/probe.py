@@ -222,7 +222,7 @@ def verdict(self:Probe)->str:
     elif self.epoch: text.append(f'Probed after {self.epoch} epochs: heat can leave a shortcut as training goes on, so masks are best made after the first (`fit_proxy` does that).')
     return ' '.join(text)
 
-# %% ../nbs/08a_probe.ipynb #05023b36
+# %% ../nbs/08a_probe.ipynb #2c947c33
 @patch
 def plot(self:Probe,
     most:int=10, # Maps of at most so many classes, those predicted most often
@@ -230,7 +230,7 @@ def plot(self:Probe,
 ): # The figure
     "Mean heat of each predicted class; how often a swap is followed; where the hottest places are"
     seen = self.preds[~self.bad].bincount(minlength=len(self.names))
-    k = max(min(most, int((seen>0).sum())), 5)
+    k = max(min(most, int((seen>0).sum())), 7)
     fig = plt.figure(figsize=(size*k, size*1.35+2.4), layout='constrained')
     maps,below = fig.subfigures(2, 1, height_ratios=[size*1.35,2.4])
     plot_class_heat(self.where, self.names, seen, most, maps.subplots(1, k, squeeze=False)[0])
