@@ -80,7 +80,7 @@ class ProxyInterpretation(ClassificationInterpretation):
 
     def __repr__(self): return f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; heat: {getattr(self.how['attribution'], '__name__', self.how['attribution'])} of the {as_target(self.how['target'])}"
 
-# %% ../nbs/13_interpret.ipynb #1047fd89
+# %% ../nbs/13_interpret.ipynb #7bded2d4
 def _numbers(idxs, n):
     "Item numbers as a list, from a number, a list or a tensor"
     idxs = np.arange(n) if idxs is None else np.atleast_1d(np.asarray(idxs))
@@ -102,7 +102,7 @@ def heats(self:ProxyInterpretation,
     whole:bool=False # Over each whole image? Otherwise over what the model was shown of it
 )->Tensor: # (n,h,w) in [0,1]; all zeros where the map says nothing
     "Where the model looked in these items"
-    return heat_on(self.learn, self.items_at(idxs), whole=whole, **self.how)
+    return normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=whole, **self.how)) # your own function may have a scale of its own
 
 @patch
 def decoded(self:ProxyInterpretation,
@@ -139,7 +139,7 @@ def plot_top_losses(self:ProxyInterpretation,
         ax.set_title(f'{pred}/{label} / {loss:.2f} / {prob:.2f}', fontsize=9, parse_math=False)
     return axs
 
-# %% ../nbs/13_interpret.ipynb #91f0f31e
+# %% ../nbs/13_interpret.ipynb #e284b845
 @patch
 def show_heats(self:ProxyInterpretation,
     idxs, # Item numbers
@@ -149,7 +149,7 @@ def show_heats(self:ProxyInterpretation,
     "Items as the model was shown them, and where it looked; in brackets what was predicted, where that is not the label"
     how = [self.how['attribution']] if attributions is None else L(attributions)
     rows = self.decoded(idxs)
-    heats = [heat_on(self.learn, self.items_at(idxs), whole=False, **(self.how|dict(attribution=o))) for o in how]
+    heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs) for o in how]
     return _show_heats([o[0] for o in rows], heats, [getattr(o, '__name__', str(o)) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
 
 def _caption(label, pred): return label if label==pred else f'{label} ({pred})'
@@ -173,7 +173,7 @@ def plot_where(self:ProxyInterpretation,
     maps = [heat[ok & (cls==i)].mean(0) for i in range(len(names))]
     return plot_class_heat(maps, names, [(ok & (cls==i)).sum() for i in range(len(names))], **kwargs)
 
-# %% ../nbs/13_interpret.ipynb #9e2f31bf
+# %% ../nbs/13_interpret.ipynb #5f4291f5
 class HeatDrift(Callback):
     "After each epoch, keeps where the model looks in the same few pictures"
     order,_stateattrs = TrackerCallback.order+20,('items','pictures','maps','epochs') # what an exported learner does without
@@ -222,7 +222,7 @@ def look(self:HeatDrift):
     "Keep where the model looks now"
     with catch_warnings():
         simplefilter('ignore', ProxyWarning) # in the first epochs nothing may speak for the label; `moved` counts such maps
-        self.maps.append(heat_on(self.learn, self.items, **self.how).half())
+        self.maps.append(normalize_heat(heat_on(self.learn, self.items, **self.how)).half())
     self.epochs.append(self.done-1)
 
 @patch
@@ -289,7 +289,7 @@ def show_proxies(self:ProxyInterpretation,
     where = dict(replace='in its place', augment='beside it')[pa.mode]
     return show_grid(rows, ['original','heatmap','proxy',f'served\n{where}, p={pa.p:g}'], [pa.name_of(pa.interp.targs[i]) for i in idxs], **kwargs)
 
-# %% ../nbs/13_interpret.ipynb #919e6232
+# %% ../nbs/13_interpret.ipynb #d3954c4c
 @patch
 def compare_with(self:ProxyInterpretation,
     other, # A `Learner`, or a `ProxyInterpretation` of the same images
@@ -304,7 +304,7 @@ def compare_with(self:ProxyInterpretation,
         other = type(self).from_learner(other, dl=dl, **self.how)
     if not _same_items(self.items_at(), other.items_at()): raise ValueError('The two interpretations are of different images: pass the learner instead, and it is shown those of this one.')
     if idxs is None: idxs = (self.losses-other.losses).abs().nan_to_num().topk(min(k, len(self.losses))).indices
-    both = [(o.decoded(idxs), heat_on(o.learn, self.items_at(idxs), **self.how)) for o in (self,other)]
+    both = [(o.decoded(idxs), normalize_heat(heat_on(o.learn, self.items_at(idxs), **self.how))) for o in (self,other)]
     rows,heats = zip(*both)
     size = [max(o.shape[i] for o in heats) for i in (1,2)]
     iou = agreement(*(resize_heat(o, size) for o in heats))[1]
