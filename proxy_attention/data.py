@@ -512,7 +512,9 @@ def plain_dls(
     "The same loaders without what `distrib_ctx` wraps around them"
     return DataLoaders(*map(plain_dl, dls.loaders), path=dls.path, device=dls.device) if any(hasattr(o, 'world_size') for o in dls.loaders) else dls
 
-def has_items(ds)->bool:
+def has_items(
+    ds # A data set
+)->bool:
     "Is it one of fastai's, whose items stand in a list of their own?"
     return isinstance(ds, (Datasets,TfmdLists))
 

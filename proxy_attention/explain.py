@@ -112,7 +112,7 @@ def plot_class_heat(
     most:int=10, # At most so many classes, the most frequent
     axs=None, # Axes to draw on
     size:float=1.1, # Inches a map
-    cmap:str='inferno'
+    cmap:str='inferno' # Of matplotlib
 ): # The axes
     "Mean heat of each class in image coordinates, all on one scale"
     counts = [int(o) for o in counts]

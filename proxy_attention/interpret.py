@@ -173,7 +173,7 @@ def plot_where(self:ProxyInterpretation,
     maps = [heat[ok & (cls==i)].mean(0) for i in range(len(names))]
     return plot_class_heat(maps, names, [(ok & (cls==i)).sum() for i in range(len(names))], **kwargs)
 
-# %% ../nbs/13_interpret.ipynb #5f4291f5
+# %% ../nbs/13_interpret.ipynb #6c6d13d0
 class HeatDrift(Callback):
     "After each epoch, keeps where the model looks in the same few pictures"
     order,_stateattrs = TrackerCallback.order+20,('items','pictures','maps','epochs') # what an exported learner does without
@@ -194,7 +194,9 @@ class HeatDrift(Callback):
         self.items,self.n,self.every,self.maps,self.epochs,self.done = items,int(n),int(every),[],[],0
         self.how = dict(attribution=attribution, target=target, layer=layer, side=grid)
 
-    def before_fit(self): self.real,self._trained = trains_for_real(self.learn),False
+    def before_fit(self):
+        "Is it a fit that somebody wants the result of?"
+        self.real,self._trained = trains_for_real(self.learn),False
     def before_train(self):
         "The first one finds the pictures"
         self._trained = self.real

@@ -208,9 +208,13 @@ class Masker:
         if (area := kwargs.get('area', 0))>max_area and self.rule in rules.values(): raise ValueError(f'area={area} is more than max_area={max_area}: raise that too, or ask for less.')
 
     @property
-    def needs_other(self): return 'other' in self.fill_takes
+    def needs_other(self):
+        "Does the fill take another training image?"
+        return 'other' in self.fill_takes
     @property
-    def needs_data(self): return 'data' in self.fill_takes
+    def needs_data(self):
+        "Does the fill take statistics of the training images?"
+        return 'data' in self.fill_takes
     def _ask(self, f, names, **known): return f(**{k:v for k,v in (known|self.kwargs).items() if k in names or '**' in names})
 
     def mask(self,

@@ -131,7 +131,7 @@ def probe(
     seed:int=0, # Draws the items and the donors
     donor='alike', # Which image gives its pixels: 'alike', 'any', or a function `(heat, preds, rng) -> item numbers`
     layer=None # Of a CAM; None: found by itself
-)->'Probe':
+): # A `Probe`
     "Where a model looks, and how much hangs on that; the learner is afterwards as it was before"
     refuse_number(2, 10**6, n=n)
     for a in L(areas): refuse_number(1e-6, 1, area=a)
