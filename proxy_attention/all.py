@@ -17,6 +17,7 @@ from .serving import *
 from .explain import *
 from .probe import *
 from .metrics import *
+from .interpret import *
 from .callback import *
 from .checkpoint import *
 from .prune import *

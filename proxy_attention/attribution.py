@@ -70,7 +70,9 @@ class Captum(Explainer):
         return res.detach().float().mean(1)
 
     @property
-    def name(self): return getattr(self.method, '__name__', 'captum')
+    def name(self):
+        "Of captum's class"
+        return getattr(self.method, '__name__', 'captum')
     def __repr__(self): return f'{self.name} of the {self.target}'
 
 # %% ../nbs/04_attribution.ipynb #c8151e09

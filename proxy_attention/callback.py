@@ -403,6 +403,14 @@ def show_suspects(self:ProxyAttention,
     heat = [normalize_heat(self.store[i][None])[0] if i in self.store else None for i in rows.item]
     return show_heats([self.interp.learn.dls.train_ds[i][0] for i in rows.item], [heat], captions=[f'{r.targ} ({r.pred})' for r in rows.itertuples()], **kwargs)
 
+# %% ../nbs/09_callback.ipynb #6f88615f
+@patch
+def _repr_html_(self:ProxyAttention):
+    steps,served = self.history,len(self.store)
+    say = f'{len(steps)} proxy step{"s"*(len(steps)!=1)}; {served} item{"s"*(served!=1)} served as proxies ({self.mode}, p={self.p:g})' if len(steps) else 'no proxy step yet'
+    return as_html(repr(self), {'which':getattr(self.select, '__name__', self.select), 'where':self._rows[-1].method.iloc[0] if self._rows and len(self._rows[-1]) else self.args['attribution'] if isinstance(self.args['attribution'], str) else getattr(self.args['attribution'], '__name__', self.args['attribution']),
+        'what':self.masker, 'when':self.schedule, 'so far':say}, steps.tail(5).round(3))
+
 # %% ../nbs/09_callback.ipynb #b2d4ed6e
 @patch
 def state_dict(self:ProxyAttention)->dict: # Plain data, arrays and tensors

@@ -19,7 +19,7 @@ from .targets import *
 
 # %% ../nbs/04c_cams.ipynb #0c8123ed
 def half_type(
-    device
+    device # torch's, or its name
 ): # `torch.bfloat16`, `torch.float16`, or None where the hardware has neither
     "The half precision that this device is fast in"
     kind = torch.device(device).type
@@ -48,9 +48,12 @@ class Explainer:
         yb, # (bs,…) labels or None
         target:Target # For these images
     )->Tensor: # (bs,h,w), not scaled
+        "Heat for a part of a batch"
         raise NotImplementedError(f'{type(self).__name__} does not say how heat is made: define `explain(self, xb, yb, target)`.')
 
-    def scores(self, xb): return outputs_of(self.net(xb), self.net).float()
+    def scores(self, xb):
+        "What the model says, in full precision"
+        return outputs_of(self.net(xb), self.net).float()
     def prepare(self, xb):
         "Whatever needs a first batch; called again when images come in another size"
 
@@ -76,11 +79,19 @@ class Explainer:
 
     def __enter__(self): return self
     def __exit__(self, *args): self.ready = None
+    def _repr_html_(self):
+        about = (type(self).__doc__ or '').strip().split('\n')[0]
+        layers = ', '.join(map(str, getattr(self, 'layers', None) or [])) or None
+        return as_html(type(self).__name__, dict(says=about, explains=self.target if self.asks_target else 'no class', model=type(self.net).__name__, layer=layers, scale='each map to [0,1]' if self.scale else 'its own', precision='half' if self.fast else 'full'))
     def __repr__(self): return f"{type(self).__name__}{f' of the {self.target}' if self.asks_target else ''}{' in half precision' if self.fast else ''}"
 
 # %% ../nbs/04c_cams.ipynb #4d1167c0
-def mean_heat(heats): return torch.stack(heats).mean(0)
-def max_heat(heats): return torch.stack(heats).amax(0)
+def mean_heat(heats):
+    "The mean of several maps"
+    return torch.stack(heats).mean(0)
+def max_heat(heats):
+    "Place by place the hottest of several maps"
+    return torch.stack(heats).amax(0)
 fuses = dict(mean=mean_heat, max=max_heat)
 
 @delegates()
@@ -100,7 +111,9 @@ class CAM(Explainer):
         if layer is not None and not self.asked: raise ValueError('The list of layers is empty: name one, or leave `layer` out.')
 
     @property
-    def layer(self): return self.layers[-1] if self.layers else None
+    def layer(self):
+        "The last of the layers, once a batch has been seen"
+        return self.layers[-1] if self.layers else None
 
     def prepare(self, xb):
         "Find the layer, and whether images can go through channels last"
@@ -151,6 +164,7 @@ class CAM(Explainer):
         act:Tensor, # (bs,channels,h,w)
         grad:Tensor # (bs,channels,h,w)
     )->Tensor: # (bs,h,w), not scaled
+        "The formula"
         raise NotImplementedError(f'{type(self).__name__} does not say how heat is made: define `heat(self, act, grad)`.')
 
     def __repr__(self): return f"{super().__repr__()} at {' and '.join(map(str, self.layers or [type(o).__name__ if isinstance(o, nn.Module) else o for o in self.asked])) or 'a layer to be found'}"

@@ -164,7 +164,9 @@ class Checkpoint(Callback):
         self.fits,self.seen,self.best,self.held,self.what,self.mine,self.real,self._trained = 0,0,None,None,None,False,False,False
 
     @property
-    def last(self): return self.folder/'last.pth'
+    def last(self):
+        "The file of the last checkpoint"
+        return self.folder/'last.pth'
     @property
     def inner(self):
         "fastai fires the events of a fit for `validate`, `get_preds` and `lr_find` too; `validate` holds the learner's lock"

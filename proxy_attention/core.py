@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'fit_text', 'takes', 'given', 'refuse_unknown', 'refuse_number', 'keep_rng',
-           'trains_for_real', 'better', 'write_whole', 'from_first', 'from_all']
+           'trains_for_real', 'better', 'write_whole', 'from_first', 'from_all', 'as_html']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import difflib, inspect, os
+from html import escape
 import numpy as np
 from contextlib import contextmanager
 from numbers import Real
@@ -76,7 +77,8 @@ def refuse_unknown(
             raise TypeError(f"The {kind} {getattr(f, '__name__', f)} needs `{p.name}`{nearest(p.name, known)} A {kind} can ask for {', '.join(known)}; give anything else a default.")
 
 def refuse_number(
-    lo, hi, # Bounds, both allowed
+    lo, # Lower bound, allowed
+    hi, # Upper bound, allowed
     **named # One argument
 ):
     "Refuse what is no number, or out of range"
@@ -124,16 +126,30 @@ def write_whole(
     return path
 
 # %% ../nbs/00_core.ipynb #44640d80
-def from_first(o):
+def from_first(
+    o # Can be pickled
+):
     "What the first process says, on all of them"
     if not (dist.is_available() and dist.is_initialized()): return o
     said = [o]
     dist.broadcast_object_list(said, src=0)
     return said[0]
 
-def from_all(o)->list:
+def from_all(
+    o # Can be pickled
+)->list:
     "What each process says, on all of them"
     if not (dist.is_available() and dist.is_initialized()): return [o]
     said = [None]*dist.get_world_size()
     dist.all_gather_object(said, o)
     return said
+
+# %% ../nbs/00_core.ipynb #9ea2bdc1
+def as_html(
+    title, # In bold
+    facts=(), # Name → value, a row each; what is None is left out
+    table=None # A `DataFrame` below them
+)->str:
+    "A few facts about an object, for `_repr_html_`"
+    rows = ''.join(f'<tr><td style="text-align:left"><i>{escape(str(k))}</i></td><td style="text-align:left">{escape(str(v))}</td></tr>' for k,v in dict(facts).items() if v is not None)
+    return f'<p><b>{escape(str(title))}</b></p>' + (f'<table>{rows}</table>' if rows else '') + ('' if table is None or not len(table) else table.to_html(border=0, index=False))

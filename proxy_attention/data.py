@@ -513,7 +513,9 @@ def plain_dls(
     "The same loaders without what `distrib_ctx` wraps around them"
     return DataLoaders(*map(plain_dl, dls.loaders), path=dls.path, device=dls.device) if any(hasattr(o, 'world_size') for o in dls.loaders) else dls
 
-def has_items(ds)->bool:
+def has_items(
+    ds # A data set
+)->bool:
     "Is it one of fastai's, whose items stand in a list of their own?"
     return isinstance(ds, (Datasets,TfmdLists))
 
@@ -566,16 +568,19 @@ def refuse_among(
     top = Path(os.path.commonpath(parents))
     for d in parents if top==Path(top.anchor) else [top]: refuse_inside(folder, d)
 
-# %% ../nbs/03_data.ipynb #8a7df61f
+# %% ../nbs/03_data.ipynb #2c1fb482
 _crops = (Resize, CropPad, RandomCrop, OldRandomCrop, RandomResizedCrop, RatioResize)
 
 def input_size(
-    dls:DataLoaders
+    dls:DataLoaders,
+    items=None # To try with where the loaders are empty, as an exported learner's are
 )->tuple: # (height, width)
     "The size of the images that the model sees in validation"
     dls = plain_dls(dls)
     if len(dls.loaders)>1 and len(dls.valid_ds): dl = dls.valid.new(bs=1, num_workers=0)
-    else: dl = items_dl(dls, train_items(dls, [0]), bs=1, num_workers=0)
+    elif len(dls.train_ds): dl = items_dl(dls, train_items(dls, [0]), bs=1, num_workers=0)
+    elif items is None: raise ValueError('These loaders are empty, as those of an exported learner are: there is no image to tell the size of the input from.')
+    else: dl = items_dl(dls, getattr(items, 'iloc', L(items))[:1], with_labels=False, bs=1, num_workers=0)
     with keep_rng(): return tuple(dl.one_batch()[0].shape[-2:])
 
 @delegates(items_dl)
@@ -593,5 +598,5 @@ def whole_dl(
     if not hasattr(valid.after_item, 'fs'): return items_dl(dls, items, **kwargs) # a plain `DataLoader` crops nothing
     keep = [o for o in valid.after_item.fs if not isinstance(o, _crops)]
     batch = [o for o in valid.after_batch.fs if not isinstance(o, RandomResizedCropGPU)]
-    squish = Resize(size or input_size(dls), method=ResizeMethod.Squish)
+    squish = Resize(size or input_size(dls, items), method=ResizeMethod.Squish)
     return items_dl(dls, items, after_item=[squish,*keep], after_batch=batch, **kwargs)

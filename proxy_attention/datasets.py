@@ -38,7 +38,7 @@ def find_root(
 class KnownData:
     "A data set known by name"
     def __init__(self,
-        name:str,
+        name:str, # That it is asked for by
         source:str, # Where it comes from: a key of fastai's `URLs`, or a page
         layout:str, # What its folder looks like, for a person
         labels:str, # How labels are read, for a person
@@ -48,12 +48,20 @@ class KnownData:
         instead=() # Another form of it that cannot be read: name of a file -> what to do
     ): store_attr()
 
-    def refuse_form(self, name): raise ValueError(f'{name} cannot be read as it is: {self.instead[name]}')
+    def refuse_form(self,
+        name # Of a file that was found
+    ):
+        "Say what to do with a form of it that cannot be read"
+        raise ValueError(f'{name} cannot be read as it is: {self.instead[name]}')
 
     @property
-    def fetched(self): return hasattr(URLs, self.source)
+    def fetched(self):
+        "Can fastai download it?"
+        return hasattr(URLs, self.source)
     @property
-    def url(self): return getattr(URLs, self.source) if self.fetched else self.source
+    def url(self):
+        "Where it comes from"
+        return getattr(URLs, self.source) if self.fetched else self.source
 
     def fetch(self)->Path:
         "Download and unpack it, unless that is done already"
@@ -90,7 +98,8 @@ class KnownData:
 # %% ../nbs/03a_datasets.ipynb #bb7c1506
 def _images(d, recurse=False): return get_image_files(d, recurse=recurse).sorted()
 
-def read_named(root,
+def read_named(
+    root, # Folder of the data set
     names=None, # Folder name -> label: a dictionary or a function; None: as they are
     **kwargs
 )->ImageSet:
@@ -102,14 +111,16 @@ def _set(root, rows, **kwargs):
     "An `ImageSet` of (file, label) or (file, label, part)"
     return ImageSet(root, *zip(*rows), **kwargs) if rows else ImageSet(root, [], [], **kwargs)
 
-def read_classes(root,
+def read_classes(
+    root, # Folder of the data set
     pattern:str, # Matches the whole name of a class folder; its first group is the label
     **kwargs
 )->ImageSet:
     "Images that lie directly in class folders; other folders are left alone"
     return _set(root, [(f,m[1]) for d in _dirs(root) if (m := re.fullmatch(pattern, d.name)) for f in _images(d)], **kwargs)
 
-def read_files(root,
+def read_files(
+    root, # Folder of the data set
     folder:str, # Where the images lie
     pattern:str, # Matches the name of a file; its first group is the label
     **kwargs

@@ -11,7 +11,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from scipy.stats import rankdata
 from fastcore.basics import patch
-from .core import write_whole
+from .core import as_html, write_whole
 
 # %% ../nbs/00_heatmap.ipynb #73b95454
 def degenerate(
@@ -96,7 +96,9 @@ class HeatmapStore:
         self.clear()
         if len(idxs): self.update(idxs, grids)
 
-    def clear(self): self.idxs,self.grids = np.empty(0, np.int64), np.empty((0,0,0), np.float16)
+    def clear(self):
+        "Forget all items"
+        self.idxs,self.grids = np.empty(0, np.int64), np.empty((0,0,0), np.float16)
     def __len__(self): return len(self.idxs)
     def __iter__(self): return iter(self.idxs.tolist())
     def __contains__(self, i): return self._find(i) is not None
@@ -143,12 +145,20 @@ class HeatmapStore:
         return int(new.sum())
 
     @property
-    def nbytes(self): return self.idxs.nbytes + self.grids.nbytes
+    def nbytes(self):
+        "Of numbers and grids"
+        return self.idxs.nbytes + self.grids.nbytes
+    def _repr_html_(self):
+        n = len(self)
+        some = ', '.join(map(str, self.idxs[:8])) + (' …' if n>8 else '')
+        return as_html(f'HeatmapStore of {n} item{"s"*(n!=1)}', dict(items=some, cells='×'.join(map(str, self.grids.shape[1:])), bytes=f'{self.nbytes:,}', hottest=f'{self.grids.max():.3g}') if n else {})
     def __repr__(self): return f"HeatmapStore: {len(self)} items, {'×'.join(map(str, self.grids.shape[1:]))} grids, {self.nbytes:,} bytes"
 
 # %% ../nbs/00_heatmap.ipynb #c5322fe4
 @patch
-def save(self:HeatmapStore, path)->Path:
+def save(self:HeatmapStore,
+    path # Of the file
+)->Path:
     "Write the store as `.npz`, completely or not at all"
     return write_whole(path, lambda f: np.savez(f, idxs=self.idxs, grids=self.grids))
 

@@ -41,7 +41,7 @@ def looking_into(
 
 @contextmanager
 def hooked(
-    modules,
+    modules, # To be watched
     hook # `(module, inputs, output)`
 ):
     "Forward hooks that are gone afterwards"
@@ -53,15 +53,26 @@ def hooked(
 # %% ../nbs/04b_layers.ipynb #ded40a34
 class Layer:
     "A layer whose output lies on a grid over the image"
-    def __init__(self, name, module, shape, grid, kind): store_attr()
+    def __init__(self,
+        name, # Of the module in its model
+        module, # That gives the output
+        shape, # Of the output
+        grid, # (h,w)
+        kind # 'nchw', 'nhwc' or 'tokens'
+    ): store_attr()
     @property
-    def channels(self): return self.shape[self.dim]
+    def channels(self):
+        "How many"
+        return self.shape[self.dim]
     @property
-    def dim(self): return 1 if self.kind=='nchw' else len(self.shape)-1 # where the channels are
+    def dim(self):
+        "Which dimension of the output the channels are"
+        return 1 if self.kind=='nchw' else len(self.shape)-1 # where the channels are
 
     def to_maps(self,
         act:Tensor # As the layer gives it
     )->Tensor: # (bs,channels,h,w)
+        "As maps over the image, whatever the layout"
         if self.kind=='nchw': return act
         if self.kind=='nhwc': return act.permute(0,3,1,2)
         h,w = self.grid

@@ -213,11 +213,17 @@ class Masker:
         if (area := kwargs.get('area', 0))>max_area and self.rule in rules.values(): raise ValueError(f'area={area} is more than max_area={max_area}: raise that too, or ask for less.')
 
     @property
-    def needs_other(self): return 'other' in self.fill_takes
+    def needs_other(self):
+        "Does the fill take another training image?"
+        return 'other' in self.fill_takes
     @property
-    def both(self): return getattr(self.fill, 'both', False) # the mask of `other` counts, too: the loader knows it
+    def both(self):
+        "Does the mask of the other image count, too? The loader knows it"
+        return getattr(self.fill, 'both', False)
     @property
-    def needs_data(self): return 'data' in self.fill_takes
+    def needs_data(self):
+        "Does the fill take statistics of the training images?"
+        return 'data' in self.fill_takes
     def having(self, **kwargs):
         "The same, with other arguments for the rule and the fill"
         return Masker(self.rule, self.fill, self.max_area, self.min_area, self.edge, **(self.kwargs|kwargs))

@@ -300,10 +300,12 @@ class AttentionOn(Metric):
         self.reset()
 
     def reset(self): self.learn,self.found = None,None
+    def __repr__(self): return f"AttentionOn: {self.name}, {getattr(self.metric, '__name__', self.metric)} of {getattr(self.attribution, '__name__', self.attribution)}, {'all' if self.n is None else f'at most {self.n}'} items"
     def accumulate(self, learn):
         if not hasattr(learn, 'gather_preds'): self.learn = learn # nobody reads the metrics of `get_preds`
     @property
     def value(self):
+        "Of the pass that has just ended; the model is looked into when it is asked for"
         if self.learn is not None: self.found,self.learn = self.look(self.learn),None
         return self.found
 

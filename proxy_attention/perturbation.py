@@ -46,6 +46,7 @@ class PerturbationCAM(CAM):
         layer:Layer,
         score, # `(outputs, items) -> (n,)`: the target's score for outputs that belong to these images
     )->Tensor: # (bs,channels)
+        "How much each channel counts"
         raise NotImplementedError(f'{type(self).__name__} does not say what a channel is worth: define `weights`.')
 
     def explain(self, xb, yb, target):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['donors', 'zones', 'zone_energy', 'any_donor', 'alike_donor', 'likely_to_help', 'swap_flips', 'probe', 'Probe']
 
-# %% ../nbs/08a_probe.ipynb #cd92b7d7
+# %% ../nbs/08a_probe.ipynb #b4ee17c0
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -22,7 +22,7 @@ from .targets import as_target
 from .layers import looking_into, outputs_of, unwrap
 from .attribution import *
 from .masking import *
-from .explain import show_heat
+from .explain import plot_class_heat
 
 # %% ../nbs/08a_probe.ipynb #0459ef19
 _side = 64
@@ -131,7 +131,7 @@ def probe(
     seed:int=0, # Draws the items and the donors
     donor='alike', # Which image gives its pixels: 'alike', 'any', or a function `(heat, preds, rng) -> item numbers`
     layer=None # Of a CAM; None: found by itself
-)->'Probe':
+): # A `Probe`
     "Where a model looks, and how much hangs on that; the learner is afterwards as it was before"
     refuse_number(2, 10**6, n=n)
     for a in L(areas): refuse_number(1e-6, 1, area=a)
@@ -222,7 +222,7 @@ def verdict(self:Probe)->str:
     elif self.epoch: text.append(f'Probed after {self.epoch} epochs: heat can leave a shortcut as training goes on, so masks are best made after the first (`fit_proxy` does that).')
     return ' '.join(text)
 
-# %% ../nbs/08a_probe.ipynb #e1402b28
+# %% ../nbs/08a_probe.ipynb #2c947c33
 @patch
 def plot(self:Probe,
     most:int=10, # Maps of at most so many classes, those predicted most often
@@ -230,15 +230,10 @@ def plot(self:Probe,
 ): # The figure
     "Mean heat of each predicted class; how often a swap is followed; where the hottest places are"
     seen = self.preds[~self.bad].bincount(minlength=len(self.names))
-    top = [i for i in seen.argsort(descending=True, stable=True).tolist() if seen[i]][:most]
-    k = max(len(top), 5)
+    k = max(min(most, int((seen>0).sum())), 7)
     fig = plt.figure(figsize=(size*k, size*1.35+2.4), layout='constrained')
     maps,below = fig.subfigures(2, 1, height_ratios=[size*1.35,2.4])
-    hot = float(self.where[top].max()) if top else 1.
-    for i,ax in zip(sorted(top), maps.subplots(1, k, squeeze=False)[0]):
-        ax.imshow(resize_heat(self.where[i], (_side,_side)), cmap='inferno', vmin=0, vmax=hot)
-        ax.set_title(f'{self.names[i][:14]} ({int(seen[i])})', fontsize=8, parse_math=False)
-    for ax in maps.axes: ax.set_axis_off()
+    plot_class_heat(self.where, self.names, seen, most, maps.subplots(1, k, squeeze=False)[0])
     ax,bars = below.subplots(1, 2, width_ratios=[3,2])
     for c,style,label in (('changes','C0--','hottest: changes'),('follows','C0-o','hottest: becomes the donor\'s'),('random_follows','C7-o','random place: becomes the donor\'s')): ax.plot(self.flips.index*100, self.flips[c]*100, style, ms=4, label=label)
     ax.set(xlabel='swapped, % of the image', ylabel='% of predictions', ylim=(-3,103))

@@ -60,9 +60,15 @@ def prune_filters(
 prune_methods = dict(l1=prune_globally, random=partial(prune_globally, method=torch_prune.RandomUnstructured), filters=prune_filters)
 
 # %% ../nbs/10b_prune.ipynb #6a9db401
-def cubic_ramp(t): return 1-(1-t)**3
-def linear_ramp(t): return t
-def whole_ramp(t): return 1.
+def cubic_ramp(t):
+    "Fast at first, then ever slower (Zhu & Gupta 2017, arXiv 1710.01878)"
+    return 1-(1-t)**3
+def linear_ramp(t):
+    "The same share each time"
+    return t
+def whole_ramp(t):
+    "All at once"
+    return 1.
 ramps = dict(cubic=cubic_ramp, linear=linear_ramp, whole=whole_ramp)
 
 # %% ../nbs/10b_prune.ipynb #48d84450

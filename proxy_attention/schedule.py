@@ -32,7 +32,9 @@ class Steps:
         if any(a==b=='p' for a,b in zip(s, s[1:])): raise ValueError(f'Two proxy steps follow each other in {s}: {say}.')
 
     @property
-    def n_epoch(self): return sum(o for o in self.steps if o!='p')
+    def n_epoch(self):
+        "Length of the fit that the steps make"
+        return sum(o for o in self.steps if o!='p')
 
     def check(self,
         n_epoch:int # Length of the fit

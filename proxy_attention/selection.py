@@ -108,8 +108,8 @@ def _only_watches(cb, inner=True):
     if isinstance(cb, TerminateOnNaNCallback) or getattr(cb, 'remove_on_fetch', False): return True
     return not any(hasattr(cb, o) for o in ('before_batch','after_pred','before_validate'))
 
-# %% ../nbs/01_selection.ipynb #cb22ae51
-_LOOP = 'dl iter n_iter xb yb pred loss loss_grad training'.split()
+# %% ../nbs/01_selection.ipynb #d3f64c9d
+_LOOP = 'dl iter n_iter xb yb pred loss loss_grad training epoch train_iter pct_train'.split()
 
 @contextmanager
 def keep_modes(

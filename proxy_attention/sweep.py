@@ -117,8 +117,12 @@ def grid_points(
     points = [dict(zip(space, o)) for o in itertools.product(*(d.choices for d in space.values()))]
     return [points[i] for i in np.random.default_rng(seed).permutation(len(points))]
 
-def random_sampler(space, seed): return RandomSampler(seed=seed)
-def tpe_sampler(space, seed): return TPESampler(seed=seed, constant_liar=True) # what others are running counts as poor, so that it is not tried twice
+def random_sampler(space, seed):
+    "Values drawn at random"
+    return RandomSampler(seed=seed)
+def tpe_sampler(space, seed):
+    "Values near those that did well (tree of Parzen estimators, Bergstra et al. 2011)"
+    return TPESampler(seed=seed, constant_liar=True) # what others are running counts as poor, so that it is not tried twice
 
 samplers = dict(grid=grid_points, random=random_sampler, tpe=tpe_sampler)
 pruners = dict(median=MedianPruner, halving=SuccessiveHalvingPruner)
@@ -131,7 +135,9 @@ class StopEarly(Callback):
         trial, # Of Optuna
         metric:str # Loss or metric of the recorder
     ): store_attr()
-    def before_train(self): self._trained = not hasattr(self.learn, 'lr_finder')
+    def before_train(self):
+        "An epoch is being trained"
+        self._trained = not hasattr(self.learn, 'lr_finder')
     def after_epoch(self):
         "Only what was trained counts"
         if not self.__dict__.pop('_trained', False): return
@@ -154,7 +160,9 @@ class folder_run:
         self.__signature__ = inspect.Signature([*own, *flags('path')])
 
     @property
-    def fixed(self): return {k:v for part in asdict(self.cfg).values() for k,v in part.items() if v is not None}
+    def fixed(self):
+        "Settings that all trials share"
+        return {k:v for part in asdict(self.cfg).values() for k,v in part.items() if v is not None}
 
     def __call__(self,
         folder, # The run folder goes in it

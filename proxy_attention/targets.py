@@ -51,7 +51,12 @@ class Target:
         "The explained number, of these outputs"
         return self.score(out, self.fix(out.detach(), yb))
 
-    def split(self, n, size): return [self]*-(-n//size)
+    def split(self,
+        n, # Images
+        size # At most so many at a time
+    )->list:
+        "A target for each part of a batch"
+        return [self]*-(-n//size)
     def __repr__(self): return type(self).__name__.lower()
 
 # %% ../nbs/04a_targets.ipynb #1bb4d00c

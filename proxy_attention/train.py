@@ -149,7 +149,10 @@ def images_of(cfg:Config): # An `ImageSet`
     cols = {k:v for k,v in dict(fn_col=d.fn_col, label_col=d.label_col).items() if v is not None}
     return open_images(d.path, pretrained=cfg.model.pretrained, valid_pct=d.valid_pct, seed=d.seed, subset=d.subset, n_per_class=d.n_per_class, **cols)
 
-def look_at(cfg, say):
+def look_at(
+    cfg:Config,
+    say # What is told goes here
+):
     "The images, without those that cannot be read; and what is wrong with the others"
     images = images_of(cfg)
     wrong = check_images(images.df.file, cfg.data.workers)
