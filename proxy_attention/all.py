@@ -29,3 +29,4 @@ from .compare import *
 from .use import *
 from .demo import *
 from .sweep import *
+from .report import *

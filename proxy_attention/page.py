@@ -154,7 +154,7 @@ def heat_uri(
     img.putpalette(colours)
     return _uri(_encoded(img, 'PNG', optimize=True, **(dict(transparency=clear) if alpha else {})), 'png')
 
-# %% ../nbs/17a_page.ipynb #8b224f10
+# %% ../nbs/17a_page.ipynb #e2c0346a
 page_css = """
 :root { color-scheme:light dark; --bg:#fff; --fg:#1b1f24; --soft:#57606a; --line:#d0d7de; --box:#f6f8fa; --link:#0b5cad; --yes:#116329; --no:#a40e26;
   --s0:#0b5cad; --s1:#b93a00; --s2:#0c7a58; --s3:#8f3f97; --s4:#7a5b00; --s5:#57606a }
@@ -177,17 +177,17 @@ th, td { text-align:left; vertical-align:top; padding:.3rem .8rem .3rem 0; borde
 .chart { width:100%; max-width:40rem; height:auto; display:block } .chart text { fill:var(--soft); font-size:12px } .grid { stroke:var(--line) } .mark { stroke:var(--soft); stroke-width:1.5; stroke-dasharray:2 3 }
 .line { fill:none; stroke:var(--c); stroke-width:2.2 } .dot { fill:var(--c) } .band { fill:var(--c); opacity:.18 }
 .s0 { --c:var(--s0) } .s1 { --c:var(--s1) } .s2 { --c:var(--s2) } .s3 { --c:var(--s3) } .s4 { --c:var(--s4) } .s5 { --c:var(--s5) }
-.key { display:flex; flex-wrap:wrap; gap:.2rem 1.1rem; list-style:none; padding:0; margin:.3rem 0; font-size:.9rem }
+.key svg { margin-right:.4rem } .key { display:flex; flex-wrap:wrap; gap:.2rem 1.1rem; list-style:none; padding:0; margin:.3rem 0; font-size:.9rem }
 summary { cursor:pointer; color:var(--link); padding:.2rem 0 }
 pre { background:var(--box); border:1px solid var(--line); padding:.7rem; overflow-x:auto; font-size:.88rem; white-space:pre-wrap } code { background:var(--box) }
-button, select, input { font:inherit; color:inherit } .copy { border:1px solid var(--line); background:var(--box); border-radius:.3rem; padding:.3rem .8rem; cursor:pointer }
+button, select, input { font:inherit; color:inherit } .copybox { position:relative } .copybox pre { padding-right:5.5rem } .copy { position:absolute; right:.4rem; top:.4rem; font-size:.85rem; border:1px solid var(--line); background:var(--box); border-radius:.3rem; padding:.3rem .8rem; cursor:pointer }
 .yes { color:var(--yes) } .no { color:var(--no) } .paper { display:none }
 @media print { :root { --bg:#fff; --fg:#000; --soft:#444; --line:#bbb; --box:#fff; --link:#000; --s0:#0b5cad; --s1:#b93a00; --s2:#0c7a58; --s3:#8f3f97; --s4:#7a5b00; --s5:#57606a; --yes:#116329; --no:#a40e26; color-scheme:light }
   body { font-size:10pt } header, main { max-width:none; padding:0 } nav, .copy, .screen, .charts details, .skip { display:none !important } .paper { display:block }
   .scroll { overflow:visible } .charts { grid-template-columns:1fr 1fr } figure, tr, pre { break-inside:avoid } h2, h3 { break-after:avoid } * { print-color-adjust:exact } }
 """
 
-# %% ../nbs/17a_page.ipynb #1861abe5
+# %% ../nbs/17a_page.ipynb #48901f63
 copy_js = """
 for (const b of document.querySelectorAll('button.copy')) {
   b.hidden = false
@@ -201,9 +201,11 @@ for (const b of document.querySelectorAll('button.copy')) {
 }
 """
 
-def copy_box(text:str)->tuple:
+def copy_box(text:str)->FT:
     "Text to be copied, with a button for it where there is a script to run"
-    return Button('Copy', type='button', cls='copy', hidden=True), Pre(Code(text), tabindex='0')
+    return Div(Button('Copy', type='button', cls='copy', hidden=True), Pre(Code(_clean_lines(text)), tabindex='0'), cls='copybox')
+
+def _clean_lines(text): return '\n'.join(map(_clean, text.split('\n')))
 
 def page_html(
     title:str,

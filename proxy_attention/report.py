@@ -7,13 +7,14 @@ __all__ = ['RunFolder', 'open_runs', 'group_runs', 'heat_moved', 'heat_place', '
            'what_was_run', 'curves', 'results_table', 'gallery', 'mean_attention', 'audit', 'run_again',
            'configuration', 'usual_sections', 'report_runs']
 
-# %% ../nbs/18_report.ipynb #693c71ef
+# %% ../nbs/18_report.ipynb #a007ee52
 import json, os, re, shlex, warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from scipy.stats import binomtest
@@ -27,6 +28,8 @@ from .heatmap import *
 from .schedule import Steps
 from .data import ImageStats, refuse_inside
 from .config import *
+from .targets import as_target
+from .attribution import as_attribution
 from .serving import Proxies
 from .probe import zone_energy
 from .runs import Run, Runs
@@ -35,7 +38,19 @@ from .compare import Comparison, paired
 from .use import _Looker, _clean, _failures, _look, _patient, _short, open_learner
 from .page import *
 
-# %% ../nbs/18_report.ipynb #d89781fa
+# %% ../nbs/18_report.ipynb #1b12c0cc
+_log_cols,_step_cols = 'file pred targ method fit# epoch# item# loss# area# degenerate', 'fit# epoch# chosen# made# degenerate# mean_loss? area? seconds?'
+
+def _typed(df, cols):
+    "The rows that are whole; `#`: a number, `?`: a number that may be missing"
+    if gone := {o.rstrip('#?') for o in cols.split()}-set(df): raise ValueError(f'it has no column {", ".join(sorted(gone))}')
+    for o in cols.split():
+        if o[-1] in '#?': df[o[:-1]] = pd.to_numeric(df[o[:-1]], errors='coerce')
+    df = df.dropna(subset=[o.rstrip('#') for o in cols.split() if o[-1]!='?'])
+    return df.astype({o[:-1]:int for o in cols.split() if o[-1]=='#' and o not in ('loss#','area#')}).reset_index(drop=True)
+
+def _table_of(f, cols): return _typed(pd.read_csv(f, dtype={o:str for o in cols.split() if o[-1] not in '#?' and o!='degenerate'}, keep_default_na='#' in cols), cols)
+
 class RunFolder:
     "What the folder of one run holds; what it lacks stands in `missing`"
     def __init__(self,
@@ -46,7 +61,7 @@ class RunFolder:
         self.path,self.missing = Path(path),[]
         self.run,self.fold = run or Run(self.path, self.path.name), cfg is not None
         self.cfg = cfg or self._try('config.toml', from_toml)
-        self.log,self.split,self.problems = (self._try(o, pd.read_csv, **kw) for o,kw in (('proxy_log.csv',{}),('folds.csv' if not self.fold else '../folds.csv',dict(dtype=str, keep_default_na=False)),('problems.csv',{})))
+        self.log,self.split,self.problems = (self._try(o, _table_of, cols=cols) for o,cols in (('proxy_log.csv',_log_cols), ('folds.csv' if not self.fold else '../folds.csv','file label part fold'), ('problems.csv','file problem')))
         self.store = self._try('heat.npz', HeatmapStore.load)
         if self.fold and self.split is not None: self.split['part'] = np.where(self.split.fold==self.path.name.removeprefix('fold_'), 'valid', 'train')
         self.asked_for = self._try('asked.json', lambda f: json.loads(f.read_text(encoding='utf-8'))) or {}
@@ -58,7 +73,7 @@ class RunFolder:
         f = self.path/name
         if not f.is_file(): return None
         try: return read(f, **kw)
-        except (OSError, ValueError, pd.errors.EmptyDataError, pd.errors.ParserError) as e: self.missing.append(f'{f.name} of {self.name} cannot be read ({str(e).splitlines()[0][:150]}).')
+        except (OSError, ValueError, BadZipFile) as e: self.missing.append(f'{f.name} of {self.name} cannot be read ({str(e).splitlines()[0][:150]}).')
 
     @property
     def name(self): return f'{self.path.resolve().parent.name}/{self.path.resolve().name}' if self.fold else self.path.resolve().name
@@ -74,7 +89,7 @@ class RunFolder:
     @property
     def finished(self): return self.model is not None or 'history.csv' in self.run.kept
 
-# %% ../nbs/18_report.ipynb #11e04b13
+# %% ../nbs/18_report.ipynb #d3f3587a
 _no_metric = ('epoch','step','fit','time','Unnamed: 0')
 
 @patch(as_prop=True)
@@ -89,7 +104,7 @@ def epochs(self:RunFolder)->pd.DataFrame:
 @patch(as_prop=True)
 def steps(self:RunFolder)->pd.DataFrame:
     "A row a proxy step: epoch, chosen, made, degenerate, mean_loss, area, seconds; of a run that was cut off, from its log"
-    kept = self.run.kept.get('proxy_steps.csv')
+    kept = self._try('proxy_steps.csv', _table_of, cols=_step_cols)
     if kept is not None or self.log is None: return pd.DataFrame() if kept is None else kept
     g = self.log.groupby(['fit','epoch'])
     df = g.agg(chosen=('item','size'), made=('area',lambda o: int((o>0).sum())), degenerate=('degenerate','sum'), mean_loss=('loss','mean'), area=('area',lambda o: o[o>0].mean())).reset_index()
@@ -145,21 +160,28 @@ def open_runs(
         for o in _below(p, missing): found.setdefault(o.path.resolve(), o)
     return list(found.values())
 
-# %% ../nbs/18_report.ipynb #402f0c90
+# %% ../nbs/18_report.ipynb #c3496e9f
+def _differ(runs):
+    "Settings in which runs differ, the recipe first"
+    all_ = [o.settings for o in runs]
+    return sorted((k for k in dict.fromkeys(k for o in all_ for k in o) if k not in ('seed','save_images','workers') and len({str(o.get(k)) for o in all_})>1), key=lambda k: k!='recipe')
+
+def _told(k, v):
+    "A setting, as a name"
+    if v is None: return ''
+    return Path(v).name if k=='path' else ('no proxies' if v=='none' else str(v)) if k=='recipe' else f'{k} {v}'
+
 def group_runs(
     runs # `RunFolder`s
 )->dict: # Name → the runs of that name
     "Runs of equal settings, the seed apart"
-    bare = [{k:v for k,v in o.settings.items() if k not in ('seed','save_images','workers')} for o in runs]
-    keys = [tuple(sorted((k,str(v)) for k,v in o.items())) or r.path for o,r in zip(bare, runs)]
-    differ = [k for k in dict.fromkeys(k for o in bare for k in o) if len({str(o.get(k)) for o in bare})>1]
-    told = lambda k,v: Path(v).name if k=='path' and v else f"{k} {'as usual' if v is None else v}"
-    res,names = {},{}
-    for key,o,r in zip(keys, bare, runs):
-        name = _short(', '.join(told(k, o.get(k)) for k in differ[:4]) or ('all' if len(runs)>1 else r.name), 60)
-        if name in names.values() and names.get(key)!=name: name = r.name
-        res.setdefault(names.setdefault(key, name), []).append(r)
-    return res
+    differ,by = _differ(runs),{}
+    for o in runs: by.setdefault(tuple(str(o.settings.get(k)) for k in differ) if o.settings else o.path, []).append(o)
+    name = lambda o,n: _short(', '.join(t for k in differ[:n] if (t := _told(k, o.settings.get(k)))), 50)
+    for n in range(1, len(differ)+1): # as few words as tell them apart
+        names = [name(v[0], n) for v in by.values()]
+        if all(names) and len(set(names))==len(names): return dict(zip(names, by.values()))
+    return {v[0].name if len(by)>1 or len(runs)==1 else 'all':v for v in by.values()}
 
 # %% ../nbs/18_report.ipynb #8dc26ad3
 def heat_moved(
@@ -223,7 +245,7 @@ class Shot:
         maps = list(self.heats.values())
         return heat_moved(maps[0], maps[-1]) if len(maps)>1 else np.nan
 
-# %% ../nbs/18_report.ipynb #109423ae
+# %% ../nbs/18_report.ipynb #1384b1b8
 class Report:
     "Some runs, and a page about them"
     def __init__(self,
@@ -237,6 +259,8 @@ class Report:
         bar:bool=False # A progress bar, once two seconds have gone by?
     ):
         refuse_number(0, 10_000, n=n)
+        as_attribution(attribution), as_target(target)
+        if target=='label': raise ValueError("target='label' is not what a page shows: 'margin' or 'pred', which need no labels.")
         if images is not None and not Path(images).expanduser().is_dir(): raise FileNotFoundError(f'There is no folder {_clean(images)}: name the one that the images lie in now.')
         store_attr('n,images,models,attribution,target,bar')
         self.missing,self.sections = [],usual_sections() if sections is None else sections
@@ -246,7 +270,7 @@ class Report:
         for o in self.trainings:
             if o.finished: continue
             of = f' of {o.asked}' if o.asked else ''
-            self.missing.append(f'{o.name} was stopped after {len(o.epochs)}{of} epochs' + (f': go on with `proxy-train --resume {shlex.quote(str(o.path))}`.' if o.cfg and not o.fold else '.'))
+            self.missing.append(f'{o.name} has trained {len(o.epochs)}{of} epochs: it is running, or was stopped' + (f'; go on with `proxy-train --resume {shlex.quote(str(o.path))}`.' if o.cfg and not o.fold else '.'))
 
     @cached_property
     def comparisons(self):
@@ -256,7 +280,7 @@ class Report:
     def note(self, text): self.missing.append(text)
     def __repr__(self): return f"Report of {', '.join(o.name for o in self.runs)}"
 
-# %% ../nbs/18_report.ipynb #502c41af
+# %% ../nbs/18_report.ipynb #5a4b44d8
 @patch
 def _asked(self:Report)->dict:
     "Name → the run that stands for a group; at most four, the first and the last among them"
@@ -272,7 +296,7 @@ def _lookers(self:Report, reps, roots)->dict:
     if not self.models: return self.note('The models were not loaded, as asked: no validation images, and no mean attention.') or res
     for k,o in reps.items():
         if roots[k]!=home: self.note(f'{o.name} was trained on other images ({_clean(o.cfg.data.path) if o.cfg else "unknown"}): its curves are shown, and no pictures.')
-        elif o.model is None: self.note(f'{o.name} has no model yet: its curves are shown, and of its pictures what the proxy steps kept.')
+        elif o.model is None: self.note(f'{o.name} has no model yet: of its pictures there is what its proxy steps kept, and no more.')
         else:
             try: res[k] = _Looker(open_learner(o.model), self.attribution, self.target, None)
             except _failures as e: self.note(f'The model of {o.name} cannot be used ({str(e).splitlines()[0][:200]}).')
@@ -338,7 +362,7 @@ def _proxy_of(self:RunFolder, root):
         return make(img, i, lambda: _opened(others[i%len(others)]))
     return made
 
-# %% ../nbs/18_report.ipynb #da531a44
+# %% ../nbs/18_report.ipynb #6c2967ff
 @patch
 def _masked(self:Report, reps, roots, lookers):
     "Training images that were masked, a `Shot` each"
@@ -349,7 +373,7 @@ def _masked(self:Report, reps, roots, lookers):
     if not len(rows): return []
     files,proxy = run._moved_to(rows.file.tolist(), roots.get(name)), run._proxy_of(roots.get(name))
     if proxy is None: self.note(f'{run.name} does not say how its proxies were made: they are not shown.')
-    at = 'heat at the step' + (f' of {name}' if len(reps)>1 else '')
+    at = 'heat at the step' + (f', {name}' if len(reps)>1 else '')
     there = [o.is_file() for o in files]
     if not all(there): self.note(f'{len(there)-sum(there)} of {len(there)} masked images of {run.name} are not where they were; the first is {_clean(files[there.index(False)].name)}.')
     said = self._ask(lookers, [f for f,ok in zip(files, there) if ok])
@@ -361,7 +385,7 @@ def _masked(self:Report, reps, roots, lookers):
         res.append(Shot(f, str(r.targ), 'training', heats, _said(lookers, said.get(f, ())) or [('at the step',str(r.pred),None)], float(r.loss), None if proxy is None else lambda i=r.item,f=f: proxy(i, f), trail))
     return res
 
-def _heat_names(lookers): return ['heat'] if len(lookers)==1 else [f'heat of {k}' for k in lookers]
+def _heat_names(lookers): return ['heat'] if len(lookers)==1 else [f'heat, {k}' for k in lookers]
 def _said(lookers, said): return [(k, o.vocab[int(p.argmax())], float(p.max())) for (k,o),(p,_) in zip(lookers.items(), said)]
 
 # %% ../nbs/18_report.ipynb #8f879d59
@@ -409,7 +433,7 @@ def _look(self:Report):
     preds = {k:[o.said[i][1] for o in shots] for i,k in enumerate(lookers)}
     return Looked(masked+_picked(shots, self.n-len(masked)), heat, preds)
 
-# %% ../nbs/18_report.ipynb #00bb40ef
+# %% ../nbs/18_report.ipynb #46a54a95
 def _main_metric(runs):
     "The metric that is judged: accuracy, or else the first that all have"
     cols = [c for c in runs[0].epochs if c!='epoch'] if runs else []
@@ -442,6 +466,14 @@ def _one_run(run):
     if len(s := run.steps): lines.append(f'{int(s.made.sum())} proxy images were made in {len(s)} step{"s"*(len(s)>1)}.')
     return lines
 
+_coarse = 4 # cells a side
+
+def _by(named, f):
+    "What `f` says → the names of which it says that"
+    res = {}
+    for k,v in named.items(): res.setdefault(f(v), []).append(k)
+    return res
+
 def in_short(rep:Report):
     "Verdicts"
     out = []
@@ -460,9 +492,12 @@ def in_short(rep:Report):
             what = f"{d['diff']*d['sign']:+.3f} compared with {_clean(base)}"
             lines[-1] += f" One seed in common: {what}, and no verdict." if d['n']<2 else f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, 95 % interval {' to '.join(f'{o:+.3f}' for o in sorted((d['lo']*d['sign'],d['hi']*d['sign'])))}."
         if len({len(o.epochs) for o in rep.trainings if o.finished})>1: lines.append('The runs are not of the same length, so a difference may be one of time.')
-    for k,h in rep.looked.heat.items():
+    heat = rep.looked.heat
+    for size,who in _by(heat, lambda h: tuple(h.shape[1:])).items():
+        if min(size)<_coarse: lines.append(f"The heat of {' and '.join(map(_clean, who))} has {size[0]}×{size[1]} cells, too few to say where it lies: train on larger images, or name another attribution.")
+    for k,h in heat.items():
         z = zone_energy(h)
-        if len(h): lines.append(f"{'It' if len(rep.looked.heat)==1 else _clean(k)} looks at the edge (hottest place) in {z.hottest['edge']:.0%} of {len(h)} validation images drawn at random, at the centre in {z.hottest['centre']:.0%}; in flat maps that would be {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
+        if min(h.shape[1:])>=_coarse: lines.append(f"{'It' if len(heat)==1 else _clean(k)} looks at the edge (hottest place) in {z.hottest['edge']:.0%} of {len(h)} validation images drawn at random, at the centre in {z.hottest['centre']:.0%}; in flat maps that would be {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
     return (*out, page_list(_code(o) for o in lines) if lines else None) if out or lines else None
 
 def _spread(v): return f'{np.mean(v):.3f}' + (f' ± {np.std(v, ddof=1):.3f}' if len(v)>1 else '')
@@ -471,33 +506,38 @@ def _code(text):
     "What stands in backticks, as code"
     return tuple(Code(o) if i%2 else o for i,o in enumerate(text.split('`')))
 
-# %% ../nbs/18_report.ipynb #6c246172
+# %% ../nbs/18_report.ipynb #7a2ea9b8
 def _about(o):
     "What a run was, as a column"
     s,n = o.settings, Counter(o.split.part) if o.split is not None else {}
     bad = '' if o.problems is None or not len(o.problems) else f'{len(o.problems)}: '+', '.join(f'{k} {v}' for k,v in Counter(o.problems.problem).items())
-    return {'folder':bdi(o.path), 'started':'–' if pd.isna(o.run.when) else f'{o.run.when:%Y-%m-%d %H:%M}', 'images':bdi(s.get('path') or '–'), 'training, validation':f"{n.get('train', '–')}, {n.get('valid', '–')}", 'images with problems':bad or '–',
+    return {'folder':bdi(o.path.parent), 'started':'–' if pd.isna(o.run.when) else f'{o.run.when:%Y-%m-%d %H:%M}', 'images':bdi(s.get('path') or '–'), 'training, validation':f"{n.get('train', '–')}, {n.get('valid', '–')}", 'images with problems':bad or '–',
         'classes':str(o.split.label.nunique()) if o.split is not None else '–', 'architecture':bdi(s.get('arch') or s.get('model') or '–') , 'pretrained':{True:'yes',False:'no'}.get(s.get('pretrained'), '–'), 'recipe':bdi(s.get('recipe') or '–'), 'seed':str(s.get('seed', '–')),
         'epochs':f'{len(o.epochs)}' + (f' of {o.asked}' if o.asked and o.asked!=len(o.epochs) else ''), 'proxy images':str(int(o.steps.made.sum())) if len(o.steps) else '–'}
 
+_alike = ('','all runs')
+
 def what_was_run(rep:Report):
     "The runs, side by side"
-    about = {o.name:_about(o) for o in rep.trainings}
+    more = [k for k in _differ(rep.trainings) if k not in ('path','arch','pretrained','recipe')]
+    about = {o.name:_about(o)|{k:bdi('as usual' if (v := o.settings.get(k)) is None else v) for k in more} for o in rep.trainings}
     out = []
     if about:
-        names,props = list(about),list(next(iter(about.values())))
-        if len(names)<=3: out.append(page_table([(p, *(about[k][p] for k in names)) for p in props], ['', *map(bdi, names)], 'What was run'))
-        else: out.append(page_table([(bdi(k), *(about[k][p] for p in props)) for k in names], ['run', *props], 'What was run'))
+        first = next(iter(about.values()))
+        alike = [p for p in first if len({str(o[p]) for o in about.values()})==1]
+        out.append(page_table([(p, first[p]) for p in alike], ['',_alike[len(about)>1]], 'What was run'))
+        if len(about)>1: out.append(page_table([(bdi(k), *(o[p] for p in first if p not in alike)) for k,o in about.items()], ['run', *(p for p in first if p not in alike)], 'In what they differ'))
     for k,(o,cmp) in rep.comparisons.items():
-        out.append(P('Comparison ', bdi(k), f": {', '.join(map(_clean, cmp.arms))}; {cmp.df.seed.nunique()} seeds; {_clean(o.settings.get('arch', ''))} on ", bdi(o.settings.get('path', '')), '.'))
+        out.append(P('Comparison ', bdi(k), f": {', '.join(map(_clean, cmp.arms))}; {cmp.df.seed.nunique()} seeds; tested on {', '.join(map(_clean, cmp.tests))}; {_clean(o.settings.get('arch', ''))} on ", bdi(o.settings.get('path', '')), '.'))
     out += [P('Demo ', bdi(o.path), ': digits with a coloured patch, the same network trained without and with proxies.') for o in rep.runs if o.told]
     return tuple(out) or None
 
 def curves(rep:Report):
-    "Losses and metrics by epoch, proxy steps as dotted lines; of several runs alike their mean, and a band of one standard deviation"
+    "Losses and metrics by epoch, proxy steps as dotted lines where all runs have the same; of several runs alike their mean, and a band of one standard deviation"
     runs = [o for o in rep.trainings if len(o.epochs)]
     if not runs: return None
-    one,marks = len(runs)==1, sorted({e for o in runs if len(o.steps) for e in o.steps.epoch[o.steps.fit==o.steps.fit.max()]})
+    one,ends = len(runs)==1, {tuple(s.epoch[s.fit==s.fit.max()]) for o in runs if len(s := o.steps)}
+    marks = next(iter(ends)) if len(ends)==1 else ()
     cols = list(dict.fromkeys(c for o in runs for c in o.epochs if c!='epoch'))[:8]
     if one:
         e,losses = runs[0].epochs,[c for c in cols if 'loss' in c]
@@ -526,19 +566,20 @@ def results_table(rep:Report):
     if not cols: return tuple(out) or None
     base,metric = _against(rep),_main_metric([o for v in done.values() for o in v])
     head,rows = ['runs','number','seeds','epochs',*cols],[]
-    if len(done)>1 and metric: head.append(f'{metric} minus {base}')
+    apart = {k:_difference(rep, k, metric) for k in done if k!=base} if metric else {}
+    if any(apart.values()): head.append(f'{metric} minus {base}')
     for k,v in done.items():
         cells = [_spread([float(o.epochs[c].iloc[-1]) for o in v if c in o.epochs]) if any(c in o.epochs for o in v) else '–' for c in cols]
         row = [bdi(k), str(len(v)), ', '.join(dict.fromkeys(str(o.settings.get('seed', '–')) for o in v)) or '–', ', '.join(dict.fromkeys(str(len(o.epochs)) for o in v)) or '–', *cells]
         if len(head)>len(row):
-            d = _difference(rep, k, metric) if k!=base else None
+            d = apart.get(k)
             lo,hi = sorted((d['lo']*d['sign'],d['hi']*d['sign'])) if d and d['n']>1 else (None,None)
             row.append('' if d is None else f"{d['diff']*d['sign']:+.3f}" + (f' [{lo:+.3f}, {hi:+.3f}]' if lo is not None else ''))
         rows.append(row)
     out.append(page_table(rows, [_clean(o) for o in head], 'Last epoch, mean ± standard deviation of the runs that came to their end'))
     return tuple(out)
 
-# %% ../nbs/18_report.ipynb #9a53c2fa
+# %% ../nbs/18_report.ipynb #a40a5c34
 def _short_name(f): return _short('/'.join(f.parts[-2:]), 40)
 
 def _card(shot, rep, keys):
@@ -550,7 +591,7 @@ def _card(shot, rep, keys):
     except (OSError, ValueError, TypeError, RuntimeError, Image.DecompressionBombError) as e:
         return rep.note(f'{_clean(shot.file.name)} cannot be shown ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__}).')
     px = 'px' if max(w,h)<=64 else None
-    layers = [Img(src=heat_uri(v), alt='', cls='l heat', data_k=keys.index(k), data_n=k, decoding='async') for k,v in shot.heats.items() if v.max()>0]
+    layers = [Img(src=heat_uri(v), alt='', cls='l heat', data_k=keys.index(k), data_n=k, decoding='async') for k,v in sorted(shot.heats.items(), key=lambda o: keys.index(o[0])) if v.max()>0]
     if proxy is not None: layers.append(Img(src=photo_uri(proxy)[0], alt='', cls=f'l {px or ""}', data_k=keys.index('proxy'), data_n='proxy', decoding='async'))
     name,prob = _short_name(shot.file), shot.said[-1][2] if shot.said else None
     says = [f'{_clean(k)}: ' * (len(shot.said)>1) + f'{_clean(p)}' + (f' {v:.0%}' if v is not None else '') for k,p,v in shot.said]
@@ -570,9 +611,9 @@ def _choice(name, label, options):
 def gallery(rep:Report):
     "Original, heat and proxy of single images"
     shots = rep.looked.shots
-    keys = ['original', *dict.fromkeys(k for o in shots for k in o.heats), 'proxy']
+    keys = ['original', *dict.fromkeys(k for o in sorted(shots, key=lambda o: o.part, reverse=True) for k in o.heats), 'proxy'] # those of the models first
     shots = [(o,c) for o in shots if (c := _card(o, rep, keys)) is not None]
-    if not shots: return P('There are no pictures to show.')
+    if not shots: return P('There are no pictures to show.' + (' A comparison keeps no models.' if rep.comparisons and not rep.trainings else ''))
     labels,parts = sorted({o.label for o,_ in shots}), sorted({o.part for o,_ in shots})
     models = len(rep.looked.heat)
     proxies = any(o.proxy for o,_ in shots)
@@ -583,9 +624,9 @@ def gallery(rep:Report):
     show = Fieldset(Legend('Show'), *(Label(Input(type='radio', name='show', value=keys.index(k), checked=i==min(1, len(shown)-1)), Span(bdi(k))) for i,k in enumerate(shown)))
     form = Form(Div(*controls), show, Label('Strength of heat', Input(type='range', name='heat', min=0, max=100, value=75)), Output(f'{len(shots)} pictures', id='told', aria_live='polite'), id='filter', hidden=True, aria_label='Which pictures, and what is shown of them')
     who = 'right and wrong are those of the last model; the biggest change is between the first and the last' if models>1 else 'the biggest change is from the proxy step to the model as it is now' if models else 'predictions are those of the proxy step, as there is no model'
-    text = f'Point at a picture to see it without heat, tap it (or press Enter) for the next layer. Heat is from {_clean(str(rep.attribution))}, over the whole image; {who}.'
+    text = f'Point at a picture to see it without heat, tap it (or press Enter) for the next layer. Heat is from {_clean(str(rep.attribution))}, over the whole image, bright where it is hot; {who}.'
     if any(o.part=='validation' for o,_ in shots): text += ' Of the validation images a third are those with the largest loss, so these pictures are no fair sample.'
-    return P(text, cls='screen'), P(f"From left to right: {', '.join(map(_clean, shown))}, where there is one.", cls='paper'), form, Div(*(c for _,c in shots), id='shots')
+    return P(text, cls='screen'), P(f"From left to right, where there is one: {' | '.join(map(_clean, shown))}.", cls='paper'), form, Div(*(c for _,c in shots), id='shots')
 
 # %% ../nbs/18_report.ipynb #aea6ca01
 def mean_attention(rep:Report):
@@ -608,13 +649,13 @@ def mean_attention(rep:Report):
     table = page_table([(o, *(f'{z.hottest[o]:.0%}' for z in zones.values()), f'{flat[o]:.0%}') for o in ('edge','border','corners','centre')], ['hottest place', *map(bdi, zones), 'flat maps'], 'How often the hottest place lies where')
     return P(f'Of {len(next(iter(heat.values())))} validation images drawn at random.'), Div(maps, table, cls='charts')
 
-# %% ../nbs/18_report.ipynb #c91dfea0
+# %% ../nbs/18_report.ipynb #214010cd
 def _rule(pa):
     "The four answers of a `ProxyAttention`, in words"
     a = pa.args
     name = lambda o: getattr(o, '__name__', str(o))
     area = f" ({a['area']:.0%} of the image)" if a['rule']=='area' else ''
-    return page_list([f"Which: {name(a['select'])}, share {a['share']}", f"Where: {name(a['attribution'])} of the {name(a['target'])}", f"What: {name(a['rule'])}{area}, filled with {name(a['fill'])}",
+    return page_list([f"Which: {name(a['select'])}" + ('' if a['select']=='all' else f", share {a['share']}"), f"Where: {name(a['attribution'])} of the {name(a['target'])}", f"What: {name(a['rule'])}{area}, filled with {name(a['fill'])}",
         f"Served: {'in place of the original' if a['mode']=='replace' else 'beside the original'}, with a chance of {a['p']}"])
 
 def _warned(o):
@@ -625,7 +666,7 @@ def _warned(o):
         if not r.made: res.append(f'After epoch {r.epoch}: no proxy image was made.')
     if o.log is not None and len(o.log):
         last = o.log[o.log.epoch==o.log.epoch.max()]
-        if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()): res.append(f'{wrong} of the {len(last)} items of the last step were predicted otherwise than labelled: hard ones, or wrong labels.')
+        if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()): res.append(f'{wrong} of the {len(last)} items of the last step were predicted otherwise than labelled: hard ones, wrong labels, or a model that had just begun.')
     return res
 
 def audit(rep:Report):
@@ -647,7 +688,7 @@ def audit(rep:Report):
         out.append(page_table([(bdi(a), *(f'{v:.0f}' if v==round(v) else f'{v:.1f}' for v in r)) for a,r in zip(d.index, d.values)], ['arm','optimizer steps','seconds','proxy images','seconds of proxy steps'], f'Work of each arm, mean over seeds ({_clean(k)})'))
     return tuple(out) or None
 
-# %% ../nbs/18_report.ipynb #7e5a171a
+# %% ../nbs/18_report.ipynb #bb022f40
 def _flags(cfg, but=()):
     "What differs from the usual, as options of a command"
     usual = {k:v for part in asdict(Config()).values() for k,v in part.items()}
@@ -673,11 +714,11 @@ def configuration(rep:Report):
         if len(heads)>1: out.append(H3(bdi(k)))
         seeds = list(dict.fromkeys(str(r.settings.get('seed')) for r in rep.groups.get(k, [o])))
         if len(seeds)>1: out.append(P(f"Seeds: {', '.join(seeds)}; this is the first."))
-        out += [P('From the command line', ', with the file of the run or with everything spelt out' if not o.asked_for else '', ':'), *(c for line in run_again(o) for c in copy_box(line)), Details(Summary('config.toml'), *copy_box(to_toml(o.cfg)))]
-    if any(o.told for o in rep.runs): out += [P('The demo:'), *copy_box('proxy-demo')]
+        out += [P('From the command line', ', with the file of the run or with everything spelt out' if not o.asked_for else '', ':'), *map(copy_box, run_again(o)), Details(Summary('config.toml'), copy_box(to_toml(o.cfg)))]
+    if any(o.told for o in rep.runs): out += [P('The demo:'), copy_box('proxy-demo')]
     return tuple(out) or None
 
-# %% ../nbs/18_report.ipynb #155c60cd
+# %% ../nbs/18_report.ipynb #177b9a6c
 def usual_sections()->dict: # Heading → `report -> tags`
     "The sections of a page, in their order"
     return {'In short':in_short, 'What was run':what_was_run, 'Curves':curves, 'Results':results_table, 'Pictures':gallery, 'Mean attention':mean_attention, 'Proxy steps':audit, 'Run it again':configuration}
@@ -689,13 +730,13 @@ _css = """
 #shots { --heat:.75; display:grid; grid-template-columns:repeat(auto-fill, minmax(10.5rem, 1fr)); gap:1rem; margin-top:1rem } .shot[hidden] { display:none }
 .shot button { display:block; position:relative; width:100%; padding:0; border:0; background:var(--box); border-radius:.3rem; overflow:hidden; cursor:pointer; line-height:0 }
 .pic { display:block; position:relative } .pic img { width:100%; height:auto; display:block } .pic .l { position:absolute; inset:0; height:100%; opacity:0; transition:opacity .2s } .px { image-rendering:pixelated }
-.pic .on { opacity:1 } .pic .heat.on { opacity:var(--heat) } .peek .l.on { opacity:0 }
+.pic:has(.heat.on) > img:first-child { filter:saturate(.3) } .peek .pic > img:first-child { filter:none !important } .pic .on { opacity:1 } .pic .heat.on { opacity:var(--heat) } .peek .l.on { opacity:0 }
 .badge { position:absolute; left:.3rem; bottom:.3rem; max-width:95%; padding:0 .45rem; border-radius:.6rem; background:#000c; color:#fff; font-size:.72rem; line-height:1.5; text-align:left }
 .shot figcaption { font-size:.82rem; line-height:1.35; margin-top:.3rem } .shot figcaption > * { display:block } .shot .name { color:var(--fg) }
 .map { image-rendering:auto; border-radius:.2rem }
 @media (max-width:40rem) { #shots { grid-template-columns:repeat(2, 1fr); gap:.7rem } #filter { position:static } }
 @media (prefers-reduced-motion:reduce) { .pic .l { transition:none } }
-@media print { #filter { display:none } #shots { display:block; columns:2 } .shot { margin-bottom:.6rem } .pic { display:flex; gap:2px } .pic img, .pic .l { position:static; width:auto; flex:1 1 0; min-width:0; height:auto; max-width:2.6cm; opacity:1; align-self:stretch; transition:none } .pic .heat { background:#000; background-size:100% 100% } .badge { display:none } }
+@media print { #filter { display:none } #shots { display:block; columns:2 } .shot { margin-bottom:.6rem } .pic { display:flex; gap:2px } .pic img, .pic .l { position:static; width:auto; flex:1 1 0; min-width:0; height:auto; max-width:2.6cm; opacity:1; align-self:stretch; transition:none; filter:none !important } .pic .heat { background:#000; background-size:100% 100% } .badge { display:none } }
 """
 _js = """
 const form = document.getElementById('filter')
@@ -746,20 +787,20 @@ if (form) {
 }
 """
 
-# %% ../nbs/18_report.ipynb #7684dda9
+# %% ../nbs/18_report.ipynb #00e5e87a
 _ours = 'proxy_attention report'
 
 @patch
 def html(self:Report)->str:
     "The page"
-    names = [o.name for o in self.runs]
-    title = f"Report: {', '.join(map(_clean, names[:3]))}{f' and {len(names)-3} more' if len(names)>3 else ''}"
+    names = list(self.groups) if len(self.runs)==len(self.trainings)>1 else [o.name for o in self.runs]
+    title = (f'{len(self.runs)} runs: ' if len(self.runs)>1 else 'Report: ') + ', '.join(map(_clean, names[:4])) + (f' and {len(names)-4} more' if len(names)>4 else '')
     parts = [(k, f'part-{i}', f(self)) for i,(k,f) in enumerate(self.sections.items())]
     parts = [(k,i,P(o) if isinstance(o, str) else o) for k,i,o in parts if o is not None]
     missing = list(dict.fromkeys([*self.missing, *(o for r in self.runs for o in r.missing)]))
     aside = Aside(H2('What is missing', id='missing'), page_list(_code(_clean(o)) for o in missing), aria_labelledby='missing') if missing else None
     nav = Nav(Ul(*(Li(A(k, href=f'#{i}')) for k,i,_ in parts)), aria_label='Sections')
-    return page_html(title, A('Skip to the content', href='#main', cls='skip'), Header(H1(bdi(title)), P(f'Made {datetime.now():%Y-%m-%d %H:%M} by proxy_attention. This page needs no network.', cls='soft')), nav,
+    return page_html(title, A('Skip to the content', href='#main', cls='skip'), Header(H1(title), P(f'Made {datetime.now():%Y-%m-%d %H:%M} by proxy_attention. This page needs no network.', cls='soft')), nav,
         Main(*([aside] if aside else []), *(Section(H2(k, id=i), o, aria_labelledby=i) for k,i,o in parts), id='main'), css=_css, js=_js, made_by=_ours)
 
 def _is_ours(f):
