@@ -21,14 +21,15 @@ from fastcore.xml import Bdi, Circle, Desc, G, Line, Polygon, Polyline, Text
 from .heatmap import *
 from .use import _clean, _short
 
-# %% ../nbs/17a_page.ipynb #9f1c2ce4
+# %% ../nbs/17a_page.ipynb #b29a73e7
 def bdi(o):
     "A name from outside, in its own direction of writing"
     return Bdi(_clean(o))
 
 def fmt(v):
     "A number as a person reads it"
-    if isinstance(v, str) or isinstance(v, FT): return v
+    if isinstance(v, FT): return v
+    if isinstance(v, str): return _clean(v)
     if v is None or pd.isna(v): return '–'
     return f'{v:,}' if isinstance(v, (int,np.integer)) else f'{v:.0f}' if abs(v)>=1000 else f'{v:.3g}' if abs(v)<.1 else f'{v:.3f}'
 
@@ -38,14 +39,15 @@ def page_table(
     caption:str # What the table tells
 )->FT:
     "A table with a caption; the first cell of a row names it"
+    caption = _clean(caption)
     body = [Tr(Th(fmt(r[0]), scope='row'), *(Td(fmt(c)) for c in r[1:])) for r in rows]
-    return Div(Table(Caption(caption), Thead(Tr(*(Th(o, scope='col') for o in head))), Tbody(*body)), cls='scroll', tabindex='0', role='region', aria_label=caption)
+    return Div(Table(Caption(caption), Thead(Tr(*(Th(fmt(o), scope='col') for o in head))), Tbody(*body)), cls='scroll', tabindex='0', role='region', aria_label=caption)
 
 def page_list(items)->FT:
     "A list of sentences"
     return Ul(*(Li(o) for o in items))
 
-# %% ../nbs/17a_page.ipynb #17bbe7b5
+# %% ../nbs/17a_page.ipynb #ae7e45e0
 @dataclass
 class Curve:
     "One curve"
@@ -68,7 +70,7 @@ def line_chart(
 )->FT:
     "Curves over epochs, with a table of their numbers"
     lines = [Curve(o.name, *(np.asarray(v, float)[np.isfinite(np.asarray(o.y, float))] if v is not None else None for v in (o.x,o.y,o.sd))) for o in lines]
-    lines = [o for o in lines if len(o.y)]
+    lines,title = [o for o in lines if len(o.y)],_clean(title)
     if not lines: return None
     band = lambda o: np.zeros_like(o.y) if o.sd is None else np.nan_to_num(o.sd)
     lo,hi = min((o.y-band(o)).min() for o in lines), max((o.y+band(o)).max() for o in lines)
@@ -76,24 +78,24 @@ def line_chart(
     x0,x1 = min(o.x.min() for o in lines), max(o.x.max() for o in lines)
     X,Y = _scale(x0, x1, 46, w-12), _scale(ticks[0], ticks[-1], h-36, 10)
     at = lambda o,y: ' '.join(f'{X(a)},{Y(b)}' for a,b in zip(o.x, y))
-    grid = [G(Line(x1=46, x2=w-12, y1=Y(t), y2=Y(t), cls='grid'), Text(f'{t:.4g}', x=40, y=Y(t)+4, text_anchor='end')) for t in ticks]
+    grid = [G(Line(x1=46, x2=w-12, y1=Y(t), y2=Y(t), stroke='#8884', cls='grid'), Text(f'{t:.4g}', x=40, y=Y(t)+4, text_anchor='end')) for t in ticks]
     xs = [t for t in MaxNLocator(7, integer=True).tick_values(x0, x1) if x0<=t<=x1]
     grid += [Text(f'{t:.0f}', x=X(t), y=h-20, text_anchor='middle') for t in xs] + [Text(xlabel, x=(w+34)/2, y=h-4, text_anchor='middle')]
-    grid += [Line(Title(f'proxy step after epoch {m:.0f}'), x1=X(m), x2=X(m), y1=10, y2=h-36, cls='mark') for m in marks if x0<=m<=x1]
+    grid += [Line(Title(f'proxy step after epoch {m:.0f}'), x1=X(m), x2=X(m), y1=10, y2=h-36, stroke='currentColor', stroke_dasharray='2 3', cls='mark') for m in marks if x0<=m<=x1]
     curves = []
     for i,o in enumerate(lines):
-        if o.sd is not None: curves.append(Polygon(points=f"{at(o, o.y+band(o))} {' '.join(reversed(at(o, o.y-band(o)).split()))}", cls=f'band s{i%6}'))
-        curves.append(Polyline(points=at(o, o.y), cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]))
+        if o.sd is not None: curves.append(Polygon(points=f"{at(o, o.y+band(o))} {' '.join(reversed(at(o, o.y-band(o)).split()))}", fill='currentColor', opacity=.15, cls=f'band s{i%6}'))
+        curves.append(Polyline(points=at(o, o.y), fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]))
         if len(o.y)<=40: curves += [Circle(Title(f'{_clean(o.name)}, {xlabel} {a:.0f}: {fmt(b)}'), cx=X(a), cy=Y(b), r=3, cls=f'dot s{i%6}') for a,b in zip(o.x, o.y)]
-    key = Ul(*(Li(Svg(Line(x1=0, x2=28, y1=5, y2=5, cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), bdi(o.name)) for i,o in enumerate(lines)),
-        *([Li(Svg(Line(x1=14, x2=14, y1=0, y2=10, cls='mark'), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), 'proxy step')] if len(marks) else []), cls='key')
+    key = Ul(*(Li(Svg(Line(x1=0, x2=28, y1=5, y2=5, fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), bdi(o.name)) for i,o in enumerate(lines)),
+        *([Li(Svg(Line(x1=14, x2=14, y1=0, y2=10, stroke='currentColor', stroke_dasharray='2 3', cls='mark'), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), 'proxy step')] if len(marks) else []), cls='key')
     table = pd.DataFrame({i:pd.Series(o.y, index=o.x) for i,o in enumerate(lines)}).sort_index()
     rows = [(f'{x:.0f}', *v) for x,v in zip(table.index, table.itertuples(index=False, name=None))]
     last = '; '.join(f'{_clean(o.name)} from {fmt(o.y[0])} to {fmt(o.y[-1])}' for o in lines[:6])
-    return Figure(Figcaption(title), Svg(Title(title), Desc(last), *grid, *curves, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {last}', cls='chart'), key,
+    return Figure(Figcaption(title), Svg(Title(title), Desc(last), *grid, *curves, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {last}', width=w, fill='currentColor', font_size=12, cls='chart'), key,
         Details(Summary('Numbers'), page_table(rows, [xlabel, *(bdi(o.name) for o in lines)], title)))
 
-# %% ../nbs/17a_page.ipynb #138a6f25
+# %% ../nbs/17a_page.ipynb #0bf4255a
 def dot_chart(
     rows, # (name, values), a row each
     title:str,
@@ -101,18 +103,18 @@ def dot_chart(
     w:int=440 # Width in the SVG's own units
 )->FT:
     "Every value as a dot, the mean of each row as a bar"
-    v = np.concatenate([np.asarray(o, float) for _,o in rows])
+    v,title = np.concatenate([np.asarray(o, float) for _,o in rows]),_clean(title)
     if not len(v): return None
     h,lo,hi = 34+26*len(rows), v.min(), v.max()
     ticks = MaxNLocator(5).tick_values(lo, hi) if hi>lo else np.array([lo-1,lo,lo+1])
     X = _scale(ticks[0], ticks[-1], 132, w-14)
-    marks = [G(Line(x1=X(t), x2=X(t), y1=4, y2=h-28, cls='grid'), Text(f'{t:.4g}', x=X(t), y=h-10, text_anchor='middle')) for t in ticks]
-    if base is not None: marks.append(Line(x1=X(base), x2=X(base), y1=4, y2=h-28, cls='mark'))
+    marks = [G(Line(x1=X(t), x2=X(t), y1=4, y2=h-28, stroke='#8884', cls='grid'), Text(f'{t:.4g}', x=X(t), y=h-10, text_anchor='middle')) for t in ticks]
+    if base is not None: marks.append(Line(x1=X(base), x2=X(base), y1=4, y2=h-28, stroke='currentColor', stroke_dasharray='2 3', cls='mark'))
     for i,(name,o) in enumerate(rows):
         y,m = 18+26*i, float(np.mean(o))
-        marks += [Text(_short(name, 20), x=124, y=y+4, text_anchor='end'), *(Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in o), Line(x1=X(m), x2=X(m), y1=y-9, y2=y+9, cls='line s1')]
+        marks += [Text(_short(name, 20), x=124, y=y+4, text_anchor='end'), *(Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in o), Line(x1=X(m), x2=X(m), y1=y-9, y2=y+9, stroke='currentColor', cls='line s1')]
     said = '; '.join(f'{_clean(n)} {np.mean(o):.1f}' for n,o in rows)
-    return Figure(Figcaption(title), Svg(Title(title), Desc(said), *marks, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {said}', cls='chart'))
+    return Figure(Figcaption(title), Svg(Title(title), Desc(said), *marks, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {said}', width=w, fill='currentColor', font_size=12, cls='chart'))
 
 # %% ../nbs/17a_page.ipynb #a5de795a
 def _uri(data, kind): return f'data:image/{kind};base64,{b64encode(data).decode()}'

@@ -38,7 +38,7 @@ from .compare import Comparison, paired
 from .use import _Looker, _clean, _failures, _look, _patient, _short, open_learner
 from .page import *
 
-# %% ../nbs/18_report.ipynb #1b12c0cc
+# %% ../nbs/18_report.ipynb #39b41676
 _log_cols,_step_cols = 'file pred targ method fit# epoch# item# loss# area# degenerate', 'fit# epoch# chosen# made# degenerate# mean_loss? area? seconds?'
 
 def _typed(df, cols):
@@ -50,6 +50,11 @@ def _typed(df, cols):
     return df.astype({o[:-1]:int for o in cols.split() if o[-1]=='#' and o not in ('loss#','area#')}).reset_index(drop=True)
 
 def _table_of(f, cols): return _typed(pd.read_csv(f, dtype={o:str for o in cols.split() if o[-1] not in '#?' and o!='degenerate'}, keep_default_na='#' in cols), cols)
+
+def _asked_of(f):
+    asked = json.loads(f.read_text(encoding='utf-8'))
+    if not isinstance(asked, dict) or not {'arms','seeds','tests'}<=set(asked): raise ValueError('it is not that of a comparison')
+    return asked
 
 class RunFolder:
     "What the folder of one run holds; what it lacks stands in `missing`"
@@ -64,7 +69,7 @@ class RunFolder:
         self.log,self.split,self.problems = (self._try(o, _table_of, cols=cols) for o,cols in (('proxy_log.csv',_log_cols), ('folds.csv' if not self.fold else '../folds.csv','file label part fold'), ('problems.csv','file problem')))
         self.store = self._try('heat.npz', HeatmapStore.load)
         if self.fold and self.split is not None: self.split['part'] = np.where(self.split.fold==self.path.name.removeprefix('fold_'), 'valid', 'train')
-        self.asked_for = self._try('asked.json', lambda f: json.loads(f.read_text(encoding='utf-8'))) or {}
+        self.asked_for = self._try('asked.json', _asked_of) or {}
         self.told = self._try('verdict.txt', lambda f: f.read_text(encoding='utf-8').strip()) if not self.asked_for else None # of a demo
         self.model = self.path/'model.pkl' if (self.path/'model.pkl').is_file() else None
 
@@ -73,7 +78,7 @@ class RunFolder:
         f = self.path/name
         if not f.is_file(): return None
         try: return read(f, **kw)
-        except (OSError, ValueError, BadZipFile) as e: self.missing.append(f'{f.name} of {self.name} cannot be read ({str(e).splitlines()[0][:150]}).')
+        except (OSError, ValueError, TypeError, BadZipFile) as e: self.missing.append(f'{f.name} of {self.name} cannot be read ({str(e).splitlines()[0][:150]}).')
 
     @property
     def name(self): return f'{self.path.resolve().parent.name}/{self.path.resolve().name}' if self.fold else self.path.resolve().name
@@ -245,7 +250,7 @@ class Shot:
         maps = list(self.heats.values())
         return heat_moved(maps[0], maps[-1]) if len(maps)>1 else np.nan
 
-# %% ../nbs/18_report.ipynb #1384b1b8
+# %% ../nbs/18_report.ipynb #144f5301
 class Report:
     "Some runs, and a page about them"
     def __init__(self,
@@ -263,7 +268,7 @@ class Report:
         if target=='label': raise ValueError("target='label' is not what a page shows: 'margin' or 'pred', which need no labels.")
         if images is not None and not Path(images).expanduser().is_dir(): raise FileNotFoundError(f'There is no folder {_clean(images)}: name the one that the images lie in now.')
         store_attr('n,images,models,attribution,target,bar')
-        self.missing,self.sections = [],usual_sections() if sections is None else sections
+        self.missing,self.sections = [],sections
         self.runs = open_runs(runs, self.missing)
         self.trainings = [o for o in self.runs if not o.asked_for and not o.told]
         self.groups = group_runs(self.trainings)
@@ -280,7 +285,7 @@ class Report:
     def note(self, text): self.missing.append(text)
     def __repr__(self): return f"Report of {', '.join(o.name for o in self.runs)}"
 
-# %% ../nbs/18_report.ipynb #5a4b44d8
+# %% ../nbs/18_report.ipynb #2e273cf3
 @patch
 def _asked(self:Report)->dict:
     "Name → the run that stands for a group; at most four, the first and the last among them"
@@ -295,6 +300,7 @@ def _lookers(self:Report, reps, roots)->dict:
     res,home = {},next(o for o in roots.values() if o)
     if not self.models: return self.note('The models were not loaded, as asked: no validation images, and no mean attention.') or res
     for k,o in reps.items():
+        if roots[k] is None: continue # which is told already
         if roots[k]!=home: self.note(f'{o.name} was trained on other images ({_clean(o.cfg.data.path) if o.cfg else "unknown"}): its curves are shown, and no pictures.')
         elif o.model is None: self.note(f'{o.name} has no model yet: of its pictures there is what its proxy steps kept, and no more.')
         else:
@@ -362,7 +368,7 @@ def _proxy_of(self:RunFolder, root):
         return make(img, i, lambda: _opened(others[i%len(others)]))
     return made
 
-# %% ../nbs/18_report.ipynb #6c2967ff
+# %% ../nbs/18_report.ipynb #7168b9ae
 @patch
 def _masked(self:Report, reps, roots, lookers):
     "Training images that were masked, a `Shot` each"
@@ -373,6 +379,7 @@ def _masked(self:Report, reps, roots, lookers):
     if not len(rows): return []
     files,proxy = run._moved_to(rows.file.tolist(), roots.get(name)), run._proxy_of(roots.get(name))
     if proxy is None: self.note(f'{run.name} does not say how its proxies were made: they are not shown.')
+    if lookers and not (how := str(rows.method.iloc[0])).startswith(_name(self.attribution)): self.note(f'Heat at the step is from {_clean(how.split(" of ")[0])}, that of the models from {_name(self.attribution)}: what moved between them is no change of the model alone.')
     at = 'heat at the step' + (f', {name}' if len(reps)>1 else '')
     there = [o.is_file() for o in files]
     if not all(there): self.note(f'{len(there)-sum(there)} of {len(there)} masked images of {run.name} are not where they were; the first is {_clean(files[there.index(False)].name)}.')
@@ -385,10 +392,11 @@ def _masked(self:Report, reps, roots, lookers):
         res.append(Shot(f, str(r.targ), 'training', heats, _said(lookers, said.get(f, ())) or [('at the step',str(r.pred),None)], float(r.loss), None if proxy is None else lambda i=r.item,f=f: proxy(i, f), trail))
     return res
 
+def _name(o): return getattr(o, '__name__', str(o))
 def _heat_names(lookers): return ['heat'] if len(lookers)==1 else [f'heat, {k}' for k in lookers]
 def _said(lookers, said): return [(k, o.vocab[int(p.argmax())], float(p.max())) for (k,o),(p,_) in zip(lookers.items(), said)]
 
-# %% ../nbs/18_report.ipynb #8f879d59
+# %% ../nbs/18_report.ipynb #5ef246bf
 @dataclass
 class Looked:
     "What was looked at"
@@ -416,7 +424,7 @@ def _look(self:Report):
     reps = self._asked()
     roots = {k:o.images_at(self.images) for k,o in reps.items()}
     for k,o in reps.items():
-        if roots[k] is None and o.split is not None: self.note(f'The images of {o.name} are not at {_clean(o.cfg.data.path if o.cfg else "their place")} any more: name the folder that they are in now with `--images`.')
+        if roots[k] is None and o.split is not None: self.note(f'The images of {o.name} are not at {_clean(self.images or (o.cfg.data.path if o.cfg else "their place"))}: name the folder that they are in now with `--images`.')
     demos = {o.name:o for o in self.runs if o.told}
     if not any(roots.values()): return Looked(self._masked(demos, dict.fromkeys(demos), {})) if demos else Looked()
     lookers = self._lookers(reps, roots)
@@ -433,7 +441,7 @@ def _look(self:Report):
     preds = {k:[o.said[i][1] for o in shots] for i,k in enumerate(lookers)}
     return Looked(masked+_picked(shots, self.n-len(masked)), heat, preds)
 
-# %% ../nbs/18_report.ipynb #46a54a95
+# %% ../nbs/18_report.ipynb #0b6a5bdc
 def _main_metric(runs):
     "The metric that is judged: accuracy, or else the first that all have"
     cols = [c for c in runs[0].epochs if c!='epoch'] if runs else []
@@ -460,7 +468,7 @@ def _one_run(run):
     e,metric = run.epochs,_main_metric([run])
     if metric is None or not len(e): return [f'{run.name} has told nothing yet.']
     v,n = float(e[metric].iloc[-1]), int((run.split.part=='valid').sum()) if run.split is not None else 0
-    ci = binomtest(round(min(max(v, 0), 1)*n), n).proportion_ci(method='wilson') if metric=='accuracy' and n else None
+    ci = binomtest(round(np.clip(v, 0, 1)*n), n).proportion_ci(method='wilson') if metric=='accuracy' and n and np.isfinite(v) else None
     said = f'{metric} {v:.1%}' if metric=='accuracy' else f'{metric} {fmt(v)}'
     lines = [f"{run.name}: {said} on {n or 'the'} validation images after {len(e)} epochs" + (f' (95 % interval for images like these: {ci.low:.1%} to {ci.high:.1%}).' if ci else '.')]
     if len(s := run.steps): lines.append(f'{int(s.made.sum())} proxy images were made in {len(s)} step{"s"*(len(s)>1)}.')
@@ -579,7 +587,7 @@ def results_table(rep:Report):
     out.append(page_table(rows, [_clean(o) for o in head], 'Last epoch, mean ± standard deviation of the runs that came to their end'))
     return tuple(out)
 
-# %% ../nbs/18_report.ipynb #a40a5c34
+# %% ../nbs/18_report.ipynb #cdab60a6
 def _short_name(f): return _short('/'.join(f.parts[-2:]), 40)
 
 def _card(shot, rep, keys):
@@ -624,7 +632,7 @@ def gallery(rep:Report):
     show = Fieldset(Legend('Show'), *(Label(Input(type='radio', name='show', value=keys.index(k), checked=i==min(1, len(shown)-1)), Span(bdi(k))) for i,k in enumerate(shown)))
     form = Form(Div(*controls), show, Label('Strength of heat', Input(type='range', name='heat', min=0, max=100, value=75)), Output(f'{len(shots)} pictures', id='told', aria_live='polite'), id='filter', hidden=True, aria_label='Which pictures, and what is shown of them')
     who = 'right and wrong are those of the last model; the biggest change is between the first and the last' if models>1 else 'the biggest change is from the proxy step to the model as it is now' if models else 'predictions are those of the proxy step, as there is no model'
-    text = f'Point at a picture to see it without heat, tap it (or press Enter) for the next layer. Heat is from {_clean(str(rep.attribution))}, over the whole image, bright where it is hot; {who}.'
+    text = f'Point at a picture to see it without heat, tap it (or press Enter) for the next layer. Heat is from {_clean(_name(rep.attribution))}, over the whole image, bright where it is hot; {who}.'
     if any(o.part=='validation' for o,_ in shots): text += ' Of the validation images a third are those with the largest loss, so these pictures are no fair sample.'
     return P(text, cls='screen'), P(f"From left to right, where there is one: {' | '.join(map(_clean, shown))}.", cls='paper'), form, Div(*(c for _,c in shots), id='shots')
 
@@ -649,13 +657,12 @@ def mean_attention(rep:Report):
     table = page_table([(o, *(f'{z.hottest[o]:.0%}' for z in zones.values()), f'{flat[o]:.0%}') for o in ('edge','border','corners','centre')], ['hottest place', *map(bdi, zones), 'flat maps'], 'How often the hottest place lies where')
     return P(f'Of {len(next(iter(heat.values())))} validation images drawn at random.'), Div(maps, table, cls='charts')
 
-# %% ../nbs/18_report.ipynb #214010cd
+# %% ../nbs/18_report.ipynb #8eaee151
 def _rule(pa):
     "The four answers of a `ProxyAttention`, in words"
     a = pa.args
-    name = lambda o: getattr(o, '__name__', str(o))
     area = f" ({a['area']:.0%} of the image)" if a['rule']=='area' else ''
-    return page_list([f"Which: {name(a['select'])}" + ('' if a['select']=='all' else f", share {a['share']}"), f"Where: {name(a['attribution'])} of the {name(a['target'])}", f"What: {name(a['rule'])}{area}, filled with {name(a['fill'])}",
+    return page_list([f"Which: {_name(a['select'])}" + ('' if a['select']=='all' else f", share {a['share']}"), f"Where: {_name(a['attribution'])} of the {_name(a['target'])}", f"What: {_name(a['rule'])}{area}, filled with {_name(a['fill'])}",
         f"Served: {'in place of the original' if a['mode']=='replace' else 'beside the original'}, with a chance of {a['p']}"])
 
 def _warned(o):
@@ -787,7 +794,7 @@ if (form) {
 }
 """
 
-# %% ../nbs/18_report.ipynb #00e5e87a
+# %% ../nbs/18_report.ipynb #409d6b02
 _ours = 'proxy_attention report'
 
 @patch
@@ -795,7 +802,7 @@ def html(self:Report)->str:
     "The page"
     names = list(self.groups) if len(self.runs)==len(self.trainings)>1 else [o.name for o in self.runs]
     title = (f'{len(self.runs)} runs: ' if len(self.runs)>1 else 'Report: ') + ', '.join(map(_clean, names[:4])) + (f' and {len(names)-4} more' if len(names)>4 else '')
-    parts = [(k, f'part-{i}', f(self)) for i,(k,f) in enumerate(self.sections.items())]
+    parts = [(k, f'part-{i}', f(self)) for i,(k,f) in enumerate((usual_sections() if self.sections is None else self.sections).items())]
     parts = [(k,i,P(o) if isinstance(o, str) else o) for k,i,o in parts if o is not None]
     missing = list(dict.fromkeys([*self.missing, *(o for r in self.runs for o in r.missing)]))
     aside = Aside(H2('What is missing', id='missing'), page_list(_code(_clean(o)) for o in missing), aria_labelledby='missing') if missing else None
