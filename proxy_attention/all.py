@@ -30,3 +30,4 @@ from .compare import *
 from .use import *
 from .demo import *
 from .sweep import *
+from .report import Report, report_runs, usual_sections # its sections have names that a notebook may want for itself

@@ -9,7 +9,7 @@ cfg.read(root/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 nbs = sorted(root.glob('nbs/**/*.ipynb'))
 floors = dict(core=0, heatmap=1, schedule=1, data=1, targets=1, runs=1, config=1, beds=2, datasets=2, selection=2, masking=2, layers=3, serving=3, cams=4, perturbation=5, transformers=5, attribution=6, explain=7,
-              probe=8, metrics=8, interpret=8, callback=9, arms=10, logs=10, checkpoint=10, prune=10, train=11, use=11, demo=11, compare=12, sweep=12, cli=13)
+              probe=8, metrics=8, interpret=8, callback=9, arms=10, logs=10, checkpoint=10, prune=10, train=11, use=11, demo=11, compare=12, sweep=12, page=12, report=13, cli=14)
 pytestmark = pytest.mark.limit(120)
 
 def test_settings_setup_and_installed_package_agree():

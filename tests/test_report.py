@@ -1,0 +1,408 @@
+"One HTML page about some runs: complete, true, harmless; for any state of a run folder, and in a real browser"
+import base64, errno, io, json, re, shutil, tomllib
+from collections import Counter
+from html.parser import HTMLParser
+import pytest, warm
+from scipy.stats import ttest_rel
+from fastcore.xml import P
+from fastai.vision.all import *
+from proxy_attention.all import *
+from proxy_attention import page, report
+from proxy_attention.cli import CliError, proxy_report
+from browser import Page, chromium
+
+pytestmark = pytest.mark.limit(170)
+in_browser = pytest.mark.skipif(chromium is None, reason='there is no chromium here to open the page in')
+tiny = dict(arch='test_resnet', pretrained=False, size=64, workers=0, bs=20, augment='none', say=noop)
+nasty = ["</style><script>alert('1')</script>", '"><img src=x onerror=alert(2)>', "a&amp;b's", 'naïve 猫 שלום', '\u202egnp.exe']
+
+class Tree(HTMLParser):
+    "Every tag with its attributes and text; what is not closed, or closes nothing, is an error"
+    void = set('area base br col embed hr img input link meta source track wbr'.split())
+    def __init__(self, text):
+        super().__init__()
+        self.open,self.all,self.wrong = [],[],[]
+        self.feed(text)
+        self.wrong += [f'<{o[0]}> is not closed' for o in self.open]
+    def handle_starttag(self, tag, attrs):
+        if len(dict(attrs))<len(attrs): self.wrong.append(f'<{tag}> has an attribute twice')
+        o = (tag, dict(attrs), [])
+        self.all.append(o)
+        if tag not in self.void: self.open.append(o)
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop()[0]!=tag: self.wrong.append(f'</{tag}> closes nothing')
+    def handle_data(self, data):
+        for o in self.open: o[2].append(data)
+    def __call__(self, tag, **attrs): return [o for o in self.all if o[0]==tag and all(o[1].get(k.rstrip('_').replace('_','-'))==v for k,v in attrs.items())]
+    def text(self, o): return ' '.join(''.join(o[2]).split())
+
+def tree(file):
+    t = Tree(Path(file).read_text(encoding='utf-8'))
+    assert not t.wrong, t.wrong[:5]
+    return t
+
+def words(file): return ' '.join(t.text(o) for t in [tree(file)] for o in t('main'))
+def cells(t, caption):
+    "The rows of the table of that caption, as text"
+    start = next(i for i,o in enumerate(t.all) if o[0]=='caption' and caption in t.text(o))
+    rows = []
+    for o in t.all[start+1:]:
+        if o[0]=='table': break
+        if o[0]=='tr': rows.append([])
+        if o[0] in ('td','th'): rows[-1].append(t.text(o))
+    return rows
+def opened(uri): return Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2])))
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Three classes of 20 pictures; what is in the table has names that want to be markup"
+    d = tmp_path_factory.mktemp('report')/'photos'
+    d.mkdir()
+    rng,rows = np.random.default_rng(0),[]
+    for c,label in enumerate(nasty[:3]):
+        for i in range(20):
+            x = rng.integers(60, 150, (9,12,3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            x[10:34,10:34,c] = 255
+            f = d/f'{c}_{i:02}{nasty[i%5].replace("/", "")}.png'
+            Image.fromarray(x).save(f)
+            rows.append((f.name, label))
+    pd.DataFrame(rows, columns=['file','label']).to_csv(d.parent/'photos.csv', index=False)
+    shutil.move(d.parent/'photos.csv', d/'photos.csv')
+    return d
+
+@pytest.fixture(scope='module')
+def run(photos, tmp_path_factory):
+    "A run with a proxy step"
+    return train_folder(photos/'photos.csv', tmp_path_factory.mktemp('runs'), steps='1,p,1', share=12, fill='zero', lr=5e-3, **tiny)
+
+@pytest.fixture(scope='module')
+def made(run): return report_runs(run, quiet=True)
+
+@pytest.fixture
+def copy_of(run, tmp_path): return lambda name='copy': Path(shutil.copytree(run, tmp_path/name, ignore=shutil.ignore_patterns('report.html')))
+
+def test_page_is_complete_and_accessible(made):
+    "Well-formed, nothing from elsewhere, headings in order, every picture described, every control named"
+    t,text = tree(made),made.read_text(encoding='utf-8')
+    for _,a,_ in t.all:
+        for k in ('src','href','srcset','action','data','poster','style'): assert not a.get(k) or a[k].startswith(('data:','#')), (k,a[k][:80])
+    style = t.text(t('style')[0])
+    assert 'url(' not in style and '@import' not in style and not re.search(r'https?:', text), 'nothing is fetched, nor named'
+    assert t('html')[0][1]['lang']=='en' and len(t('h1'))==len(t('main'))==1 and t.text(t('title')[0]).startswith('Report: train_')
+    levels = [int(o[0][1]) for o in t.all if re.fullmatch('h[1-6]', o[0])]
+    assert all(b<=a+1 for a,b in zip([0]+levels, levels))
+    ids = [o[1]['id'] for o in t.all if 'id' in o[1]]
+    assert len(ids)==len(set(ids)) and {o[1]['href'][1:] for o in t('a')}<=set(ids) and {o[1]['aria-labelledby'] for o in t.all if 'aria-labelledby' in o[1]}<=set(ids)
+    assert all('alt' in o[1] for o in t('img')) and all(t.text(o) for o in t('label')) and len(t('caption'))==len(t('table')) and all(t.text(o) for o in t('caption'))
+    assert all(o[1].get('scope') in ('row','col') for o in t('th')) and t('output')[0][1]['aria-live']=='polite' and all(o[1].get('aria-label') for o in t('svg', role='img'))
+    script, = t('script')
+    digest = base64.b64encode(__import__('hashlib').sha256(''.join(script[2]).encode()).digest()).decode()
+    policy = next(o[1]['content'] for o in t('meta') if o[1].get('http-equiv'))
+    assert f"script-src 'sha256-{digest}'" in policy and policy.startswith("default-src 'none'"), 'no other script may run, and nothing be fetched'
+
+def test_names_stay_names(made, photos):
+    "Labels and files that want to be markup are text, with what cannot be seen made visible"
+    t,text = tree(made),made.read_text(encoding='utf-8')
+    assert len(t('script'))==len(t('style'))==1 and not t('img', src='x') and not any(k.startswith('on') for _,a,_ in t.all for k in a)
+    assert '\u202e' not in text and '�gnp.exe' in text and 'שלום' in text
+    assert {o[1]['data-label'] for o in t('figure', class_='shot')}==set(nasty[:3])
+    assert {o[1]['value'] for o in t('option')} >= set(nasty[:3])
+    hostile = report_text(nasty[0]+nasty[4])
+    assert not Tree(hostile).wrong and len(Tree(hostile)('script'))==1 and '\u202e' not in hostile
+
+def report_text(name): return page.page_html(name, page.H1(page.bdi(name)), page.page_table([(page.bdi(name),1)], [name], name), page.line_chart([page.Curve(name, [0,1], [1,2])], name), page.dot_chart([(name,[1,2])], name), page.copy_box(name))
+
+def test_pictures_are_of_the_run(made, run, photos):
+    "Against fastai's own predictions, the split on disk, and heat computed anew"
+    t,learn = tree(made),load_learner(run/'model.pkl')
+    split = pd.read_csv(run/'folds.csv', dtype=str, keep_default_na=False)
+    shots = t('figure', class_='shot')
+    assert Counter(o[1]['data-part'] for o in shots)=={'validation':12,'training':12}, 'all validation images, and all that the last step masked'
+    valid = sorted(split.file[split.part=='valid'])
+    with learn.no_bar(): probs = learn.get_preds(dl=learn.dls.test_dl([photos/o for o in valid], num_workers=0))[0]
+    heat,_ = heat_of(LayerCAM(learn.model, target='margin'), whole_dl(learn.dls, [photos/o for o in valid], size=(64,64), with_labels=False, num_workers=0))
+    label = dict(zip(split.file, split.label))
+    at = [i for i,o in enumerate(t.all) if o[0]=='figure' and o[1].get('data-part')=='validation']
+    for k,(i,f) in enumerate(zip(at, valid)):
+        assert t.all[i][1]['data-label']==label[f]
+        assert t.all[i][1]['data-right']==('right' if learn.dls.vocab[probs[k].argmax()]==label[f] else 'wrong')
+        assert float(t.all[i][1]['data-prob'])==pytest.approx(probs[k].max().item(), abs=1e-3)
+        assert float(t.all[i][1]['data-loss'])==pytest.approx(-np.log(probs[k][list(learn.dls.vocab).index(label[f])].item()), abs=1e-3)
+        pics = [o[1] for o in t.all[i:i+20] if o[0]=='img'][:2]
+        assert np.abs(np.asarray(opened(pics[0]['src']).convert('RGB')).astype(int) - np.asarray(Image.open(photos/f))).mean()<12, 'the picture itself'
+        x,big = np.asarray(opened(pics[1]['src']).convert('RGBA'))[...,3]/255, resize_heat(heat[k][None], (28,28))[0].numpy()**.8
+        assert np.abs(x-big).max()<.03, 'heat is the opacity of its layer'
+
+def test_proxies_are_what_was_served(made, run, photos):
+    "The masked share of each proxy picture is the one in the log; the rest is the original"
+    t,log,store = tree(made),pd.read_csv(run/'proxy_log.csv'),HeatmapStore.load(run/'heat.npz')
+    last = log[log.epoch==log.epoch.max()].set_index('file')
+    for i,o in enumerate(t.all):
+        if o[0]!='figure' or o[1].get('data-part')!='training': continue
+        pics = [p[1] for p in t.all[i:i+12] if p[0]=='img']
+        black = np.asarray(opened(pics[-1]['src']).convert('RGB')).max(-1)<30
+        name = t.text(next(x for x in t.all[i:] if x[1].get('class')=='name'))
+        file = next(f for f in last.index if name==report._short('/'.join(Path(f).parts[-2:]), 40))
+        mask = Masker('area', 'zero', area=.1).mask_over(store[last.item[file]][None], black.shape)[0].bool().numpy()
+        assert pics[-1]['data-n']=='proxy' and (black&mask).sum()/(black|mask).sum()>.8, 'black where the kept heat is hottest'
+        assert "Masked after epoch 0: loss" in t.text(o) and '10% of the image' in t.text(o)
+    files = {f'{f.parent.name}/{f.name}' for f in map(Path, last.index)}
+    assert {report._short('/'.join(Path(f).parts[-2:]), 40) for f in files}=={t.text(n) for i,o in enumerate(t.all) if o[0]=='figure' and o[1].get('data-part')=='training' for n in [next(x for x in t.all[i:] if x[1].get('class')=='name')]}
+
+def test_numbers_are_those_on_disk(made, run):
+    t,hist,steps = tree(made),pd.read_csv(run/'history.csv'),pd.read_csv(run/'proxy_steps.csv')
+    head,row = cells(t, 'Last epoch')
+    assert [float(row[head.index(c)]) for c in ('train_loss','valid_loss','accuracy')]==pytest.approx(hist.iloc[-1,1:].tolist(), abs=6e-4)
+    rows = cells(t, 'Proxy steps of')
+    assert [(r[0],int(r[1]),int(r[2])) for r in rows[1:]]==[(f'after epoch {o.epoch}',o.chosen,o.made) for o in steps.itertuples()]
+    loss = cells(t, 'Loss')
+    assert [float(r[2]) for r in loss[1:]]==pytest.approx(hist.valid_loss.tolist(), rel=2e-3)
+    shown = next(o for o in t('pre') if '[data]' in ''.join(o[2]))
+    assert tomllib.loads(''.join(shown[2]))==tomllib.loads((run/'config.toml').read_text(encoding='utf-8')), 'to be copied'
+
+def test_command_makes_the_same_configuration(run):
+    from proxy_attention.cli import proxy_train
+    from fastcore.script import anno_parser
+    import shlex
+    for line in report.run_again(report.RunFolder(run)):
+        args = shlex.split(line)
+        assert args[0]=='proxy-train'
+        said = {k:v for k,v in vars(anno_parser(proxy_train, 'proxy-train', pos=['path']).parse_args(args[1:])).items() if v is not None and k not in ('out','quiet','json','pdb','xtra')}
+        cfg = from_toml(said.pop('config')) if 'config' in said else Config()
+        assert changed(cfg, **said)==from_toml(run/'config.toml')
+
+def written(d, seed, acc, **kw):
+    "A run folder as a training leaves it, with nothing but numbers"
+    d.mkdir(parents=True)
+    (d/'config.toml').write_text(to_toml(changed(Config(), path='photos', seed=seed, **(dict(epochs=len(acc))|kw))), encoding='utf-8')
+    pd.DataFrame(dict(epoch=range(len(acc)), train_loss=acc, valid_loss=acc, accuracy=acc)).to_csv(d/'history.csv', index=False)
+    return d
+
+def test_groups_their_spread_and_the_verdict(tmp_path):
+    "Against NumPy, and SciPy's paired t test"
+    rng = np.random.default_rng(0)
+    base = rng.uniform(.5, .6, 5)
+    good,even = base+.2+rng.normal(0, .02, 5), base+rng.normal(0, .05, 5)
+    for name,v,kw in (('a',base,dict(recipe='none')), ('b',good,dict(recipe='shortcut')), ('c',even,dict(recipe='late'))):
+        for s,o in enumerate(v): written(tmp_path/'runs'/f'{name}{s}', s, [.1,.3,o], **kw)
+    out = report_runs(tmp_path/'runs', quiet=True)
+    assert out==tmp_path/'runs'/'report.html'
+    t,said = tree(out),words(out)
+    rows = {r[0]:r for r in cells(t, 'Last epoch')}
+    for name,v in (('no proxies',base),('shortcut',good),('late',even)):
+        assert rows[name][1:4]==['5','0, 1, 2, 3, 4','3'] and rows[name][6]==f'{v.mean():.3f} ± {v.std(ddof=1):.3f}'
+    for name,v,word in (('shortcut',good,'Helps'),('late',even,'No effect shown')):
+        ci = ttest_rel(v, base).confidence_interval(.95)
+        assert f'{word}: {(v-base).mean():+.3f} compared with no proxies, 5 seeds in common, 95 % interval {ci.low:+.3f} to {ci.high:+.3f}' in said
+        assert rows[name][7]==f'{(v-base).mean():+.3f} [{ci.low:+.3f}, {ci.high:+.3f}]'
+    written(tmp_path/'runs'/'d', 9, [.1,.3,.9,.9], recipe='none', epochs=4)
+    assert 'not of the same length' in words(report_runs(tmp_path/'runs', quiet=True))
+
+def test_less_loss_is_better(tmp_path):
+    for name,recipe,v in (('a','none',[.9,.8,.85]),('b','shortcut',[.5,.42,.44])):
+        for s,o in enumerate(v):
+            d = written(tmp_path/f'{name}{s}', s, [1.,o], recipe=recipe)
+            pd.read_csv(d/'history.csv').drop(columns='accuracy').to_csv(d/'history.csv', index=False)
+    assert 'Helps: -0.397 compared with no proxies' in words(report_runs(tmp_path, quiet=True))
+
+def comparison(d, arms, seeds):
+    rng = np.random.default_rng(0)
+    (d/'records').mkdir(parents=True)
+    (d/'config.toml').write_text(to_toml(changed(Config(), path='photos', epochs=3)), encoding='utf-8')
+    (d/'asked.json').write_text(json.dumps(dict(arms=','.join(arms), seeds=3, tests='')))
+    for a,arm in enumerate(arms):
+        for s in range(seeds):
+            acc = .6+.1*a+rng.normal(0, .01)
+            rec = dict(arm=arm, seed=s, start='x', steps=9, seconds=1., proxies=3*a, proxy_seconds=.1, measures={}, notes=['A note <b>.']*a, tests=dict(valid=dict(n=10, accuracy=acc, loss=1., worst=acc-.1, groups=dict(x=acc))))
+            (d/'records'/f'{arm}_{s}.json').write_text(json.dumps(rec))
+    return d
+
+def test_comparison_brings_its_own_verdict(tmp_path):
+    d = comparison(tmp_path/'compare', ['no proxy','shortcut'], 3)
+    said = words(report_runs(d, quiet=True))
+    for line in Comparison.kept(d/'records', ['no proxy','shortcut']).verdict().splitlines(): assert ' '.join(line.split()) in said
+    assert 'shortcut: helps on valid' in said and 'A comparison keeps no models' in said
+    for f in (d/'records').glob('shortcut_[12].json'): f.unlink()
+    said = words(report_runs(d, quiet=True))
+    assert '4 of 6 runs of the comparison compare are done: go on with proxy-compare --resume' in said
+    for f in (d/'records').glob('shortcut_*.json'): f.unlink()
+    assert '3 of 6 runs' in words(report_runs(d, quiet=True))
+    shutil.rmtree(d/'records')
+    assert 'No run of the comparison compare is done yet' in words(report_runs(d, quiet=True))
+
+def test_run_cut_off(copy_of, made):
+    "Without model and history: curves from the log, steps and pictures from what the steps kept"
+    d = copy_of()
+    for o in ('model.pkl','history.csv','proxy_steps.csv','proxies.png'): (d/o).unlink()
+    log = pd.read_csv(d/'proxy_log.csv')
+    pd.concat([log[:5].assign(fit=0, item=range(900, 905), loss=9.), log]).to_csv(d/'proxy_log.csv', index=False) # of an earlier fit
+    t,full = tree(report_runs(d, quiet=True)),tree(made)
+    said = words(d/'report.html')
+    assert 'it is running, or was stopped; go on with proxy-train --resume' in said and 'has no model yet' in said
+    early,*rows = cells(t, 'Proxy steps of')[1:]
+    assert early[:5]==['after epoch 0','5','5','0','9.000'] and [r[:5] for r in rows]==[r[:5] for r in cells(full, 'Proxy steps of')[1:]]
+    assert [r[-1] for r in cells(t, 'accuracy')]==[r[-1] for r in cells(full, 'accuracy')]
+    assert {o[1]['data-part'] for o in t('figure', class_='shot')}=={'training'}
+    for o in ('heat.npz','folds.csv','proxy_log.csv'): (d/o).write_bytes((d/o).read_bytes()[:40])
+    said = words(report_runs(d, quiet=True))
+    assert 'heat.npz of copy cannot be read' in said and 'There are no pictures to show' in said
+
+def test_images_moved_and_a_broken_one(copy_of, photos, tmp_path, capsys):
+    "Moved: a sentence, and with --images they are found; one that is broken, and one that is gone, are named and the others shown"
+    d,there = copy_of(),Path(shutil.copytree(photos, tmp_path/'elsewhere'))
+    cfg = (d/'config.toml').read_text(encoding='utf-8').replace(str(photos), str(tmp_path/'gone'))
+    (d/'config.toml').write_text(cfg, encoding='utf-8')
+    log = pd.read_csv(d/'proxy_log.csv')
+    log.assign(file=log.file.str.replace(str(photos), str(tmp_path/'gone'))).to_csv(d/'proxy_log.csv', index=False)
+    proxy_report(str(d), json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told['pictures']==0 and any('name the folder that they are in now with `--images`' in o for o in told['missing'])
+    split = pd.read_csv(d/'folds.csv')
+    valid,train = (there/split.file[split.part==o].iloc[0] for o in ('valid','train'))
+    valid.write_bytes(b'no picture')
+    masked = there/Path(log.file[log.epoch==log.epoch.max()].iloc[0]).name
+    masked.unlink()
+    proxy_report(str(d), images=str(there), json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told['pictures']==22 and any('1 images cannot be shown; the first is 0_' in o for o in told['missing']) and any('1 of 12 masked images' in o for o in told['missing']), told
+    assert len(tree(told['report'])('figure', class_='shot'))==22
+
+def test_two_runs_with_other_images(run, few, tmp_path):
+    other = train_folder(few, tmp_path/'runs', recipe='none', epochs=1, **tiny)
+    said = words(report_runs([run, other], tmp_path/'both.html', n=20, quiet=True))
+    assert 'was trained on other images' in said and len(tree(tmp_path/'both.html')('figure', class_='shot'))==20
+
+def test_two_models_of_other_splits(run, photos, tmp_path):
+    "Only images that neither has trained on are validation pictures; what differs is marked"
+    valid = lambda df: set(df.file[df.part=='valid'].map(lambda o: Path(o).name))
+    mine = valid(pd.read_csv(run/'folds.csv'))
+    seed = next(s for s in range(99) if 2<len(mine & valid(ImageTable(photos/'photos.csv', seed=s).df))<6)
+    other = train_folder(photos/'photos.csv', tmp_path/'runs', recipe='none', epochs=1, seed=seed, lr=1e-4, **tiny)
+    parts = [set((o:=pd.read_csv(d/'folds.csv')).file[o.part=='valid']) for d in (run,other)]
+    out = report_runs([run, other], tmp_path/'both.html', quiet=True)
+    t = tree(out)
+    valid = [o for o in t('figure', class_='shot') if o[1]['data-part']=='validation']
+    assert 0<len(valid)==len(parts[0]&parts[1])<12 and 'draw their split with other seeds' in words(out)
+    assert {o[1]['data-differs'] for o in valid}<={'differ','agree'} and len(cells(t, 'Mean heat by predicted class')[0])==3
+
+def test_models_are_not_loaded_unless_wanted(copy_of):
+    d = copy_of()
+    (d/'model.pkl').write_bytes(b'not to be opened')
+    assert 'The models were not loaded' in words(report_runs(d, models=False, quiet=True))
+    assert 'is no learner that fastai exported' in words(report_runs(d, quiet=True)), 'and a broken one is a sentence'
+
+def test_own_section_and_folds(copy_of, tmp_path):
+    rep = Report(copy_of(), n=0, sections=usual_sections()|{'My notes':lambda rep: P(f'{len(rep.runs)} run & more'), 'Nothing':lambda rep: None})
+    out = rep.save(tmp_path/'mine.html')
+    assert '1 run & more' in words(out) and 'Nothing' not in words(out) and 'Nothing' not in repr(tree(out)('a'))
+    for i in (0,1): written(tmp_path/'cv'/f'fold_{i}', 1, [.5,.6+i/10])
+    shutil.move(tmp_path/'cv'/'fold_0'/'config.toml', tmp_path/'cv'/'config.toml')
+    t = tree(report_runs(tmp_path/'cv', quiet=True))
+    assert cells(t, 'Last epoch')[1][1]=='2' and f'{.65:.3f} ± {.1/2**.5:.3f}' in cells(t, 'Last epoch')[1]
+
+@pytest.mark.parametrize('args,kw,words', [(['nowhere'],{},'There is no run folder nowhere'), ([],{},'name at least one run folder'), (['{tmp}'],{},'holds no run'), (['{run}/config.toml'],{},'is a file'), (['{run}'],dict(images='nowhere'),'There is no folder nowhere'),
+    (['{run}'],dict(out='{run}/config.toml'),'nothing is written over'), (['{run}'],dict(out='{photos}/report.html'),'nothing is ever written there'), (['{run}'],dict(out='{tmp}/no/report.html'),'There is no folder'), (['{run}'],dict(n=-1),'n=-1'),
+    (['{run}'],dict(attribution='LayerCAMM'),"did you mean 'LayerCAM'?")])
+def test_errors_are_sentences(run, photos, tmp_path, args, kw, words):
+    fill = lambda o: o.format(run=run, photos=photos, tmp=tmp_path) if isinstance(o, str) else o
+    with pytest.raises(CliError, match=re.escape(words)) as e: proxy_report(*map(fill, args), quiet=True, **{k:fill(v) for k,v in kw.items()})
+    assert '\n' not in str(e.value) and not list(tmp_path.iterdir()) and not list(photos.glob('*.html'))
+
+def test_full_disk_and_no_permission(run, tmp_path, monkeypatch):
+    def full(path, write): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(report, 'write_whole', full)
+    with pytest.raises(OSError, match='cannot be written to .*No space left on device.*make room'): report_runs(run, tmp_path/'x.html', n=0, quiet=True)
+    monkeypatch.undo()
+    (tmp_path/'x.html').write_text('<p>somebody else')
+    with pytest.raises(FileExistsError): report_runs(run, tmp_path/'x.html', n=0, quiet=True)
+    assert (tmp_path/'x.html').read_text()=='<p>somebody else'
+    with pytest.raises(OSError, match='/proc'): report_runs(run, '/proc/x.html', n=0, quiet=True)
+
+def test_command(run, tmp_path):
+    res = warm.run(warm.script, 'proxy-report', run, '--out', tmp_path/'page.html', '--n', 6)
+    assert res.returncode==0 and res.stdout.startswith(f'{tmp_path}/page.html: 1 run, 6 pictures'), res
+    res = warm.run(warm.script, 'proxy-report', tmp_path/'nothing')
+    assert res.returncode==1 and len(res.stderr.strip().splitlines())==1 and 'Traceback' not in res.stderr
+
+def test_200_of_the_worst_pictures_are_under_10_MB():
+    "Noise, which nothing can compress, with four models and a proxy each"
+    noise = lambda s: Image.fromarray(np.random.default_rng(s).integers(0, 256, (600,800,3), dtype=np.uint8))
+    photo,proxy = (len(page.photo_uri(noise(s))[0]) for s in (0,1))
+    heat = max(len(page.heat_uri(torch.rand(14,14, generator=torch.Generator().manual_seed(s)))) for s in range(3))
+    assert 200*(photo+proxy+5*heat+2000)<10e6, (photo,proxy,heat)
+
+def test_moved_heat_by_hand():
+    a = torch.zeros(4,4); a[0,0] = 1
+    b = torch.zeros(4,4); b[3,3] = 1
+    assert report.heat_moved(a, a)==0 and report.heat_moved(a, b)==pytest.approx(1) and report.heat_moved(a, a+b)==pytest.approx(.5, abs=1e-6) and np.isnan(report.heat_moved(a, a*0))
+    assert report.heat_moved(a*7, a+b)==pytest.approx(report.heat_moved(a, a+b)), 'the scale does not count'
+
+contrast = """(() => {
+  const lum = c => c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s, v, i) => s + v*[.2126,.7152,.0722][i], 0)
+  const rgb = s => s.match(/[\\d.]+/g).map(Number)
+  const under = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > .7) return c.slice(0, 3) } return [255,255,255] }
+  let worst = [99, '']
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) || !e.checkVisibility()) continue
+    const css = getComputedStyle(e), c = rgb(e.namespaceURI.endsWith('svg') ? css.fill : css.color).slice(0, 3)
+    const [a, b] = [lum(c), lum(under(e))].sort((x, y) => y - x), r = (a+.05)/(b+.05)
+    if (r < worst[0]) worst = [r, e.outerHTML.slice(0, 200)]
+  }
+  return worst
+})()"""
+
+@in_browser
+def test_in_a_browser(made, tmp_path):
+    with Page(made, tmp_path) as p:
+        shown = lambda: p.js("[...document.querySelectorAll('.shot')].filter(o => o.checkVisibility()).map(o => ({...o.dataset}))")
+        told = lambda: p.js("document.getElementById('told').textContent")
+        choose = lambda name,v: p.js(f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = {json.dumps(v)}; o.dispatchEvent(new Event('input', {{bubbles:true}})) }})()")
+        assert len(shown())==24 and told()=='24 of 24 pictures'
+        assert p.js("[...document.images].every(o => o.complete && o.naturalWidth)") and p.js('document.scripts.length')==1
+        for name,values in (('label',nasty[:3]),('part',['training','validation']),('right',['right','wrong'])):
+            n = 0
+            for v in values:
+                choose(name, v)
+                assert all(o[name]==v for o in shown()) and told()==(f'{len(shown())} of 24 pictures' if shown() else 'No picture is like that.')
+                n += len(shown())
+            assert n==24
+            choose(name, '')
+        for by,sign in (('moved',-1),('loss',-1),('prob',1)):
+            choose('sort', by)
+            v = [sign*float(o[by]) for o in shown()]
+            assert v==sorted(v) and len(set(v))>1
+        choose('sort', '')
+        # layers: by the choice for all, by click, by key
+        now = lambda: p.js("(() => { const s = document.querySelector('.shot[data-part=training]'); return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
+        p.js("document.head.append(Object.assign(document.createElement('style'), {textContent:'* { transition:none !important }'}))")
+        assert now()==['heat',[.75,0,0]]
+        p.js("document.querySelector('[name=heat]').value = 40; document.querySelector('[name=heat]').dispatchEvent(new Event('input', {bubbles:true}))")
+        assert now()==['heat',[.4,0,0]]
+        p.js("document.querySelector('.shot[data-part=training] button').focus()")
+        for name,on in (('heat at the step',[0,.4,0]),('proxy',[0,0,1]),('original',[0,0,0]),('heat',[.4,0,0])):
+            p.key('Enter', 13, '\r')
+            assert now()==[name,on]
+        x,y = p.js("(() => { const b = document.querySelector('.shot[data-part=training] button'); b.scrollIntoView({block:'center'}); const r = b.getBoundingClientRect(); return [r.x+r.width/2, r.y+r.height/2] })()")
+        p.mouse(x, y)
+        assert now()==['heat',[0,0,0]], 'hovering lifts the heat'
+        for o in ('mousePressed','mouseReleased'): p.mouse(x, y, o, button='left', clickCount=1)
+        assert now()==['heat at the step',[0,.4,0]]
+        p.js("document.querySelectorAll('[name=show]')[3].click()")
+        assert now()[0]=='proxy' and p.js("document.querySelector('.shot[data-part=validation] .badge').textContent")=='original'
+        # what a screen reader is told
+        p.send('Accessibility.enable')
+        ax = p.send('Accessibility.getFullAXTree')['nodes']
+        names = [o['name']['value'] for o in ax if o.get('role', {}).get('value')=='button' and not o.get('ignored')]
+        assert sum('Label' in o and 'Hottest' in o for o in names)==24 and 'Copy' in names and all(names)
+        for scheme in ('light','dark'):
+            p.media(prefers_color_scheme=scheme)
+            worst,where = p.js(contrast)
+            assert worst>=4.5, (scheme,worst,where)
+        p.media()
+        p.width(390, 844)
+        assert p.js('document.documentElement.scrollWidth')<=390, 'nothing to scroll sideways on a phone'
+        assert len(p.pdf())>50_000
+        p.media('print')
+        assert p.js("!document.getElementById('filter').checkVisibility() && getComputedStyle(document.querySelector('.heat')).opacity")=='1'
+        assert p.js("document.querySelector('.heat').style.backgroundImage.startsWith('url(\"data:')")
+        assert not p.said, p.said
