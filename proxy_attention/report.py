@@ -361,11 +361,14 @@ def _proxy_of(self:RunFolder, root):
     files = [root/o for o in self.split.file[self.split.part=='train'].sample(frac=1, random_state=0)[:100]]
     files = [o for o in files if o.is_file()]
     data = ImageStats.of(map(_opened, files)) if pa.masker.needs_data and files else None
-    make = Proxies(self.store, pa.masker, data=data).make
+    area = self.log.area.median() # a schedule may have chosen it
+    m = pa.masker.having(area=float(area)) if area>0 and 'area' in pa.masker.rule_takes else pa.masker
+    make,items = Proxies(self.store, m, data=data).make, dict(zip(self._moved_to(self.log.file.tolist(), root), self.log['item'])) 
     def made(i, f):
         others = [o for o in files if o!=f] or [f]
         img = _opened(f)
-        return make(img, i, lambda: _opened(others[i%len(others)]))
+        other = others[i%len(others)]
+        return make(img, i, lambda: (items.get(other, -1), _opened(other)))
     return made
 
 # %% ../nbs/18_report.ipynb #7168b9ae
@@ -661,7 +664,7 @@ def mean_attention(rep:Report):
 def _rule(pa):
     "The four answers of a `ProxyAttention`, in words"
     a = pa.args
-    area = f" ({a['area']:.0%} of the image)" if a['rule']=='area' else ''
+    area = f" ({a['area']:.0%} of the image)" if a['rule']=='area' and not callable(a['steps']) else ''
     return page_list([f"Which: {_name(a['select'])}" + ('' if a['select']=='all' else f", share {a['share']}"), f"Where: {_name(a['attribution'])} of the {_name(a['target'])}", f"What: {_name(a['rule'])}{area}, filled with {_name(a['fill'])}",
         f"Served: {'in place of the original' if a['mode']=='replace' else 'beside the original'}, with a chance of {a['p']}"])
 
