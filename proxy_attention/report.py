@@ -362,8 +362,8 @@ def _proxy_of(self:RunFolder, root):
     files = [o for o in files if o.is_file()]
     data = ImageStats.of(map(_opened, files)) if pa.masker.needs_data and files else None
     area = self.log.area.median() # a schedule may have chosen it
-    m = pa.masker.having(area=float(area)) if area>0 and 'area' in pa.masker.rule_takes else pa.masker
-    make,items = Proxies(self.store, m, data=data).make, dict(zip(self._moved_to(self.log.file.tolist(), root), self.log['item'])) 
+    m = pa.masker.having(area=float(min(area, pa.masker.max_area))) if area>0 and 'area' in pa.masker.rule_takes else pa.masker
+    make,items = Proxies(self.store, m, data=data).make, dict(zip(self._moved_to(self.log.file.tolist(), root), self.log['item']))
     def made(i, f):
         others = [o for o in files if o!=f] or [f]
         img = _opened(f)
