@@ -282,7 +282,9 @@ class Report:
         "Run → its `Comparison`"
         found = {o.name:(o,o.comparison()) for o in self.runs if o.asked_for}
         return {k:v for k,v in found.items() if v[1] is not None}
-    def note(self, text): self.missing.append(text)
+    def note(self, text):
+        "Say that something is missing"
+        self.missing.append(text)
     def __repr__(self): return f"Report of {', '.join(o.name for o in self.runs)}"
 
 # %% ../nbs/18_report.ipynb #2e273cf3
