@@ -775,6 +775,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'proxy_attention.probe.Probe._repr_html_': ( 'probe.html#probe._repr_html_',
                                                                                     'proxy_attention/probe.py'),
                                        'proxy_attention.probe.Probe.area': ('probe.html#probe.area', 'proxy_attention/probe.py'),
+                                       'proxy_attention.probe.Probe.coarse': ('probe.html#probe.coarse', 'proxy_attention/probe.py'),
                                        'proxy_attention.probe.Probe.grade': ('probe.html#probe.grade', 'proxy_attention/probe.py'),
                                        'proxy_attention.probe.Probe.likely': ('probe.html#probe.likely', 'proxy_attention/probe.py'),
                                        'proxy_attention.probe.Probe.n': ('probe.html#probe.n', 'proxy_attention/probe.py'),

@@ -160,7 +160,7 @@ def probe(
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
     return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None)
 
-# %% ../nbs/08a_probe.ipynb #de975885
+# %% ../nbs/08a_probe.ipynb #87783c8e
 class Probe:
     "What a probe has found"
     def __init__(self,
@@ -189,16 +189,22 @@ class Probe:
         "The smallest area whose swap changes at least 90 % of the predictions, or None"
         return next((a for a in self.flips.index if self.flips.changes[a]>=.9), None)
     @property
+    def coarse(self):
+        "Has the heat too few cells to say where it lies?"
+        return min(self.heat.shape[1:])<4
+    @property
     def grade(self):
         "'likely', 'unclear' or 'unlikely' that masking helps, see `likely_to_help`"
-        return likely_to_help(self.flips.carried[self.small], self.energy.hottest['edge'])
+        return likely_to_help(self.flips.carried[self.small], np.nan if self.coarse else self.energy.hottest['edge'])
     @property
     def likely(self):
         "Is it likely?"
         return self.grade=='likely'
 
-# %% ../nbs/08a_probe.ipynb #0c7755dc
+# %% ../nbs/08a_probe.ipynb #6c6b0123
 _ends = { # does it carry? at the edge?
+    ('likely',None):'So a small place carries the prediction. Whether it is your object or a shortcut no probe can tell: look at `show_where`.',
+    ('unclear',None):'So no small place carries the prediction by itself.',
     ('likely','likely'):'So a small place at the edge carries the prediction. If that is not where your object is, masking is likely to help.',
     ('likely','unclear'):'So a small place carries the prediction, and it is where objects usually are. Whether it is your object or a shortcut no probe can tell: look at `show_where`.',
     ('unclear','likely'):'So no small place carries most predictions by itself, but the model looks at the edge. Whether your object is there no probe can tell: look at `show_where`.',
@@ -212,12 +218,13 @@ def verdict(self:Probe)->str:
     if not n: return ' '.join([*text, 'So there is nothing to tell: try another layer or attribution, or train for longer.'])
     top = at[_corners].idxmax()
     place = f"The hottest place is at the edge in {at['edge']:.0%} of them (in flat maps: {self.energy.flat['edge']:.0%}), in the centre in {at['centre']:.0%}" + (f', in the corner {top} in {at[top]:.0%}.' if at['corners']>=.1 else '.')
+    if self.coarse: place = f'The heat has {self.heat.shape[1]}×{self.heat.shape[2]} cells, too few to say where it lies: take larger images, or another layer.'
     if np.isnan(f.carried):
         said = self.names[int(self.preds[~self.bad][0])]
         return ' '.join([*text, f'All {n} {self.what} are predicted as {said!r}, so there is no other class to swap with, and nothing to tell.', place])
     if n<50: text.append(f'Only {n} {self.what}: all shares are rough.')
     text += [f'Where the hottest {self.small:.0%} of an image is swapped with that of another one, predicted otherwise, {f.follows:.0%} of {n} {self.what} are then predicted as that one; where a random place of the same shape is, {f.random_follows:.0%}.',
-             place, _ends[likely_to_help(f.carried, 1.),likely_to_help(1., at['edge'])], f'The smallest area whose swap changes 90% of the predictions: {self.area:.0%}.' if self.area else 'No area that was tried changes 90% of the predictions.']
+             place, _ends[likely_to_help(f.carried, 1.), None if self.coarse else likely_to_help(1., at['edge'])], f'The smallest area whose swap changes 90% of the predictions: {self.area:.0%}.' if self.area else 'No area that was tried changes 90% of the predictions.']
     if self.epoch==1: text.append('Probed after one epoch: a shortcut that is learned slowly may not show yet.')
     elif self.epoch: text.append(f'Probed after {self.epoch} epochs: heat can leave a shortcut as training goes on, so masks are best made after the first (`fit_proxy` does that).')
     return ' '.join(text)

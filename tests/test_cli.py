@@ -58,7 +58,8 @@ def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
     (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'), (dict(recipe='none', area=.1), 'has no use for area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
     (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'), (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),
     (dict(recipe='shortcut', epochs=1), 'has no proxy step'), (dict(out='{path}/runs'), 'nothing is ever written there'), (dict(arch='alexnet', size=8, pretrained=False), 'does not work on images of 8×8')])
-def test_errors_are_sentences(path, kw, words):
+def test_errors_are_sentences(path, kw, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     kw = {k:v.format(path=path) if isinstance(v, str) else v for k,v in kw.items()}
     with pytest.raises(CliError, match=re.escape(words)) as e: proxy_train(str(path), **kw)
     assert '\n' not in str(e.value)

@@ -114,6 +114,15 @@ def test_zones_by_hand():
     flat = zone_energy(torch.ones(1,8,8)+torch.rand(1,8,8)*1e-3)
     assert flat.heat.values==pytest.approx(flat.flat.values, abs=.01)
 
+@pytest.mark.parametrize('cells,edge', [(2,True), (3,True), (4,False)])
+def test_coarse_heat_has_no_place(cells, edge):
+    "Of 2×2 cells every one lies at the edge, so that would accuse everybody"
+    heat = torch.zeros(60, cells, cells); heat[:,cells//2,cells//2] = 1
+    flips = pd.DataFrame(dict(masked=.1, changes=.9, follows=.9, random_changes=.1, random_follows=.1, carried=.8), index=[.1])
+    found = Probe(heat, torch.arange(60)%2, flips, ['a','b'])
+    assert found.coarse==edge and found.grade=='unclear'
+    assert ('too few to say where it lies' in found.verdict())==edge!=('The hottest place is at the edge' in found.verdict())
+
 def test_the_rule():
     assert [likely_to_help(*o) for o in ((.9,.9),(.9,.1),(.1,.9),(.1,.1),(np.nan,.9),(.9,np.nan))]==['likely','unclear','unclear','unlikely','unclear','unclear']
 
