@@ -24,17 +24,21 @@ def cifar(data, classes=None, n=None):
         return np.stack([np.asarray(Image.open(io.BytesIO(z.read(o))).convert('RGB')) for v in files.values() for o in v]), np.array([k for k,v in files.items() for _ in v])
 
 def squares(bed, **own): return lambda path,data,**kwargs: beds[bed](path, *mnist(data), **own, **kwargs)
-def tiles(conflict): return lambda path,data,**kwargs: dominoes(path, *mnist(data), *cifar(data, ('automobile','truck')), conflict=conflict, **kwargs)
+def vehicles(data): return cifar(data, ('automobile','truck'))
+def tiles(conflict): return lambda path,data,**kwargs: dominoes(path, *mnist(data), *vehicles(data), conflict=conflict, **kwargs)
 def plain(images, n=None): return lambda path,data,n_train,**kwargs: no_shortcut(path, *images(data), n_train=n or n_train, **kwargs)
 
-def two(images): return lambda data: ((o := images(data))[0], (o[1]>4).astype(int))
+def halves(data):
+    "Below 5 or not"
+    x,y = mnist(data)
+    return x, (y>4).astype(int)
 def below(data):
     "Cars and trucks, with nothing above"
-    x,y = cifar(data, ('automobile','truck'))
+    x,y = vehicles(data)
     return np.concatenate([np.zeros_like(x),x], 1), y
 
 names = dict(two_colours=squares('two_colours'), random_corner=squares('two_colours', conflict=.01, corner='random'), masktune=squares('one_colour', conflict=.01), masktune_0=squares('one_colour'),
-             decoy=squares('swatches'), dominoes_95=tiles(.05), dominoes_100=tiles(0.), mnist=plain(mnist), mnist_halves=plain(two(mnist)), cars=plain(below), mnist_1k=plain(mnist, 1000), cifar=plain(partial(cifar, n=2000)), cifar10=plain(partial(cifar, n=2000), 8000))
+             decoy=squares('swatches'), dominoes_95=tiles(.05), dominoes_100=tiles(0.), mnist=plain(mnist), mnist_halves=plain(halves), cars=plain(below), mnist_1k=plain(mnist, 1000), cifar=plain(partial(cifar, n=2000)), cifar10=plain(partial(cifar, n=2000), 8000))
 
 def make(name, # One of `names`
          data, # Folder of the real data

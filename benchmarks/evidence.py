@@ -67,13 +67,12 @@ def attention(learn, n=200):
 def vit(n_out, size=28): return VisionTransformer(size, 4, num_classes=n_out, embed_dim=64, depth=4, num_heads=4)
 
 # 1. shortcuts
-core = ('no proxy','masktune','shortcut','probed')
 every = ('no proxy','masktune','shortcut','probed','default','random mask','thesis','upweighted errors','more steps','centre mask','cutout','random erasing','late')
 own = {'shortcut, own place only':with_proxies(shortcut, fill='swap')}
 wide = {'shortcut, area .2':with_proxies(shortcut, area=.2)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
 chosen = lambda *names: {o:arms[o] for o in names}
-beds = dict(decoy=chosen('no proxy','masktune','probed','late')|{'late, own place only':with_proxies(ProxyAttention.late, fill='swap')}, dominoes_95=chosen('no proxy','masktune','probed')|wide, masktune=chosen(*core)|own,
+beds = dict(decoy=chosen('no proxy','masktune','probed','late')|{'late, own place only':with_proxies(ProxyAttention.late, fill='swap')}, dominoes_95=chosen('no proxy','masktune','probed')|wide, masktune=chosen('no proxy','masktune','shortcut','probed')|own,
             random_corner=chosen('no proxy','masktune','probed'), dominoes_100=chosen('no proxy','masktune','probed')|wide)
 fc = partial(fc_net, size=(28,28))
 

@@ -408,7 +408,7 @@ def show_suspects(self:ProxyAttention,
 def _repr_html_(self:ProxyAttention):
     steps,served = self.history,len(self.store)
     say = f'{len(steps)} proxy step{"s"*(len(steps)!=1)}; {served} item{"s"*(served!=1)} served as proxies ({self.mode}, p={self.p:g})' if len(steps) else 'no proxy step yet'
-    return as_html(repr(self), {'which':getattr(self.select, '__name__', self.select), 'where':self._rows[-1].method.iloc[0] if self._rows and len(self._rows[-1]) else self.args['attribution'] if isinstance(self.args['attribution'], str) else getattr(self.args['attribution'], '__name__', self.args['attribution']),
+    return as_html(repr(self), {'which':called(self.select), 'where':self._rows[-1].method.iloc[0] if self._rows and len(self._rows[-1]) else called(self.args['attribution']),
         'what':self.masker, 'when':self.schedule, 'so far':say}, steps.tail(5).round(3))
 
 # %% ../nbs/09_callback.ipynb #b2d4ed6e

@@ -78,7 +78,7 @@ class ProxyInterpretation(ClassificationInterpretation):
         "Inputs, predictions, labels, decoded predictions and losses of some items"
         with aside(self.learn): return super().__getitem__(idxs)
 
-    def __repr__(self): return f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; heat: {getattr(self.how['attribution'], '__name__', self.how['attribution'])} of the {as_target(self.how['target'])}"
+    def __repr__(self): return f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; heat: {called(self.how['attribution'])} of the {as_target(self.how['target'])}"
 
 # %% ../nbs/13_interpret.ipynb #7bded2d4
 def _numbers(idxs, n):
@@ -150,7 +150,7 @@ def show_heats(self:ProxyInterpretation,
     how = [self.how['attribution']] if attributions is None else L(attributions)
     rows = self.decoded(idxs)
     heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs) for o in how]
-    return _show_heats([o[0] for o in rows], heats, [getattr(o, '__name__', str(o)) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
+    return _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
 
 def _caption(label, pred): return label if label==pred else f'{label} ({pred})'
 

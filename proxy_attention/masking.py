@@ -164,7 +164,6 @@ def _planes(img):
     return (t.permute(2,0,1).contiguous() if t.ndim==3 else t[None]), back
 
 def _as(img, new): return type(img)(new) if isinstance(img, PILBase) else new
-def _called(f): return getattr(f, '__name__', f)
 def _what(o): return f'a tensor of {o.dtype} of shape {tuple(o.shape)}' if isinstance(o, Tensor) else f'a {type(o).__name__}'
 
 # %% ../nbs/05_masking.ipynb #b77a82b6
@@ -206,7 +205,7 @@ class Masker:
         self.rule_takes,self.fill_takes = takes(self.rule),takes(self.fill)
         known = (self.rule_takes | self.fill_takes) - {'img','mask','heat','grid','other','data','rng'}
         for k,v in kwargs.items():
-            if k not in known and '**' not in known: raise TypeError(f"Neither the rule {_called(rule)} nor the fill {_called(fill)} takes `{k}`{nearest(k, known)} They take: {', '.join(sorted(known)) or 'nothing'}.")
+            if k not in known and '**' not in known: raise TypeError(f"Neither the rule {called(rule)} nor the fill {called(fill)} takes `{k}`{nearest(k, known)} They take: {', '.join(sorted(known)) or 'nothing'}.")
             if k in ('area','weight','radius'): refuse_number(1e-6, 1, **{k:v})
             elif k=='cells': refuse_number(1e-6, 10**6, **{k:v})
             elif k in ('threshold','k'): refuse_number(-1e6, 1e6, **{k:v})
@@ -238,7 +237,7 @@ class Masker:
         mask = self._ask(self.rule, self.rule_takes, heat=heat, grid=grid)
         on = heat if isinstance(mask, Tensor) and mask.shape==heat.shape else grid
         if not isinstance(mask, Tensor) or mask.dtype!=torch.bool or mask.shape!=on.shape:
-            raise TypeError(f"The rule {_called(self.rule)} returned {_what(mask)} for heat of shape {tuple(heat.shape)}: it should be a tensor of True and False of that shape.")
+            raise TypeError(f"The rule {called(self.rule)} returned {_what(mask)} for heat of shape {tuple(heat.shape)}: it should be a tensor of True and False of that shape.")
         return bound_area(mask, on, self.min_area, self.max_area)
 
     def drawn(self,
@@ -300,11 +299,11 @@ class Masker:
             if other.shape[-2:]!=size: other = F.interpolate(other[None].float(), size, mode='bilinear', align_corners=False)[0]
         over = resize_heat(heat, size) if 'heat' in self.fill_takes else None
         new = self._ask(self.fill, self.fill_takes, img=img, mask=mask, heat=over, other=other, data=data, rng=rng)
-        if not isinstance(new, Tensor) or new.shape!=img.shape: raise TypeError(f"The fill {_called(self.fill)} returned {_what(new)}: it should be the whole picture, a tensor of shape {tuple(img.shape)}.")
+        if not isinstance(new, Tensor) or new.shape!=img.shape: raise TypeError(f"The fill {called(self.fill)} returned {_what(new)}: it should be the whole picture, a tensor of shape {tuple(img.shape)}.")
         if self.edge: new = img + self.weights(mask).unsqueeze(-3)*(new.to(img.device)-img.float())
         if new.is_floating_point() and not img.is_floating_point(): new = new.round()
         return new.to(img.dtype)
 
     def __repr__(self):
         kw = dict(max_area=self.max_area) | {k:v for k,v in dict(min_area=self.min_area, edge=self.edge).items() if v} | self.kwargs
-        return f"Masker({_called(self.rule)}, {_called(self.fill)}{''.join(f', {k}={v}' for k,v in kw.items())})"
+        return f"Masker({called(self.rule)}, {called(self.fill)}{''.join(f', {k}={v}' for k,v in kw.items())})"

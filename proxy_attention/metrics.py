@@ -300,7 +300,7 @@ class AttentionOn(Metric):
         self.reset()
 
     def reset(self): self.learn,self.found = None,None
-    def __repr__(self): return f"AttentionOn: {self.name}, {getattr(self.metric, '__name__', self.metric)} of {getattr(self.attribution, '__name__', self.attribution)}, {'all' if self.n is None else f'at most {self.n}'} items"
+    def __repr__(self): return f"AttentionOn: {self.name}, {called(self.metric)} of {called(self.attribution)}, {'all' if self.n is None else f'at most {self.n}'} items"
     def accumulate(self, learn):
         if not hasattr(learn, 'gather_preds'): self.learn = learn # nobody reads the metrics of `get_preds`
     @property

@@ -19,17 +19,17 @@ from torch import Tensor
 from fastcore.xml import *
 from fastcore.xml import Bdi, Circle, Desc, G, Line, Polygon, Polyline, Text
 from .heatmap import *
-from .use import _clean, _short
+from .core import *
 
 # %% ../nbs/17a_page.ipynb #b29a73e7
 def bdi(o):
     "A name from outside, in its own direction of writing"
-    return Bdi(_clean(o))
+    return Bdi(clean_text(o))
 
 def fmt(v):
     "A number as a person reads it"
     if isinstance(v, FT): return v
-    if isinstance(v, str): return _clean(v)
+    if isinstance(v, str): return clean_text(v)
     if v is None or pd.isna(v): return '–'
     return f'{v:,}' if isinstance(v, (int,np.integer)) else f'{v:.0f}' if abs(v)>=1000 else f'{v:.3g}' if abs(v)<.1 else f'{v:.3f}'
 
@@ -39,7 +39,7 @@ def page_table(
     caption:str # What the table tells
 )->FT:
     "A table with a caption; the first cell of a row names it"
-    caption = _clean(caption)
+    caption = clean_text(caption)
     body = [Tr(Th(fmt(r[0]), scope='row'), *(Td(fmt(c)) for c in r[1:])) for r in rows]
     return Div(Table(Caption(caption), Thead(Tr(*(Th(fmt(o), scope='col') for o in head))), Tbody(*body)), cls='scroll', tabindex='0', role='region', aria_label=caption)
 
@@ -70,7 +70,7 @@ def line_chart(
 )->FT:
     "Curves over epochs, with a table of their numbers"
     lines = [Curve(o.name, *(np.asarray(v, float)[np.isfinite(np.asarray(o.y, float))] if v is not None else None for v in (o.x,o.y,o.sd))) for o in lines]
-    lines,title = [o for o in lines if len(o.y)],_clean(title)
+    lines,title = [o for o in lines if len(o.y)],clean_text(title)
     if not lines: return None
     band = lambda o: np.zeros_like(o.y) if o.sd is None else np.nan_to_num(o.sd)
     lo,hi = min((o.y-band(o)).min() for o in lines), max((o.y+band(o)).max() for o in lines)
@@ -86,12 +86,12 @@ def line_chart(
     for i,o in enumerate(lines):
         if o.sd is not None: curves.append(Polygon(points=f"{at(o, o.y+band(o))} {' '.join(reversed(at(o, o.y-band(o)).split()))}", fill='currentColor', opacity=.15, cls=f'band s{i%6}'))
         curves.append(Polyline(points=at(o, o.y), fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]))
-        if len(o.y)<=40: curves += [Circle(Title(f'{_clean(o.name)}, {xlabel} {a:.0f}: {fmt(b)}'), cx=X(a), cy=Y(b), r=3, cls=f'dot s{i%6}') for a,b in zip(o.x, o.y)]
+        if len(o.y)<=40: curves += [Circle(Title(f'{clean_text(o.name)}, {xlabel} {a:.0f}: {fmt(b)}'), cx=X(a), cy=Y(b), r=3, cls=f'dot s{i%6}') for a,b in zip(o.x, o.y)]
     key = Ul(*(Li(Svg(Line(x1=0, x2=28, y1=5, y2=5, fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), bdi(o.name)) for i,o in enumerate(lines)),
         *([Li(Svg(Line(x1=14, x2=14, y1=0, y2=10, stroke='currentColor', stroke_dasharray='2 3', cls='mark'), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), 'proxy step')] if len(marks) else []), cls='key')
     table = pd.DataFrame({i:pd.Series(o.y, index=o.x) for i,o in enumerate(lines)}).sort_index()
     rows = [(f'{x:.0f}', *v) for x,v in zip(table.index, table.itertuples(index=False, name=None))]
-    last = '; '.join(f'{_clean(o.name)} from {fmt(o.y[0])} to {fmt(o.y[-1])}' for o in lines[:6])
+    last = '; '.join(f'{clean_text(o.name)} from {fmt(o.y[0])} to {fmt(o.y[-1])}' for o in lines[:6])
     return Figure(Figcaption(title), Svg(Title(title), Desc(last), *grid, *curves, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {last}', width=w, fill='currentColor', font_size=12, cls='chart'), key,
         Details(Summary('Numbers'), page_table(rows, [xlabel, *(bdi(o.name) for o in lines)], title)))
 
@@ -103,7 +103,7 @@ def dot_chart(
     w:int=440 # Width in the SVG's own units
 )->FT:
     "Every value as a dot, the mean of each row as a bar"
-    v,title = np.concatenate([np.asarray(o, float) for _,o in rows]),_clean(title)
+    v,title = np.concatenate([np.asarray(o, float) for _,o in rows]),clean_text(title)
     if not len(v): return None
     h,lo,hi = 34+26*len(rows), v.min(), v.max()
     ticks = MaxNLocator(5).tick_values(lo, hi) if hi>lo else np.array([lo-1,lo,lo+1])
@@ -112,8 +112,8 @@ def dot_chart(
     if base is not None: marks.append(Line(x1=X(base), x2=X(base), y1=4, y2=h-28, stroke='currentColor', stroke_dasharray='2 3', cls='mark'))
     for i,(name,o) in enumerate(rows):
         y,m = 18+26*i, float(np.mean(o))
-        marks += [Text(_short(name, 20), x=124, y=y+4, text_anchor='end'), *(Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in o), Line(x1=X(m), x2=X(m), y1=y-9, y2=y+9, stroke='currentColor', cls='line s1')]
-    said = '; '.join(f'{_clean(n)} {np.mean(o):.1f}' for n,o in rows)
+        marks += [Text(short_text(name, 20), x=124, y=y+4, text_anchor='end'), *(Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in o), Line(x1=X(m), x2=X(m), y1=y-9, y2=y+9, stroke='currentColor', cls='line s1')]
+    said = '; '.join(f'{clean_text(n)} {np.mean(o):.1f}' for n,o in rows)
     return Figure(Figcaption(title), Svg(Title(title), Desc(said), *marks, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {said}', width=w, fill='currentColor', font_size=12, cls='chart'))
 
 # %% ../nbs/17a_page.ipynb #a5de795a
@@ -207,7 +207,7 @@ def copy_box(text:str)->FT:
     "Text to be copied, with a button for it where there is a script to run"
     return Div(Button('Copy', type='button', cls='copy', hidden=True), Pre(Code(_clean_lines(text)), tabindex='0'), cls='copybox')
 
-def _clean_lines(text): return '\n'.join(map(_clean, text.split('\n')))
+def _clean_lines(text): return '\n'.join(map(clean_text, text.split('\n')))
 
 def page_html(
     title:str,
@@ -220,5 +220,5 @@ def page_html(
     script = copy_js+js
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'; base-uri 'none'; form-action 'none'"
     head = Head(Meta(charset='utf-8'), Meta(name='generator', content=made_by), Meta(http_equiv='Content-Security-Policy', content=policy), Meta(name='viewport', content='width=device-width, initial-scale=1'),
-        Title(_clean(title)), Link(rel='icon', href='data:,'), Style(Safe(page_css+css)))
+        Title(clean_text(title)), Link(rel='icon', href='data:,'), Style(Safe(page_css+css)))
     return to_xml(*Html(head, Body(*body, Script(Safe(script))), lang='en'), indent=False)

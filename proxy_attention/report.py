@@ -10,7 +10,7 @@ __all__ = ['RunFolder', 'open_runs', 'group_runs', 'heat_moved', 'heat_place', '
 # %% ../nbs/18_report.ipynb #a007ee52
 import json, os, re, shlex, warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +31,11 @@ from .config import *
 from .targets import as_target
 from .attribution import as_attribution
 from .serving import Proxies
-from .probe import zone_energy
+from .probe import too_coarse, zone_energy
 from .runs import Run, Runs
 from .train import images_of, proxy_args, recipes
 from .compare import Comparison, paired
-from .use import _Looker, _clean, _failures, _look, _patient, _short, open_learner
+from .use import _Looker, _failures, _look, _patient, open_learner
 from .page import *
 
 # %% ../nbs/18_report.ipynb #39b41676
@@ -86,7 +86,7 @@ class RunFolder:
     def settings(self):
         "What was asked for, by name"
         if self.cfg is None: return {k:v for k,v in self.run.settings.items() if k!='proxy_folder'}
-        return {k:v for part in asdict(self.cfg).values() for k,v in part.items()}
+        return all_settings(self.cfg)
     @property
     def asked(self):
         "How many epochs were asked for, where that is known"
@@ -160,8 +160,8 @@ def open_runs(
     if not paths: raise ValueError('There is nothing to report: name at least one run folder.')
     found,missing = {},[] if missing is None else missing
     for p in map(lambda o: Path(o).expanduser(), paths):
-        if not p.exists(): raise FileNotFoundError(f'There is no run folder {_clean(p)}.')
-        if not p.is_dir(): raise NotADirectoryError(f'{_clean(p)} is a file: name the folder of a run.')
+        if not p.exists(): raise FileNotFoundError(f'There is no run folder {clean_text(p)}.')
+        if not p.is_dir(): raise NotADirectoryError(f'{clean_text(p)} is a file: name the folder of a run.')
         for o in _below(p, missing): found.setdefault(o.path.resolve(), o)
     return list(found.values())
 
@@ -182,7 +182,7 @@ def group_runs(
     "Runs of equal settings, the seed apart"
     differ,by = _differ(runs),{}
     for o in runs: by.setdefault(tuple(str(o.settings.get(k)) for k in differ) if o.settings else o.path, []).append(o)
-    name = lambda o,n: _short(', '.join(t for k in differ[:n] if (t := _told(k, o.settings.get(k)))), 50)
+    name = lambda o,n: short_text(', '.join(t for k in differ[:n] if (t := _told(k, o.settings.get(k)))), 50)
     for n in range(1, len(differ)+1): # as few words as tell them apart
         names = [name(v[0], n) for v in by.values()]
         if all(names) and len(set(names))==len(names): return dict(zip(names, by.values()))
@@ -266,7 +266,7 @@ class Report:
         refuse_number(0, 10_000, n=n)
         as_attribution(attribution), as_target(target)
         if target=='label': raise ValueError("target='label' is not what a page shows: 'margin' or 'pred', which need no labels.")
-        if images is not None and not Path(images).expanduser().is_dir(): raise FileNotFoundError(f'There is no folder {_clean(images)}: name the one that the images lie in now.')
+        if images is not None and not Path(images).expanduser().is_dir(): raise FileNotFoundError(f'There is no folder {clean_text(images)}: name the one that the images lie in now.')
         store_attr('n,images,models,attribution,target,bar')
         self.missing,self.sections = [],sections
         self.runs = open_runs(runs, self.missing)
@@ -282,6 +282,10 @@ class Report:
         "Run → its `Comparison`"
         found = {o.name:(o,o.comparison()) for o in self.runs if o.asked_for}
         return {k:v for k,v in found.items() if v[1] is not None}
+    @property
+    def all_missing(self):
+        "What the page and its runs lack, a sentence each"
+        return list(dict.fromkeys([*self.missing, *(o for r in self.runs for o in r.missing)]))
     def note(self, text):
         "Say that something is missing"
         self.missing.append(text)
@@ -303,7 +307,7 @@ def _lookers(self:Report, reps, roots)->dict:
     if not self.models: return self.note('The models were not loaded, as asked: no validation images, and no mean attention.') or res
     for k,o in reps.items():
         if roots[k] is None: continue # which is told already
-        if roots[k]!=home: self.note(f'{o.name} was trained on other images ({_clean(o.cfg.data.path) if o.cfg else "unknown"}): its curves are shown, and no pictures.')
+        if roots[k]!=home: self.note(f'{o.name} was trained on other images ({clean_text(o.cfg.data.path) if o.cfg else "unknown"}): its curves are shown, and no pictures.')
         elif o.model is None: self.note(f'{o.name} has no model yet: of its pictures there is what its proxy steps kept, and no more.')
         else:
             try: res[k] = _Looker(open_learner(o.model), self.attribution, self.target, None)
@@ -328,7 +332,7 @@ def _ask(self:Report, lookers, files):
     for part in _patient(list(chunked(files, 32)), self.bar):
         d,l = _look(list(lookers.values()), part)
         done,left = done+d, left+l
-    if left: self.note(f'{len(left)} images cannot be shown; the first is {_clean(left[0][0].name)} ({left[0][1]}).')
+    if left: self.note(f'{len(left)} images cannot be shown; the first is {clean_text(left[0][0].name)} ({left[0][1]}).')
     return dict(done)
 
 # %% ../nbs/18_report.ipynb #950d0e82
@@ -365,7 +369,7 @@ def _proxy_of(self:RunFolder, root):
     data = ImageStats.of(map(_opened, files)) if pa.masker.needs_data and files else None
     area = self.log.area.median() # a schedule may have chosen it
     m = pa.masker.having(area=float(min(area, pa.masker.max_area))) if area>0 and 'area' in pa.masker.rule_takes else pa.masker
-    make,items = Proxies(self.store, m, data=data).make, dict(zip(self._moved_to(self.log.file.tolist(), root), self.log['item']))
+    make,items = Proxies(self.store, m, data=data).make, dict(zip(self._moved_to(self.log.file.tolist(), root), self.log['item'])) if m.both else {} # whose heat counts, too
     def made(i, f):
         others = [o for o in files if o!=f] or [f]
         img = _opened(f)
@@ -384,20 +388,19 @@ def _masked(self:Report, reps, roots, lookers):
     if not len(rows): return []
     files,proxy = run._moved_to(rows.file.tolist(), roots.get(name)), run._proxy_of(roots.get(name))
     if proxy is None: self.note(f'{run.name} does not say how its proxies were made: they are not shown.')
-    if lookers and not (how := str(rows.method.iloc[0])).startswith(_name(self.attribution)): self.note(f'Heat at the step is from {_clean(how.split(" of ")[0])}, that of the models from {_name(self.attribution)}: what moved between them is no change of the model alone.')
+    if lookers and not (how := str(rows.method.iloc[0])).startswith(called(self.attribution)): self.note(f'Heat at the step is from {clean_text(how.split(" of ")[0])}, that of the models from {called(self.attribution)}: what moved between them is no change of the model alone.')
     at = 'heat at the step' + (f', {name}' if len(reps)>1 else '')
     there = [o.is_file() for o in files]
-    if not all(there): self.note(f'{len(there)-sum(there)} of {len(there)} masked images of {run.name} are not where they were; the first is {_clean(files[there.index(False)].name)}.')
+    if not all(there): self.note(f'{len(there)-sum(there)} of {len(there)} masked images of {run.name} are not where they were; the first is {clean_text(files[there.index(False)].name)}.')
     said = self._ask(lookers, [f for f,ok in zip(files, there) if ok])
     res = []
     for f,ok,r in zip(files, there, rows.itertuples()):
         if not ok: continue
         heats = {at:normalize_heat(run.store[r.item][None])[0]} | {k:h for k,(_,h) in zip(_heat_names(lookers), said.get(f, ()))}
-        trail = f'Masked after epoch {r.epoch}: loss {fmt(float(r.loss))}, {r.area:.0%} of the image, then taken for {_clean(r.pred)}.'
+        trail = f'Masked after epoch {r.epoch}: loss {fmt(float(r.loss))}, {r.area:.0%} of the image, then taken for {clean_text(r.pred)}.'
         res.append(Shot(f, str(r.targ), 'training', heats, _said(lookers, said.get(f, ())) or [('at the step',str(r.pred),None)], float(r.loss), None if proxy is None else lambda i=r.item,f=f: proxy(i, f), trail))
     return res
 
-def _name(o): return getattr(o, '__name__', str(o))
 def _heat_names(lookers): return ['heat'] if len(lookers)==1 else [f'heat, {k}' for k in lookers]
 def _said(lookers, said): return [(k, o.vocab[int(p.argmax())], float(p.max())) for (k,o),(p,_) in zip(lookers.items(), said)]
 
@@ -429,7 +432,7 @@ def _look(self:Report):
     reps = self._asked()
     roots = {k:o.images_at(self.images) for k,o in reps.items()}
     for k,o in reps.items():
-        if roots[k] is None and o.split is not None: self.note(f'The images of {o.name} are not at {_clean(self.images or (o.cfg.data.path if o.cfg else "their place"))}: name the folder that they are in now with `--images`.')
+        if roots[k] is None and o.split is not None: self.note(f'The images of {o.name} are not at {clean_text(self.images or (o.cfg.data.path if o.cfg else "their place"))}: name the folder that they are in now with `--images`.')
     demos = {o.name:o for o in self.runs if o.told}
     if not any(roots.values()): return Looked(self._masked(demos, dict.fromkeys(demos), {})) if demos else Looked()
     lookers = self._lookers(reps, roots)
@@ -439,7 +442,7 @@ def _look(self:Report):
     names = [names[i] for i in sorted(np.random.default_rng(0).permutation(len(names))[:max(2*self.n, 100)])]
     label = dict(zip(reps[home].split.file, reps[home].split.label))
     there = [o for o in names if (roots[home]/o).is_file()]
-    if len(there)<len(names): self.note(f'{len(names)-len(there)} of {len(names)} validation images are not in {_clean(roots[home])} any more.')
+    if len(there)<len(names): self.note(f'{len(names)-len(there)} of {len(names)} validation images are not in {clean_text(roots[home])} any more.')
     said = self._ask(lookers, [roots[home]/o for o in there])
     shots = [Shot(f, nm, 'validation', dict(zip(_heat_names(lookers), [h for _,h in o])), _said(lookers, o), _loss(list(lookers.values())[-1], o[-1][0], nm)) for f,o in said.items() for nm in [label[f.relative_to(roots[home]).as_posix()]]]
     heat = {k:torch.stack([o[i][1] for o in said.values()]) for i,k in enumerate(lookers) if said}
@@ -466,7 +469,10 @@ def _difference(rep, name, metric):
     a,b = (_values(rep.groups[k], metric) for k in (name,_against(rep)))
     both = [k for k in a if k in b]
     sign = -1 if better(metric) is np.less else 1
-    return paired([sign*(a[k]-b[k]) for k in both])|dict(n=len(both), sign=sign) if both else None
+    if not both: return None
+    d = paired([sign*(a[k]-b[k]) for k in both]) # what is better counts as more
+    lo,hi = sorted((sign*d['lo'], sign*d['hi']))
+    return d|dict(n=len(both), diff=sign*d['diff'], lo=lo, hi=hi)
 
 def _one_run(run):
     "What a single run came to"
@@ -479,8 +485,6 @@ def _one_run(run):
     if len(s := run.steps): lines.append(f'{int(s.made.sum())} proxy images were made in {len(s)} step{"s"*(len(s)>1)}.')
     return lines
 
-_coarse = 4 # cells a side
-
 def _by(named, f):
     "What `f` says → the names of which it says that"
     res = {}
@@ -490,9 +494,9 @@ def _by(named, f):
 def in_short(rep:Report):
     "Verdicts"
     out = []
-    for k,(_,cmp) in rep.comparisons.items(): out += [H3('Comparison ', bdi(k)), page_list(map(_clean, cmp.verdict().splitlines()))]
+    for k,(_,cmp) in rep.comparisons.items(): out += [H3('Comparison ', bdi(k)), page_list(map(clean_text, cmp.verdict().splitlines()))]
     for o in rep.runs:
-        if o.told: out.append(P(_clean(o.told)))
+        if o.told: out.append(P(clean_text(o.told)))
     lines,base = [],_against(rep)
     if len(rep.trainings)==1: lines += [*_one_run(rep.trainings[0]), 'One run cannot say whether proxies helped: `proxy-compare` trains with and without them, with several seeds.']
     elif rep.trainings:
@@ -500,17 +504,17 @@ def in_short(rep:Report):
         for k in rep.groups:
             v = list(_values(rep.groups[k], metric).values()) if metric else []
             if not v: lines.append(f'{k}: no run has come to its end.'); continue
-            lines.append(f'{_clean(k)}: {metric} {_spread(v)} ({len(v)} run{"s"*(len(v)>1)}).')
+            lines.append(f'{clean_text(k)}: {metric} {_spread(v)} ({len(v)} run{"s"*(len(v)>1)}).')
             if k==base or not (d := _difference(rep, k, metric)): continue
-            what = f"{d['diff']*d['sign']:+.3f} compared with {_clean(base)}"
-            lines[-1] += f" One seed in common: {what}, and no verdict." if d['n']<2 else f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, 95 % interval {' to '.join(f'{o:+.3f}' for o in sorted((d['lo']*d['sign'],d['hi']*d['sign'])))}."
+            what = f"{d['diff']:+.3f} compared with {clean_text(base)}"
+            lines[-1] += f" One seed in common: {what}, and no verdict." if d['n']<2 else f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, 95 % interval {d['lo']:+.3f} to {d['hi']:+.3f}."
         if len({len(o.epochs) for o in rep.trainings if o.finished})>1: lines.append('The runs are not of the same length, so a difference may be one of time.')
     heat = rep.looked.heat
-    for size,who in _by(heat, lambda h: tuple(h.shape[1:])).items():
-        if min(size)<_coarse: lines.append(f"The heat of {' and '.join(map(_clean, who))} has {size[0]}×{size[1]} cells, too few to say where it lies: train on larger images, or name another attribution.")
+    for size,who in _by({k:h for k,h in heat.items() if too_coarse(h)}, lambda h: tuple(h.shape[1:])).items():
+        lines.append(f"The heat of {' and '.join(map(clean_text, who))} has {size[0]}×{size[1]} cells, too few to say where it lies: train on larger images, or name another attribution.")
     for k,h in heat.items():
         z = zone_energy(h)
-        if min(h.shape[1:])>=_coarse: lines.append(f"{'It' if len(heat)==1 else _clean(k)} looks at the edge (hottest place) in {z.hottest['edge']:.0%} of {len(h)} validation images drawn at random, at the centre in {z.hottest['centre']:.0%}; in flat maps that would be {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
+        if not too_coarse(h): lines.append(f"{'It' if len(heat)==1 else clean_text(k)} looks at the edge (hottest place) in {z.hottest['edge']:.0%} of {len(h)} validation images drawn at random, at the centre in {z.hottest['centre']:.0%}; in flat maps that would be {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
     return (*out, page_list(_code(o) for o in lines) if lines else None) if out or lines else None
 
 def _spread(v): return f'{np.mean(v):.3f}' + (f' ± {np.std(v, ddof=1):.3f}' if len(v)>1 else '')
@@ -541,7 +545,7 @@ def what_was_run(rep:Report):
         out.append(page_table([(p, first[p]) for p in alike], ['',_alike[len(about)>1]], 'What was run'))
         if len(about)>1: out.append(page_table([(bdi(k), *(o[p] for p in first if p not in alike)) for k,o in about.items()], ['run', *(p for p in first if p not in alike)], 'In what they differ'))
     for k,(o,cmp) in rep.comparisons.items():
-        out.append(P('Comparison ', bdi(k), f": {', '.join(map(_clean, cmp.arms))}; {cmp.df.seed.nunique()} seeds; tested on {', '.join(map(_clean, cmp.tests))}; {_clean(o.settings.get('arch', ''))} on ", bdi(o.settings.get('path', '')), '.'))
+        out.append(P('Comparison ', bdi(k), f": {', '.join(map(clean_text, cmp.arms))}; {cmp.df.seed.nunique()} seeds; tested on {', '.join(map(clean_text, cmp.tests))}; {clean_text(o.settings.get('arch', ''))} on ", bdi(o.settings.get('path', '')), '.'))
     out += [P('Demo ', bdi(o.path), ': digits with a coloured patch, the same network trained without and with proxies.') for o in rep.runs if o.told]
     return tuple(out) or None
 
@@ -570,10 +574,10 @@ def results_table(rep:Report):
     out = []
     for k,(o,cmp) in rep.comparisons.items():
         t = cmp.table()
-        out.append(page_table([(bdi(a), *r) for a,r in zip(t.index, t.values.tolist())], ['arm', *(f'{_clean(a)}: {_clean(b)}' for a,b in t.columns)], f'Accuracy in % ({_clean(k)}), {cmp.df.seed.nunique()} seeds, with {cmp.level:.0%} intervals'))
-        out.append(Div(*(dot_chart([(a, 100*d[d.arm==a].accuracy) for a in cmp.arms], f'{_clean(t)}: accuracy in %, a dot a seed', 100*d[d.arm==cmp.baseline].accuracy.mean()) for t in cmp.tests for d in [cmp.df[cmp.df.test==t]]), cls='charts'))
+        out.append(page_table([(bdi(a), *r) for a,r in zip(t.index, t.values.tolist())], ['arm', *(f'{clean_text(a)}: {clean_text(b)}' for a,b in t.columns)], f'Accuracy in % ({clean_text(k)}), {cmp.df.seed.nunique()} seeds, with {cmp.level:.0%} intervals'))
+        out.append(Div(*(dot_chart([(a, 100*d[d.arm==a].accuracy) for a in cmp.arms], f'{clean_text(t)}: accuracy in %, a dot a seed', 100*d[d.arm==cmp.baseline].accuracy.mean()) for t in cmp.tests for d in [cmp.df[cmp.df.test==t]]), cls='charts'))
     for o in rep.runs:
-        if o.told and (t := o._try('table.csv', pd.read_csv)) is not None: out.append(page_table([(bdi(r[0]), *(f'{v:.1%}' if c!='seconds' else f'{v:.0f}' for c,v in zip(t.columns[1:], r[1:]))) for r in t.values.tolist()], ['', *map(_clean, t.columns[1:])], 'Accuracy on test sets; share of the heat on digit, shortcut and rest'))
+        if o.told and (t := o._try('table.csv', pd.read_csv)) is not None: out.append(page_table([(bdi(r[0]), *(f'{v:.1%}' if c!='seconds' else f'{v:.0f}' for c,v in zip(t.columns[1:], r[1:]))) for r in t.values.tolist()], ['', *map(clean_text, t.columns[1:])], 'Accuracy on test sets; share of the heat on digit, shortcut and rest'))
     done = {k:[o for o in v if o.finished and len(o.epochs)] for k,v in rep.groups.items()}
     cols = list(dict.fromkeys(c for v in done.values() for o in v for c in o.epochs if c!='epoch'))
     if not cols: return tuple(out) or None
@@ -586,14 +590,13 @@ def results_table(rep:Report):
         row = [bdi(k), str(len(v)), ', '.join(dict.fromkeys(str(o.settings.get('seed', '–')) for o in v)) or '–', ', '.join(dict.fromkeys(str(len(o.epochs)) for o in v)) or '–', *cells]
         if len(head)>len(row):
             d = apart.get(k)
-            lo,hi = sorted((d['lo']*d['sign'],d['hi']*d['sign'])) if d and d['n']>1 else (None,None)
-            row.append('' if d is None else f"{d['diff']*d['sign']:+.3f}" + (f' [{lo:+.3f}, {hi:+.3f}]' if lo is not None else ''))
+            row.append('' if d is None else f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['n']>1 else ''))
         rows.append(row)
-    out.append(page_table(rows, [_clean(o) for o in head], 'Last epoch, mean ± standard deviation of the runs that came to their end'))
+    out.append(page_table(rows, [clean_text(o) for o in head], 'Last epoch, mean ± standard deviation of the runs that came to their end'))
     return tuple(out)
 
 # %% ../nbs/18_report.ipynb #cdab60a6
-def _short_name(f): return _short('/'.join(f.parts[-2:]), 40)
+def _short_name(f): return short_text('/'.join(f.parts[-2:]), 40)
 
 def _card(shot, rep, keys):
     "One picture with its layers; None where it cannot be read"
@@ -602,24 +605,24 @@ def _card(shot, rep, keys):
         src,(w,h) = photo_uri(img)
         proxy = shot.proxy() if shot.proxy is not None else None
     except (OSError, ValueError, TypeError, RuntimeError, Image.DecompressionBombError) as e:
-        return rep.note(f'{_clean(shot.file.name)} cannot be shown ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__}).')
+        return rep.note(f'{clean_text(shot.file.name)} cannot be shown ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__}).')
     px = 'px' if max(w,h)<=64 else None
     layers = [Img(src=heat_uri(v), alt='', cls='l heat', data_k=keys.index(k), data_n=k, decoding='async') for k,v in sorted(shot.heats.items(), key=lambda o: keys.index(o[0])) if v.max()>0]
     if proxy is not None: layers.append(Img(src=photo_uri(proxy)[0], alt='', cls=f'l {px or ""}', data_k=keys.index('proxy'), data_n='proxy', decoding='async'))
     name,prob = _short_name(shot.file), shot.said[-1][2] if shot.said else None
-    says = [f'{_clean(k)}: ' * (len(shot.said)>1) + f'{_clean(p)}' + (f' {v:.0%}' if v is not None else '') for k,p,v in shot.said]
+    says = [f'{clean_text(k)}: ' * (len(shot.said)>1) + f'{clean_text(p)}' + (f' {v:.0%}' if v is not None else '') for k,p,v in shot.said]
     last = list(shot.heats.values())[-1] if shot.heats else None
-    alt = f"{name}. Label {_clean(shot.label)}. Said: {', '.join(says)}." + (f' Hottest: {heat_place(last)}.' if last is not None else '')
+    alt = f"{name}. Label {clean_text(shot.label)}. Said: {', '.join(says)}." + (f' Hottest: {heat_place(last)}.' if last is not None else '')
     marks = [Span(Span('✓ ' if p==shot.label else '✗ ', aria_hidden='true'), Span('right: ' if p==shot.label else 'wrong: ', cls='sr'), ft('bdi', o), cls='yes' if p==shot.label else 'no') for o,(_,p,_) in zip(says, shot.said)]
     moved = [] if np.isnan(shot.moved) else [Span(f'{shot.moved:.0%} of the heat moved')]
     return Figure(Button(Span(Img(src=src, width=w, height=h, alt=alt, cls=px, decoding='async'), *layers, cls='pic'), Span('original', cls='badge'), type='button'),
         Figcaption(ft('bdi', name, cls='name'), Span('label ', bdi(shot.label)), *marks, *moved, *([Small(shot.trail)] if shot.trail else [])), cls='shot',
-        data_label=_clean(shot.label), data_part=shot.part, data_right={None:'',True:'right',False:'wrong'}[shot.right], data_differs='differ' if shot.differs else 'agree',
+        data_label=clean_text(shot.label), data_part=shot.part, data_right={None:'',True:'right',False:'wrong'}[shot.right], data_differs='differ' if shot.differs else 'agree',
         data_moved=f'{shot.differs+np.nan_to_num(shot.moved):.3f}', data_loss=f'{np.nan_to_num(shot.loss):.4f}', data_prob=f'{1 if prob is None else prob:.4f}')
 
 def _choice(name, label, options):
     "A labelled choice"
-    return Label(label, Select(*(Option(_clean(t), value=_clean(v)) for v,t in options), name=name))
+    return Label(label, Select(*(Option(clean_text(t), value=clean_text(v)) for v,t in options), name=name))
 
 def gallery(rep:Report):
     "Original, heat and proxy of single images"
@@ -637,9 +640,9 @@ def gallery(rep:Report):
     show = Fieldset(Legend('Show'), *(Label(Input(type='radio', name='show', value=keys.index(k), checked=i==min(1, len(shown)-1)), Span(bdi(k))) for i,k in enumerate(shown)))
     form = Form(Div(*controls), show, Label('Strength of heat', Input(type='range', name='heat', min=0, max=100, value=75)), Output(f'{len(shots)} pictures', id='told', aria_live='polite'), id='filter', hidden=True, aria_label='Which pictures, and what is shown of them')
     who = 'right and wrong are those of the last model; the biggest change is between the first and the last' if models>1 else 'the biggest change is from the proxy step to the model as it is now' if models else 'predictions are those of the proxy step, as there is no model'
-    text = f'Point at a picture to see it without heat, tap it (or press Enter) for the next layer. Heat is from {_clean(_name(rep.attribution))}, over the whole image, bright where it is hot; {who}.'
+    text = f'Point at a picture to see it without heat, tap it (or press Enter) for the next layer. Heat is from {clean_text(called(rep.attribution))}, over the whole image, bright where it is hot; {who}.'
     if any(o.part=='validation' for o,_ in shots): text += ' Of the validation images a third are those with the largest loss, so these pictures are no fair sample.'
-    return P(text, cls='screen'), P(f"From left to right, where there is one: {' | '.join(map(_clean, shown))}.", cls='paper'), form, Div(*(c for _,c in shots), id='shots')
+    return P(text, cls='screen'), P(f"From left to right, where there is one: {' | '.join(map(clean_text, shown))}.", cls='paper'), form, Div(*(c for _,c in shots), id='shots')
 
 # %% ../nbs/18_report.ipynb #aea6ca01
 def mean_attention(rep:Report):
@@ -652,7 +655,7 @@ def mean_attention(rep:Report):
     def tile(k, c):
         h = of[k,c]
         if not len(h): return Td('–')
-        said = f"{_clean(k)}, {'all' if c is None else _clean(c)}: hottest {heat_place(h.mean(0))}"
+        said = f"{clean_text(k)}, {'all' if c is None else clean_text(c)}: hottest {heat_place(h.mean(0))}"
         return Td(Img(src=heat_uri(h.mean(0)/most, alpha=False), alt=said, width=96, height=96, cls='map', decoding='async'), Br(), Small(f'{len(h)} images'))
     rows = [Tr(Th('all' if c is None else bdi(c), scope='row'), *(tile(k, c) for k in heat)) for c in top]
     what = 'Mean heat by predicted class, all on one scale'
@@ -667,12 +670,12 @@ def _rule(pa):
     "The four answers of a `ProxyAttention`, in words"
     a = pa.args
     area = f" ({a['area']:.0%} of the image)" if a['rule']=='area' and not callable(a['steps']) else ''
-    return page_list([f"Which: {_name(a['select'])}" + ('' if a['select']=='all' else f", share {a['share']}"), f"Where: {_name(a['attribution'])} of the {_name(a['target'])}", f"What: {_name(a['rule'])}{area}, filled with {_name(a['fill'])}",
+    return page_list([f"Which: {called(a['select'])}" + ('' if a['select']=='all' else f", share {a['share']}"), f"Where: {called(a['attribution'])} of the {called(a['target'])}", f"What: {called(a['rule'])}{area}, filled with {called(a['fill'])}",
         f"Served: {'in place of the original' if a['mode']=='replace' else 'beside the original'}, with a chance of {a['p']}"])
 
 def _warned(o):
     "What a run's records say went wrong"
-    res = [] if o.problems is None else [f'{n} images {k}: {_clean(Path(o.problems.file[o.problems.problem==k].iloc[0]).name)}{" …" if n>1 else ""}.' for k,n in Counter(o.problems.problem).items()]
+    res = [] if o.problems is None else [f'{n} images {k}: {clean_text(Path(o.problems.file[o.problems.problem==k].iloc[0]).name)}{" …" if n>1 else ""}.' for k,n in Counter(o.problems.problem).items()]
     for r in o.steps.itertuples():
         if r.degenerate: res.append(f'After epoch {r.epoch}: {r.degenerate} of {r.chosen} heatmaps are flat or not finite; these items kept their original images.')
         if not r.made: res.append(f'After epoch {r.epoch}: no proxy image was made.')
@@ -697,14 +700,14 @@ def audit(rep:Report):
             out.append(Details(Summary(f'{len(top)} items of the last step; all {len(o.log)} rows are in proxy_log.csv'), table, P(Small('Method: ', bdi(o.log.method.iloc[-1])))))
     for k,(_,cmp) in rep.comparisons.items():
         d = cmp.df.drop_duplicates(['arm','seed']).groupby('arm', sort=False)[['steps','seconds','proxies','proxy_seconds']].mean()
-        out.append(page_table([(bdi(a), *(f'{v:.0f}' if v==round(v) else f'{v:.1f}' for v in r)) for a,r in zip(d.index, d.values)], ['arm','optimizer steps','seconds','proxy images','seconds of proxy steps'], f'Work of each arm, mean over seeds ({_clean(k)})'))
+        out.append(page_table([(bdi(a), *(f'{v:.0f}' if v==round(v) else f'{v:.1f}' for v in r)) for a,r in zip(d.index, d.values)], ['arm','optimizer steps','seconds','proxy images','seconds of proxy steps'], f'Work of each arm, mean over seeds ({clean_text(k)})'))
     return tuple(out) or None
 
 # %% ../nbs/18_report.ipynb #bb022f40
 def _flags(cfg, but=()):
     "What differs from the usual, as options of a command"
-    usual = {k:v for part in asdict(Config()).values() for k,v in part.items()}
-    said = {k:v for part in asdict(cfg).values() for k,v in part.items() if v is not None and v!=usual[k] and k not in ('path',*but)}
+    usual = all_settings(Config())
+    said = {k:v for k,v in all_settings(cfg).items() if v is not None and v!=usual[k] and k not in ('path',*but)}
     return ' '.join(f"--{k} {({True:'yes',False:'no'}[v] if isinstance(v, bool) else shlex.quote(str(v)))}" for k,v in said.items())
 
 def run_again(
@@ -806,11 +809,11 @@ _ours = 'proxy_attention report'
 def html(self:Report)->str:
     "The page"
     names = list(self.groups) if len(self.runs)==len(self.trainings)>1 else [o.name for o in self.runs]
-    title = (f'{len(self.runs)} runs: ' if len(self.runs)>1 else 'Report: ') + ', '.join(map(_clean, names[:4])) + (f' and {len(names)-4} more' if len(names)>4 else '')
+    title = (f'{len(self.runs)} runs: ' if len(self.runs)>1 else 'Report: ') + ', '.join(map(clean_text, names[:4])) + (f' and {len(names)-4} more' if len(names)>4 else '')
     parts = [(k, f'part-{i}', f(self)) for i,(k,f) in enumerate((usual_sections() if self.sections is None else self.sections).items())]
     parts = [(k,i,P(o) if isinstance(o, str) else o) for k,i,o in parts if o is not None]
-    missing = list(dict.fromkeys([*self.missing, *(o for r in self.runs for o in r.missing)]))
-    aside = Aside(H2('What is missing', id='missing'), page_list(_code(_clean(o)) for o in missing), aria_labelledby='missing') if missing else None
+    missing = self.all_missing
+    aside = Aside(H2('What is missing', id='missing'), page_list(_code(clean_text(o)) for o in missing), aria_labelledby='missing') if missing else None
     nav = Nav(Ul(*(Li(A(k, href=f'#{i}')) for k,i,_ in parts)), aria_label='Sections')
     return page_html(title, A('Skip to the content', href='#main', cls='skip'), Header(H1(title), P(f'Made {datetime.now():%Y-%m-%d %H:%M} by proxy_attention. This page needs no network.', cls='soft')), nav,
         Main(*([aside] if aside else []), *(Section(H2(k, id=i), o, aria_labelledby=i) for k,i,o in parts), id='main'), css=_css, js=_js, made_by=_ours)
@@ -858,8 +861,7 @@ def report_runs(
     out = Path(out).expanduser() if out is not None else (first if len(runs)==1 else first.resolve().parent)/'report.html'
     if out.is_dir(): out = out/'report.html'
     rep.save(out)
-    missing = list(dict.fromkeys([*rep.missing, *(o for r in rep.runs for o in r.missing)]))
-    told = dict(report=str(out), runs=[str(o.path) for o in rep.runs], pictures=len(rep.looked.shots), bytes=out.stat().st_size, missing=missing)
+    told = dict(report=str(out), runs=[str(o.path) for o in rep.runs], pictures=len(rep.looked.shots), bytes=out.stat().st_size, missing=rep.all_missing)
     if as_json and not quiet: say(json.dumps(told, ensure_ascii=False))
-    elif not quiet: say('\n'.join([*(f'Note: {o}' for o in missing), f"{out}: {len(rep.runs)} run{'s'*(len(rep.runs)>1)}, {told['pictures']} pictures, {told['bytes']/1e6:.1f} MB"]))
+    elif not quiet: say('\n'.join([*(f'Note: {o}' for o in told['missing']), f"{out}: {len(rep.runs)} run{'s'*(len(rep.runs)>1)}, {told['pictures']} pictures, {told['bytes']/1e6:.1f} MB"]))
     return out

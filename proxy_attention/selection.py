@@ -64,7 +64,7 @@ class PerClass:
         if targs.ndim!=1: raise TypeError('PerClass is for one label an image; here an image has several.')
         parts = [(targs==t).nonzero()[:,0] for t in targs.unique()]
         return torch.cat([at[_numbers(given(self.select, losses=losses[at], preds=preds[at], targs=targs[at], share=share), len(at))] for at in parts])
-    def __repr__(self): return f'PerClass({self.select.__name__ if hasattr(self.select, "__name__") else self.select})'
+    def __repr__(self): return f'PerClass({called(self.select)})'
 
 selections = dict(top_losses=top_losses, misclassified=misclassified, low_losses=low_losses, all=all_items, random=random_items)
 

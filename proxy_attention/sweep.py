@@ -10,7 +10,6 @@ __all__ = ['samplers', 'pruners', 'read_space', 'grid_points', 'random_sampler',
 import gc, html, inspect, itertools, json, math, os, platform, random, re, time, warnings
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime
 from hashlib import sha256
 from numbers import Real
@@ -162,7 +161,7 @@ class folder_run:
     @property
     def fixed(self):
         "Settings that all trials share"
-        return {k:v for part in asdict(self.cfg).values() for k,v in part.items() if v is not None}
+        return {k:v for k,v in all_settings(self.cfg).items() if v is not None}
 
     def __call__(self,
         folder, # The run folder goes in it
@@ -173,7 +172,7 @@ class folder_run:
         cfg = changed(self.cfg, **params)
         cbs = StopEarly(trial, metric) if trial is not None and not cfg.data.folds else None
         cut = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml')) if from_toml(o)==cfg and not (o.parent/'model.pkl').exists()]
-        run = resume_run(cut[-1], noop, cbs) if cut else train_folder(out=folder, say=noop, cbs=cbs, **{k:v for part in asdict(cfg).values() for k,v in part.items()})
+        run = resume_run(cut[-1], noop, cbs) if cut else train_folder(out=folder, say=noop, cbs=cbs, **all_settings(cfg))
         (run/'checkpoints'/'last.pth').unlink(missing_ok=True) # three times the size of the model, and nothing goes on from it
         return {k:v for k,v in last_of(run).items() if k!='run'}
 

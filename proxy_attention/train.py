@@ -259,7 +259,7 @@ def _fit(cfg, images, run, epochs, say, cbs):
         lr = _found(run/'lr.txt', lambda: make(bs).lr_find(show_plot=False).valley)
         say(f'lr_find suggests a rate of {lr:.2g}')
     learn = make(bs)
-    learn.add_cbs([Checkpoint(run/'checkpoints', resume=True), RunBoard(run/'tensorboard', resume=True, **{k:v for part in asdict(cfg).values() for k,v in part.items() if v is not None})])
+    learn.add_cbs([Checkpoint(run/'checkpoints', resume=True), RunBoard(run/'tensorboard', resume=True, **{k:v for k,v in all_settings(cfg).items() if v is not None})])
     if m.pretrained and f.freeze_epochs: learn.fit_one_cycle(f.freeze_epochs, lr, wd=f.wd)
     if m.pretrained: learn.unfreeze()
     if p.recipe!='none': learn.add_cb(recipes[p.recipe](folder=run, save_images=p.save_images, **proxy_args(cfg)))

@@ -86,20 +86,14 @@ def find_images(
         elif glob.has_magic(str(p)):
             found = [f for f in map(Path, sorted(glob.glob(str(p), recursive=True))) if not f.is_dir()]
             root = [f.parent for f in found]
-        else: raise FileNotFoundError(f'There is no image, folder or pattern {_clean(o)}.')
-        if not found: raise ValueError(f'There is no image in {_clean(o)}.' if p.is_dir() else f'No file is called {_clean(o)}.')
+        else: raise FileNotFoundError(f'There is no image, folder or pattern {clean_text(o)}.')
+        if not found: raise ValueError(f'There is no image in {clean_text(o)}.' if p.is_dir() else f'No file is called {clean_text(o)}.')
         here = Path.cwd().resolve()
         roots += [d for d in map(Path.resolve, root) if p.is_dir() or d not in (here,*here.parents)] # who works beside an image has not named a data folder
         for f in found: files.setdefault(os.path.abspath(f), f)
     return list(files.values()), sorted(set(roots))
 
-def _clean(o):
-    "A name that can be printed and drawn, whatever the file system holds"
-    return ''.join(c if c.isprintable() else '�' for c in os.fsencode(str(o)).decode('utf-8', 'backslashreplace'))
 
-def _short(o, n=30):
-    "A name that fits below a picture"
-    return fit_text(_clean(o), n)
 
 # %% ../nbs/17_use.ipynb #17b01d2b
 class _Looker:
@@ -213,7 +207,7 @@ def explain_images(
     skipped = list(wrong.loc[wrong.problem=='unreadable', ['file','detail']].itertuples(index=False, name=None))
     notes,bad = {o.file:(o.problem,o.detail) for o in wrong.itertuples()}, {f for f,_ in skipped}
     files = [f for f in files if f not in bad]
-    if not files: raise ValueError(f'None of the {len(bad)} images can be read; the first is {_clean(skipped[0][0])} ({skipped[0][1]}).')
+    if not files: raise ValueError(f'None of the {len(bad)} images can be read; the first is {clean_text(skipped[0][0])} ({skipped[0][1]}).')
     run,rows = new_run(out, 'explain'),[]
     try:
         if singles: (run/'images').mkdir()
@@ -223,7 +217,7 @@ def explain_images(
                 skipped += left
                 if done: rows += _page(done, lookers, run, page, len(rows), notes, singles)
         finally: # what is done is kept, whatever ends it
-            table,lost = pd.DataFrame(rows), pd.DataFrame([(_clean(f),why) for f,why in skipped], columns=['file','problem'])
+            table,lost = pd.DataFrame(rows), pd.DataFrame([(clean_text(f),why) for f,why in skipped], columns=['file','problem'])
             for name,df in dict(predictions=table, skipped=lost).items():
                 if len(df): write_whole(run/f'{name}.csv', lambda f: df.to_csv(f, index=False, encoding='utf-8'))
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f'{len(rows)} of {len(files)} images are done: {run}') from e
@@ -236,10 +230,10 @@ def explain_images(
 
 def _row(f, said, lookers, note):
     "One line of the table"
-    row,heats = dict(file=_clean(f)),[]
+    row,heats = dict(file=clean_text(f)),[]
     for (k,o),(p,h) in zip(lookers.items(), said):
         pre = '' if k=='model' else f'{k}_'
-        row |= {f'{pre}pred':_clean(o.vocab[p.argmax()]), f'{pre}prob':round(float(p.max()), 4), f'{pre}spread':round(float(heat_spread(h[None])), 3), f'{pre}border':round(float(heat_border(h[None])), 3)}
+        row |= {f'{pre}pred':clean_text(o.vocab[p.argmax()]), f'{pre}prob':round(float(p.max()), 4), f'{pre}spread':round(float(heat_spread(h[None])), 3), f'{pre}border':round(float(heat_border(h[None])), 3)}
         heats.append(h[None])
     if len(heats)>1:
         size = [max(o.shape[i] for o in heats) for i in (1,2)]
@@ -254,12 +248,12 @@ def _page(done, lookers, run, page, n, notes, singles):
         row = _row(f, said, lookers, _note(f, *notes.get(f, ())))
         differ = not row.get('same_label', True)
         img = _thumb(first, f)
-        tiles = [(img, None, _short(f.name), 'black')]
+        tiles = [(img, None, short_text(f.name), 'black')]
         for (k,o),(p,h) in zip(lookers.items(), said):
             name,pre = (f'{k}\n', '' if k=='model' else f'{k}_') if len(lookers)>1 else ('','')
-            tiles.append((img, h, f"{name}{_short(row[f'{pre}pred'], 20)}  {p.max():.0%}", 'C3' if differ else 'black'))
+            tiles.append((img, h, f"{name}{short_text(row[f'{pre}pred'], 20)}  {p.max():.0%}", 'C3' if differ else 'black'))
         groups.append(tiles)
-        stem = re.sub(r'[^\w.-]+', '_', _clean(f.stem))[:40]
+        stem = re.sub(r'[^\w.-]+', '_', clean_text(f.stem))[:40]
         if singles: row['picture'] = _draw([tiles], run/'images'/f'{i:05}_{stem}.png', size=3).relative_to(run).as_posix()
         rows.append(row)
     _draw(groups, run/f'sheet_{page:03}.png', across=6//len(groups[0]))
@@ -267,9 +261,9 @@ def _page(done, lookers, run, page, n, notes, singles):
 
 def _told(table, run, n=40):
     "The table and a summary, as text"
-    short = table.drop(columns=['picture'], errors='ignore').assign(file=table.file.map(lambda o: _short(Path(o).name)))
+    short = table.drop(columns=['picture'], errors='ignore').assign(file=table.file.map(lambda o: short_text(Path(o).name)))
     for c in ('pred','against_pred'):
-        if c in short: short[c] = short[c].map(lambda o: _short(o, 20))
+        if c in short: short[c] = short[c].map(lambda o: short_text(o, 20))
     text = short.head(n).to_string(index=False, na_rep='')
     if len(table)>n: text += f'\n… and {len(table)-n} more in predictions.csv'
     text += f'\n\n{len(table)} image{"s"*(len(table)!=1)}'

@@ -142,12 +142,12 @@ def test_proxies_are_what_was_served(made, run, photos):
         pics = [p[1] for p in t.all[i:i+12] if p[0]=='img']
         black = np.asarray(opened(pics[-1]['src']).convert('RGB')).max(-1)<30
         name = t.text(next(x for x in t.all[i:] if x[1].get('class')=='name'))
-        file = next(f for f in last.index if name==report._short('/'.join(Path(f).parts[-2:]), 40))
+        file = next(f for f in last.index if name==report.short_text('/'.join(Path(f).parts[-2:]), 40))
         mask = Masker('area', 'zero', area=.1).mask_over(store[last.item[file]][None], black.shape)[0].bool().numpy()
         assert pics[-1]['data-n']=='proxy' and (black&mask).sum()/(black|mask).sum()>.8, 'black where the kept heat is hottest'
         assert "Masked after epoch 0: loss" in t.text(o) and '10% of the image' in t.text(o)
     files = {f'{f.parent.name}/{f.name}' for f in map(Path, last.index)}
-    assert {report._short('/'.join(Path(f).parts[-2:]), 40) for f in files}=={t.text(n) for i,o in enumerate(t.all) if o[0]=='figure' and o[1].get('data-part')=='training' for n in [next(x for x in t.all[i:] if x[1].get('class')=='name')]}
+    assert {report.short_text('/'.join(Path(f).parts[-2:]), 40) for f in files}=={t.text(n) for i,o in enumerate(t.all) if o[0]=='figure' and o[1].get('data-part')=='training' for n in [next(x for x in t.all[i:] if x[1].get('class')=='name')]}
 
 def test_numbers_are_those_on_disk(made, run):
     t,hist,steps = tree(made),pd.read_csv(run/'history.csv'),pd.read_csv(run/'proxy_steps.csv')
