@@ -11,6 +11,10 @@ warnings.simplefilter('ignore')
 import captum.attr, timm, torchcam.methods, pytorch_grad_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from proxy_attention.all import *
+from proxy_attention.attribution.cams import half_type
+from proxy_attention.attribution.heatmap import agreement, normalize_heat, resize_heat
+from proxy_attention.attribution.methods import attributions, captum_methods
+from proxy_attention.interpret.metrics import iou
 
 here = Path(__file__).parent
 gradient = [GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM, EigenCAM, EigenGradCAM, FinerCAM]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from fastcore.script import call_parse
-from proxy_attention.beds import beds, dominoes, no_shortcut, read_idx
+from proxy_attention.data.beds import beds, dominoes, no_shortcut, read_idx
 from proxy_attention.core import by_name
 
 @lru_cache(1)

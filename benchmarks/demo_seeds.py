@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.script import call_parse
-from proxy_attention.callback import ProxyAttention
-from proxy_attention.data import digits
-from proxy_attention.demo import train_arm
+from proxy_attention.proxy.callback import ProxyAttention
+from proxy_attention.data.digits import digits
+from proxy_attention.experiment.demo import train_arm
 
 arms = {'without':None, 'shortcut()':ProxyAttention.shortcut, 'ProxyAttention()':ProxyAttention, 'thesis()':ProxyAttention.thesis,
         'masktune()':ProxyAttention.masktune, 'never a patch':None}
@@ -24,7 +24,7 @@ def clean(path, part):
     "Paint the patches of a part black"
     import numpy as np
     from PIL import Image
-    from proxy_attention.data import regions
+    from proxy_attention.data.digits import regions
     files = sorted((path/part).rglob('*.png'))
     for f,patch in zip(files, regions(path, files)['shortcut']):
         img = np.asarray(Image.open(f)).copy()

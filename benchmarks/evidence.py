@@ -16,12 +16,12 @@ from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from timm.models.vision_transformer import VisionTransformer
 from proxy_attention.arms import *
-from proxy_attention.callback import ProxyAttention
-from proxy_attention.compare import Comparison, compare
-from proxy_attention.data import digits_net, fc_net, regions
-from proxy_attention.explain import heat_on
-from proxy_attention.heatmap import heat_share
-from proxy_attention.metrics import deletion, explanation_scores, insertion
+from proxy_attention.proxy.callback import ProxyAttention
+from proxy_attention.experiment.compare import Comparison, compare
+from proxy_attention.data.digits import digits_net, fc_net, regions
+from proxy_attention.interpret.heats import heat_on
+from proxy_attention.attribution.heatmap import heat_share
+from proxy_attention.interpret.metrics import deletion, explanation_scores, insertion
 sys.path.insert(0, str(Path(__file__).parent))
 from bed_data import make
 

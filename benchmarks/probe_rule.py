@@ -9,8 +9,8 @@ with warnings.catch_warnings():
     from PIL import Image
     from fastcore.script import call_parse
     from fastai.vision.all import ImageDataLoaders, Learner, accuracy, set_seed
-    from proxy_attention.data import accuracy_on, digit_images, digits_net, palette, plant
-    from proxy_attention.probe import likely_to_help, probe
+    from proxy_attention.data.digits import accuracy_on, digit_images, digits_net, palette, plant
+    from proxy_attention.interpret.probe import likely_to_help, probe
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,7 @@ with warnings.catch_warnings():
     import torch
     from fastai.vision.all import *
     from proxy_attention.all import *
-    from proxy_attention.prune import Prune
+    from proxy_attention.experiment.prune import Prune
 
 torch.set_num_threads(1)
 here = Path(__file__).parent

@@ -1,33 +1,33 @@
-"Everything a notebook needs: `from proxy_attention.all import *`, after `from fastai.vision.all import *`"
-from .core import *
-from .heatmap import *
-from .selection import *
-from .schedule import *
-from .data import *
-from .beds import *
-from .datasets import *
-from .targets import *
-from .layers import *
-from .cams import *
-from .perturbation import *
-from .transformers import *
-from .attribution import *
-from .masking import *
-from .serving import *
-from .explain import *
-from .probe import *
-from .metrics import *
-from .interpret import *
-from .callback import *
-from .checkpoint import *
-from .prune import *
-from .runs import *
-from .logs import *
-from .config import *
-from .train import *
-from .arms import *
-from .compare import *
-from .use import *
-from .demo import *
-from .sweep import *
-from .report import Report, report_runs, usual_sections # its sections have names that a notebook may want for itself
+"Everything a notebook needs: `from proxy_attention.all import *`, after `from fastai.vision.all import *`. What is not here is imported from its module"
+from .core import ProxyWarning
+from .data.images import ImageFolder, ImageTable, check_images
+from .data.digits import accuracy_on, digits, digits_learner, digits_net, regions, test_sets
+from .data.beds import dominoes, no_shortcut, one_colour, swatches, two_colours
+from .data.datasets import known_sets, open_images
+from .attribution.layers import find_layer, find_layers
+from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from .attribution.perturbation import AblationCAM, ScoreCAM
+from .attribution.transformers import AttentionRollout, LeGrad
+from .attribution.methods import Captum
+from .masking.masker import Masker
+from .interpret.heats import heat_on, show_where
+from .interpret.interpretation import HeatDrift, ProxyInterpretation
+from .interpret.probe import probe
+from .interpret.metrics import AttentionOn, explanation_scores, pitfalls, randomised
+from .interpret.use import explain_images
+from .proxy.schedule import Plateau
+from .proxy.selection import PerClass
+from .proxy.losses import interpret_train
+from .proxy.callback import ProxyAttention
+from .experiment.checkpoint import Checkpoint, load_best
+from .experiment.runs import read_runs
+from .experiment.logs import RunBoard
+from .experiment.prune import Prune
+from .experiment.train import resume_run, train_folder
+from .experiment.arms import with_proxies
+from .experiment.compare import Comparison, compare
+from .experiment.sweep import Sweep, read_sweep
+from .report.look import Report
+from .report.build import report_runs
+
+__all__ = [o for o in dir() if not o.startswith('_') and o not in ('core','data','attribution','masking','interpret','proxy','experiment','report')]

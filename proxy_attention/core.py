@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'fit_text', 'clean_text', 'short_text', 'called', 'takes', 'given',
            'refuse_unknown', 'refuse_number', 'keep_rng', 'trains_for_real', 'better', 'write_whole', 'from_first',
-           'from_all', 'as_html']
+           'from_all', 'as_html', 'keep_modes', 'new_run']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import difflib, inspect, os
@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 import torch.distributed as dist
+from datetime import datetime
+from torch import nn
 from fastai.torch_core import get_random_states, set_random_states
 
 # %% ../nbs/00_core.ipynb #2e5dfe1a
@@ -173,3 +175,32 @@ def as_html(
     "A few facts about an object, for `_repr_html_`"
     rows = ''.join(f'<tr><td style="text-align:left"><i>{escape(str(k))}</i></td><td style="text-align:left">{escape(str(v))}</td></tr>' for k,v in dict(facts).items() if v is not None)
     return f'<p><b>{escape(str(title))}</b></p>' + (f'<table>{rows}</table>' if rows else '') + ('' if table is None or not len(table) else table.to_html(border=0, index=False))
+
+# %% ../nbs/00_core.ipynb #c5c523cf
+@contextmanager
+def keep_modes(
+    model:nn.Module
+):
+    "Each module's train or eval flag is afterwards as it was before"
+    modes = {m:m.training for m in model.modules()}
+    try: yield
+    finally:
+        for m,o in modes.items(): m.training = o
+
+# %% ../nbs/00_core.ipynb #83e9632f
+def new_run(
+    root='runs', # Folder of all runs
+    name:str='run', # What kind of run
+)->Path: # A new, empty folder
+    "Make a folder that no other run has"
+    root,stamp = Path(root),datetime.now().strftime('%Y-%m-%d_%H-%M-%S')
+    try: root.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise type(e)(f'The folder for runs, {root}, cannot be made ({e.strerror}): name another one.') from e
+    for i in range(1000):
+        run = root/(f'{name}_{stamp}' + (f'_{i}' if i else ''))
+        try:
+            run.mkdir()
+            return run
+        except FileExistsError: continue
+        except OSError as e: raise type(e)(f'No run folder can be made in {root} ({e.strerror}): name another one.') from e
+    raise FileExistsError(f'{root} has 1000 runs named {name}_{stamp}.')

@@ -7,6 +7,14 @@ from captum.attr import InputXGradient, IntegratedGradients, GuidedGradCam, Laye
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.data.loaders import whole_dl
+from proxy_attention.attribution.cams import first_component, half_type
+from proxy_attention.attribution.heatmap import agreement, degenerate, normalize_heat, points_at, resize_heat
+from proxy_attention.attribution.methods import as_attribution, attributions, captum_methods, fast_agrees, heat_of
+from proxy_attention.attribution.targets import Margin
+from proxy_attention.interpret.metrics import iou
+from proxy_attention.proxy.serving import modes
+from proxy_attention.experiment.config import flags, number
 
 @pytest.fixture
 def batch(trained): 

@@ -8,7 +8,9 @@ from hypothesis import given as drawn, settings, strategies as st
 from fastai.vision.all import *
 from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from proxy_attention.all import *
-from proxy_attention.beds import _deal, _draw
+from proxy_attention.data.beds import beds, read_folder, read_idx
+from proxy_attention.data.digits import bed_learner, digit_images, fc_net, write_bed
+from proxy_attention.data.beds import _deal, _draw
 
 small = dict(n_train=120, n_test=60)
 parts = ('train','valid','plain','aligned','flipped')

@@ -10,7 +10,10 @@ with warnings.catch_warnings():
     from fastai.vision.all import *
     from fastai.callback.training import GradientAccumulation
     from proxy_attention.all import *
-import proxy_attention.checkpoint as room
+from proxy_attention.core import write_whole
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.experiment.checkpoint import read_checkpoint
+import proxy_attention.experiment.checkpoint as room
 import proxy_attention.core as core
 
 N = 4 # epochs

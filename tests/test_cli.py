@@ -5,6 +5,9 @@ from functools import partialmethod
 import pytest, warm
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.core import new_run
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.experiment.config import changed, from_toml
 from proxy_attention.cli import CliError, proxy_runs, proxy_train
 
 pytestmark = pytest.mark.limit(170)
@@ -124,7 +127,7 @@ def test_config_again_runs_and_explain(path, tmp_path, fingerprint, capsys):
 
 def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     "Each image is in validation once; a run that is stopped in its second fold ends with the same table"
-    import proxy_attention.train as t
+    import proxy_attention.experiment.train as t
     told,usual,made = [],t.arch_learner,[]
     args = dict(steps='1,p,1', folds=2, bs=16, say=told.append, **few)
     o = train_folder(path/'valid', tmp_path/'runs', **args)
@@ -145,7 +148,7 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
 
 def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys):
     "`find_lr` asks fastai; `find_bs` halves until a step fits (here: no more than 8 images do)"
-    import proxy_attention.train as t
+    import proxy_attention.experiment.train as t
     def small_memory(bs):
         learn = t.arch_learner(lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'resnet10t', 32, False)
         forward = learn.model.forward

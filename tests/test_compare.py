@@ -6,9 +6,9 @@ from fastai.callback.core import Callback
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandomErasing
 from proxy_attention.arms import *
-from proxy_attention.beds import two_colours
+from proxy_attention.data.beds import two_colours
 from proxy_attention.compare import *
-from proxy_attention.data import bed_learner, test_sets
+from proxy_attention.data.digits import bed_learner, test_sets
 
 @pytest.fixture(scope='module')
 def bed(tmp_path_factory): return two_colours(tmp_path_factory.mktemp('bed')/'bed', n_train=96, n_test=24)

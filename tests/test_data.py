@@ -2,6 +2,7 @@
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.data.loaders import refuse_among
 
 @pytest.fixture
 def photos(tmp_path, path):

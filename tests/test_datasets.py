@@ -6,7 +6,9 @@ import fastai.data.external, fastdownload.core
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
-from proxy_attention.datasets import known_sets
+from proxy_attention.core import given
+from proxy_attention.data.datasets import known_data, known_table
+from proxy_attention.data.datasets import known_sets
 
 def put(top, *names):
     "Small images, each of its own colour"
@@ -252,7 +254,7 @@ def test_killed_while_saving_leaves_the_last_split(pets):
     good = f.read_bytes()
     code = f"""
         import os
-        from proxy_attention.data import ImageTable
+        from proxy_attention.data.images import ImageTable
         os.fsync = lambda _: os.kill(os.getpid(), 9)
         ImageTable({str(pets/'labels.csv')!r}, seed=2).save({str(pets/'run')!r})"""
     assert subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)]).returncode==-9
@@ -471,10 +473,10 @@ def test_no_network_and_broken_archives(host, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="'pets' cannot be fetched"): known_data('pets')
     for error in (Exception('Downloaded file is corrupt'), EOFError('x')):
         with monkeypatch.context() as m, pytest.raises(OSError, match=f"'pets' cannot be fetched .*{error}"):
-            m.setattr('proxy_attention.datasets.untar_data', Mock(side_effect=error))
+            m.setattr('proxy_attention.data.datasets.untar_data', Mock(side_effect=error))
             known_data('pets')
     with monkeypatch.context() as m, pytest.raises(ZeroDivisionError): # a bug is no matter of the network
-        m.setattr('proxy_attention.datasets.untar_data', Mock(side_effect=ZeroDivisionError))
+        m.setattr('proxy_attention.data.datasets.untar_data', Mock(side_effect=ZeroDivisionError))
         known_data('pets')
 
 @pytest.mark.parametrize('name', [o.name for o in known_sets.values() if not o.fetched])

@@ -5,6 +5,7 @@ import pytest, warm
 from fastai.vision.all import *
 from fastai.distributed import *
 from proxy_attention.all import *
+from proxy_attention.attribution.heatmap import HeatmapStore
 
 pytest.importorskip('accelerate')
 pytestmark = pytest.mark.limit(120)

@@ -1,12 +1,23 @@
 "What a person meets when asking for help: docstrings, objects as Jupyter shows them, and pages that nbdev can make"
-import ast, dataclasses, inspect, json, re, shutil, warnings
+import ast, dataclasses, importlib, inspect, json, pkgutil, re, shutil, warnings
 from html.parser import HTMLParser
 from pathlib import Path
 import pandas as pd, pytest, torch, warm, yaml
 from fastcore.docments import docments
 from fastai.vision.all import *
-import proxy_attention.all as everything
+import proxy_attention
 from proxy_attention.all import *
+from proxy_attention.attribution.cams import fuses
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.attribution.methods import as_attribution
+from proxy_attention.masking.fills import fills
+from proxy_attention.masking.rules import rules
+from proxy_attention.interpret.metrics import mask_metrics, model_metrics
+from proxy_attention.interpret.probe import Probe, donors
+from proxy_attention.proxy.selection import selections
+from proxy_attention.experiment.arms import arms
+from proxy_attention.experiment.prune import ramps
+from proxy_attention.experiment.sweep import samplers
 from proxy_attention.core import as_html
 
 root = Path(__file__).parent.parent
@@ -19,10 +30,12 @@ contracts = set('losses preds targs share heat grid img mask other data rng f x 
 strategies = {o for d in (rules, fills, selections, mask_metrics, model_metrics, arms, donors, ramps, samplers, fuses) for o in d.values()}
 
 def public():
-    "Name and object of what `all` brings, and of what it adds to fastai's `Learner`"
-    for k in dir(everything):
-        o = getattr(everything, k)
-        if not k.startswith('_') and ours(o) and (inspect.isfunction(o) or inspect.isclass(o)): yield k,o
+    "Name and object of what the modules call public, and of what is added to fastai's `Learner`"
+    for m in pkgutil.walk_packages(proxy_attention.__path__, 'proxy_attention.'):
+        mod = importlib.import_module(m.name)
+        for k in getattr(mod, '__all__', ()):
+            o = getattr(mod, k)
+            if o.__class__ is not dict and ours(o) and o.__module__==m.name and (inspect.isfunction(o) or inspect.isclass(o)): yield k,o
     for k,o in vars(Learner).items():
         if inspect.isfunction(o) and ours(o): yield f'Learner.{k}',o
 
@@ -121,7 +134,7 @@ def test_interpretation(trained): assert repr(ProxyInterpretation.from_learner(t
 
 def code_cells(f): return [''.join(c['source']) for c in json.loads(f.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
 
-@pytest.mark.parametrize('f', [f for f in nbs if any('default_exp' in o for o in code_cells(f))], ids=lambda f: f.stem)
+@pytest.mark.parametrize('f', [f for f in nbs if any('default_exp' in o for o in code_cells(f))], ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
 def test_imports_stand_in_cells_of_their_own(f):
     "nbdev runs every cell that imports something, and no other, when it makes a page"
     for src in code_cells(f):
@@ -149,11 +162,11 @@ def test_nbdev_makes_the_pages(tmp_path):
     "All of them but those whose processing means running a whole room: of these one, with patched methods"
     for o in ('nbs','proxy_attention'): shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
     shutil.copy(root/'pyproject.toml', tmp_path)
-    names = [f.name for f in nbs if f.stem=='13_interpret' or not any('default_exp' in o for o in code_cells(f))]
+    names = [f.name for f in nbs if f.stem=='01_interpretation' or not any('default_exp' in o for o in code_cells(f))]
     res = warm.run(make_pages, tmp_path, names, cwd=tmp_path, env=dict(PYTHONPATH=str(root)), timeout=190)
     assert res.returncode==0, res.stderr[-3000:]
     made = {f.name for f in (tmp_path/'_proc').rglob('*.ipynb')}
     assert made==set(names) and {'index.ipynb','quickstart.ipynb','cheating.ipynb','own_strategy.ipynb'}<=made
     for o in ('nbdev.yml','_quarto.yml','sidebar.yml'): assert (tmp_path/'nbs'/o).read_text()==(root/'nbs'/o).read_text(), f'nbdev writes another {o}'
-    page = '\n'.join(''.join(o.get('text', [])) + ''.join(o.get('data', {}).get('text/markdown', [])) for c in json.loads((tmp_path/'_proc'/'13_interpret.ipynb').read_text())['cells'] for o in c.get('outputs', []))
+    page = '\n'.join(''.join(o.get('text', [])) + ''.join(o.get('data', {}).get('text/markdown', [])) for c in json.loads((tmp_path/'_proc'/'interpret'/'01_interpretation.ipynb').read_text())['cells'] for o in c.get('outputs', []))
     for o in ('ProxyInterpretation.plot_top_losses','HeatDrift.moved','The largest losses, or the smallest?'): assert o in page

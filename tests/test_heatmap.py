@@ -3,6 +3,8 @@ import os, pickle, subprocess, sys, textwrap
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.core import write_whole
+from proxy_attention.attribution.heatmap import HeatmapStore
 
 def test_store_against_a_dict():
     rng,ref,store = np.random.default_rng(0), {}, HeatmapStore()

@@ -3,6 +3,10 @@ import inspect, numpy as np, pytest, random, torch, warnings
 from PIL import Image
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.attribution.heatmap import heat_share, points_at, resize_heat
+from proxy_attention.attribution.methods import as_attribution
+from proxy_attention.attribution.targets import Margin
+from proxy_attention.interpret.heats import show_heat
 
 class Corner(nn.Module):
     "Class 0 if the pixel at the top left is bright, class 1 if that at the bottom right is; through a layer that can be looked into"

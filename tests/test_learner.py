@@ -4,6 +4,8 @@ import pytest, torch
 from fastai.vision.all import *
 from fastai.callback.all import *
 from proxy_attention.all import *
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.masking.fills import fills
 
 pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')]
 

@@ -13,6 +13,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
 from proxy_attention.all import *
+from proxy_attention.experiment.logs import show_confusion
+from proxy_attention.experiment.runs import Run, Runs, runs_table
 
 class Do(Callback):
     "Do something at an event"

@@ -3,6 +3,12 @@ import pytest, torch
 from hypothesis import HealthCheck, assume, given as each, settings, strategies as st
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.data.loaders import ImageStats
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.masking.fills import fills
+from proxy_attention.masking.rules import rules
+from proxy_attention.proxy.selection import choose
+from proxy_attention.proxy.serving import Proxies
 
 settings.register_profile('few', max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile('few')

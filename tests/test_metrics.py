@@ -3,6 +3,15 @@ from contextlib import nullcontext
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.core import keep_rng
+from proxy_attention.data.loaders import train_items, whole_dl
+from proxy_attention.attribution.heatmap import agreement, normalize_heat, resize_heat
+from proxy_attention.attribution.layers import looking_into
+from proxy_attention.attribution.targets import Margin, as_target
+from proxy_attention.masking.fills import fills
+from proxy_attention.masking.rules import area_budget, centre
+from proxy_attention.interpret.metrics import average_drop, best_iou, centre_heat, deletion, energy, impute, increase, insertion, iou
+from proxy_attention.interpret.metrics import mask_metrics, model_metrics, pointing_game, random_heat, removal_curve, road
 
 class Reader(nn.Module):
     "Two classes: is the top left quarter bright? It sees nothing else"
@@ -301,7 +310,7 @@ def test_a_single_output():
         def forward(self, x): return 4*(x.mean((1,2,3))-.5)[:,None]
     y = torch.tensor([1,0])
     x = torch.stack([torch.ones(3,8,8), torch.zeros(3,8,8)])
-    from proxy_attention.metrics import _class_of
+    from proxy_attention.interpret.metrics import _class_of
     assert _class_of(as_target('pred'), One()(x), None).tolist()==_class_of(as_target('label'), One()(x), y).tolist()==[1,0]
     p = deletion(One().eval(), x, torch.rand(2,8,8), y, fill=lambda img: 1-img)
     test_close(p, torch.full((2,), .5), eps=.02) # from one side to the other, the same for both
@@ -366,7 +375,7 @@ def test_randomised_reaches_every_weight(trained, files):
     learn = Learner(trained.dls, nn.Sequential(*deepcopy(trained.model)[:-1], Scale(), trained.model[-1]))
     df = randomised(learn, files, 'LayerCAM', layer=learn.model[4], n=4, steps=100) # a module of the learner's own model, found in the copy
     assert len(df)==8 and df.n.max()==4
-    from proxy_attention.metrics import _redraw
+    from proxy_attention.interpret.metrics import _redraw
     m = Scale()
     old = m.by.detach().clone()
     with torch.no_grad(): _redraw(m)

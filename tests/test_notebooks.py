@@ -10,7 +10,7 @@ pytestmark = pytest.mark.limit(200)
 
 def run(nb): return warm.run(nbdev_test, str(nb), n_workers=0, cwd=root, env=dict(PATH=f'{warm.bin}{os.pathsep}{os.environ["PATH"]}'), timeout=190)
 
-@pytest.mark.parametrize('nb', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda f: f.stem)
+@pytest.mark.parametrize('nb', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
 def test_notebook(nb):
     res = run(nb)
     assert res.returncode==0 and 'Success' in res.stdout, res.stdout[-2000:]+res.stderr[-6000:]

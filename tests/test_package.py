@@ -8,8 +8,8 @@ cfg = configparser.ConfigParser(interpolation=None)
 cfg.read(root/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 nbs = sorted(root.glob('nbs/**/*.ipynb'))
-floors = dict(core=0, heatmap=1, schedule=1, data=1, targets=1, runs=1, config=1, beds=2, datasets=2, selection=2, masking=2, layers=3, serving=3, cams=4, perturbation=5, transformers=5, attribution=6, explain=7,
-              probe=8, metrics=8, interpret=8, callback=9, arms=10, logs=10, checkpoint=10, prune=10, train=11, use=11, demo=11, compare=12, sweep=12, page=12, report=13, cli=14)
+wings = ('core','data','attribution','masking','interpret','proxy','experiment','report','cli')
+modules = [f for f in sorted((root/cfg['lib_name']).rglob('*.py')) if f.name not in ('__init__.py','_modidx.py','all.py')]
 pytestmark = pytest.mark.limit(120)
 
 def test_settings_setup_and_installed_package_agree():
@@ -31,21 +31,70 @@ def test_top_level():
     top = {o.split('/')[0] for o in tracked.stdout.split()}
     assert top == {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','pyproject.toml','LICENSE','.gitignore','.ci','benchmarks'}
 
+def place(nb):
+    "The module that a notebook writes, and its place in the house: the wing, then the number of the notebook within it"
+    src = json.loads(nb.read_text(encoding='utf-8'))['cells']
+    name = next((m[1] for c in src if c['cell_type']=='code' and (m := re.match(r'#\| default_exp (\S+)', ''.join(c['source'])))), None)
+    return name and (name, (wings.index(name.split('.')[0]), int(nb.name[:2])))
+
+house = dict(o for o in map(place, nbs) if o)
+
 def imports(f):
-    "The rooms that a module imports"
+    "The modules of ours that a module imports"
+    here = ('.'.join(f.relative_to(root).with_suffix('').parts)).split('.')
     for o in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
         if isinstance(o, ast.ImportFrom):
-            parts = (o.module or '').split('.')
-            if parts[0]==cfg['lib_name'] and len(parts)>1: yield parts[1]
-            elif o.level: yield parts[0]
-            elif parts[0]==cfg['lib_name']: yield from (a.name for a in o.names)
-        elif isinstance(o, ast.Import): yield from (a.name.split('.')[1] for a in o.names if a.name.startswith(cfg['lib_name']+'.'))
+            full = '.'.join([*here[:-o.level], *([o.module] if o.module else [])]) if o.level else o.module or ''
+            if full.split('.')[0]==cfg['lib_name']: yield full.removeprefix(cfg['lib_name']).lstrip('.')
+        elif isinstance(o, ast.Import): yield from (a.name.partition('.')[2] for a in o.names if a.name.split('.')[0]==cfg['lib_name'])
 
-def test_a_room_imports_only_lower_floors():
-    rooms = {f.stem for f in (root/cfg['lib_name']).glob('*.py')} - {'__init__','_modidx','all'}
-    assert rooms==set(floors)
-    for room in rooms:
-        for o in imports(root/cfg['lib_name']/f'{room}.py'): assert floors[o]<floors[room], f'{room} (floor {floors[room]}) imports {o} (floor {floors[o]})'
+def test_a_module_imports_only_wings_and_modules_before_it():
+    names = {f:'.'.join(f.relative_to(root/cfg['lib_name']).with_suffix('').parts) for f in modules}
+    assert set(names.values())==set(house)
+    for f,name in names.items():
+        for o in imports(f):
+            assert o in house, f'{name} imports {o!r}, which is no module'
+            assert house[o]<house[name], f'{name} imports {o}, which comes after it'
+
+def test_notebooks_lie_in_the_folder_of_their_wing_in_reading_order():
+    for wing in wings:
+        found = [nb for nb in nbs if (o := place(nb)) and o[0].split('.')[0]==wing]
+        assert found and {nb.parent.name for nb in found}=={wing if wing not in ('core','cli') else 'nbs'}
+        if wing not in ('core','cli'): assert [nb.name[:3] for nb in found]==[f'{i:02}_' for i in range(len(found))]
+        for nb in found: assert nb.stem[3:]==place(nb)[0].split('.')[-1]
+
+def test_wings_say_what_they_are():
+    for wing in wings[1:-1]: assert ast.get_docstring(ast.parse((root/cfg['lib_name']/wing/'__init__.py').read_text(encoding='utf-8')))
+
+def sources():
+    "Every piece of Python in the repository: its name and its text"
+    for f in [*modules, *sorted(root.glob('tests/**/*.py')), *sorted(root.glob('benchmarks/*.py')), root/'setup.py', root/cfg['lib_name']/'all.py']:
+        yield f.relative_to(root).as_posix(),f.read_text(encoding='utf-8')
+    for nb in nbs:
+        for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
+            if c['cell_type']=='code': yield f"{nb.relative_to(root).as_posix()} #{c['id']}",''.join(c['source'])
+
+def test_no_line_is_longer_than_140_characters():
+    long = [f'{name}:{i} has {len(l)}' for name,src in sources() for i,l in enumerate(src.splitlines(), 1) if len(l)>140]
+    assert not long, '\n'.join(long[:20])
+
+everything = """
+    AblationCAM AttentionOn AttentionRollout CAM Captum Checkpoint Comparison EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
+    HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
+    ScoreCAM Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net dominoes explain_images explanation_scores find_layer
+    find_layers heat_on interpret_train known_sets load_best no_shortcut one_colour open_images pitfalls probe randomised read_runs read_sweep
+    recipes regions report_runs resume_run show_where swatches test_sets train_folder two_colours with_proxies"""
+
+def test_what_all_brings():
+    "Names that users type, each listed here, none of which takes the place of one of fastai's"
+    import fastai.vision.all as fastai
+    import proxy_attention.all as ours
+    assert sorted(ours.__all__)==sorted(everything.split()) and len(ours.__all__)<70
+    assert not {o for o in ours.__all__ if hasattr(fastai, o)}
+
+def test_version():
+    import proxy_attention
+    assert proxy_attention.__version__==cfg['version']
 
 def copy_of(tmp_path):
     for o in ('nbs','proxy_attention'): shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
@@ -63,7 +112,7 @@ def unchanged(tmp_path, command, folder, pattern):
 def test_modules_are_in_step_with_notebooks(tmp_path): unchanged(tmp_path, 'nbdev-export', 'proxy_attention', '*.py')
 def test_notebooks_are_clean(tmp_path): unchanged(tmp_path, 'nbdev-clean', 'nbs', '*.ipynb')
 
-@pytest.mark.parametrize('f', nbs, ids=lambda f: f.stem)
+@pytest.mark.parametrize('f', nbs, ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
 def test_notebook_keeps_its_outputs(f):
     cells = json.loads(f.read_text(encoding='utf-8'))['cells']
     shown = [o for c in cells for o in c.get('outputs', [])]

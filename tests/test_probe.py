@@ -3,6 +3,10 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.data.digits import digit_images, palette, plant
+from proxy_attention.data.loaders import train_items
+from proxy_attention.interpret.probe import Probe, alike_donor, any_donor, likely_to_help, zone_energy, zones
+from proxy_attention.proxy.serving import modes
 
 root = Path(__file__).parent.parent
 

@@ -4,6 +4,12 @@ import pytest, torch
 from fastai.vision.all import *
 from PIL import UnidentifiedImageError
 from proxy_attention.all import *
+from proxy_attention.data.loaders import whole_dl
+from proxy_attention.attribution.heatmap import resize_heat
+from proxy_attention.attribution.methods import heat_of
+from proxy_attention.masking.rules import centre
+from proxy_attention.proxy.callback import probe_cycle
+from proxy_attention.proxy.serving import modes
 
 nothing = lambda losses: []
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')

@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 from fastai.vision.all import *
 from proxy_attention.all import *
-from proxy_attention.prune import Prune, prunable, prune_globally
+from proxy_attention.interpret.use import open_learner
+from proxy_attention.experiment.prune import prune_methods
+from proxy_attention.experiment.prune import Prune, prunable, prune_globally
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

@@ -7,6 +7,14 @@ from scipy.stats import ttest_rel
 from fastcore.xml import P
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.data.loaders import whole_dl
+from proxy_attention.attribution.heatmap import HeatmapStore, resize_heat
+from proxy_attention.attribution.methods import heat_of
+from proxy_attention.masking.fills import noise
+from proxy_attention.proxy.selection import choose
+from proxy_attention.experiment.arms import arms
+from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
+from proxy_attention.report.build import usual_sections
 from proxy_attention import page, report
 from proxy_attention.cli import CliError, proxy_report
 from browser import Page, chromium

@@ -5,6 +5,13 @@ from fastai.vision.all import *
 from fastai.callback.all import *
 from PIL import ImageOps
 from proxy_attention.all import *
+from proxy_attention.data.digits import bed_learner
+from proxy_attention.masking.fills import fills, noise
+from proxy_attention.masking.rules import rules
+from proxy_attention.proxy.callback import probe_cycle
+from proxy_attention.proxy.losses import loss_sources
+from proxy_attention.proxy.selection import selections
+from proxy_attention.proxy.serving import modes
 
 pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')]
 
@@ -355,7 +362,7 @@ def test_interpretation_of_a_model_of_two_images(few, quiet):
 
 @pytest.mark.parametrize('carried,steps', [(.9,[0]), (.5,[0]), (.49,[]), (float('nan'),[])])
 def test_probed_masks_where_a_small_place_carries_the_predictions(few, quiet, monkeypatch, carried, steps):
-    import proxy_attention.callback as c
+    import proxy_attention.proxy.callback as c
     found = SimpleNamespace(small=.1, flips=pd.DataFrame(dict(carried=[carried]), index=[.1]))
     monkeypatch.setattr(c, 'probe', lambda learn, items, n: found)
     learn = digits_learner(few, cbs=ProxyAttention.probed())
@@ -367,7 +374,7 @@ def curve(**carried): return SimpleNamespace(small=.1, flips=pd.DataFrame(dict(c
 @pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
 @pytest.mark.parametrize('kw,area', [({}, .2), (dict(max_area=.1), .1), (dict(rule='mean_std', k=1.), None)])
 def test_probed_masks_the_smallest_area_that_carries_nearly_the_most(few, quiet, monkeypatch, kw, area):
-    import proxy_attention.callback as c
+    import proxy_attention.proxy.callback as c
     monkeypatch.setattr(c, 'probe', lambda learn, items, n: curve(_2=.1, _5=.2, _10=.6, _20=.78, _30=.8))
     learn = digits_learner(few, cbs=ProxyAttention.probed(**kw))
     quiet(learn, 'fit_proxy', 3, 1e-3)

@@ -4,7 +4,7 @@ import optuna, pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_sweep
-from proxy_attention.sweep import Sweep, folder_run, grid_points, read_space, read_sweep, samplers
+from proxy_attention.experiment.sweep import Sweep, folder_run, grid_points, read_space, read_sweep, samplers
 
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.limit(170)]
 ctx = multiprocessing.get_context('fork')
@@ -253,7 +253,7 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
 
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"
-    import proxy_attention.train as t
+    import proxy_attention.experiment.train as t
     before,usual = fingerprint(photos.parent), t.arch_learner
     class Killed(Callback):
         def after_batch(self):

@@ -4,7 +4,11 @@ import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import *
 from proxy_attention.all import *
-import proxy_attention.use as use
+from proxy_attention.data.loaders import whole_dl
+from proxy_attention.attribution.methods import heat_of
+from proxy_attention.interpret.use import find_images, heat_border, heat_spread, open_learner
+from proxy_attention.experiment.config import number
+import proxy_attention.interpret.use as use
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

@@ -1,0 +1,1 @@
+"Images with labels, one split, and the whole picture"

@@ -1,0 +1,1 @@
+"Heat and an image make a proxy image: pure functions"

@@ -1,0 +1,1 @@
+"Train on what the model did not look at"

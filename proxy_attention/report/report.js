@@ -1,0 +1,46 @@
+const form = document.getElementById('filter')
+if (form) {
+  const box = document.getElementById('shots'), told = document.getElementById('told'), shots = [...box.children]
+  const layers = s => [...s.querySelectorAll('.l')]
+  const show = (s, k) => { // the layer called k; without one of that name the original
+    let name = 'original'
+    s.dataset.k = 0
+    for (const l of layers(s)) {
+      const on = l.dataset.k == k
+      l.classList.toggle('on', on)
+      if (on) { name = l.dataset.n; s.dataset.k = k }
+    }
+    s.querySelector('.badge').textContent = name
+  }
+  const fits = (s, f) => ['part','label'].every(k => !f.get(k) || s.dataset[k] == f.get(k)) && (!f.get('right') || [s.dataset.right, s.dataset.differs].includes(f.get('right')))
+  const order = { moved: s => -s.dataset.moved, loss: s => -s.dataset.loss, prob: s => +s.dataset.prob }
+  const filter = () => {
+    const f = new FormData(form), by = order[f.get('sort')]
+    for (const s of shots) s.hidden = !fits(s, f)
+    box.append(...(by ? [...shots].sort((a, b) => by(a) - by(b)) : shots))
+    const n = shots.filter(s => !s.hidden).length
+    told.textContent = n ? `${n} of ${shots.length} pictures` : 'No picture is like that.'
+  }
+  form.hidden = false
+  form.onsubmit = e => e.preventDefault()
+  form.oninput = e => {
+    if (e.target.name == 'show') for (const s of shots) show(s, e.target.value)
+    else if (e.target.name == 'heat') box.style.setProperty('--heat', e.target.value/100)
+    else filter()
+  }
+  for (const s of shots) {
+    const b = s.querySelector('button')
+    b.onclick = () => {
+      const all = ['0', ...layers(s).map(l => l.dataset.k)]
+      b.classList.remove('peek')
+      show(s, all[(all.indexOf(s.dataset.k) + 1) % all.length])
+    }
+    b.onpointerenter = e => { if (e.pointerType == 'mouse') b.classList.add('peek') }
+    b.onpointerleave = () => b.classList.remove('peek')
+    show(s, new FormData(form).get('show'))
+  }
+  filter()
+  addEventListener('beforeprint', () => { // on paper heat lies over the picture again, beside it
+    for (const s of shots) for (const l of s.querySelectorAll('.heat')) l.style.backgroundImage = `url(${s.querySelector('img').src})`
+  })
+}
