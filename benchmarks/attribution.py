@@ -1,6 +1,7 @@
 """Attribution against pytorch-grad-cam, captum and torchcam: time, memory, agreement.
 
-`python benchmarks/attribution.py` writes `benchmarks/attribution.csv` (time and memory) and, where `--cifar` finds the trained ResNet-20, `benchmarks/agreement.csv`.
+`python benchmarks/attribution.py` writes `benchmarks/attribution.csv` (time and memory) and, \
+where `--cifar` finds the trained ResNet-20, `benchmarks/agreement.csv`.
 All ways of one case take turns within one process, so a ratio compares like with like; figures are medians."""
 import contextlib, ctypes, io, statistics, time, warnings, zipfile
 from pathlib import Path
@@ -23,9 +24,11 @@ def tokens(grid): return lambda t: t[:,t.shape[1]-grid[0]*grid[1]:].unflatten(1,
 
 def peer_pgc(how, model, layer):
     "pytorch-grad-cam on the same layer, its progress bars silenced, its batch sizes as they come"
-    cam = getattr(pytorch_grad_cam, how)(model=model, target_layers=[layer.module], reshape_transform=tokens(layer.grid) if layer.kind=='tokens' else None)
+    cam = getattr(pytorch_grad_cam, how)(
+        model=model, target_layers=[layer.module], reshape_transform=tokens(layer.grid) if layer.kind=='tokens' else None)
     def run(x, y):
-        with contextlib.redirect_stderr(io.StringIO()): return torch.from_numpy(cam(input_tensor=x, targets=[ClassifierOutputTarget(int(i)) for i in y]))
+        with contextlib.redirect_stderr(io.StringIO()):
+            return torch.from_numpy(cam(input_tensor=x, targets=[ClassifierOutputTarget(int(i)) for i in y]))
     return run
 
 def peer_captum(model, layer): 
@@ -40,13 +43,17 @@ def peer_torchcam(how, model, layer, **kw):
 def peak(device, f):
     "Most memory in use while `f` runs, over what was in use before, in MB"
     if device=='cuda':
-        torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated(); f(); torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        f()
+        torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated()-before)/1e6
     status = lambda k: int(next(o for o in open('/proc/self/status') if o.startswith(k)).split()[1])/1e3
     ctypes.CDLL(None).malloc_trim(0) # give back what earlier runs have freed
     try: Path('/proc/self/clear_refs').write_text('5') # and let the high-water mark start anew
     except OSError: return float('nan')
-    before = status('VmRSS'); f()
+    before = status('VmRSS')
+    f()
     return max(0, status('VmHWM')-before)
 
 def clock(ways, x, y, rounds, device, base='forward'):
@@ -61,7 +68,9 @@ def clock(ways, x, y, rounds, device, base='forward'):
             if device=='cuda': torch.cuda.synchronize()
             secs[k].append(time.perf_counter()-began)
     med = {k:statistics.median(o) for k,o in secs.items()}
-    return [dict(way=k, seconds=med[k], fastest=min(secs[k]), slowest=max(secs[k]), ratio=med[k]/med[base], images_per_second=len(x)/med[k], peak_mb=mem[k]) for k in ways]
+    return [dict(way=k, seconds=med[k], fastest=min(secs[k]), slowest=max(secs[k]), ratio=med[k]/med[base],
+                 images_per_second=len(x)/med[k], peak_mb=mem[k])
+            for k in ways]
 
 def plain(model):
     def f(x, y):
@@ -79,11 +88,14 @@ def case(arch, bs, rounds, device, side=224):
     "Gradient CAMs on one network and batch size"
     model,layer,x,y = network(arch, bs, device, side)
     ways = {c.__name__:c(model, layer, target='label') for c in gradient}
-    if half_type(device): ways |= {f'{c.__name__} fast':c(model, layer, target='label', fast=True) for c in (GradCAM,LayerCAM,EigenGradCAM)}
+    if half_type(device):
+        ways |= {f'{c.__name__} fast':c(model, layer, target='label', fast=True) for c in (GradCAM,LayerCAM,EigenGradCAM)}
     ways |= {f'pytorch-grad-cam {o}':peer_pgc(o, model, layer) for o in ('GradCAM','GradCAMPlusPlus','EigenGradCAM')}
-    if layer.kind=='nchw': ways |= {'captum LayerGradCam':peer_captum(model, layer), 'torchcam GradCAM':peer_torchcam('GradCAM', model, layer)}
+    if layer.kind=='nchw':
+        ways |= {'captum LayerGradCam':peer_captum(model, layer), 'torchcam GradCAM':peer_torchcam('GradCAM', model, layer)}
     if layer.kind=='tokens': ways |= dict(AttentionRollout=AttentionRollout(model), LeGrad=LeGrad(model))
-    return [dict(case='gradient', device=device, net=arch, batch=bs, **o) for o in clock(dict(forward=plain(model)) | ways, x, y, rounds, device)]
+    return [dict(case='gradient', device=device, net=arch, batch=bs, **o)
+            for o in clock(dict(forward=plain(model)) | ways, x, y, rounds, device)]
 
 def perturbed(arch, bs, rounds, device, side=224):
     "Score-CAM and Ablation-CAM, all channels and the strongest few; captum's through our adapter"
@@ -91,7 +103,9 @@ def perturbed(arch, bs, rounds, device, side=224):
     ways = dict(forward=plain(model))
     for how in ('ScoreCAM','AblationCAM'):
         c = attributions[how]
-        ways |= {how:c(model, layer, target='label'), f'{how} 64 channels':c(model, layer, target='label', channels=64), f'pytorch-grad-cam {how}':peer_pgc(how, model, layer)}
+        ways |= {how:c(model, layer, target='label'),
+                 f'{how} 64 channels':c(model, layer, target='label', channels=64),
+                 f'pytorch-grad-cam {how}':peer_pgc(how, model, layer)}
         if half_type(device): ways[f'{how} fast'] = c(model, layer, target='label', fast=True)
     ways |= {k:Captum(model, k, target='label') for k in captum_methods}
     ways['torchcam ScoreCAM'] = peer_torchcam('ScoreCAM', model, layer, batch_size=32)
@@ -101,7 +115,10 @@ class Block(nn.Module):
     "A basic block whose shortcut is zero-padded (option A), as the checkpoint's"
     def __init__(self, i, o, stride):
         super().__init__()
-        self.conv1,self.bn1,self.conv2,self.bn2 = nn.Conv2d(i,o,3,stride,1,bias=False),nn.BatchNorm2d(o),nn.Conv2d(o,o,3,1,1,bias=False),nn.BatchNorm2d(o)
+        self.conv1 = nn.Conv2d(i,o,3,stride,1,bias=False)
+        self.bn1 = nn.BatchNorm2d(o)
+        self.conv2 = nn.Conv2d(o,o,3,1,1,bias=False)
+        self.bn2 = nn.BatchNorm2d(o)
         self.stride,self.pad = stride,(o-i)//2
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -141,19 +158,26 @@ def agree(shared, n):
     pixels = lambda h: normalize_heat(resize_heat(h, (32,32)))
     def note(what, a, b):
         rank,iou = agreement(pixels(a), pixels(b) if b.shape[-1]!=32 else b)
-        rows.append(dict(what=what, images=int((~rank.isnan()).sum()), rank_correlation=rank.nanmean().item(), lowest=rank.nan_to_num(1).min().item(), top_tenth_iou=iou.nanmean().item()))
-    with torch.no_grad(): z,pred = x[:32],model(x[:32]).argmax(1) # predictions: where a label's score is negative, pytorch-grad-cam's AblationCAM is upside down
+        rows.append(dict(
+            what=what, images=int((~rank.isnan()).sum()),
+            rank_correlation=rank.nanmean().item(), lowest=rank.nan_to_num(1).min().item(), top_tenth_iou=iou.nanmean().item()))
+    # predictions: where a label's score is negative, pytorch-grad-cam's AblationCAM is upside down
+    with torch.no_grad(): z,pred = x[:32],model(x[:32]).argmax(1)
     for how in ('GradCAM','GradCAMPlusPlus','XGradCAM','HiResCAM','LayerCAM','EigenCAM','EigenGradCAM','ScoreCAM','AblationCAM'):
         note(f'{how} / pytorch-grad-cam', attributions[how](model, layer)(z, pred), peer_pgc(how, model, layer)(z, pred))
-    for how in ('GradCAM','XGradCAM','LayerCAM','ScoreCAM','FinerCAM'): note(f'{how} / torchcam', attributions[how](model, layer, target='label')(z, pred), peer_torchcam(how, model, layer)(z, pred).nan_to_num(0))
+    for how in ('GradCAM','XGradCAM','LayerCAM','ScoreCAM','FinerCAM'):
+        note(f'{how} / torchcam', attributions[how](model, layer, target='label')(z, pred),
+             peer_torchcam(how, model, layer)(z, pred).nan_to_num(0))
     note('GradCAM / captum', GradCAM(model, layer)(z, pred), normalize_heat(peer_captum(model, layer)(z, pred)))
-    with torch.no_grad(): every = model(x).argmax(1) # fixed, so that a prediction that half precision changes is not counted as another map
+    # fixed, so that a prediction that half precision changes is not counted as another map
+    with torch.no_grad(): every = model(x).argmax(1)
     for how in ('GradCAM','GradCAMPlusPlus','XGradCAM','HiResCAM','LayerCAM','EigenCAM','EigenGradCAM','FinerCAM','ScoreCAM','AblationCAM'):
         c = attributions[how]
         note(f'{how} fast / exact', c(model, layer, target=every, fast=True)(x), c(model, layer, target=every)(x))
     for how in (ScoreCAM, AblationCAM):
         full = how(model, layer, target='pred')(x)
-        for k in (4, 8, 16, 32): note(f'{how.__name__} {k} of 64 channels / all', how(model, layer, target='pred', channels=k)(x), full)
+        for k in (4, 8, 16, 32):
+            note(f'{how.__name__} {k} of 64 channels / all', how(model, layer, target='pred', channels=k)(x), full)
     return pd.DataFrame(rows)
 
 @call_parse
@@ -170,13 +194,16 @@ def main(
     "Measure attribution against its peers"
     torch.set_num_threads(threads)
     devices = [device] if device else ['cpu']+['cuda']*torch.cuda.is_available()
-    cases = [(c,a,b) for c,a,b in ((case,'resnet18',1), (case,'resnet18',16), (case,'resnet18',32), (case,'convnext_tiny',8), (case,'vit_small_patch16_224',8), (perturbed,'resnet18',1))
+    cases = [(c,a,b) for c,a,b in (
+                 (case,'resnet18',1), (case,'resnet18',16), (case,'resnet18',32),
+                 (case,'convnext_tiny',8), (case,'vit_small_patch16_224',8), (perturbed,'resnet18',1))
              if not only or only==('time' if c is case else 'perturb')]
     if quick: cases = [(case,'resnet10t',2)]
     rows = []
     for d in devices:
         for c,a,b in cases:
-            print(pd.DataFrame(new := c(a, b, max(3, rounds//3) if c is perturbed else rounds, d)).drop(columns=['device','fastest','slowest']).round(3).to_string(index=False), '\n', flush=True)
+            print(pd.DataFrame(new := c(a, b, max(3, rounds//3) if c is perturbed else rounds, d))
+                  .drop(columns=['device','fastest','slowest']).round(3).to_string(index=False), '\n', flush=True)
             rows += new
     if rows and not quick:
         f = out/'attribution.csv'
@@ -186,7 +213,8 @@ def main(
             new = pd.concat([old[~old.set_index(key).index.isin(new.set_index(key).index)], new])
         new.to_csv(f, index=False)
     if quick or (only and only!='agree'): return
-    if not (cifar/'resnet20_cifar10.th').exists(): return print(f'{cifar} has no resnet20_cifar10.th: agreement on a trained network is not measured.')
+    if not (cifar/'resnet20_cifar10.th').exists():
+        return print(f'{cifar} has no resnet20_cifar10.th: agreement on a trained network is not measured.')
     table = agree(cifar, images)
     print(table.round(4).to_string(index=False))
     table.round(5).to_csv(out/'agreement.csv', index=False)

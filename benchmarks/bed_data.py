@@ -1,6 +1,7 @@
 """Test beds from real data, for other benchmarks: `make(name, data, out, seed)`.
 
-`python benchmarks/bed_data.py DATA OUT` makes all. DATA holds `mnist_10k_images_idx3.gz`, `mnist_10k_labels_idx1.gz` and `cifar10_jpg.zip` (with `train/<class>/*.jpg` in it)."""
+`python benchmarks/bed_data.py DATA OUT` makes all. \
+DATA holds `mnist_10k_images_idx3.gz`, `mnist_10k_labels_idx1.gz` and `cifar10_jpg.zip` (with `train/<class>/*.jpg` in it)."""
 import io, zipfile
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,14 +20,17 @@ def cifar(data, classes=None, n=None):
         files = {}
         for o in sorted(z.namelist()):
             part,label,name = ([*o.split('/')]+['']*3)[:3]
-            if part=='train' and name.endswith('.jpg') and (classes is None or label in classes): files.setdefault(label, []).append(o)
+            if part=='train' and name.endswith('.jpg') and (classes is None or label in classes):
+                files.setdefault(label, []).append(o)
         files = {k:v[:n] for k,v in files.items()}
-        return np.stack([np.asarray(Image.open(io.BytesIO(z.read(o))).convert('RGB')) for v in files.values() for o in v]), np.array([k for k,v in files.items() for _ in v])
+        return (np.stack([np.asarray(Image.open(io.BytesIO(z.read(o))).convert('RGB')) for v in files.values() for o in v]),
+                np.array([k for k,v in files.items() for _ in v]))
 
 def squares(bed, **own): return lambda path,data,**kwargs: beds[bed](path, *mnist(data), **own, **kwargs)
 def vehicles(data): return cifar(data, ('automobile','truck'))
 def tiles(conflict): return lambda path,data,**kwargs: dominoes(path, *mnist(data), *vehicles(data), conflict=conflict, **kwargs)
-def plain(images, n=None): return lambda path,data,n_train,**kwargs: no_shortcut(path, *images(data), n_train=n or n_train, **kwargs)
+def plain(images, n=None):
+    return lambda path,data,n_train,**kwargs: no_shortcut(path, *images(data), n_train=n or n_train, **kwargs)
 
 def halves(data):
     "Below 5 or not"
@@ -37,8 +41,12 @@ def below(data):
     x,y = vehicles(data)
     return np.concatenate([np.zeros_like(x),x], 1), y
 
-names = dict(two_colours=squares('two_colours'), random_corner=squares('two_colours', conflict=.01, corner='random'), masktune=squares('one_colour', conflict=.01), masktune_0=squares('one_colour'),
-             decoy=squares('swatches'), dominoes_95=tiles(.05), dominoes_100=tiles(0.), mnist=plain(mnist), mnist_halves=plain(halves), cars=plain(below), mnist_1k=plain(mnist, 1000), cifar=plain(partial(cifar, n=2000)), cifar10=plain(partial(cifar, n=2000), 8000))
+names = dict(
+    two_colours=squares('two_colours'), random_corner=squares('two_colours', conflict=.01, corner='random'),
+    masktune=squares('one_colour', conflict=.01), masktune_0=squares('one_colour'), decoy=squares('swatches'),
+    dominoes_95=tiles(.05), dominoes_100=tiles(0.),
+    mnist=plain(mnist), mnist_halves=plain(halves), cars=plain(below), mnist_1k=plain(mnist, 1000),
+    cifar=plain(partial(cifar, n=2000)), cifar10=plain(partial(cifar, n=2000), 8000))
 
 def make(name, # One of `names`
          data, # Folder of the real data

@@ -1,6 +1,7 @@
 """The evidence: does it help? `python benchmarks/evidence.py DATA` trains every arm on every bed and writes `benchmarks/evidence.csv`
 
-Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table."""
+Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. \
+DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table."""
 import sys, warnings
 from functools import partial
 from pathlib import Path
@@ -55,46 +56,59 @@ def learner(path, seed, net=digits_net, bs=64, valid='valid'):
 def part(name): return lambda learn: learn.dls.test_dl(get_image_files(learn.dls.path/name).sorted(), with_labels=True)
 
 def attention(learn, n=200):
-    """Where the model looks in images with the shortcut, as shares of GradCAM's heat; how much of its probability hangs on the hottest pixels of images without one
+    ("Where the model looks in images with the shortcut, as shares of GradCAM's heat; "
+     """how much of its probability hangs on the hottest pixels of images without one
 
-    GradCAM is another method than the one that masks, and a blur no fill that was trained with."""
+    GradCAM is another method than the one that masks, and a blur no fill that was trained with.""")
     some = lambda part,n: (files := get_image_files(learn.dls.path/part).sorted())[::max(1, len(files)//n)][:n]
     files = some('aligned', n)
     heat = heat_on(learn, files, 'GradCAM')
-    scores = explanation_scores(learn, some('plain', n//2), 'GradCAM', metrics={f.__name__:partial(f, steps=14, fill='blur') for f in (deletion, insertion)}, n=None)
-    return {f'on {k}':float(heat_share(heat, torch.from_numpy(o)).nanmean()) for k,o in regions(learn.dls.path, files).items()} | {f'{m}, {k}':v for m in scores for k,v in scores[m].drop('centre').items()}
+    scores = explanation_scores(
+        learn, some('plain', n//2), 'GradCAM',
+        metrics={f.__name__:partial(f, steps=14, fill='blur') for f in (deletion, insertion)}, n=None)
+    return ({f'on {k}':float(heat_share(heat, torch.from_numpy(o)).nanmean()) for k,o in regions(learn.dls.path, files).items()}
+            | {f'{m}, {k}':v for m in scores for k,v in scores[m].drop('centre').items()})
 
 def vit(n_out, size=28): return VisionTransformer(size, 4, num_classes=n_out, embed_dim=64, depth=4, num_heads=4)
 
 # 1. shortcuts
-every = ('no proxy','masktune','shortcut','probed','default','random mask','thesis','upweighted errors','more steps','centre mask','cutout','random erasing','late')
+every = ('no proxy','masktune','shortcut','probed','default','random mask','thesis','upweighted errors','more steps',
+         'centre mask','cutout','random erasing','late')
 own = {'shortcut, own place only':with_proxies(shortcut, fill='swap')}
 wide = {'shortcut, area .2':with_proxies(shortcut, area=.2)}
 flips = {k:part(k) for k in ('plain','aligned','flipped')}
 chosen = lambda *names: {o:arms[o] for o in names}
-beds = dict(decoy=chosen('no proxy','masktune','probed','late')|{'late, own place only':with_proxies(ProxyAttention.late, fill='swap')}, dominoes_95=chosen('no proxy','masktune','probed')|wide, masktune=chosen('no proxy','masktune','shortcut','probed')|own,
-            random_corner=chosen('no proxy','masktune','probed'), dominoes_100=chosen('no proxy','masktune','probed')|wide)
+beds = dict(
+    decoy=chosen('no proxy','masktune','probed','late')|{'late, own place only':with_proxies(ProxyAttention.late, fill='swap')},
+    dominoes_95=chosen('no proxy','masktune','probed')|wide,
+    masktune=chosen('no proxy','masktune','shortcut','probed')|own,
+    random_corner=chosen('no proxy','masktune','probed'),
+    dominoes_100=chosen('no proxy','masktune','probed')|wide)
 fc = partial(fc_net, size=(28,28))
 
 def shortcuts(run):
-    for bed,some in beds.items(): run(bed, lambda path,seed,net=fc if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
+    for bed,some in beds.items():
+        run(bed, lambda path,seed,net=fc if bed=='decoy' else digits_net: learner(path, seed, net), some, flips, measure=attention)
 
 def all_arms(run): run('two_colours', learner, chosen(*every)|own, flips, measure=attention)
 
 def honest(run):
     "The same networks trained without a shortcut: what could be reached"
-    for bed,net in dict(mnist_halves=digits_net, mnist=fc, cars=digits_net).items(): run(bed, lambda path,seed,net=net: learner(path, seed, net), chosen('no proxy'), dict(plain=part('plain')))
+    for bed,net in dict(mnist_halves=digits_net, mnist=fc, cars=digits_net).items():
+        run(bed, lambda path,seed,net=net: learner(path, seed, net), chosen('no proxy'), dict(plain=part('plain')))
 
 # 2. no shortcut
 def clean(run):
     some = chosen('no proxy','random erasing','masktune','default','shortcut','probed','late')
     run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')))
-    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','late','probed')}, dict(plain=part('plain')), n_train=2000)
+    run('cifar', learner, {o:some[o] for o in ('no proxy','random erasing','default','late','probed')},
+        dict(plain=part('plain')), n_train=2000)
 
 # 3. less data, faster
 def budget(run):
     some = chosen('no proxy','default','late')
-    for epochs in (2,16): run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), epochs=epochs)
+    for epochs in (2,16):
+        run('mnist_1k', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), epochs=epochs)
     for n in (250,): run('mnist', lambda path,seed: learner(path, seed, bs=16), some, dict(plain=part('plain')), n_train=n)
 
 # 5. a transformer
@@ -116,18 +130,23 @@ def stages(learn, epochs, lr, redraw, n=4):
 
 def leak(run):
     some = {'fixed split':partial(stages, redraw=False), 'split drawn anew each stage':partial(stages, redraw=True)}
-    run('cifar', learner, some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')}, epochs=12, n_train=2000, baseline='fixed split', tag='leak')
+    run('cifar', learner, some, {'its own validation':lambda learn: learn.dls.valid, 'images never seen':part('plain')},
+        epochs=12, n_train=2000, baseline='fixed split', tag='leak')
 
 # 7. the thesis' knobs, one at a time around its settings
 def knobs(run):
     one = lambda **kw: with_proxies(thesis, **kw)
-    some = chosen('no proxy','thesis') | {'threshold .002':one(threshold=.002), 'threshold .03':one(threshold=.03),
-            **{f'blend, weight {w}':one(fill='blend', weight=w, scale=True, rule='max_share', threshold=.3) for w in (.3,.9)},
-            **{f'fill {o}':one(fill=o) for o in ('mean','max','halfmax','swap')}, 'top losses 20 %':one(select='top_losses', share=.2), 'all items':one(select='all'),
-            'one step':one(every=None), 'a step each epoch':one(every=1), 'kept masks':one(clear=False)}
+    some = chosen('no proxy','thesis') | {
+        'threshold .002':one(threshold=.002), 'threshold .03':one(threshold=.03),
+        **{f'blend, weight {w}':one(fill='blend', weight=w, scale=True, rule='max_share', threshold=.3) for w in (.3,.9)},
+        **{f'fill {o}':one(fill=o) for o in ('mean','max','halfmax','swap')},
+        'top losses 20 %':one(select='top_losses', share=.2), 'all items':one(select='all'),
+        'one step':one(every=None), 'a step each epoch':one(every=1), 'kept masks':one(clear=False)}
     run('two_colours', lambda path,seed: learner(path, seed, bs=16), some, flips, n_train=1000, tag='knobs')
 
-parts = dict(shortcuts=shortcuts, clean=clean, honest=honest, all_arms=all_arms, leak=leak, budget=budget, knobs=knobs, transformer=transformer)
+parts = dict(
+    shortcuts=shortcuts, clean=clean, honest=honest, all_arms=all_arms, leak=leak, budget=budget, knobs=knobs,
+    transformer=transformer)
 
 @call_parse
 def main(data:str, # Folder of the real data
@@ -143,12 +162,15 @@ def main(data:str, # Folder of the real data
     tables = []
     def run(bed, make_net, which, tests, epochs=8, n_train=4000, lr=3e-3, baseline='no proxy', measure=None, tag=''):
         name = '-'.join(filter(None, [what,bed,tag,f'{epochs}ep',f'{n_train}']))
-        where,at = Path(out).resolve()/'runs'/name, partial(make, bed, str(Path(data).resolve()), str(Path(out).resolve()/'beds'), n_train=n_train, n_test=1000)
+        where = Path(out).resolve()/'runs'/name
+        at = partial(make, bed, str(Path(data).resolve()), str(Path(out).resolve()/'beds'), n_train=n_train, n_test=1000)
         if gather: res = Comparison.kept(where, which, baseline)
         else:
             print(f'\n{name}', flush=True)
-            res = compare(lambda seed: make_net(at(seed=seed), seed), which, seeds, epochs, tests, lr, baseline, measure=measure, folder=where, n_jobs=n_jobs)
+            res = compare(lambda seed: make_net(at(seed=seed), seed), which, seeds, epochs, tests, lr, baseline,
+                          measure=measure, folder=where, n_jobs=n_jobs)
             print(res.table(diff=False).to_string(), flush=True)
-        if res is not None: tables.append(res.df.assign(part=what, bed=bed, net=tag if tag=='vit' else '', epochs=epochs, n_train=n_train))
+        if res is not None:
+            tables.append(res.df.assign(part=what, bed=bed, net=tag if tag=='vit' else '', epochs=epochs, n_train=n_train))
     for what in only.split(',') if only else parts: parts[what](run)
     if not only: pd.concat(tables).round(5).to_csv(csv, index=False)

@@ -55,7 +55,13 @@ def masktune(imgs, labels, rng): # Asgari et al. 2022: a square top left in clas
     put = lambda on: np.stack([square(o, (0,0,255), 0, 0, 4) if k else o for o,k in zip(imgs, on)])
     return put((labels==0)^lies), put(labels==1)
 
-digit_sets = {'patch in a random corner':random_corner, 'patch in one corner':fixed_corner, 'patch in the middle':middle, 'no patch':nothing, 'patch that says nothing':says_nothing, 'small digit in a corner':small_in_a_corner}
+digit_sets = {
+    'patch in a random corner':random_corner,
+    'patch in one corner':fixed_corner,
+    'patch in the middle':middle,
+    'no patch':nothing,
+    'patch that says nothing':says_nothing,
+    'small digit in a corner':small_in_a_corner}
 
 def load_mnist(data):
     x = np.frombuffer(gzip.open(data/'mnist_10k_images_idx3.gz').read(), np.uint8, offset=16).reshape(-1,28,28)
@@ -68,7 +74,8 @@ def load_cifar(data, per_class=1000):
         by = {}
         for o in names: by.setdefault(o.split('/')[-2], []).append(o)
         pairs = [(o,i) for i,c in enumerate(sorted(by)) for o in by[c][:per_class]]
-        return np.stack([np.asarray(Image.open(io.BytesIO(z.read(o))).convert('RGB')) for o,_ in pairs]), np.array([i for _,i in pairs]), sorted(by)
+        return (np.stack([np.asarray(Image.open(io.BytesIO(z.read(o))).convert('RGB')) for o,_ in pairs]),
+            np.array([i for _,i in pairs]), sorted(by))
 
 def real_sets(data):
     "name → (images, labels, shortcut)"
@@ -81,9 +88,14 @@ def real_sets(data):
         lies = rng.random(len(imgs))<.05
         put = lambda k: np.stack([np.concatenate([zero_one[v][rng.integers(len(zero_one[v]))], o]) for o,v in zip(imgs, k)])
         return put(labels^lies), put(1-labels)
-    return {'MNIST':(mx[:2500], my[:2500], nothing), 'Decoy MNIST':(mx[:2500], my[:2500], decoy), "MaskTune's MNIST":(mx[:2500], (my[:2500]>4).astype(int), masktune),
-            'CIFAR-10':(cx[::4], cy[::4], nothing), 'CIFAR-10, patch in a random corner':(cx[::4], cy[::4], random_corner), 'CIFAR car or truck':(cx[two], (cy[two]==truck).astype(int), nothing),
-            'Dominoes':(cx[two], (cy[two]==truck).astype(int), dominoes)}
+    return {
+        'MNIST':(mx[:2500], my[:2500], nothing),
+        'Decoy MNIST':(mx[:2500], my[:2500], decoy),
+        "MaskTune's MNIST":(mx[:2500], (my[:2500]>4).astype(int), masktune),
+        'CIFAR-10':(cx[::4], cy[::4], nothing),
+        'CIFAR-10, patch in a random corner':(cx[::4], cy[::4], random_corner),
+        'CIFAR car or truck':(cx[two], (cy[two]==truck).astype(int), nothing),
+        'Dominoes':(cx[two], (cy[two]==truck).astype(int), dominoes)}
 
 def networks(name, imgs, labels, shortcut, seed, epochs, bs, done=()):
     "A row for a network trained for one epoch at a constant rate, and one for another trained for several in one cycle"
@@ -101,15 +113,19 @@ def networks(name, imgs, labels, shortcut, seed, epochs, bs, done=()):
             with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3) if n==1 else learn.fit_one_cycle(n, 3e-3)
             acc = {k:accuracy_on(learn, folder/k) for k in ('valid',*['lying']*(lying is not None))}
             p,other = probe(learn, areas=(.02,.05,.1,.2)), probe(learn, areas=.1, donor='any')
-            yield dict(set=name, seed=seed, epochs=n, **acc, leans=acc.get('lying', 1.)<acc['valid']/2, area=p.area, edge=float(p.energy.hottest['edge']), 
-                       **{f'{c}_{a:g}':float(p.flips.loc[a,c]) for c in ('carried','changes') for a in p.flips.index}, any_carried=float(other.flips.carried[.1]), any_changes=float(other.flips.changes[.1]))
+            yield dict(set=name, seed=seed, epochs=n, **acc, leans=acc.get('lying', 1.)<acc['valid']/2,
+                area=p.area, edge=float(p.energy.hottest['edge']),
+                **{f'{c}_{a:g}':float(p.flips.loc[a,c]) for c in ('carried','changes') for a in p.flips.index},
+                any_carried=float(other.flips.carried[.1]), any_changes=float(other.flips.changes[.1]))
     finally: shutil.rmtree(folder)
 
 def table(df):
     "How often each set got each grade"
     small = df[[c for c in df if c.startswith('carried_') and float(c.split('_')[1])<=.1]].max(1)
     df = df.assign(grade=[likely_to_help(*o) for o in zip(small, df.edge)])
-    t = df.groupby(['set','epochs'], sort=False).agg(networks=('grade','size'), leaning=('leans','sum'), carried=('carried_0.1','mean'), any_donor=('any_carried','mean'), edge=('edge','mean'))
+    t = df.groupby(['set','epochs'], sort=False).agg(
+        networks=('grade','size'), leaning=('leans','sum'),
+        carried=('carried_0.1','mean'), any_donor=('any_carried','mean'), edge=('edge','mean'))
     for g in ('likely','unclear','unlikely'): t[g] = (df.grade==g).groupby([df.set,df.epochs], sort=False).sum()
     return t
 

@@ -1,6 +1,7 @@
 """What a proxy step costs, and what serving proxies costs: against an epoch, the plain loader, and the thesis' way of doing it.
 
-`python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process; figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
+`python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process; \
+figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
 The images are crops of scikit-learn's two photographs, as JPEG files."""
 import contextlib, ctypes, gc, io, resource, statistics, sys, tempfile, time, warnings, zipfile
 from pathlib import Path
@@ -52,7 +53,8 @@ class Clock(Callback):
 
 def learner(path, arch, side, bs=32, cbs=(), **kw):
     set_seed(0)
-    dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats), bs=bs, num_workers=0, **kw)
+    dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats),
+        bs=bs, num_workers=0, **kw)
     return vision_learner(dls, arch, pretrained=False, metrics=accuracy, cbs=[Clock(), *cbs])
 
 def quietly(learn, n):
@@ -66,7 +68,8 @@ def against_an_epoch(path, arch, side, rounds):
             learn = learner(path, arch, side, cbs=[ProxyAttention(start=1, losses=losses, share=.2, fast=fast, p=1.)])
             quietly(learn, rounds+1)
             epoch,step = statistics.median(learn.clock.secs), statistics.median(learn.proxy_attention.history.seconds)
-            note('step', f"{losses} losses, {'half precision where it agrees' if fast is None else 'full precision'}", ratio=step/epoch, step_s=step, epoch_s=epoch, items=len(learn.dls.train_ds))
+            note('step', f"{losses} losses, {'half precision where it agrees' if fast is None else 'full precision'}",
+                ratio=step/epoch, step_s=step, epoch_s=epoch, items=len(learn.dls.train_ds))
 
 def loader(path, side, rounds):
     "Throughput of the training loader: plain, with 20 % proxies, with p=0; then other fills"
@@ -74,13 +77,17 @@ def loader(path, side, rounds):
     torch.set_num_threads(1)
     for workers in (0,2):
         set_seed(0)
-        dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats), bs=32, num_workers=workers)
+        dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats),
+            bs=32, num_workers=workers)
         n = len(dls.train_ds)
         idxs = np.random.default_rng(0).choice(n, n//5, replace=False)
         store = HeatmapStore(idxs, torch.rand(len(idxs),7,7))
-        served = lambda fill='swap',**kw: Proxies(store, Masker(fill=fill), data=ImageStats.of([Image.open(dls.train_ds.items[0])]), keep=True, **kw)
+        served = lambda fill='swap',**kw: Proxies(store, Masker(fill=fill),
+            data=ImageStats.of([Image.open(dls.train_ds.items[0])]), keep=True, **kw)
         main = {'plain':None, '20 % served':served(), 'p=0':served(p=0.)}
-        for ways,turns in [(main,rounds)]+([({'plain':None}|{f'20 % served, fill={k}':served(k) for k in ('zero','mean','blend','noise')}, rounds//4)] if not workers else []):
+        for ways,turns in [(main,rounds)]+(
+                [({'plain':None}|{f'20 % served, fill={k}':served(k) for k in ('zero','mean','blend','noise')}, rounds//4)]
+                if not workers else []):
             secs,works = ({k:[] for k in ways} for _ in range(2))
             def epoch(proxies):
                 with serving(dls.train, proxies) if proxies else contextlib.nullcontext():
@@ -89,11 +96,14 @@ def loader(path, side, rounds):
                 for k,p in random.sample(list(ways.items()), len(ways)): # in another order each time
                     secs[k].append(seconds(lambda: works[k].append(work(lambda: epoch(p)))))
             med = lambda o: statistics.median(o[1:])
-            for k in ways: note('loader', f'{k}, {workers} workers', ratio=med(works['plain'])/med(works[k]), clock_ratio=med(secs['plain'])/med(secs[k]), images_s=n/med(secs[k]))
+            for k in ways:
+                note('loader', f'{k}, {workers} workers', ratio=med(works['plain'])/med(works[k]),
+                    clock_ratio=med(secs['plain'])/med(secs[k]), images_s=n/med(secs[k]))
     torch.set_num_threads(threads)
 
 def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
-    "The thesis' step, from its description: GradCAM++ of pytorch-grad-cam batch by batch, the hot pixels replaced, each image written as a JPEG"
+    """The thesis' step, from its description: GradCAM++ of pytorch-grad-cam batch by batch, the hot pixels replaced, \
+each image written as a JPEG"""
     learn.add_cb(ProxyAttention(start=1, losses='running', share=.2, p=1.))
     quietly(learn, 2)
     pa,idxs = learn.proxy_attention,torch.tensor(sorted(learn.proxy_attention.log.item))
@@ -123,7 +133,10 @@ def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
                 s = seconds(thesis if k=='thesis' else lambda: ours(ways[k]))
                 if r: secs[k].append(s)
     med = {k:statistics.median(o) for k,o in secs.items()}
-    for k in ways: note('thesis', f"{case}: its step / ours, {k}{' (half)' if k=='as it comes' and agrees else ' (full)' if k=='as it comes' else ''}", ratio=med['thesis']/med[k], theirs_s=med['thesis'], ours_s=med[k], items=len(idxs))
+    for k in ways:
+        note('thesis',
+            f"{case}: its step / ours, {k}{' (half)' if k=='as it comes' and agrees else ' (full)' if k=='as it comes' else ''}",
+            ratio=med['thesis']/med[k], theirs_s=med['thesis'], ours_s=med[k], items=len(idxs))
 
 def trained_on_cifar(shared, n):
     "A learner of the trained ResNet-20, and `n` training images of CIFAR-10 as files"
@@ -157,7 +170,8 @@ def as_work_grows(sizes):
         class Mark(Callback):
             order = ProxyAttention.order-1
             def after_epoch(self):
-                gc.collect(); ctypes.CDLL(None).malloc_trim(0)
+                gc.collect()
+                ctypes.CDLL(None).malloc_trim(0)
                 Path('/proc/self/clear_refs').write_text('5')
                 marks.append(memory()[0])
         ends = []
@@ -166,20 +180,26 @@ def as_work_grows(sizes):
             def after_epoch(self): ends.append(memory()[1])
         set_seed(0)
         dls = DataLoaders(DataLoader(Digits(n), bs=64, shuffle=True), DataLoader(Digits(64), bs=64))
-        learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=[Mark(), End(), ProxyAttention(start=1, share=.2), ShortEpochCallback(min(1., 1000/n))])
+        learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(),
+            cbs=[Mark(), End(), ProxyAttention(start=1, share=.2), ShortEpochCallback(min(1., 1000/n))])
         quietly(learn, 3)
         pa = learn.proxy_attention
-        note('growth', f'{n} items', step_s=pa.history.seconds.min(), step_us_an_item=pa.history.seconds.min()/n*1e6, extra_mb=ends[1]-marks[1], log_mb=pa.log.memory_usage(deep=True).sum()/1e6/len(pa.history), store_bytes_an_item=pa.store.nbytes/len(pa.store))
+        note('growth', f'{n} items', step_s=pa.history.seconds.min(), step_us_an_item=pa.history.seconds.min()/n*1e6,
+            extra_mb=ends[1]-marks[1], log_mb=pa.log.memory_usage(deep=True).sum()/1e6/len(pa.history),
+            store_bytes_an_item=pa.store.nbytes/len(pa.store))
 
 def fifty_steps(n=2000, steps=50):
     "Resident memory over many steps"
     seen = []
     class Mark(Callback):
         order = ProxyAttention.order+1
-        def after_epoch(self): gc.collect(); seen.append(memory()[0])
+        def after_epoch(self):
+            gc.collect()
+            seen.append(memory()[0])
     set_seed(0)
     dls = DataLoaders(DataLoader(Digits(n), bs=64, shuffle=True), DataLoader(Digits(64), bs=64))
-    quietly(Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=[Mark(), ProxyAttention(start=1, share=.2), ShortEpochCallback(.1)]), steps+2)
+    quietly(Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(),
+        cbs=[Mark(), ProxyAttention(start=1, share=.2), ShortEpochCallback(.1)]), steps+2)
     note('memory', f'growth over {steps} steps, after the first 5', ratio=seen[steps]/seen[5]-1, mb=seen[steps]-seen[5])
 
 @call_parse
@@ -197,8 +217,15 @@ def main(
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as d:
         small,large = photos(Path(d)/'small', images, side), photos(Path(d)/'large', 180, 224)
-        parts = dict(step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)), loader=lambda: loader(large, 224, 17*rounds), thesis=lambda: [against_the_thesis(learner(small, arch, side), f'{arch} {side}²', rounds)]+([against_the_thesis(trained_on_cifar(cifar, 2000), 'trained ResNet-20 32²', rounds)] if (cifar/'resnet20_cifar10.th').exists() else []),
-                     growth=lambda: as_work_grows([1_000,10_000,100_000]), memory=fifty_steps)
+        parts = dict(
+            step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)),
+            loader=lambda: loader(large, 224, 17*rounds),
+            thesis=lambda: (
+                [against_the_thesis(learner(small, arch, side), f'{arch} {side}²', rounds)]
+                + ([against_the_thesis(trained_on_cifar(cifar, 2000), 'trained ResNet-20 32²', rounds)]
+                   if (cifar/'resnet20_cifar10.th').exists() else [])),
+            growth=lambda: as_work_grows([1_000,10_000,100_000]),
+            memory=fifty_steps)
         for part,measure in parts.items():
             if only not in ('',part): continue
             measure()

@@ -17,7 +17,9 @@ def run(learn, how, n, lr):
         getattr(learn, how)(n, lr)
     return learn
 
-def row(seed, arm, learn, path): return dict(seed=seed, arm=arm, plain=accuracy_on(learn, path/'plain'), flipped=accuracy_on(learn, path/'flipped'), zero=Prune.sparsity(pruner(learn)))
+def row(seed, arm, learn, path):
+    return dict(seed=seed, arm=arm, plain=accuracy_on(learn, path/'plain'), flipped=accuracy_on(learn, path/'flipped'),
+        zero=Prune.sparsity(pruner(learn)))
 def pruner(learn):
     p = Prune()
     p.learn = learn
@@ -25,12 +27,20 @@ def pruner(learn):
 
 def arms(seed):
     path = digits(seed=seed)
-    one = {'without':[], 'pruned':[Prune(.8)], 'proxies':[ProxyAttention.shortcut()], 'proxies and pruned':[ProxyAttention.shortcut(), Prune(.8)]}
+    one = {
+        'without':[],
+        'pruned':[Prune(.8)],
+        'proxies':[ProxyAttention.shortcut()],
+        'proxies and pruned':[ProxyAttention.shortcut(), Prune(.8)]}
     for arm,cbs in one.items():
         learn = run(digits_learner(path, seed, cbs=cbs), 'fit_proxy' if 'proxies' in arm else 'fit_one_cycle', 10, 3e-3)
         yield row(seed, arm, learn, path)
         if arm=='proxies': cured = {k:v.clone() for k,v in learn.model.state_dict().items()}
-    then = {'cured, then trained':[], 'cured, then pruned':[Prune(.8)], 'cured, then pruned at random':[Prune(.8, method='random')], 'cured, then new proxies and pruned':[ProxyAttention.shortcut(), Prune(.8)]}
+    then = {
+        'cured, then trained':[],
+        'cured, then pruned':[Prune(.8)],
+        'cured, then pruned at random':[Prune(.8, method='random')],
+        'cured, then new proxies and pruned':[ProxyAttention.shortcut(), Prune(.8)]}
     for arm,cbs in then.items():
         learn = digits_learner(path, seed, cbs=cbs)
         learn.model.load_state_dict(cured)

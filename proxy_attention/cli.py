@@ -28,7 +28,8 @@ from .report.build import report_runs
 @contextmanager
 def _sentences():
     "Errors as one sentence, warnings as one line"
-    def show(message, category, *args, **kwargs): print(f'{"Note" if issubclass(category, ProxyWarning) else category.__name__}: {message}', file=sys.stderr)
+    def show(message, category, *args, **kwargs):
+        print(f'{"Note" if issubclass(category, ProxyWarning) else category.__name__}: {message}', file=sys.stderr)
     matplotlib.use('Agg')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -78,7 +79,9 @@ def proxy_train(
     with _sentences():
         say = _quietly if quiet or json else print
         if resume:
-            if path or config or any(v is not None for v in settings.values()): raise ValueError('--resume goes on with a run as it was: leave the other options out, or begin a new run with --config.')
+            if path or config or any(v is not None for v in settings.values()):
+                raise ValueError('--resume goes on with a run as it was: '
+                    'leave the other options out, or begin a new run with --config.')
             run = resume_run(resume, say)
         else: run = train_folder(path, out, config, say, **settings)
         if json: print(dumps(last_of(run)))
@@ -105,7 +108,9 @@ def proxy_sweep(
     "Try parameters: many trainings, the best of them in a table, plots, all in one folder that can be gone on with"
     with _sentences():
         if not space: raise ValueError('Say what varies, as --space "area=0.02..0.3 fill=swap,zero".')
-        sweep = sweep_folder(path, space, trials, out, sampler, metric, seed, storage, pruner, again, config, _quietly if quiet or json else print, **settings)
+        sweep = sweep_folder(
+            path, space, trials, out, sampler, metric, seed, storage, pruner, again, config,
+            _quietly if quiet or json else print, **settings)
         if json: print(dumps(sweep.summary))
 
 # %% ../nbs/01_cli.ipynb #7ef8d00b
@@ -125,7 +130,9 @@ def proxy_compare(
 ):
     "Does it help? Arms and seeds on one split with equal work: a table, a picture, and a verdict that can say no"
     with _sentences():
-        run = compare_folder(path, arms, seeds, tests, out, resume, n_jobs, _quietly if quiet or json else print, **settings)
+        run = compare_folder(
+            path, arms, seeds, tests, out, resume, n_jobs,
+            _quietly if quiet or json else print, **settings)
         if json: print(dumps(summary_of(run)))
         elif quiet: print((run/'verdict.txt').read_text(encoding='utf-8').rstrip())
 
@@ -143,7 +150,8 @@ def proxy_explain(
     json:bool=False, # One JSON document instead of a table
 ):
     "What a model says of new images and where it looks: a table, and a picture of each; two models side by side with --against"
-    with _sentences(): explain_images(model, list(images), against, out, attribution, target, layer, quiet=quiet, as_json=json)
+    with _sentences():
+        explain_images(model, list(images), against, out, attribution, target, layer, quiet=quiet, as_json=json)
 
 # %% ../nbs/01_cli.ipynb #599f0f1c
 @partial(call_parse, pos=['root'])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'fit_text', 'clean_text', 'short_text', 'called', 'takes', 'given',
            'refuse_unknown', 'refuse_number', 'keep_rng', 'trains_for_real', 'better', 'write_whole', 'from_first',
-           'from_all', 'as_html', 'keep_modes', 'new_run']
+           'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes', 'new_run']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import difflib, inspect, os
@@ -42,7 +42,8 @@ def by_name(
     "The strategy called `strategy`, or `strategy` itself if it can be called"
     if callable(strategy): return strategy
     if isinstance(strategy, str) and strategy in choices: return choices[strategy]
-    raise ValueError(f"No {kind} is called {strategy!r}{nearest(strategy, choices)} There are: {', '.join(choices)}; or pass your own function.")
+    raise ValueError(f"No {kind} is called {strategy!r}{nearest(strategy, choices)} "
+        f"There are: {', '.join(choices)}; or pass your own function.")
 
 # %% ../nbs/00_core.ipynb #ab1bef42
 def fit_text(
@@ -77,7 +78,9 @@ def takes(
 )->set: # The names of its arguments; `{'**'}` is in it where any name is welcome
     "The arguments that `f` names"
     try: ps = inspect.signature(f).parameters.values()
-    except ValueError as e: raise TypeError(f'{f} does not say what its arguments are called: wrap it in a function that names them.') from e
+    except ValueError as e:
+        raise TypeError(f'{f} does not say what its arguments are called: '
+            'wrap it in a function that names them.') from e
     return {'**' if p.kind==p.VAR_KEYWORD else p.name for p in ps}
 
 # %% ../nbs/00_core.ipynb #62562224
@@ -96,7 +99,8 @@ def refuse_unknown(
     takes(f)
     for p in inspect.signature(f).parameters.values():
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in known:
-            raise TypeError(f"The {kind} {called(f)} needs `{p.name}`{nearest(p.name, known)} A {kind} can ask for {', '.join(known)}; give anything else a default.")
+            raise TypeError(f"The {kind} {called(f)} needs `{p.name}`{nearest(p.name, known)} "
+                f"A {kind} can ask for {', '.join(known)}; give anything else a default.")
 
 def refuse_number(
     lo, # Lower bound, allowed
@@ -105,7 +109,8 @@ def refuse_number(
 ):
     "Refuse what is no number, or out of range"
     (k,v), = named.items()
-    if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f'{k}={v!r} should be a number from {lo} to {hi}.')
+    if isinstance(v, bool) or not isinstance(v, Real):
+        raise TypeError(f'{k}={v!r} should be a number from {lo} to {hi}.')
     if not lo<=v<=hi: raise ValueError(f'{k}={v} should be a number from {lo} to {hi}.')
 
 # %% ../nbs/00_core.ipynb #d2cd3293
@@ -166,6 +171,39 @@ def from_all(
     dist.all_gather_object(said, o)
     return said
 
+# %% ../nbs/00_core.ipynb #89b9032d
+def _tried(f):
+    "What `f` gives, or what it raises"
+    try: return f(),None
+    except Exception as e: return None,e
+
+def _why(e): return None if e is None else f'{type(e).__name__}: {e}'
+
+def on_all(
+    f # `()` → something that can be pickled
+)->list: # What each process has
+    "Each process does its part; if one fails, all do"
+    said,error = _tried(f)
+    parts = from_all((said, _why(error)))
+    if error is not None: raise error
+    for rank,(_,why) in enumerate(parts):
+        if why: raise RuntimeError(f'Process {rank} failed ({why}), so this one stops, too.')
+    return [o for o,_ in parts]
+
+def on_first(
+    f # `()` → something that can be pickled
+): # What the first process has
+    "The first process decides, and tells the others; if it fails, all do"
+    said,error = _tried(f) if not dist_rank() else (None,None)
+    said,why = from_first((said, _why(error)))
+    if error is not None: raise error
+    if why: raise RuntimeError(f'Process 0 failed ({why}), so this one stops, too.')
+    return said
+
+def dist_rank()->int:
+    "The number of this process, 0 for the first"
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
 # %% ../nbs/00_core.ipynb #9ea2bdc1
 def as_html(
     title, # In bold
@@ -173,8 +211,12 @@ def as_html(
     table=None # A `DataFrame` below them
 )->str:
     "A few facts about an object, for `_repr_html_`"
-    rows = ''.join(f'<tr><td style="text-align:left"><i>{escape(str(k))}</i></td><td style="text-align:left">{escape(str(v))}</td></tr>' for k,v in dict(facts).items() if v is not None)
-    return f'<p><b>{escape(str(title))}</b></p>' + (f'<table>{rows}</table>' if rows else '') + ('' if table is None or not len(table) else table.to_html(border=0, index=False))
+    rows = ''.join(
+        f'<tr><td style="text-align:left"><i>{escape(str(k))}</i></td>'
+        f'<td style="text-align:left">{escape(str(v))}</td></tr>'
+        for k,v in dict(facts).items() if v is not None)
+    return (f'<p><b>{escape(str(title))}</b></p>' + (f'<table>{rows}</table>' if rows else '')
+        + ('' if table is None or not len(table) else table.to_html(border=0, index=False)))
 
 # %% ../nbs/00_core.ipynb #c5c523cf
 @contextmanager
@@ -195,12 +237,14 @@ def new_run(
     "Make a folder that no other run has"
     root,stamp = Path(root),datetime.now().strftime('%Y-%m-%d_%H-%M-%S')
     try: root.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise type(e)(f'The folder for runs, {root}, cannot be made ({e.strerror}): name another one.') from e
+    except OSError as e:
+        raise type(e)(f'The folder for runs, {root}, cannot be made ({e.strerror}): name another one.') from e
     for i in range(1000):
         run = root/(f'{name}_{stamp}' + (f'_{i}' if i else ''))
         try:
             run.mkdir()
             return run
         except FileExistsError: continue
-        except OSError as e: raise type(e)(f'No run folder can be made in {root} ({e.strerror}): name another one.') from e
+        except OSError as e:
+            raise type(e)(f'No run folder can be made in {root} ({e.strerror}): name another one.') from e
     raise FileExistsError(f'{root} has 1000 runs named {name}_{stamp}.')

@@ -12,7 +12,9 @@ class Page:
         def three_and_four(): # where chromium reads commands and writes answers
             a,b = os.dup(r),os.dup(w)
             os.dup2(a, 3); os.dup2(b, 4)
-        self.p = subprocess.Popen([chromium,'--headless','--no-sandbox','--disable-gpu','--no-first-run','--disable-dev-shm-usage','--hide-scrollbars','--remote-debugging-pipe',f'--user-data-dir={folder}',f'--window-size={width},{height}','about:blank'],
+        self.p = subprocess.Popen([
+            chromium,'--headless','--no-sandbox','--disable-gpu','--no-first-run','--disable-dev-shm-usage','--hide-scrollbars',
+            '--remote-debugging-pipe',f'--user-data-dir={folder}',f'--window-size={width},{height}','about:blank'],
             preexec_fn=three_and_four, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(r); os.close(w)
         self.n,self.rest,self.said,self.session,self.loaded = 0,b'',[],None,False
@@ -25,7 +27,9 @@ class Page:
             for o in ('Page','Runtime','Log','Network'): self.send(f'{o}.enable')
             self.width(*self.size)
             self.open(self.file)
-        except BaseException: self.__exit__(); raise
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
@@ -48,13 +52,15 @@ class Page:
         elif how=='Runtime.exceptionThrown': self.said.append(('error',about['exceptionDetails']['text']))
         elif how=='Runtime.consoleAPICalled': self.said.append((about['type'],str(about['args'])[:200]))
         elif how=='Log.entryAdded': self.said.append((about['entry']['level'],about['entry']['text']))
-        elif how=='Network.requestWillBeSent' and not about['request']['url'].startswith(('data:','file:','about:')): self.said.append(('request',about['request']['url']))
+        elif how=='Network.requestWillBeSent' and not about['request']['url'].startswith(('data:','file:','about:')):
+            self.said.append(('request',about['request']['url']))
         return o
 
     def send(self, method, **params):
         "A command, and its answer"
         self.n += 1
-        os.write(self.w, json.dumps(dict(id=self.n, method=method, params=params)|(dict(sessionId=self.session) if self.session else {})).encode()+b'\0')
+        os.write(self.w, json.dumps(
+            dict(id=self.n, method=method, params=params)|(dict(sessionId=self.session) if self.session else {})).encode()+b'\0')
         while (o := self.read()).get('id')!=self.n: pass
         if 'error' in o: raise RuntimeError(f"{method}: {o['error']}")
         return o['result']
@@ -70,10 +76,17 @@ class Page:
         if 'exceptionDetails' in o: raise RuntimeError(o['exceptionDetails']['exception'].get('description'))
         return o['result'].get('value')
 
-    def width(self, width, height=900): self.send('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width<600)
-    def media(self, type='', **features): self.send('Emulation.setEmulatedMedia', media=type, features=[dict(name=k.replace('_','-'), value=v) for k,v in features.items()])
+    def width(self, width, height=900):
+        self.send('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width<600)
+    def media(self, type='', **features):
+        self.send('Emulation.setEmulatedMedia', media=type,
+                  features=[dict(name=k.replace('_','-'), value=v) for k,v in features.items()])
     def key(self, key, code=0, text=''):
-        for o in ('keyDown','keyUp'): self.send('Input.dispatchKeyEvent', type=o, key=key, code=key, windowsVirtualKeyCode=code, **(dict(text=text) if text and o=='keyDown' else {}))
+        for o in ('keyDown','keyUp'):
+            self.send('Input.dispatchKeyEvent', type=o, key=key, code=key, windowsVirtualKeyCode=code,
+                      **(dict(text=text) if text and o=='keyDown' else {}))
     def mouse(self, x, y, kind='mouseMoved', **kw): self.send('Input.dispatchMouseEvent', type=kind, x=x, y=y, **kw)
-    def picture(self, whole=False): return b64decode(self.send('Page.captureScreenshot', format='png', captureBeyondViewport=whole)['data'])
-    def pdf(self): return b64decode(self.send('Page.printToPDF', printBackground=False, paperWidth=8.27, paperHeight=11.69)['data'])
+    def picture(self, whole=False):
+        return b64decode(self.send('Page.captureScreenshot', format='png', captureBeyondViewport=whole)['data'])
+    def pdf(self):
+        return b64decode(self.send('Page.printToPDF', printBackground=False, paperWidth=8.27, paperHeight=11.69)['data'])

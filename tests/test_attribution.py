@@ -3,7 +3,8 @@ import contextlib, io
 from copy import deepcopy
 from functools import partial
 import pytest, torch, timm, torchvision, torchcam.methods, pytorch_grad_cam
-from captum.attr import InputXGradient, IntegratedGradients, GuidedGradCam, LayerActivation, LayerGradCam, LayerGradientXActivation, Saliency
+from captum.attr import (InputXGradient, IntegratedGradients, GuidedGradCam,
+    LayerActivation, LayerGradCam, LayerGradientXActivation, Saliency)
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastai.vision.all import *
 from proxy_attention.all import *
@@ -21,14 +22,19 @@ def batch(trained):
     x,y = trained.dls.valid.one_batch()
     return x.as_subclass(Tensor), y.as_subclass(Tensor)
 
-def small_vit(**kw): return timm.models.VisionTransformer(**(dict(img_size=32, patch_size=4, embed_dim=48, depth=3, num_heads=3, num_classes=10)|kw))
-def small_swin(): return timm.models.SwinTransformer(img_size=32, patch_size=2, embed_dim=24, depths=(1,1), num_heads=(2,4), window_size=4, num_classes=10)
+def small_vit(**kw):
+    return timm.models.VisionTransformer(
+        **(dict(img_size=32, patch_size=4, embed_dim=48, depth=3, num_heads=3, num_classes=10)|kw))
+def small_swin():
+    return timm.models.SwinTransformer(
+        img_size=32, patch_size=2, embed_dim=24, depths=(1,1), num_heads=(2,4), window_size=4, num_classes=10)
 
 @pytest.fixture(scope='session')
 def nets(trained):
     "Name → a network that has learned the digits, the layer looked at, and how another library reads it"
     res = dict(cnn=(trained.model, '4', None))
-    for name,make,layer,read in (('vit', small_vit, 'blocks.2.norm1', lambda t: t[:,1:].unflatten(1, (8,8)).permute(0,3,1,2)), ('swin', small_swin, 'norm', lambda t: t.permute(0,3,1,2))):
+    for name,make,layer,read in (('vit', small_vit, 'blocks.2.norm1', lambda t: t[:,1:].unflatten(1, (8,8)).permute(0,3,1,2)),
+                                 ('swin', small_swin, 'norm', lambda t: t.permute(0,3,1,2))):
         learn = digits_learner(trained.dls.path) # sets the seed
         learn.model = make()
         with learn.no_bar(), learn.no_logging(): learn.fit(2, 2e-3)
@@ -41,14 +47,16 @@ both = [o for o in attributions if hasattr(pytorch_grad_cam, o) and o!='FinerCAM
 @pytest.mark.parametrize('net', ['cnn','vit','swin'])
 @pytest.mark.parametrize('how', both)
 def test_agrees_with_pytorch_grad_cam(nets, batch, how, net, monkeypatch):
-    """To 0.002 of the range: it works in numpy and adds 1e-7 to denominators. In GradCAMPlusPlus it adds 1e-6, as much as small squared gradients, so there to a rank
-    correlation of .98. It stretches maps for ScoreCAM with aligned corners; for this test it does as we do, with half-pixel centres"""
+    ("To 0.002 of the range: it works in numpy and adds 1e-7 to denominators. "
+     """In GradCAMPlusPlus it adds 1e-6, as much as small squared gradients, so there to a rank
+    correlation of .98. It stretches maps for ScoreCAM with aligned corners; for this test it does as we do, with half-pixel centres""")
     monkeypatch.setattr(torch.nn, 'UpsamplingBilinear2d', lambda size: nn.Upsample(size, mode='bilinear', align_corners=False))
     if how=='AblationCAM' and net!='cnn': pytest.skip('it takes channels that can be negative to -1e7, we to 0 as in the paper')
     (model,layer,read),x,y = nets[net],batch[0][:6],batch[1][:6]
     model.eval()
     with contextlib.redirect_stderr(io.StringIO()):
-        theirs = getattr(pytorch_grad_cam, how)(model=model, target_layers=[model.get_submodule(layer)], reshape_transform=read)(input_tensor=x, targets=[ClassifierOutputTarget(int(o)) for o in y])
+        theirs = getattr(pytorch_grad_cam, how)(model=model, target_layers=[model.get_submodule(layer)], reshape_transform=read)(
+            input_tensor=x, targets=[ClassifierOutputTarget(int(o)) for o in y])
     ours,theirs = as_attribution(how)(model, layer=layer)(x, y),torch.from_numpy(theirs)
     assert not degenerate(ours).all()
     if how=='GradCAMPlusPlus': assert agreement(pixels(ours), theirs)[0].nanmean()>.98
@@ -57,13 +65,15 @@ def test_agrees_with_pytorch_grad_cam(nets, batch, how, net, monkeypatch):
         looked.heat = lambda act,grad=None: seen.append(first_component(act if grad is None else act*grad)) or seen[-1]
         looked(x, y)
         torch.testing.assert_close(pixels(seen[0].relu()), pixels(ours))
-        for either in zip(theirs, pixels(seen[0].relu()), pixels((-seen[0]).relu())): assert min((either[0]-o).abs().max() for o in either[1:])<.002
+        for either in zip(theirs, pixels(seen[0].relu()), pixels((-seen[0]).relu())):
+            assert min((either[0]-o).abs().max() for o in either[1:])<.002
     else: torch.testing.assert_close(pixels(ours), theirs, atol=2e-3, rtol=0)
 
 @pytest.mark.parametrize('how,peer', [(GradCAM,'GradCAM'), (XGradCAM,'XGradCAM'), (LayerCAM,'LayerCAM'), (ScoreCAM,'ScoreCAM')])
 def test_agrees_with_torchcam(trained, batch, how, peer):
-    """torchcam scales like we do; where its map is empty it has NaN, and ours is empty. For ScoreCAM it scales before it stretches, the paper after, hence .01 there.
-    Its GradCAMpp is left out: it divides a copy (`alpha[mask].div_`), so that its weights are not those of the paper"""
+    ("torchcam scales like we do; where its map is empty it has NaN, and ours is empty. "
+     """For ScoreCAM it scales before it stretches, the paper after, hence .01 there.
+    Its GradCAMpp is left out: it divides a copy (`alpha[mask].div_`), so that its weights are not those of the paper""")
     model,(x,y) = trained.model.eval(), batch
     ours = how(model, layer='4')(x, y)
     with getattr(torchcam.methods, peer)(model, '4') as cam:
@@ -79,37 +89,46 @@ def test_gradcam_plus_plus_is_the_papers_formula():
     heat = np.zeros((2,3,4))
     for b in range(2):
         for k in range(5):
-            w = sum(g[b,k,i,j]**2/(2*g[b,k,i,j]**2 + a[b,k].sum()*g[b,k,i,j]**3)*max(g[b,k,i,j],0) for i in range(3) for j in range(4))
+            w = sum(g[b,k,i,j]**2/(2*g[b,k,i,j]**2 + a[b,k].sum()*g[b,k,i,j]**3)*max(g[b,k,i,j],0)
+                    for i in range(3) for j in range(4))
             heat[b] += w*a[b,k]
-    torch.testing.assert_close(GradCAMPlusPlus(nn.Identity()).heat(act, grad).double(), torch.from_numpy(heat.clip(0)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(GradCAMPlusPlus(nn.Identity()).heat(act, grad).double(), torch.from_numpy(heat.clip(0)),
+                               atol=1e-4, rtol=1e-4)
 
 newer = pytest.mark.skipif(not hasattr(torchcam.methods, 'LeGrad'), reason='torchcam before 0.5')
 
 @newer
 def test_finer_agrees_with_torchcam(trained, batch):
     model,(x,y) = trained.model.eval(), batch
-    with torchcam.methods.FinerCAM(model, '4', gamma=.6, num_references=3) as cam: theirs = torch.stack([cam(int(o), model(i[None].requires_grad_()))[0][0] for i,o in zip(x, y)])
+    with torchcam.methods.FinerCAM(model, '4', gamma=.6, num_references=3) as cam:
+        theirs = torch.stack([cam(int(o), model(i[None].requires_grad_()))[0][0] for i,o in zip(x, y)])
     torch.testing.assert_close(FinerCAM(model, '4', target='label')(x, y), theirs.nan_to_num(0).detach(), atol=1e-4, rtol=1e-3)
 
 @newer
 def test_legrad_agrees_with_torchcam():
     torch.manual_seed(0)
-    model = torchvision.models.VisionTransformer(image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5).eval()
+    model = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5).eval()
     nn.init.normal_(model.heads.head.weight)
     x = torch.randn(3,3,32,32)
     ours = LeGrad(model, target=2)(x)
-    with torchcam.methods.LeGrad(model, [f'encoder.layers.encoder_layer_{i}' for i in range(3)]) as cam: theirs = torch.stack([cam(2, model(o[None]))[0][0] for o in x])
+    with torchcam.methods.LeGrad(model, [f'encoder.layers.encoder_layer_{i}' for i in range(3)]) as cam:
+        theirs = torch.stack([cam(2, model(o[None]))[0][0] for o in x])
     torch.testing.assert_close(ours, theirs.detach(), atol=1e-4, rtol=1e-3)
 
 @pytest.mark.parametrize('net', ['cnn','vit','swin'])
 def test_agrees_with_captum(nets, batch, net):
     (model,layer,read),(x,y) = nets[net],batch
     theirs = LayerGradCam(model.eval(), model.get_submodule(layer))
-    if net=='cnn': return torch.testing.assert_close(GradCAM(model, scale=False)(x, y), theirs.attribute(x, y, relu_attributions=True)[:,0], atol=1e-6, rtol=1e-4)
+    if net=='cnn':
+        return torch.testing.assert_close(
+            GradCAM(model, scale=False)(x, y), theirs.attribute(x, y, relu_attributions=True)[:,0], atol=1e-6, rtol=1e-4)
     # captum reads tokens and channels-last maps wrongly, so only its gradients and activations are taken
-    act,grad = LayerActivation(model, model.get_submodule(layer)).attribute(x), LayerGradientXActivation(model, model.get_submodule(layer), multiply_by_inputs=False).attribute(x, y)
+    act = LayerActivation(model, model.get_submodule(layer)).attribute(x)
+    grad = LayerGradientXActivation(model, model.get_submodule(layer), multiply_by_inputs=False).attribute(x, y)
     act,grad = read(act),read(grad)
-    torch.testing.assert_close(GradCAM(model, layer, scale=False)(x, y), (grad.mean((2,3), keepdim=True)*act).sum(1).relu().detach(), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        GradCAM(model, layer, scale=False)(x, y), (grad.mean((2,3), keepdim=True)*act).sum(1).relu().detach(), atol=1e-5, rtol=1e-3)
 
 @pytest.mark.parametrize('target', ['label','pred','margin'])
 def test_targets_agree_with_autograd(trained, batch, target):
@@ -118,9 +137,11 @@ def test_targets_agree_with_autograd(trained, batch, target):
     out = model(x)
     idx = y if target=='label' else out.argmax(1)
     score = out.gather(1, idx[:,None])[:,0]
-    if target=='margin': score = torch.stack([o[i]-torch.cat([o[:i],o[i+1:]]).logsumexp(0) for o,i in zip(out, idx)])
+    if target=='margin':
+        score = torch.stack([o[i]-torch.cat([o[:i],o[i+1:]]).logsumexp(0) for o,i in zip(out, idx)])
     grad, = torch.autograd.grad(score.sum(), x)
-    torch.testing.assert_close(Captum(model, Saliency, target=target, scale=False)(x.detach(), y), grad.abs().mean(1), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        Captum(model, Saliency, target=target, scale=False)(x.detach(), y), grad.abs().mean(1), atol=1e-6, rtol=1e-4)
 
 def test_found_layer_is_the_named_one(trained, batch):
     assert torch.equal(GradCAM(trained.model)(*batch), GradCAM(trained.model, layer=trained.model[4])(*batch))
@@ -129,16 +150,20 @@ def agrees_with_difference(model, target, x, y, number):
     "Input times gradient of the target is that of `number(outputs)`"
     x = x.clone().requires_grad_()
     grad, = torch.autograd.grad(number(model.eval()(x)).sum(), x)
-    torch.testing.assert_close(Captum(model, InputXGradient, target=target, scale=False)(x.detach(), y), (x*grad).mean(1).detach(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        Captum(model, InputXGradient, target=target, scale=False)(x.detach(), y), (x*grad).mean(1).detach(), atol=1e-6, rtol=1e-4)
 
-@pytest.mark.parametrize('target,number', [('label', lambda o,y: (o*y).sum(1)), ('pred', lambda o,y: o.max(1).values), (4, lambda o,y: o[:,4]), (Margin(2), lambda o,y: o[:,2]-torch.cat([o[:,:2],o[:,3:]],1).logsumexp(1))])
+@pytest.mark.parametrize('target,number', [
+    ('label', lambda o,y: (o*y).sum(1)), ('pred', lambda o,y: o.max(1).values), (4, lambda o,y: o[:,4]),
+    (Margin(2), lambda o,y: o[:,2]-torch.cat([o[:,:2],o[:,3:]],1).logsumexp(1))])
 def test_multi_label(trained, batch, target, number):
     y = (torch.rand(len(batch[0]),10)>.6).float()
     agrees_with_difference(trained.model, target, batch[0], y, lambda out: number(out, y))
 
 @pytest.mark.parametrize('flat', [True,False])
 def test_single_output_binary_and_regression(batch, flat):
-    model = nn.Sequential(nn.Conv2d(3,4,3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,1), *([nn.Flatten(0)] if flat else []))
+    model = nn.Sequential(
+        nn.Conv2d(3,4,3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4,1), *([nn.Flatten(0)] if flat else []))
     x,y = batch[0], batch[1]%2
     sign = lambda o: 2*o.flatten().float()-1
     agrees_with_difference(model, 'label', x, y, lambda out: out.flatten()*sign(y))
@@ -146,7 +171,8 @@ def test_single_output_binary_and_regression(batch, flat):
     agrees_with_difference(model, 'pred', x, None, lambda out: out.flatten().abs())
     agrees_with_difference(model, 'label', x, torch.randn(len(x)), lambda out: out.flatten())
     agrees_with_difference(model, 0, x, None, lambda out: out.flatten())
-    agrees_with_difference(model, lambda out,yb: (out.flatten()-yb)**2, x, torch.arange(len(x)).float(), lambda out: (out.flatten()-torch.arange(len(x)))**2)
+    agrees_with_difference(model, lambda out,yb: (out.flatten()-yb)**2, x, torch.arange(len(x)).float(),
+                           lambda out: (out.flatten()-torch.arange(len(x)))**2)
     for bad,words in (('finer','single output'), (1,'single output'), ('label','needs the labels')):
         with pytest.raises(ValueError, match=words): GradCAM(model, target=bad)(x)
 
@@ -158,15 +184,22 @@ def test_one_index_an_image_and_chunks(trained, batch):
         torch.testing.assert_close(how(trained.model, target=3)(x[3:4]), whole[3:4], atol=1e-4, rtol=1e-3)
     with pytest.raises(ValueError, match='3 indices for a batch of 16'): GradCAM(trained.model, target=idx[:3])(x)
 
-@pytest.mark.parametrize('xb,yb,words', [(torch.rand(3,32,32),None,'tensor of shape'), (torch.rand(0,3,32,32),None,'tensor of shape'), ('x',None,'not str'), (torch.rand(2,3,32,32),torch.tensor([1]),'2 images but 1 labels'),
-                                         (torch.rand(2,3,32,32),torch.tensor([1,10]),'the model has 10 outputs'), (torch.rand(2,3,32,32),torch.tensor([.5,1.5]),'give whole numbers')])
+@pytest.mark.parametrize('xb,yb,words', [
+    (torch.rand(3,32,32),None,'tensor of shape'), (torch.rand(0,3,32,32),None,'tensor of shape'), ('x',None,'not str'),
+    (torch.rand(2,3,32,32),torch.tensor([1]),'2 images but 1 labels'),
+    (torch.rand(2,3,32,32),torch.tensor([1,10]),'the model has 10 outputs'),
+    (torch.rand(2,3,32,32),torch.tensor([.5,1.5]),'give whole numbers')])
 def test_wrong_batches_get_a_sentence(trained, xb, yb, words):
     for how in (GradCAM, partial(Captum, method='Saliency')):
         with pytest.raises(ValueError, match=words): how(trained.model, target='label' if yb is not None else 'pred')(xb, yb)
 
-@pytest.mark.parametrize('arch,grid,name', [('resnet10t',(4,6),'layer4'), ('vgg11',(4,6),'features'), ('efficientnet_lite0',(4,6),'bn2'), ('mobilenetv3_small_050',(4,6),'blocks'), ('densenet121',(4,6),'features'), 
-    ('convnext_atto',(4,6),'norm_pre'), ('vit_tiny_patch16_224',(8,12),'blocks.11.norm1'), ('deit_tiny_distilled_patch16_224',(8,12),'blocks.11.norm1'), ('vit_small_patch14_reg4_dinov2',(8,12),'blocks.11.norm1'), 
-    ('swin_tiny_patch4_window7_224',(4,6),'norm'), ('xcit_nano_12_p16_224',(8,12),'cls_attn_blocks.1.norm1'), ('coatnet_pico_rw_224',(4,6),None), ('maxvit_pico_rw_256',(8,12),None), ('mixer_s32_224',(7,7),'norm'), ('vit_tiny_r_s16_p8_224',(4,6),'blocks.11.norm1'), ('convit_tiny',(14,14),'blocks.11.norm1')])
+@pytest.mark.parametrize('arch,grid,name', [
+    ('resnet10t',(4,6),'layer4'), ('vgg11',(4,6),'features'), ('efficientnet_lite0',(4,6),'bn2'),
+    ('mobilenetv3_small_050',(4,6),'blocks'), ('densenet121',(4,6),'features'), ('convnext_atto',(4,6),'norm_pre'),
+    ('vit_tiny_patch16_224',(8,12),'blocks.11.norm1'), ('deit_tiny_distilled_patch16_224',(8,12),'blocks.11.norm1'),
+    ('vit_small_patch14_reg4_dinov2',(8,12),'blocks.11.norm1'), ('swin_tiny_patch4_window7_224',(4,6),'norm'),
+    ('xcit_nano_12_p16_224',(8,12),'cls_attn_blocks.1.norm1'), ('coatnet_pico_rw_224',(4,6),None), ('maxvit_pico_rw_256',(8,12),None),
+    ('mixer_s32_224',(7,7),'norm'), ('vit_tiny_r_s16_p8_224',(4,6),'blocks.11.norm1'), ('convit_tiny',(14,14),'blocks.11.norm1')])
 def test_layer_and_grid_are_found_for_oblong_inputs(arch, grid, name):
     "Of all that timm has, one of a kind; a ViT of 14-pixel patches gets as many of them"
     size = (112,168) if 'patch14' in arch else (256,384) if 'maxvit' in arch else (224,224) if grid[0]==grid[1] else (128,192)
@@ -177,7 +210,8 @@ def test_layer_and_grid_are_found_for_oblong_inputs(arch, grid, name):
     heat = LayerCAM(model, target='pred', scale=False)(torch.randn(3,3,*size))
     assert heat.shape==(3,*grid) and torch.isfinite(heat).all()
 
-@pytest.mark.parametrize('arch', ['alexnet','squeezenet1_1','googlenet','shufflenet_v2_x0_5','mnasnet0_5','mobilenet_v2','swin_t','vit_b_32'])
+@pytest.mark.parametrize('arch', [
+    'alexnet','squeezenet1_1','googlenet','shufflenet_v2_x0_5','mnasnet0_5','mobilenet_v2','swin_t','vit_b_32'])
 def test_torchvision_models(arch):
     model = getattr(torchvision.models, arch)(**(dict(init_weights=False) if arch=='googlenet' else {}))
     grid = find_layer(model, torch.randn(1,3,224,224)).grid
@@ -189,7 +223,11 @@ def test_a_model_of_ones_own(batch):
     class Own(nn.Module):
         def __init__(self, wrap=False):
             super().__init__()
-            self.a,self.b,self.act,self.head,self.wrap = nn.Conv2d(3,6,3,padding=1),nn.Conv2d(3,6,5,stride=2,padding=2),nn.ReLU(inplace=True),nn.Linear(6*16*16,10),wrap
+            self.a = nn.Conv2d(3,6,3,padding=1)
+            self.b = nn.Conv2d(3,6,5,stride=2,padding=2)
+            self.act = nn.ReLU(inplace=True)
+            self.head = nn.Linear(6*16*16,10)
+            self.wrap = wrap
         def forward(self, x):
             out = self.head((self.act(F.max_pool2d(self.a(x), 2)) + self.act(self.b(x))).view(len(x), -1))
             return dict(out=out) if self.wrap else out
@@ -197,7 +235,9 @@ def test_a_model_of_ones_own(batch):
     attr = GradCAM(model, target='pred', scale=False)
     ours = attr(x)
     assert not attr.can_last and attr.layer.name=='b'
-    torch.testing.assert_close(ours, LayerGradCam(model.eval(), model.b).attribute(x, model(x).argmax(1), relu_attributions=True)[:,0].detach(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        ours, LayerGradCam(model.eval(), model.b).attribute(x, model(x).argmax(1), relu_attributions=True)[:,0].detach(),
+        atol=1e-6, rtol=1e-4)
     fused = GradCAM(model, ['a','b'], target='pred')
     assert fused(x).shape==(len(x),32,32) and len(fused.layers)==2
     with pytest.raises(ValueError, match='ran 2 times in one pass'): GradCAM(model, 'act', target='pred')(x)
@@ -206,7 +246,8 @@ def test_a_model_of_ones_own(batch):
 
 def test_fused_layers_agree_with_pytorch_grad_cam(trained, batch):
     model,x,y = trained.model.eval(),batch[0][:4],batch[1][:4]
-    theirs = pytorch_grad_cam.LayerCAM(model=model, target_layers=[model[3],model[4]])(input_tensor=x, targets=[ClassifierOutputTarget(int(o)) for o in y])
+    theirs = pytorch_grad_cam.LayerCAM(model=model, target_layers=[model[3],model[4]])(
+        input_tensor=x, targets=[ClassifierOutputTarget(int(o)) for o in y])
     ours = pixels(LayerCAM(model, ['3','4'])(x, y))
     assert agreement(ours, torch.from_numpy(theirs))[0].min()>.98 # it adds them in pixels, we on the finer of the two grids
 
@@ -217,7 +258,9 @@ def test_fastai_bodies(path):
         assert GradCAM(model, target='pred')(torch.randn(2,3,64,64)).shape[0]==2
 
 def test_frozen_inplace_and_nested_modes(trained, batch):
-    model = nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.ReLU(inplace=True), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,10)).train()
+    model = nn.Sequential(
+        nn.Conv2d(3,8,3,padding=1), nn.ReLU(inplace=True), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,10)).train()
     model[2].eval()
     for p in model.parameters(): p.requires_grad_(False)
     state = {k:v.clone() for k,v in model.state_dict().items()}
@@ -230,7 +273,9 @@ def test_frozen_inplace_and_nested_modes(trained, batch):
 def test_an_inplace_layer_does_not_change_what_was_seen(batch, how):
     "The layer before a ReLU that overwrites its input: the same map as with one that does not"
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.ReLU(), nn.Conv2d(8,8,3,stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,10)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3,8,3,padding=1), nn.ReLU(), nn.Conv2d(8,8,3,stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,10)).eval()
     calm = how(net, '3', target=1)(batch[0])
     net[4].inplace = True
     assert torch.equal(how(net, '3', target=1)(batch[0]), calm) and not degenerate(calm).all()
@@ -253,7 +298,8 @@ def test_as_before_after_an_exception(trained, batch):
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
     assert torch.is_grad_enabled()
 
-@pytest.mark.parametrize('how', [GradCAM, EigenGradCAM, partial(AblationCAM, channels=4), partial(ScoreCAM, channels=4), partial(Captum, method=Saliency), LeGrad])
+@pytest.mark.parametrize('how', [
+    GradCAM, EigenGradCAM, partial(AblationCAM, channels=4), partial(ScoreCAM, channels=4), partial(Captum, method=Saliency), LeGrad])
 def test_memory_and_hooks_over_200_calls(trained, how):
     import ctypes, gc
     torch.manual_seed(0)
@@ -278,7 +324,8 @@ def test_captum_methods_that_need_more(trained, batch):
     theirs = IntegratedGradients(trained.model.eval()).attribute(x, target=y, n_steps=5).mean(1)
     torch.testing.assert_close(ours, theirs.float(), atol=1e-6, rtol=1e-4)
 
-@pytest.mark.parametrize('layer,words', [('5x','No layer is called'), (nn.Linear(2,2),'is not a part of this'), ('7','is no grid over the image')])
+@pytest.mark.parametrize('layer,words', [
+    ('5x','No layer is called'), (nn.Linear(2,2),'is not a part of this'), ('7','is no grid over the image')])
 def test_wrong_layer_gets_a_sentence(trained, batch, layer, words):
     with pytest.raises(ValueError, match=words): GradCAM(trained.model, layer=layer)(*batch)
 
@@ -303,7 +350,8 @@ def test_compiled_and_distributed(trained, batch, tmp_path):
     finally: torch.distributed.destroy_process_group()
     torch.testing.assert_close(GradCAM(nn.DataParallel(model))(x, y), plain)
 
-@pytest.mark.parametrize('how', [GradCAM, EigenGradCAM, AblationCAM, partial(ScoreCAM, channels=8), partial(Captum, method=Saliency)])
+@pytest.mark.parametrize('how', [
+    GradCAM, EigenGradCAM, AblationCAM, partial(ScoreCAM, channels=8), partial(Captum, method=Saliency)])
 def test_autocast_inference_mode_and_channels_last(trained, batch, how):
     (x,y),model = batch,trained.model
     plain = how(model)(x, y)
@@ -311,7 +359,8 @@ def test_autocast_inference_mode_and_channels_last(trained, batch, how):
     with torch.autocast('cpu', torch.bfloat16): assert close(how(model)(x, y))
     with torch.inference_mode(): torch.testing.assert_close(how(model)(x.clone(), y), plain, atol=1e-4, rtol=1e-3)
     with torch.no_grad(): torch.testing.assert_close(how(model)(x, y), plain, atol=1e-4, rtol=1e-3)
-    assert close(how(deepcopy(model).to(memory_format=torch.channels_last))(x.contiguous(memory_format=torch.channels_last), y), .9999)
+    assert close(
+        how(deepcopy(model).to(memory_format=torch.channels_last))(x.contiguous(memory_format=torch.channels_last), y), .9999)
     half = how(deepcopy(model).bfloat16())(x.bfloat16(), y)
     assert half.dtype==torch.float32 and close(half, .95)
 
@@ -333,7 +382,8 @@ def test_in_the_middle_of_gradient_accumulation(trained, batch):
     for how in captum_methods: Captum(model, how)(x[:2], y[:2])
     assert all(torch.equal(a, p.grad) for a,p in zip(before, model.parameters()))
     assert flags==[p.requires_grad for p in model.parameters()] and torch.equal(rng, torch.get_rng_state())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()) and all(m.training for m in model.modules())
+    assert (not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+            and all(m.training for m in model.modules()))
 
 class _Look(Callback):
     "A heatmap between backward and step, of every batch"
@@ -365,7 +415,8 @@ def test_on_a_gpu_and_under_amp(trained, batch, dtype):
 @pytest.mark.skipif(half_type('cpu') is None, reason='this processor has no bfloat16')
 @pytest.mark.parametrize('net', ['cnn','vit','swin'])
 def test_fast_agrees(nets, batch, net):
-    "On trained networks, at the resolution of the image, as the issue asks: rank correlation .99, top-tenth overlap .95. A step asks for itself whether it holds"
+    ("On trained networks, at the resolution of the image, as the issue asks: rank correlation .99, top-tenth overlap .95. "
+     "A step asks for itself whether it holds")
     (model,layer,_),(x,y) = nets[net],batch
     slow,fast = (resize_heat(GradCAM(model, layer, target='pred', fast=o)(x), (32,32)) for o in (False,True))
     rank,iou = agreement(slow, fast)
@@ -381,7 +432,8 @@ def test_fast_agrees_says_no(trained, batch):
         def heat(self, act, grad): return super().heat(act, grad)*(act.roll(1, 2).sum(1) if self.fast else 1)
     attr = Rough(trained.model)
     assert not fast_agrees(attr, *batch) and attr.fast is False
-    if half_type('cpu'): assert [fast_agrees(GradCAM(trained.model), *batch, rank=r, iou=i) for r,i in ((-1,0),(1.1,0),(-1,1.1))]==[True,False,False]
+    if half_type('cpu'):
+        assert [fast_agrees(GradCAM(trained.model), *batch, rank=r, iou=i) for r,i in ((-1,0),(1.1,0),(-1,1.1))]==[True,False,False]
 
 @pytest.mark.parametrize('how', ['ScoreCAM','AblationCAM'])
 def test_channels_that_matter(trained, batch, how):
@@ -406,7 +458,8 @@ def test_ablation_of_a_layer_with_a_way_around_it(batch):
         model = Dense(cat).eval()
         heat = AblationCAM(model, 'b', target=1, scale=False)(x)
         with torch.no_grad():
-            a = model.a(x).tanh(); b = model.b(a)
+            a = model.a(x).tanh()
+            b = model.b(a)
             score = lambda b: model.head((torch.cat([a,b], 1) if cat else a+b).relu().mean((2,3)))[:,1]
             w = torch.stack([score(b)-score(b*(torch.arange(5)!=k)[:,None,None]) for k in range(5)], 1)
         torch.testing.assert_close(heat, (w[...,None,None]*b).sum(1).relu(), atol=1e-5, rtol=1e-4)
@@ -482,15 +535,22 @@ def test_a_method_that_calls_backward_adds_to_no_gradient(trained, batch):
     assert all(torch.equal(a, p.grad) for a,p in zip(before, model.parameters()))
 
 def test_windows_are_no_grid():
-    for o in find_layers(timm.create_model('maxvit_pico_rw_256', img_size=(256,256)), torch.randn(2,3,256,256)): assert o.shape[0]==1
+    for o in find_layers(timm.create_model('maxvit_pico_rw_256', img_size=(256,256)), torch.randn(2,3,256,256)):
+        assert o.shape[0]==1
 
 def test_rollout_reads_the_token_that_the_head_reads():
-    for kw,n in ((dict(), 1), (dict(global_pool='avg'), 64), (dict(class_token=False, global_pool='avg'), 64), (dict(reg_tokens=2), 1)):
+    for kw,n in ((dict(), 1), (dict(global_pool='avg'), 64),
+                 (dict(class_token=False, global_pool='avg'), 64), (dict(reg_tokens=2), 1)):
         attr = AttentionRollout(small_vit(**kw))
         assert attr(torch.rand(2,3,32,32)).shape==(2,8,8) and attr.read.sum()==n
 
-@pytest.mark.parametrize('model,words', [(small_swin, 'do not attend over all tokens'), (lambda: timm.create_model('resnet10t'), 'do not attend over all'), (lambda: timm.create_model('xcit_nano_12_p16_224'), 'do not attend over all'),
-                                         (lambda: timm.create_model('levit_128s'), 'do not attend over all'), (lambda: timm.create_model('coatnet_pico_rw_224'), 'different numbers of tokens'), (lambda: timm.create_model('pvt_v2_b0'), 'do not attend over all')])
+@pytest.mark.parametrize('model,words', [
+    (small_swin, 'do not attend over all tokens'),
+    (lambda: timm.create_model('resnet10t'), 'do not attend over all'),
+    (lambda: timm.create_model('xcit_nano_12_p16_224'), 'do not attend over all'),
+    (lambda: timm.create_model('levit_128s'), 'do not attend over all'),
+    (lambda: timm.create_model('coatnet_pico_rw_224'), 'different numbers of tokens'),
+    (lambda: timm.create_model('pvt_v2_b0'), 'do not attend over all')])
 def test_models_that_rollout_is_not_for(model, words):
     model = model()
     x = torch.rand(1,3,*((32,32) if isinstance(model, timm.models.SwinTransformer) else (224,224)))
@@ -501,8 +561,10 @@ def test_models_that_rollout_is_not_for(model, words):
 @pytest.mark.limit(120)
 @pytest.mark.parametrize('how', [o for o in [*attributions, *captum_methods] if o not in ('AttentionRollout','LeGrad')])
 def test_maps_depend_on_the_model(trained, batch, how):
-    """Adebayo et al. 2018: a map of a network that has forgotten everything should not be that of the trained one. All of them change; the methods that sum positive parts of ever-positive 
-    activations (GradCAMPlusPlus, LayerCAM, ScoreCAM) change least, as the table in 04_attribution says"""
+    ("Adebayo et al. 2018: a map of a network that has forgotten everything should not be that of the trained one. "
+     "All of them change; "
+     """the methods that sum positive parts of ever-positive 
+    activations (GradCAMPlusPlus, LayerCAM, ScoreCAM) change least, as the table in 04_attribution says""")
     x,idx = batch[0],trained.model.eval()(batch[0]).argmax(1)
     torch.manual_seed(0)
     fresh = deepcopy(trained.model)
@@ -511,7 +573,8 @@ def test_maps_depend_on_the_model(trained, batch, how):
     maps = [pixels(as_attribution(how)(o, target=idx)(x)) for o in (trained.model,fresh)]
     assert agreement(*maps)[0].nanmean()<.8
 
-@pytest.mark.parametrize('how', [o for o in attributions if o not in ('AttentionRollout','LeGrad')]+['IntegratedGradients','GuidedGradCam','Occlusion'])
+@pytest.mark.parametrize('how', [o for o in attributions if o not in ('AttentionRollout','LeGrad')]
+                                +['IntegratedGradients','GuidedGradCam','Occlusion'])
 def test_the_planted_shortcut_is_hit(trained, how):
     files = trained.dls.valid_ds.items[:48]
     patch = torch.from_numpy(regions(trained.dls.path, files)['shortcut'])
@@ -532,28 +595,38 @@ def test_a_head_of_zeros_can_still_be_looked_at(batch):
     assert find_layer(net, batch[0]).name=='4'
 
 @pytest.mark.parametrize('last', [nn.LogSoftmax(1), nn.Softmax(1)])
-def test_models_that_end_in_a_softmax(trained, batch, last): assert find_layer(nn.Sequential(trained.model, last), batch[0]).name=='0.4'
+def test_models_that_end_in_a_softmax(trained, batch, last):
+    assert find_layer(nn.Sequential(trained.model, last), batch[0]).name=='0.4'
 
 def test_an_attribution_does_not_keep_its_model_alive():
     import gc, weakref
     net = digits_net()
     ref = weakref.ref(net)
-    GradCAM(net, target='pred')(torch.rand(2,3,32,32)), as_attribution('LayerCAM')(net), as_attribution(lambda xb,yb: net(xb))
+    GradCAM(net, target='pred')(torch.rand(2,3,32,32))
+    as_attribution('LayerCAM')(net)
+    as_attribution(lambda xb,yb: net(xb))
     del net
     gc.collect()
     assert ref() is None
 
-@pytest.mark.parametrize('make,words', [(lambda m: GradCAM(lambda x: x), 'a torch `nn.Module`'), (lambda m: GradCAM(m, fast='yes'), "fast='yes' should be"), (lambda m: GradCAM(m, layer=3, target='pred')(torch.rand(1,3,32,32)), 'layer=3 should be'),
-                                        (lambda m: GradCAM(m, target='pred')((torch.rand(1,3,32,32)*255).byte()), 'images are torch.uint8'), (lambda m: ProxyAttention(fast='yes'), "fast='yes' should be")])
+@pytest.mark.parametrize('make,words', [
+    (lambda m: GradCAM(lambda x: x), 'a torch `nn.Module`'),
+    (lambda m: GradCAM(m, fast='yes'), "fast='yes' should be"),
+    (lambda m: GradCAM(m, layer=3, target='pred')(torch.rand(1,3,32,32)), 'layer=3 should be'),
+    (lambda m: GradCAM(m, target='pred')((torch.rand(1,3,32,32)*255).byte()), 'images are torch.uint8'),
+    (lambda m: ProxyAttention(fast='yes'), "fast='yes' should be")])
 def test_wrong_types_get_a_sentence(trained, make, words):
     with pytest.raises(TypeError, match=words): make(trained.model)
 
-@pytest.mark.parametrize('kw,words', [(dict(attribution='LeGrad'), 'choose a CAM'), (dict(fast=True, attribution='Saliency'), 'has no half precision')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(attribution='LeGrad'), 'choose a CAM'), (dict(fast=True, attribution='Saliency'), 'has no half precision')])
 def test_a_method_that_is_not_for_the_model_stops_a_fit_at_once(path, kw, words):
     learn = digits_learner(path, cbs=ProxyAttention(steps=[1,'p',1], **kw))
     with pytest.raises((ValueError,TypeError), match=words), learn.no_bar(), learn.no_logging(): learn.fit(2)
 
-@pytest.mark.parametrize('kw', [dict(attribution='LeGrad'), dict(attribution='AttentionRollout'), dict(attribution='HiResCAM', layer=['blocks.0','blocks.1.norm1'])])
+@pytest.mark.parametrize('kw', [
+    dict(attribution='LeGrad'), dict(attribution='AttentionRollout'),
+    dict(attribution='HiResCAM', layer=['blocks.0','blocks.1.norm1'])])
 def test_a_transformer_trains_on_proxies(path, quiet, kw):
     learn = digits_learner(path, cbs=ProxyAttention(steps=[1,'p',1], select='all', **kw))
     learn.model = small_vit(depth=2)
@@ -566,7 +639,8 @@ def test_a_step_goes_fast_where_it_agrees(path, quiet):
     methods = []
     class Rough(LayerCAM):
         def heat(self, act, grad): return super().heat(act, grad)*(act.roll(1, 2).sum(1) if self.fast else 1)
-    for how,kw in ((LayerCAM,{}), (LayerCAM,dict(fast=False)), (LayerCAM,dict(share=20)), (LayerCAM,dict(share=20, fast=True)), (Rough,{})):
+    for how,kw in ((LayerCAM,{}), (LayerCAM,dict(fast=False)), (LayerCAM,dict(share=20)),
+                   (LayerCAM,dict(share=20, fast=True)), (Rough,{})):
         learn = digits_learner(path, cbs=ProxyAttention(steps=[1,'p',1], attribution=how, **(dict(share=1.)|kw)))
         quiet(learn, 'fit', 2, 1e-3)
         methods.append('half precision' in learn.proxy_attention.log.method[0])

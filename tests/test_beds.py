@@ -51,8 +51,10 @@ def test_nothing_is_drawn_twice(data):
 def test_shares_are_exact(name, conflict):
     path,about = made(name, conflict=conflict)
     assert about.part.value_counts().to_dict()==dict(train=120, valid=30, plain=60, aligned=60, flipped=60)
-    assert about.groupby('part').conflict.sum().to_dict()==dict(train=round(conflict*120), valid=round(conflict*30), plain=0, aligned=0, flipped=60)
-    assert sorted(about.file)==sorted(f for f in files(path) if f.endswith('.png')) and {o.name for o in path.iterdir()}=={*parts,'about.csv'}
+    assert about.groupby('part').conflict.sum().to_dict()==dict(
+        train=round(conflict*120), valid=round(conflict*30), plain=0, aligned=0, flipped=60)
+    assert (sorted(about.file)==sorted(f for f in files(path) if f.endswith('.png'))
+            and {o.name for o in path.iterdir()}=={*parts,'about.csv'})
     assert (about.file==about.apply(lambda o: f'{o.part}/{o.label}/{Path(o.file).name}', axis=1)).all()
     boxes = about[['top','left','height','width']].isna()
     assert (boxes.all(axis=1)==about.cue.isna()).all() and (boxes.any(axis=1)==boxes.all(axis=1)).all()
@@ -90,7 +92,10 @@ def test_test_images_are_the_same_and_in_no_other_part(name):
     rest = np.where(regions(path, [path/f for f in all_files])['shortcut'][...,None], 0, pixels(path, all_files))
     assert len({o.tobytes() for o in rest})==len(rest) # no picture stands twice, under any name
 
-@pytest.mark.parametrize('name,decode', [('two_colours', {(230,25,75):0, (0,130,200):1}), ('one_colour', {(255,0,0):0}), ('swatches', {(255-25*o,)*3:o for o in range(10)})])
+@pytest.mark.parametrize('name,decode', [
+    ('two_colours', {(230,25,75):0, (0,130,200):1}),
+    ('one_colour', {(255,0,0):0}),
+    ('swatches', {(255-25*o,)*3:o for o in range(10)})])
 def test_cues_stand_in_the_pixels(name, decode):
     path,about = made(name, conflict=.1)
     for o in about.dropna(subset='cue').itertuples():
@@ -101,7 +106,8 @@ def test_cues_stand_in_the_pixels(name, decode):
 def test_corners():
     where = lambda **kw: made('two_colours', **kw)[1].groupby(['top','left']).ngroups
     assert where()==1 and where(corner='random')==4 and made('swatches', corner='fixed')[1].groupby(['top','left']).ngroups==1
-    assert [*map(tuple, made('two_colours', corner=lambda n: np.full(n, 2))[1][['top','left']].dropna().drop_duplicates().values)]==[(27,0)]
+    assert [*map(tuple, made('two_colours', corner=lambda n: np.full(n, 2))[1][['top','left']]
+                 .dropna().drop_duplicates().values)]==[(27,0)]
     path,about = made('two_colours', corner='random')
     two = [about[about.part==k].sort_values('file')[['top','left']].values for k in ('aligned','flipped')]
     assert (two[0]==two[1]).all()
@@ -125,16 +131,21 @@ def test_dominoes_digits_are_in_one_part_each():
 
 @every
 def test_a_seed_repeats_and_others_differ(name):
-    one,two,other = files(made(name, conflict=.1)[0]), files(beds[name](**small, conflict=.1)), files(beds[name](**small, conflict=.1, seed=1))
+    one = files(made(name, conflict=.1)[0])
+    two = files(beds[name](**small, conflict=.1))
+    other = files(beds[name](**small, conflict=.1, seed=1))
     assert one==two and other.keys()!=one.keys()
 
 def test_parts_do_not_depend_on_the_shortcut():
-    a,b,c = (stems(made(n, **kw)[1], 'train') for n,kw in (('two_colours',{}), ('two_colours', dict(conflict=.1, corner='random')), ('one_colour', dict(conflict=.1))))
+    a,b,c = (stems(made(n, **kw)[1], 'train') for n,kw in (
+        ('two_colours',{}), ('two_colours', dict(conflict=.1, corner='random')), ('one_colour', dict(conflict=.1))))
     assert a==b==c and a!=stems(made('two_colours', seed=1)[1], 'train')
 
 def test_global_random_state_is_left_alone():
-    np.random.seed(0); a = np.random.rand(3)
-    np.random.seed(0); two_colours(**small)
+    np.random.seed(0)
+    a = np.random.rand(3)
+    np.random.seed(0)
+    two_colours(**small)
     assert (np.random.rand(3)==a).all()
 
 # images of one's own
@@ -166,7 +177,8 @@ def test_dominoes_of_pictures(mnist):
     tops = {np.pad(o, ((2,2),(6,6))).tobytes():y for o,y in zip(*mnist)}
     assert [tops[o[:32,:,0].tobytes()] for o in imgs]==[int(y=='truck') for y in aligned.label]
     where = regions(path, [path/aligned.file.iloc[0]], over=-1)
-    assert where['digit'][0,32:].all() and where['shortcut'][0,:32].all() and not where['digit'][0,:32].any() and not where['rest'].any()
+    assert (where['digit'][0,32:].all() and where['shortcut'][0,:32].all()
+            and not where['digit'][0,:32].any() and not where['rest'].any())
 
 def test_labels_that_miss_some_digits(mnist):
     imgs,labels = (o[np.isin(mnist[1], (2,7,9))] for o in mnist)
@@ -177,7 +189,8 @@ def test_labels_that_miss_some_digits(mnist):
 def test_no_shortcut(mnist):
     path = no_shortcut(None, *mnist, n_train=120, n_test=60)
     about = pd.read_csv(path/'about.csv')
-    assert set(about.part)=={'train','valid','plain'} and about.cue.isna().all() and not about.conflict.any() and list(test_sets(path))==['plain']
+    assert (set(about.part)=={'train','valid','plain'} and about.cue.isna().all() and not about.conflict.any()
+            and list(test_sets(path))==['plain'])
     assert stems(about, 'train')==stems(pd.read_csv(two_colours(None, *mnist, **small)/'about.csv'), 'train')
 
 def test_learners_see_beds_and_digits_alike(path, same, weights):
@@ -185,7 +198,8 @@ def test_learners_see_beds_and_digits_alike(path, same, weights):
     a,b = digits_learner(path, 3), bed_learner(path, seed=3, bs=16)
     assert same(weights(a), weights(b)) and a.dls.bs==b.dls.bs==16 and torch.equal(a.dls.one_batch()[1], b.dls.one_batch()[1])
     learn = bed_learner(made('dominoes')[0], partial(fc_net, hidden=7))
-    assert learn.model(learn.dls.one_batch()[0]).shape==(64,2) and learn.model[-3].in_features==64*16*8 and learn.model[-1].in_features==7
+    assert (learn.model(learn.dls.one_batch()[0]).shape==(64,2)
+            and learn.model[-3].in_features==64*16*8 and learn.model[-1].in_features==7)
     assert bed_learner(made('swatches')[0], lambda n: nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, n))).dls.c==10
 
 # faults
@@ -212,7 +226,8 @@ def test_learners_see_beds_and_digits_alike(path, same, weights):
     (lambda m: dominoes(None, *m, *m, **small), ValueError, 'of two classes, these are of 10'),
     (lambda m: dominoes(None, m[0], None), ValueError, 'Give digit images and their labels'),
     (lambda m: dominoes(None, m[0][m[1]>0], m[1][m[1]>0], **small), ValueError, 'There are 0 digits 0'),
-    (lambda m: dominoes(None, None, None, m[0][:,:20], m[1]%2, **small), ValueError, r'digits \(32×32\) should not be larger than the pictures \(20×28\)'),
+    (lambda m: dominoes(None, None, None, m[0][:,:20], m[1]%2, **small), ValueError,
+     r'digits \(32×32\) should not be larger than the pictures \(20×28\)'),
     (lambda m: dominoes(n_train=1500), ValueError, 'too few for 1500 in train'),
 ])
 def test_what_cannot_work(mnist, how, error, words):
@@ -239,9 +254,13 @@ def test_regions_of_other_folders(tmp_path):
 
 # files
 
-def idx(a): return bytes([0,0,{'u':8,'i':12,'f':13}[a.dtype.kind],a.ndim]) + np.array(a.shape, '>u4').tobytes() + a.astype(a.dtype.newbyteorder('>')).tobytes()
+def idx(a):
+    return (bytes([0,0,{'u':8,'i':12,'f':13}[a.dtype.kind],a.ndim]) + np.array(a.shape, '>u4').tobytes()
+            + a.astype(a.dtype.newbyteorder('>')).tobytes())
 
-@pytest.mark.parametrize('a', [np.arange(24, dtype=np.uint8).reshape(2,3,4), np.array([3,1,2], np.uint8), np.array([[-70000,1]], np.int32), np.array([.5,-2], np.float32), np.zeros((0,28,28), np.uint8)])
+@pytest.mark.parametrize('a', [
+    np.arange(24, dtype=np.uint8).reshape(2,3,4), np.array([3,1,2], np.uint8), np.array([[-70000,1]], np.int32),
+    np.array([.5,-2], np.float32), np.zeros((0,28,28), np.uint8)])
 def test_idx_files(tmp_path, a):
     (tmp_path/'a').write_bytes(idx(a))
     (tmp_path/'b').write_bytes(gzip.compress(idx(a)))
@@ -252,8 +271,10 @@ def test_idx_files(tmp_path, a):
 
 def test_idx_files_that_are_broken(tmp_path):
     good = idx(np.arange(24, dtype=np.uint8).reshape(2,3,4))
-    for raw,words in ((b'','not in the IDX format'), (b'PK\3\4aaaa','not in the IDX format'), (b'\0\0\x99\3','not in the IDX format'), (good[:9],'cut short'), (good[:-1],'cut short'), (good+b'a','holds more'),
-                      (gzip.compress(good)[:-12],'cannot be unpacked'), (b'\x1f\x8b junk','cannot be unpacked'), (gzip.compress(good[:-3]),'cut short')):
+    for raw,words in ((b'','not in the IDX format'), (b'PK\3\4aaaa','not in the IDX format'), (b'\0\0\x99\3','not in the IDX format'),
+                      (good[:9],'cut short'), (good[:-1],'cut short'), (good+b'a','holds more'),
+                      (gzip.compress(good)[:-12],'cannot be unpacked'), (b'\x1f\x8b junk','cannot be unpacked'),
+                      (gzip.compress(good[:-3]),'cut short')):
         (tmp_path/'f').write_bytes(raw)
         with pytest.raises(ValueError, match=words): read_idx(tmp_path/'f')
 
@@ -267,7 +288,8 @@ def test_folders_as_arrays(tmp_path):
     for i,c in enumerate('ab'):
         (tmp_path/c).mkdir()
         Image.new('L', (9,9+i)).save(tmp_path/c/'a.png')
-    with pytest.raises(ValueError, match=r'one size: .*a.png has 9×9 pixels .height × width., .*a.png has 10×9'): read_folder(tmp_path)
+    with pytest.raises(ValueError, match=r'one size: .*a.png has 9×9 pixels .height × width., .*a.png has 10×9'):
+        read_folder(tmp_path)
     with pytest.raises(ValueError, match="no class 'c'"): read_folder(tmp_path, ['c'])
 
 # the benchmark's
@@ -280,21 +302,26 @@ def bed_data():
 
 def test_beds_of_the_benchmarks(bed_data, mnist, tmp_path):
     (data := tmp_path/'data').mkdir()
-    for k,a in zip(('images_idx3','labels_idx1'), mnist): (data/f'mnist_10k_{k}.gz').write_bytes(gzip.compress(idx(a.astype(np.uint8))))
+    for k,a in zip(('images_idx3','labels_idx1'), mnist):
+        (data/f'mnist_10k_{k}.gz').write_bytes(gzip.compress(idx(a.astype(np.uint8))))
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(data/'cifar10_jpg.zip', 'w') as z:
         for part,c,i in itertools.product(('train','test'), ('automobile','cat','truck'), range(60)):
             Image.fromarray(rng.integers(0, 256, (32,32,3), dtype=np.uint8)).save(f := io.BytesIO(), 'JPEG')
             z.writestr(f'{part}/{c}/{i:04}.jpg', f.getvalue())
     make = lambda name,**kw: bed_data.make(name, data, tmp_path/'out', **dict(n_train=64, n_test=32)|kw)
-    for name in set(bed_data.names)-{'mnist','mnist_1k','mnist_halves','cars','cifar','cifar10'}: assert test_sets(make(name)).keys()=={'plain','aligned','flipped'}
-    for name in ('mnist_halves','cars'): assert test_sets(make(name)).keys()=={'plain'} and len(ls := [o.name for o in (make(name)/'train').iterdir()])==2, ls
+    for name in set(bed_data.names)-{'mnist','mnist_1k','mnist_halves','cars','cifar','cifar10'}:
+        assert test_sets(make(name)).keys()=={'plain','aligned','flipped'}
+    for name in ('mnist_halves','cars'):
+        assert test_sets(make(name)).keys()=={'plain'} and len(ls := [o.name for o in (make(name)/'train').iterdir()])==2, ls
     assert not np.asarray(Image.open(next((make('cars')/'train').rglob('*.png'))))[:32].any()
     about = lambda name: pd.read_csv(make(name)/'about.csv').query('part=="train"')
-    assert about('random_corner').conflict.sum()==1 and about('random_corner').groupby(['top','left']).ngroups==4 and about('dominoes_95').conflict.sum()==3 and set(about('dominoes_100').label)=={'automobile','truck'}
+    assert (about('random_corner').conflict.sum()==1 and about('random_corner').groupby(['top','left']).ngroups==4
+            and about('dominoes_95').conflict.sum()==3 and set(about('dominoes_100').label)=={'automobile','truck'})
     before = files(tmp_path/'out')
     make('decoy')
     assert files(tmp_path/'out')==before
     with ThreadPoolExecutor(3) as ex: same = set(ex.map(lambda _: make('masktune', seed=7), range(3)))
-    assert len(same)==1 and len(pd.read_csv(same.pop()/'about.csv'))==64+16+3*32 and not [o for o in (tmp_path/'out').iterdir() if o.name.startswith('.')]
+    assert (len(same)==1 and len(pd.read_csv(same.pop()/'about.csv'))==64+16+3*32
+            and not [o for o in (tmp_path/'out').iterdir() if o.name.startswith('.')])
     with pytest.raises(ValueError, match="No bed is called 'masktun', did you mean 'masktune"): make('masktun')

@@ -21,7 +21,8 @@ N = 4 # epochs
 def make(path, folder=None, cbs=(), resume=True, best='accuracy', proxy=None, workers=0, bs=16, net=None, own=None, **kwargs):
     "Dropout, augmentation, and a proxy step after each epoch from the first"
     set_seed(0)
-    dls = ImageDataLoaders.from_folder(Path(path), train='train', valid='valid', bs=bs, num_workers=workers, batch_tfms=[Flip(), Brightness()])
+    dls = ImageDataLoaders.from_folder(
+        Path(path), train='train', valid='valid', bs=bs, num_workers=workers, batch_tfms=[Flip(), Brightness()])
     net = nn.Sequential(*digits_net()[:-1], nn.Dropout(.3), nn.Linear(64,10)) if net is None else net
     pa = [] if proxy is False else [ProxyAttention(**(dict(start=1, p=.5, clear=True, folder=own)|(proxy or {})))]
     ckpt = [Checkpoint(folder, best=best, resume=resume)] if folder else []
@@ -31,7 +32,9 @@ def bits(o, h=None):
     "A digest of nested data, bit for bit"
     h = h or hashlib.sha256()
     if isinstance(o, dict):
-        for k in o: h.update(str(k).encode()); bits(o[k], h)
+        for k in o:
+            h.update(str(k).encode())
+            bits(o[k], h)
     elif isinstance(o, (list,tuple,L)):
         h.update(b'[')
         for v in o: bits(v, h)
@@ -44,13 +47,21 @@ def bits(o, h=None):
 def ends(learn, folder=None):
     "All that a finished run leaves, each thing as a digest"
     rec,res = learn.recorder,{}
-    res = dict(model=bits(learn.model.state_dict()), opt=bits(learn.opt.state_dict()['state']), hypers=bits([sorted(h.items()) for h in learn.opt.hypers]),
-        rng=bits([random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()]), loader=bits([o.rng.getstate() for o in learn.dls.loaders]), 
-        **{k:bits(getattr(rec, k)) for k in ('lrs','iters','losses','values')}, smooth=bits(rec.smooth_loss.value), hps=bits(getattr(rec, 'hps', None)))
+    res = dict(
+        model=bits(learn.model.state_dict()), opt=bits(learn.opt.state_dict()['state']),
+        hypers=bits([sorted(h.items()) for h in learn.opt.hypers]),
+        rng=bits([random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()]),
+        loader=bits([o.rng.getstate() for o in learn.dls.loaders]),
+        **{k:bits(getattr(rec, k)) for k in ('lrs','iters','losses','values')},
+        smooth=bits(rec.smooth_loss.value), hps=bits(getattr(rec, 'hps', None)))
     if hasattr(learn, 'proxy_attention'):
         pa = learn.proxy_attention
-        res |= dict(log=bits(pa.log.to_csv()), history=bits(pa.history.drop(columns='seconds').to_csv()), idxs=bits(pa.store.idxs), grids=bits(pa.store.grids), interp=bits([pa.interp.losses, pa.interp.preds, pa.interp.targs]) if pa.interp else '')
-        if pa.folder: res |= dict(csv=bits((pa.folder/'proxy_log.csv').read_text()), heat=bits(HeatmapStore.load(pa.folder/'heat.npz').grids))
+        res |= dict(
+            log=bits(pa.log.to_csv()), history=bits(pa.history.drop(columns='seconds').to_csv()),
+            idxs=bits(pa.store.idxs), grids=bits(pa.store.grids),
+            interp=bits([pa.interp.losses, pa.interp.preds, pa.interp.targs]) if pa.interp else '')
+        if pa.folder:
+            res |= dict(csv=bits((pa.folder/'proxy_log.csv').read_text()), heat=bits(HeatmapStore.load(pa.folder/'heat.npz').grids))
     if folder: res |= dict(best=bits({k:v for k,v in read_checkpoint(folder/'best.pth').items()}))
     return res
 
@@ -64,14 +75,19 @@ def fit(learn, how='fit_one_cycle', *args, **kwargs):
 
 def at_point(point):
     "Kill this process at a place of the run: 'batch', 'step', 'write', 'renamed', … and when it comes there for the nth time"
-    name,n = point.split(':'); left = [int(n)]
+    name,n = point.split(':')
+    left = [int(n)]
     def reached(*_):
         left[0] -= 1
         if left[0]==0: os.kill(os.getpid(), signal.SIGKILL)
     if name=='half': # of a checkpoint is written
         save = torch.save
         def half(o, f):
-            save(o, b := io.BytesIO()); f.write(b.getvalue()[:len(b.getvalue())//2]); f.flush(); reached(); f.write(b.getvalue()[len(b.getvalue())//2:])
+            save(o, b := io.BytesIO())
+            f.write(b.getvalue()[:len(b.getvalue())//2])
+            f.flush()
+            reached()
+            f.write(b.getvalue()[len(b.getvalue())//2:])
         room.torch.save = half
     elif name in ('whole','renamed'): # written but not renamed, just renamed
         replace = os.replace
@@ -82,11 +98,16 @@ def at_point(point):
         core.os.replace = killing
     elif name=='heat': # in a proxy step, its heat half computed
         own = ProxyAttention.attribute
-        def attribute(self, idxs): res = own(self, idxs); reached(); return res
+        def attribute(self, idxs):
+            res = own(self, idxs)
+            reached()
+            return res
         ProxyAttention.attribute = attribute
     elif name=='logged': # the step is in the log on disk, and not in a checkpoint
         own = ProxyAttention.save
-        def save(self): own(self); reached()
+        def save(self):
+            own(self)
+            reached()
         ProxyAttention.save = save
     else: return [type('Killer', (Callback,), {name:reached, 'order':999})()]
     return []
@@ -102,7 +123,9 @@ def full_disk(path, run, out):
     with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
         warnings.simplefilter('always')
         learn.fit_one_cycle(N, 3e-3)
-    out.write_text(json.dumps(dict(warned=len([o for o in said if 'could not be written' in str(o.message)]), epochs=len(learn.recorder.values), kept=read_checkpoint(run/'last.pth')['epoch'])))
+    out.write_text(json.dumps(dict(
+        warned=len([o for o in said if 'could not be written' in str(o.message)]),
+        epochs=len(learn.recorder.values), kept=read_checkpoint(run/'last.pth')['epoch'])))
 
 def child(path, out, run, own, point, log):
     "One life of a run; it writes what it ends with"
@@ -114,7 +137,8 @@ def child(path, out, run, own, point, log):
         os._exit(0)
     except BaseException:
         import traceback
-        Path(log).write_text(traceback.format_exc()); os._exit(1)
+        Path(log).write_text(traceback.format_exc())
+        os._exit(1)
 
 def server(path, tmp):
     "Fork, kill, fork again, until the run has ended; say how often it was killed"
@@ -132,13 +156,17 @@ def server(path, tmp):
     start = time.perf_counter()
     live('whole.json', tmp/'whole', tmp/'whole_own')
     took,said = time.perf_counter()-start, {}
-    placed = ['after_batch:1','half:1','half:2','whole:1','renamed:1','whole:2','heat:1','logged:1','renamed:2', # in the first epoch and around its checkpoints
-        'after_loss:9','logged:1','heat:1','before_validate:1','renamed:1','after_epoch:1','half:1','before_train:1','whole:1','after_epoch:1','after_fit:1','before_fit:1']
+    placed = [
+        # in the first epoch and around its checkpoints
+        'after_batch:1','half:1','half:2','whole:1','renamed:1','whole:2','heat:1','logged:1','renamed:2',
+        'after_loss:9','logged:1','heat:1','before_validate:1','renamed:1','after_epoch:1','half:1',
+        'before_train:1','whole:1','after_epoch:1','after_fit:1','before_fit:1']
     kills = sum(live('placed.json', tmp/'placed', tmp/'placed_own', o) for o in placed)
     said['placed'],said['placed_of'] = kills,len(placed)
     live('placed.json', tmp/'placed', tmp/'placed_own')
     kills = 0
-    while not (tmp/'random.json').exists() and kills<60: kills += live('random.json', tmp/'random', tmp/'random_own', after=rng.uniform(0, .3)*took if kills<12 else None)
+    while not (tmp/'random.json').exists() and kills<60:
+        kills += live('random.json', tmp/'random', tmp/'random_own', after=rng.uniform(0, .3)*took if kills<12 else None)
     said['random'] = kills
     live('twice.json', tmp/'random', tmp/'random_own') # run once more when all is done
     live('full.json', tmp/'full', None, 'full')
@@ -149,7 +177,8 @@ if __name__=='__main__': sys.exit(server(*sys.argv[1:]))
 @pytest.mark.limit(110)
 def test_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     path = digits(tmp_path/'data', n=80)
-    res = subprocess.run([sys.executable, __file__, path, tmp_path], capture_output=True, text=True, env=os.environ|dict(PYTHONPATH=os.pathsep.join(sys.path)))
+    res = subprocess.run([sys.executable, __file__, path, tmp_path], capture_output=True, text=True,
+                         env=os.environ|dict(PYTHONPATH=os.pathsep.join(sys.path)))
     assert res.returncode==0, res.stderr[-3000:]
     said,load = json.loads(res.stdout.splitlines()[-1]), lambda o: json.loads((tmp_path/f'{o}.json').read_text())
     assert said['placed']==said['placed_of'] and said['random']>=5 and said['placed']+said['random']>=20, said
@@ -157,7 +186,9 @@ def test_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     for o in ('placed','random'): assert load(o)==whole, (o, [k for k in whole if load(o)[k]!=whole[k]])
     assert load('twice')['model']==whole['model'] and load('twice')['values']==whole['values']
     assert load('full')==dict(warned=3, epochs=N, kept=1), 'a full disk, without a mock'
-    for o in ('placed','random','full'): assert sorted(f.name for f in (tmp_path/o).iterdir())==['.lock',*(['best.pth'] if o!='full' else []),'last.pth'] # nothing half written is left
+    for o in ('placed','random','full'):
+        # nothing half written is left
+        assert sorted(f.name for f in (tmp_path/o).iterdir())==['.lock',*(['best.pth'] if o!='full' else []),'last.pth']
 
 # In one process
 
@@ -181,7 +212,8 @@ def whole(small, tmp_path_factory):
 def cut_and_gone_on(small, tmp_path, how='fit_one_cycle', args=(N, 3e-3), cut=(2,1,1), kw=lambda: {}, **fit_kw):
     whole = ends(fit(make(small, tmp_path/'whole', **kw()), how, *args, **fit_kw), tmp_path/'whole')
     k = kw()
-    with pytest.raises(KeyboardInterrupt): fit(make(small, tmp_path/'cut', **k|dict(cbs=[*k.get('cbs', []), Cut(*cut)])), how, *args, **fit_kw)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make(small, tmp_path/'cut', **k|dict(cbs=[*k.get('cbs', []), Cut(*cut)])), how, *args, **fit_kw)
     again = fit(make(small, tmp_path/'cut', **kw()), how, *args, **fit_kw)
     res = ends(again, tmp_path/'cut')
     assert res==whole, [k for k in whole if res[k]!=whole[k]]
@@ -192,14 +224,31 @@ class Late(Callback):
     order = 80
     def before_fit(self): self.seen,self.best_of,self.arr,self.pairs,self.bag = L(),None,np.zeros(3),{},set()
     def after_epoch(self):
-        self.seen.append(random.random()); self.best_of = max(self.seen); self.arr = self.arr+np.random.rand(3); self.pairs[self.epoch] = (torch.rand(2),'x'); self.bag.add(self.epoch)
+        self.seen.append(random.random())
+        self.best_of = max(self.seen)
+        self.arr = self.arr+np.random.rand(3)
+        self.pairs[self.epoch] = (torch.rand(2),'x')
+        self.bag.add(self.epoch)
 
 plain = lambda *cbs, **kw: dict(kw=lambda: dict(proxy=False, cbs=[o() for o in cbs], **kw))
 proxies = lambda **kw: dict(kw=lambda: dict(proxy=kw))
-cases = dict(one_cycle={}, constant=dict(how='fit', args=(N, 1e-3), **plain()), sgdr=dict(how='fit_sgdr', args=(2, 2), **plain()), fit_proxy=dict(how='fit_proxy', **proxies(select='all', every=None, clear=False, p=1., losses='running')),
-    running=proxies(losses='running', select='random'), augment=proxies(mode='augment', fill='noise'), data_fill=proxies(fill='mean', rule='random'), plateau=proxies(start=.3, steps=Plateau('accuracy')),
-    accumulation=plain(partial(GradientAccumulation, 40)), mixup=plain(MixUp, GradientClip), half=plain(MixedPrecision), torch_opt=plain(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), ranger=plain(opt_func=ranger),
-    trackers=dict(how='fit', args=(N, 1e-2), **plain(partial(ReduceLROnPlateau, patience=1, min_delta=1.), partial(SaveModelCallback, 'accuracy', with_opt=True))), workers=dict(args=(2, 3e-3), cut=(1,1,1), kw=lambda: dict(workers=2)))
+cases = dict(
+    one_cycle={},
+    constant=dict(how='fit', args=(N, 1e-3), **plain()),
+    sgdr=dict(how='fit_sgdr', args=(2, 2), **plain()),
+    fit_proxy=dict(how='fit_proxy', **proxies(select='all', every=None, clear=False, p=1., losses='running')),
+    running=proxies(losses='running', select='random'),
+    augment=proxies(mode='augment', fill='noise'),
+    data_fill=proxies(fill='mean', rule='random'),
+    plateau=proxies(start=.3, steps=Plateau('accuracy')),
+    accumulation=plain(partial(GradientAccumulation, 40)),
+    mixup=plain(MixUp, GradientClip),
+    half=plain(MixedPrecision),
+    torch_opt=plain(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)),
+    ranger=plain(opt_func=ranger),
+    trackers=dict(how='fit', args=(N, 1e-2), **plain(
+        partial(ReduceLROnPlateau, patience=1, min_delta=1.), partial(SaveModelCallback, 'accuracy', with_opt=True))),
+    workers=dict(args=(2, 3e-3), cut=(1,1,1), kw=lambda: dict(workers=2)))
 
 @pytest.mark.parametrize('case', cases)
 @pytest.mark.filterwarnings('ignore:CUDA is not:UserWarning', 'ignore:torch.cuda.amp:UserWarning')
@@ -211,7 +260,8 @@ def test_what_callbacks_know(small, tmp_path):
     again = cut_and_gone_on(small, tmp_path, kw=lambda: dict(cbs=[Late()]))
     late = again.late
     whole = fit(make(small, tmp_path/'third', [Late()])).late
-    assert isinstance(late.seen, L) and late.seen==whole.seen and late.best_of==whole.best_of and (late.arr==whole.arr).all() and late.bag==whole.bag==set(range(N))
+    assert (isinstance(late.seen, L) and late.seen==whole.seen and late.best_of==whole.best_of
+            and (late.arr==whole.arr).all() and late.bag==whole.bag==set(range(N)))
     assert all(torch.equal(late.pairs[k][0], whole.pairs[k][0]) for k in range(N))
 
 @pytest.mark.parametrize('cut,across', [((0,1,1),None), ((0,1,2),None), ((0,1,2),3), ((1,2,2),3)])
@@ -267,7 +317,9 @@ def test_watching_changes_nothing(small, tmp_path):
     learn = make(small, tmp_path/'run', proxy=False)
     assert ends(fit(learn))==ends(fit(make(small, proxy=False)))
     before = (tmp_path/'run'/'last.pth').read_bytes()
-    with learn.no_bar(): learn.validate(); learn.get_preds()
+    with learn.no_bar():
+        learn.validate()
+        learn.get_preds()
     assert (tmp_path/'run'/'last.pth').read_bytes()==before and learn.checkpoint.fits==1
 
 def test_early_stopping(small, tmp_path, capsys):
@@ -276,7 +328,8 @@ def test_early_stopping(small, tmp_path, capsys):
     again = cut_and_gone_on(small, tmp_path, kw=kw, cut=(1,1,1))
     assert len(again.recorder.values)==2+1
     assert ends(fit(make(small, tmp_path/'cut', **kw())), tmp_path/'cut')['model']==ends(again, tmp_path/'cut')['model']
-    assert len(fit(make(small, tmp_path/'cut', cbs=[EarlyStoppingCallback('accuracy', min_delta=2., patience=4)])).recorder.values)==N # more patience: it goes on
+    # more patience: it goes on
+    assert len(fit(make(small, tmp_path/'cut', cbs=[EarlyStoppingCallback('accuracy', min_delta=2., patience=4)])).recorder.values)==N
 
 def test_best_is_the_best(small, tmp_path):
     "The weights of the best epoch, and not of another"
@@ -287,7 +340,8 @@ def test_best_is_the_best(small, tmp_path):
     assert best==dict(fit=1, epoch=int(np.argmin(losses)), monitor='valid_loss', value=min(losses))
     with new.no_bar(): assert abs(new.validate()[0]-min(losses))<1e-6
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match='The weights of the model'): load_best(make(small, net=nn.Sequential(nn.Flatten(), nn.Linear(3*32*32,10))), tmp_path/'run')
+    with pytest.raises(ValueError, match='The weights of the model'):
+        load_best(make(small, net=nn.Sequential(nn.Flatten(), nn.Linear(3*32*32,10))), tmp_path/'run')
 
 def test_nan_is_never_best(small, tmp_path):
     class Nan(Callback):
@@ -311,10 +365,12 @@ def test_full_disk(small, tmp_path, monkeypatch):
         with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
             warnings.simplefilter('always')
             learn.fit_one_cycle(N, 3e-3)
-        assert [re.search('after epoch (.) could not be written .*No space left on device.*training goes on', str(o.message))[1] for o in said if o.category is ProxyWarning]==['1','2','3']
+        assert [re.search('after epoch (.) could not be written .*No space left on device.*training goes on', str(o.message))[1]
+                for o in said if o.category is ProxyWarning]==['1','2','3']
         assert len(learn.recorder.values)==N and read_checkpoint(tmp_path/'run'/'last.pth')['epoch']==1
         assert not list((tmp_path/'run').glob('.*tmp'))
-        with pytest.raises(OSError, match='No checkpoint can be written.*No space left'): fit(make(small, tmp_path/'other', best=None))
+        with pytest.raises(OSError, match='No checkpoint can be written.*No space left'):
+            fit(make(small, tmp_path/'other', best=None))
     assert ends(fit(make(small, tmp_path/'run', best=None, proxy=False)))==ends(learn)
 
 @pytest.fixture(scope='module')
@@ -357,9 +413,16 @@ def other_split(path, tmp_path):
     return new
 
 @pytest.mark.parametrize('says,kw,args', [
-    ('The number of epochs: 4 there, 7 here', {}, (7, 3e-3)), ('The schedule, lr', {}, (N, 1e-3)), ('The batch size: 16 there, 8 here', dict(bs=8), ()), ('The weights of the model', dict(net=lambda: digits_net()), ()),
-    ('The layers of the model', dict(net=lambda: nn.Sequential(*digits_net()[:-1], nn.Dropout(.4), nn.Linear(64,10))), ()), ('The optimizer: Adam there, SGD here', dict(opt_func=SGD), ()),
-    ('ProxyAttention, p: 0.5 there, 0.9 here', dict(proxy=dict(p=.9)), ()), ('ProxyAttention: .* absent here', dict(proxy=False), ()), ('The training files', 'split', ()), ('The number of images', 'fewer', ())])
+    ('The number of epochs: 4 there, 7 here', {}, (7, 3e-3)),
+    ('The schedule, lr', {}, (N, 1e-3)),
+    ('The batch size: 16 there, 8 here', dict(bs=8), ()),
+    ('The weights of the model', dict(net=lambda: digits_net()), ()),
+    ('The layers of the model', dict(net=lambda: nn.Sequential(*digits_net()[:-1], nn.Dropout(.4), nn.Linear(64,10))), ()),
+    ('The optimizer: Adam there, SGD here', dict(opt_func=SGD), ()),
+    ('ProxyAttention, p: 0.5 there, 0.9 here', dict(proxy=dict(p=.9)), ()),
+    ('ProxyAttention: .* absent here', dict(proxy=False), ()),
+    ('The training files', 'split', ()),
+    ('The number of images', 'fewer', ())])
 def test_another_run(small, half, tmp_path, says, kw, args):
     path = small
     if kw=='split': path,kw = other_split(small, tmp_path),{}
@@ -377,7 +440,8 @@ def test_data_may_have_moved(small, whole, half, tmp_path):
 
 def test_a_checkpoint_is_not_written_over(small, half):
     before = (half/'last.pth').read_bytes()
-    with pytest.raises(FileExistsError, match='is there already. To go on with it: .*resume=True'): fit(make(small, half, resume=False))
+    with pytest.raises(FileExistsError, match='is there already. To go on with it: .*resume=True'):
+        fit(make(small, half, resume=False))
     assert (half/'last.pth').read_bytes()==before
 
 def test_callbacks_that_are_gone(small, half, tmp_path):
@@ -386,12 +450,15 @@ def test_callbacks_that_are_gone(small, half, tmp_path):
     with pytest.warns(ProxyWarning, match='does not have: late'), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(N, 3e-3)
 
 def test_two_processes_at_once(small, half):
-    code = "import fcntl,sys,time; f=open(sys.argv[1],'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(30)"
+    code = ("import fcntl,sys,time; f=open(sys.argv[1],'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); time.sleep(30)")
     other = subprocess.Popen([sys.executable, '-c', code, half/'.lock'], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline()=='held\n'
     try:
         with pytest.raises(FileExistsError, match='Another process is training with the folder'): fit(make(small, half))
-    finally: other.kill(); other.wait()
+    finally:
+        other.kill()
+        other.wait()
     fit(make(small, half)) # who is killed lets go
 
 def test_no_permission(small, tmp_path, monkeypatch):
@@ -402,7 +469,8 @@ def test_no_permission(small, tmp_path, monkeypatch):
         if self.name=='locked': raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return own(self, *a, **k)
     monkeypatch.setattr(Path, 'mkdir', mkdir)
-    with pytest.raises(PermissionError, match='cannot be written .Permission denied.: name another'): fit(make(small, tmp_path/'locked'))
+    with pytest.raises(PermissionError, match='cannot be written .Permission denied.: name another'):
+        fit(make(small, tmp_path/'locked'))
 
 def test_nothing_among_the_images(small, fingerprint):
     before = fingerprint(small)
@@ -410,7 +478,8 @@ def test_nothing_among_the_images(small, fingerprint):
     assert fingerprint(small)==before
 
 def test_arguments(small, tmp_path):
-    for kw,says in ((dict(folder=3), 'folder=3'), (dict(folder=''), "folder=''"), (dict(folder='x', best=1), 'best=1'), (dict(folder='x', resume='last.pth'), "resume='last.pth'")):
+    for kw,says in ((dict(folder=3), 'folder=3'), (dict(folder=''), "folder=''"), (dict(folder='x', best=1), 'best=1'),
+                    (dict(folder='x', resume='last.pth'), "resume='last.pth'")):
         with pytest.raises(TypeError, match=says): Checkpoint(**kw)
     with pytest.raises(ValueError, match="did you mean 'valid_loss'"): fit(make(small, tmp_path/'run', best='val_loss'))
     with pytest.raises(FileNotFoundError, match='There is no checkpoint'): load_best(make(small), tmp_path/'none')
@@ -441,7 +510,8 @@ def test_with_a_progress_bar(small, whole, half, capsys):
 @pytest.mark.parametrize('resume', [True,False])
 def test_a_run_that_never_began_is_no_run(small, tmp_path, resume):
     "An argument that is refused before the first batch, put right and tried again"
-    with pytest.raises(ValueError, match='need 9 epochs'): fit(make(small, tmp_path/'run', resume=resume, proxy=dict(start=.3, steps=[8,'p',1])))
+    with pytest.raises(ValueError, match='need 9 epochs'):
+        fit(make(small, tmp_path/'run', resume=resume, proxy=dict(start=.3, steps=[8,'p',1])))
     assert read_checkpoint(tmp_path/'run'/'last.pth')['epoch']==0
     assert len(fit(make(small, tmp_path/'run', resume=resume, proxy=False)).recorder.values)==N
 

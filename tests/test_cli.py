@@ -15,7 +15,8 @@ pytestmark = pytest.mark.limit(170)
 few = dict(arch='resnet10t', pretrained=False, size=32, workers=0)
 few_args = ('--arch', 'resnet10t', '--pretrained', 'no', '--size', 32, '--workers', 0)
 def run(*args, **kwargs): return warm.run(warm.script, *args, **kwargs)
-def run_cold(*args, **kwargs): return subprocess.run([warm.bin/args[0], *map(str, args[1:])], capture_output=True, text=True, timeout=160, **kwargs)
+def run_cold(*args, **kwargs):
+    return subprocess.run([warm.bin/args[0], *map(str, args[1:])], capture_output=True, text=True, timeout=160, **kwargs)
 
 def test_demo_end_to_end(tmp_path):
     res = run_cold('proxy-demo', '--epochs', 2, cwd=tmp_path)
@@ -35,11 +36,14 @@ def test_runs_that_start_together_have_a_folder_each(tmp_path):
 
 def test_train_end_to_end(path, tmp_path, fingerprint):
     before = fingerprint(path)
-    res = run('proxy-train', path.name, *few_args, '--steps', '1,p,1', '--out', tmp_path/'runs', '--save-images', '--share', .5, cwd=path.parent) # a relative path, as people type it
+    # a relative path, as people type it
+    res = run('proxy-train', path.name, *few_args, '--steps', '1,p,1', '--out', tmp_path/'runs', '--save-images', '--share', .5,
+              cwd=path.parent)
     assert res.returncode==0, res.stderr
     assert fingerprint(path)==before
     o, = (tmp_path/'runs').iterdir()
-    assert {'config.toml','folds.csv','checkpoints','tensorboard','history.csv','proxy_log.csv','proxy_steps.csv','heat.npz','manifest.csv','proxies','proxies.png','model.pkl'} <= set(os.listdir(o))
+    assert {'config.toml','folds.csv','checkpoints','tensorboard','history.csv','proxy_log.csv','proxy_steps.csv','heat.npz',
+            'manifest.csv','proxies','proxies.png','model.pkl'} <= set(os.listdir(o))
     assert from_toml(o/'config.toml').proxy.steps=='1,p,1'
     assert len(pd.read_csv(o/'history.csv'))==2
     learn = load_learner(o/'model.pkl')
@@ -51,16 +55,23 @@ def test_help(name):
     assert res.returncode==0 and res.stdout.startswith(f'usage: {name} [-h]') and not res.stderr, res
 
 @pytest.mark.parametrize('run,args,words', [
-    (run, ['nowhere'], 'There is no folder and no CSV file nowhere'), (run_cold, ['{path}','--arch','resnet10t','--out','{tmp}'], 'train from scratch with `pretrained=False` (`--pretrained no`)')], ids=['folder','weights'])
+    (run, ['nowhere'], 'There is no folder and no CSV file nowhere'),
+    (run_cold, ['{path}','--arch','resnet10t','--out','{tmp}'], 'train from scratch with `pretrained=False` (`--pretrained no`)')
+], ids=['folder','weights'])
 def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
-    res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args], env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
+    res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args],
+              env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
     assert res.returncode==1 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
     assert len(res.stderr.strip().splitlines())==1, res.stderr
 
-@pytest.mark.parametrize('kw,words', [(dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
-    (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'), (dict(recipe='none', area=.1), 'has no use for area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
-    (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'), (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),
-    (dict(recipe='shortcut', epochs=1), 'has no proxy step'), (dict(out='{path}/runs'), 'nothing is ever written there'), (dict(arch='alexnet', size=8, pretrained=False), 'does not work on images of 8×8')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
+    (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'),
+    (dict(recipe='none', area=.1), 'has no use for area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
+    (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'),
+    (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),
+    (dict(recipe='shortcut', epochs=1), 'has no proxy step'), (dict(out='{path}/runs'), 'nothing is ever written there'),
+    (dict(arch='alexnet', size=8, pretrained=False), 'does not work on images of 8×8')])
 def test_errors_are_sentences(path, kw, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kw = {k:v.format(path=path) if isinstance(v, str) else v for k,v in kw.items()}
@@ -87,7 +98,8 @@ def weights_of(run): return load_learner(run/'model.pkl').model.state_dict()
 
 def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     "kill -9 in the middle of the third epoch; the run that goes on ends with the same bits, and so does its log"
-    with warm.begin(warm.script, 'proxy-train', path, '--steps', '1,p,3', '--share', 50, '--lr', '3e-3', *few_args, '--out', tmp_path/'cut', out=tmp_path) as p:
+    with warm.begin(warm.script, 'proxy-train', path, '--steps', '1,p,3', '--share', 50, '--lr', '3e-3', *few_args,
+                    '--out', tmp_path/'cut', out=tmp_path) as p:
         until(p, tmp_path/'stdout', 'Epoch 3/')
         p.kill(); p.join()
     assert p.exitcode==-signal.SIGKILL
@@ -109,19 +121,22 @@ def test_config_again_runs_and_explain(path, tmp_path, fingerprint, capsys):
     out = capsys.readouterr().out
     first = json.loads(out)
     assert len(out.splitlines())==1
-    proxy_train(config=str(Path(first['run'])/'config.toml'), out=str(tmp_path/'runs'), recipe='late', epochs=3, steps='1,p,2', quiet=True)
+    proxy_train(config=str(Path(first['run'])/'config.toml'), out=str(tmp_path/'runs'),
+                recipe='late', epochs=3, steps='1,p,2', quiet=True)
     assert not capsys.readouterr().out
     a,b = sorted((tmp_path/'runs').iterdir())
     assert from_toml(b/'config.toml')==changed(from_toml(a/'config.toml'), recipe='late', epochs=3, steps='1,p,2')
     proxy_runs(str(tmp_path/'runs'), json=True)
     table = json.loads(capsys.readouterr().out)
-    assert len(table)==2 and {o['recipe'] for o in table}=={'default','late'} and first['accuracy'] in [round(o['accuracy'], 6) for o in table]
+    assert (len(table)==2 and {o['recipe'] for o in table}=={'default','late'}
+            and first['accuracy'] in [round(o['accuracy'], 6) for o in table])
     (tmp_path/'bad.toml').write_text('[model]\nach = "resnet18"')
     with pytest.raises(CliError, match="did you mean 'arch'?"): proxy_train(str(path), config=str(tmp_path/'bad.toml'))
     res = run('proxy-explain', a/'model.pkl', path/'plain'/'3', '--against', b/'model.pkl', '--out', tmp_path/'seen')
     assert res.returncode==0, res.stderr
     seen, = (tmp_path/'seen').iterdir()
-    assert len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(path/'plain'/'3')) and (seen/'sheet_001.png').exists() and fingerprint(path)==before
+    assert (len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(path/'plain'/'3'))
+            and (seen/'sheet_001.png').exists() and fingerprint(path)==before)
     res = run('proxy-runs', tmp_path/'runs')
     assert res.returncode==0 and res.stdout.count('resnet10t')==2, res.stderr
 
@@ -139,7 +154,8 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
         made.append(usual(*args))
         return made[-1].add_cb(Stop()) if len(made)==2 else made[-1]
     monkeypatch.setattr(t, 'arch_learner', stopping)
-    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-train --resume'): train_folder(path/'valid', tmp_path/'cut', **args)
+    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-train --resume'):
+        train_folder(path/'valid', tmp_path/'cut', **args)
     cut, = (tmp_path/'cut').iterdir()
     assert resume_run(cut, told.append)==cut
     assert len(made)==3, 'the fold that was finished is not made again'
@@ -150,7 +166,8 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     "`find_lr` asks fastai; `find_bs` halves until a step fits (here: no more than 8 images do)"
     import proxy_attention.experiment.train as t
     def small_memory(bs):
-        learn = t.arch_learner(lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'resnet10t', 32, False)
+        learn = t.arch_learner(
+            lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'resnet10t', 32, False)
         forward = learn.model.forward
         def limited(x):
             if learn.model.training and len(x)>8: raise RuntimeError('CUDA out of memory. Tried to allocate')
@@ -165,7 +182,8 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     assert t.largest_batch(elsewhere, 32)==32
     told = []
     monkeypatch.setattr(Learner, 'lr_find', partialmethod(Learner.lr_find, num_it=40)) # of 100
-    run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=16, augment='strong', say=told.append, **few)
+    run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=16, augment='strong',
+                       say=told.append, **few)
     model = weights_of(run)
     assert any('lr_find suggests a rate of' in o for o in told)
     assert not capsys.readouterr().out, 'no bar of `lr_find` either'

@@ -18,7 +18,8 @@ def make(bed): return lambda seed: bed_learner(bed, seed=seed, bs=16)
 
 def table(values, tests=('plain',)):
     "A comparison from accuracies: arm -> one a seed"
-    return pd.DataFrame([dict(arm=a, seed=s, test=t, accuracy=v, worst=v/2, steps=10) for a,vs in values.items() for s,v in enumerate(vs) for t in tests])
+    return pd.DataFrame([dict(arm=a, seed=s, test=t, accuracy=v, worst=v/2, steps=10)
+                         for a,vs in values.items() for s,v in enumerate(vs) for t in tests])
 
 def test_paired_differences_are_those_of_scipy():
     a,b = np.array([.9,.92,.88,.95,.91]), np.array([.85,.9,.86,.9,.91])
@@ -30,7 +31,8 @@ def test_pairs_are_of_the_same_seed():
     df = table({'no proxy':[.1,.5,.9], 'x':[.2,.6,1.]})
     shuffled = df.sample(frac=1, random_state=0)
     row = Comparison(shuffled).stats().query("arm=='x' and test=='plain'").iloc[0]
-    assert np.isclose(row['diff'], .1) and np.isclose(row.lo, .1) and np.isclose(row.hi, .1) # unpaired, the spread of the seeds would drown it
+    # unpaired, the spread of the seeds would drown it
+    assert np.isclose(row['diff'], .1) and np.isclose(row.lo, .1) and np.isclose(row.hi, .1)
 
 @pytest.mark.parametrize('better,says', [([.9,.91,.92],'helps'), ([.1,.11,.12],'harms'), ([.4,.6,.5],'no effect shown')])
 def test_every_verdict_can_be_reached(better, says):
@@ -61,7 +63,8 @@ def test_accuracy_is_the_share_of_right_ones(bed, make):
     for name,t in rec['tests'].items():
         about = pd.read_csv(bed/'about.csv')
         share = about[about.part==name].label.astype(str).value_counts(normalize=True)
-        assert np.isclose(sum(t['groups'][k]*share[k] for k in t['groups']), t['accuracy']) and t['worst']==min(t['groups'].values()) and t['n']==24
+        assert (np.isclose(sum(t['groups'][k]*share[k] for k in t['groups']), t['accuracy'])
+                and t['worst']==min(t['groups'].values()) and t['n']==24)
 
 def test_groups_of_your_own(bed, make):
     rec = run_arm(make, fit_plain, 'plain', 0, 2, 3e-3, dict(plain=bed/'plain'), groups=lambda f: f'even {int(f.stem)%2==0}')
@@ -69,7 +72,8 @@ def test_groups_of_your_own(bed, make):
 
 def test_all_the_ways_to_name_a_test_set_agree(bed, make):
     files = sorted((bed/'plain').rglob('*.png'))
-    ways = dict(folder=bed/'plain', text=str(bed/'plain'), items=files, function=lambda learn: learn.dls.test_dl(files, with_labels=True))
+    ways = dict(folder=bed/'plain', text=str(bed/'plain'), items=files,
+                function=lambda learn: learn.dls.test_dl(files, with_labels=True))
     rec = run_arm(make, fit_plain, 'plain', 0, 2, 3e-3, ways)
     assert len({json.dumps(o) for o in rec['tests'].values()})==1
 
@@ -81,11 +85,14 @@ def test_processes_give_what_one_gives(bed, make):
 
 def test_what_is_there_is_not_trained_again(bed, make, tmp_path):
     trained = []
-    def noted(learn, epochs, lr): trained.append(1); fit_plain(learn, epochs, lr)
+    def noted(learn, epochs, lr):
+        trained.append(1)
+        fit_plain(learn, epochs, lr)
     for seeds,n in ((2,2),(3,3),(3,3)):
         cmp = compare(make, {'no proxy':noted}, seeds, 2, folder=tmp_path, bar=False)
         assert len(trained)==n and cmp.df.seed.nunique()==seeds
-    with pytest.raises(ValueError, match='another comparison .epochs=2 there, 3 here'): compare(make, {'no proxy':noted}, 3, 3, folder=tmp_path, bar=False)
+    with pytest.raises(ValueError, match='another comparison .epochs=2 there, 3 here'):
+        compare(make, {'no proxy':noted}, 3, 3, folder=tmp_path, bar=False)
 
 def test_stopped_and_gone_on_with(bed, make, tmp_path):
     whole = compare(make, ('no proxy','cutout'), 2, 2, test_sets(bed), bar=False)
@@ -102,15 +109,19 @@ def test_stopped_and_gone_on_with(bed, make, tmp_path):
 
 def test_arms_that_start_apart_are_refused(bed):
     n = iter(range(100))
-    with pytest.raises(ValueError, match='start from other weights'): compare(lambda seed: bed_learner(bed, seed=next(n)), ('no proxy','cutout'), 1, 2, bar=False)
+    with pytest.raises(ValueError, match='start from other weights'):
+        compare(lambda seed: bed_learner(bed, seed=next(n)), ('no proxy','cutout'), 1, 2, bar=False)
 
-@pytest.mark.parametrize('kw,says', [(dict(arms=('no proxy','shortcuts')), "did you mean 'shortcut'"), (dict(arms=('shortcut',)), "baseline 'no proxy' is not among"), (dict(seeds=[]), 'seeds='), (dict(seeds=[1,1]), 'seeds='),
-                                     (dict(epochs=1), 'epochs=1'), (dict(test_dls=dict(a='nowhere/at/all')), 'holds no image')])
+@pytest.mark.parametrize('kw,says', [
+    (dict(arms=('no proxy','shortcuts')), "did you mean 'shortcut'"), (dict(arms=('shortcut',)), "baseline 'no proxy' is not among"),
+    (dict(seeds=[]), 'seeds='), (dict(seeds=[1,1]), 'seeds='),
+    (dict(epochs=1), 'epochs=1'), (dict(test_dls=dict(a='nowhere/at/all')), 'holds no image')])
 def test_refused(make, kw, says):
     with pytest.raises((ValueError,TypeError), match=says): compare(make, **(dict(seeds=1, epochs=2, bar=False)|kw))
 
 def test_names_that_would_share_a_file(make, tmp_path):
-    with pytest.raises(ValueError, match='kept in one file'): compare(make, {'a b':fit_plain, 'a/b':fit_plain}, baseline='a b', folder=tmp_path)
+    with pytest.raises(ValueError, match='kept in one file'):
+        compare(make, {'a b':fit_plain, 'a/b':fit_plain}, baseline='a b', folder=tmp_path)
 
 def test_what_a_run_warns_of_is_in_the_verdict(bed, make):
     cmp = compare(make, {'no proxy':fit_plain, 'none':with_proxies(select=lambda losses: [])}, 2, 2, bar=False)

@@ -65,7 +65,9 @@ def test_all_kinds_of_images_train(photos, quiet):
     "Grey, palette, CMYK, alpha, 16-bit and a single pixel: counted, read as RGB, trained on and masked"
     a = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40,50,3), dtype=np.uint8))
     d = photos/'3'
-    for mode,name in (('L','grey.png'),('P','palette.gif'),('CMYK','cmyk.jpg'),('RGBA','alpha.png'),('LA','grey_alpha.png'),('1','bits.png')): a.convert(mode).save(d/name)
+    for mode,name in (('L','grey.png'),('P','palette.gif'),('CMYK','cmyk.jpg'),
+                      ('RGBA','alpha.png'),('LA','grey_alpha.png'),('1','bits.png')):
+        a.convert(mode).save(d/name)
     Image.fromarray(np.full((30,30), 5000, np.uint16)).save(d/'deep.png')
     Image.new('RGB', (1,1)).save(d/'dot.png')
     (d/'cut.jpg').write_bytes(b'\xff\xd8\xff\xe0broken')
@@ -87,7 +89,8 @@ def test_nothing_is_written_among_images(path):
             with pytest.raises(ValueError, match='among the images'): refuse_among(path/o, dls)
         refuse_among(path.parent/'elsewhere', dls)
     files = {f.name:f for f in get_image_files(path/'train')}
-    names = DataBlock((ImageBlock,CategoryBlock), get_x=lambda row: files[row['name']], get_y=lambda row: files[row['name']].parent.name)
+    names = DataBlock((ImageBlock,CategoryBlock),
+                      get_x=lambda row: files[row['name']], get_y=lambda row: files[row['name']].parent.name)
     refuse_among('runs', names.dataloaders(pd.DataFrame(dict(name=list(files))), num_workers=0))
 
 def test_digits_never_writes_over(tmp_path):

@@ -101,7 +101,8 @@ def test_tables_that_are_none(pets):
     with pytest.raises(IsADirectoryError, match='use `ImageFolder`'): ImageTable(pets)
     (pets/'latin.csv').write_bytes('file,label\nä.png,b\n'.encode('latin-1'))
     with pytest.raises(ValueError, match='not written in UTF-8'): ImageTable(pets/'latin.csv')
-    with pytest.raises(TypeError, match="n_per_class='3' should be a whole number"): ImageTable(pets/'labels.csv', n_per_class='3')
+    with pytest.raises(TypeError, match="n_per_class='3' should be a whole number"):
+        ImageTable(pets/'labels.csv', n_per_class='3')
     (pets/'bytes.csv').write_bytes(bytes(range(256)))
     with pytest.raises(ValueError): ImageTable(pets/'bytes.csv')
 
@@ -112,7 +113,8 @@ def test_table_trains_and_is_never_written_to(path, tmp_path, quiet, fingerprint
     images = ImageTable(tmp_path/'t.csv', 'file', 'label', path, 'part')
     dls = images.dataloaders(bs=16, num_workers=0)
     given = df.set_index('file').part
-    assert [given[f] for f in dls.train_ds.items.file.map(lambda f: (images.path/f).relative_to(path.resolve()).as_posix())]==['train']*len(dls.train_ds)
+    assert [given[f] for f in dls.train_ds.items.file.map(
+        lambda f: (images.path/f).relative_to(path.resolve()).as_posix())]==['train']*len(dls.train_ds)
     learn = Learner(dls, digits_net(), cbs=ProxyAttention(select='all', start=1, p=1.))
     quiet(learn, 'fit', 2, 1e-3)
     assert learn.proxy_attention.history.made.sum()>0 and fingerprint(path)==before
@@ -127,7 +129,8 @@ def test_folds_hold_each_image_once_and_are_stratified(path):
     n = pd.crosstab(images.df.fold, images.df.label)
     assert (n.max()-n.min()<=1).all()
     assert images.df.equals(whole), 'asking for a fold changed the set'
-    assert ImageFolder(path/'train').folds(4).df.equals(whole) and not ImageFolder(path/'train', seed=1).folds(4).df.fold.equals(whole.fold)
+    assert (ImageFolder(path/'train').folds(4).df.equals(whole)
+            and not ImageFolder(path/'train', seed=1).folds(4).df.fold.equals(whole.fold))
 
 def test_folds_take_a_given_validation_part_in(path):
     images = ImageFolder(path).folds(3)
@@ -171,7 +174,8 @@ def test_a_subset_leaves_each_class_two(pets):
 def test_balance_counts_and_warns(tmp_path):
     put(tmp_path, *(f'many/{i}.png' for i in range(21)), *(f'few/{i}.png' for i in range(2)))
     with pytest.warns(ProxyWarning, match="class 'many' has 21 images, 'few' has 2"): df = ImageFolder(tmp_path).balance()
-    assert df.label.tolist()==['many','few'] and df.n.tolist()==[21,2] and (df.train+df.valid==df.n).all() and df.share.sum()==pytest.approx(1)
+    assert (df.label.tolist()==['many','few'] and df.n.tolist()==[21,2] and (df.train+df.valid==df.n).all()
+            and df.share.sum()==pytest.approx(1))
     (tmp_path/'many'/'0.png').unlink()
     ImageFolder(tmp_path).balance() # exactly ten times is not more: a warning would be an error here
 
@@ -183,9 +187,12 @@ def test_a_kept_split_is_the_same_again(path, tmp_path):
     f = one.save(tmp_path/'run')
     assert f.name=='folds.csv' and list(pd.read_csv(f).columns)==['file','label','part','fold']
     (tmp_path/'a').rename(tmp_path/'moved')
-    with pytest.warns(ProxyWarning, match='images of .* are not in .*folds.csv, and are left out'): again = ImageFolder(tmp_path/'moved').load(tmp_path/'run')
+    with pytest.warns(ProxyWarning, match='images of .* are not in .*folds.csv, and are left out'):
+        again = ImageFolder(tmp_path/'moved').load(tmp_path/'run')
     strip = lambda o: o.df.assign(file=o._names()).values.tolist()
-    assert strip(again)==strip(one) and [o.name for o in again.dataloaders(bs=4, num_workers=0).valid_ds.items.file.map(Path)]==one.df.file[one.df.part=='valid'].map(lambda f: f.name).tolist()
+    assert (strip(again)==strip(one)
+            and [o.name for o in again.dataloaders(bs=4, num_workers=0).valid_ds.items.file.map(Path)]
+                ==one.df.file[one.df.part=='valid'].map(lambda f: f.name).tolist())
     assert strip(again.fold(0))==strip(ImageFolder(tmp_path/'moved', seed=3, subset=.5).folds(3).fold(0))
 
 def test_a_kept_split_without_folds(pets):
@@ -263,7 +270,8 @@ def test_killed_while_saving_leaves_the_last_split(pets):
 def _save(args): return ImageTable(args[0], seed=args[1]).save(args[2]).read_bytes()
 
 def test_two_processes_save_at_once(pets):
-    with ProcessPoolExecutor(2, mp_context=__import__('multiprocessing').get_context('fork')) as ex: list(ex.map(_save, [(pets/'labels.csv', i, pets/'run') for i in range(8)]))
+    with ProcessPoolExecutor(2, mp_context=__import__('multiprocessing').get_context('fork')) as ex:
+        list(ex.map(_save, [(pets/'labels.csv', i, pets/'run') for i in range(8)]))
     wrote = {_save((pets/'labels.csv', i, pets/f'alone{i}')) for i in range(8)}
     assert (pets/'run'/'folds.csv').read_bytes() in wrote and os.listdir(pets/'run')==['folds.csv']
 
@@ -275,7 +283,11 @@ def test_relabelling_never_merges(pets):
 # known data sets
 
 def each(pattern, classes, n=4): return [pattern.format(c, i) for c in classes for i in range(n)]
-def written(files): return lambda d: [(d/k).parent.mkdir(parents=True, exist_ok=True) or (d/k).write_text(v, encoding='utf-8-sig' if k.endswith('.lst') else 'utf-8') for k,v in files.items()]
+def written(files):
+    return lambda d: [
+        (d/k).parent.mkdir(parents=True, exist_ok=True)
+        or (d/k).write_text(v, encoding='utf-8-sig' if k.endswith('.lst') else 'utf-8')
+        for k,v in files.items()]
 def nothing(d): pass
 
 # name: the images, more files, label of each image that is used -> part if the split is given
@@ -286,29 +298,90 @@ _birds = ('001.Black_footed_Albatross','200.Common_Yellowthroat')
 layouts = dict(
     imagenette=(each('train/{}/{}.JPEG', _nette)+each('val/{}/v{}.JPEG', _nette, 2), nothing, {'tench','church'}, (8,4)),
     imagewoof=(each('train/{}/{}.JPEG', _woof)+each('val/{}/v{}.JPEG', _woof, 2), nothing, {'Shih-Tzu','dingo'}, (8,4)),
-    cifar10=(each('train/{}/{}.png', ('airplane','truck'))+each('test/{}/t{}.png', ('airplane','truck')), written({'labels.txt':'airplane\ntruck\n'}), {'airplane','truck'}, 8),
-    cifar100=(each('train/{}/{}.png', ('aquatic_mammals/beaver','fish/ray'))+each('test/{}/t{}.png', ('aquatic_mammals/beaver',)), nothing, {'beaver','ray'}, 8),
-    pets=(each('images/{}_{}.jpg', ('Abyssinian','english_cocker_spaniel')), written({'annotations/list.txt':'', 'images/Abyssinian_1.mat':'x'}), {'Abyssinian','english_cocker_spaniel'}, 8),
+    cifar10=(
+        each('train/{}/{}.png', ('airplane','truck'))+each('test/{}/t{}.png', ('airplane','truck')),
+        written({'labels.txt':'airplane\ntruck\n'}), {'airplane','truck'}, 8),
+    cifar100=(
+        each('train/{}/{}.png', ('aquatic_mammals/beaver','fish/ray'))+each('test/{}/t{}.png', ('aquatic_mammals/beaver',)),
+        nothing, {'beaver','ray'}, 8),
+    pets=(
+        each('images/{}_{}.jpg', ('Abyssinian','english_cocker_spaniel')),
+        written({'annotations/list.txt':'', 'images/Abyssinian_1.mat':'x'}), {'Abyssinian','english_cocker_spaniel'}, 8),
     caltech101=(each('{}/image_{}.jpg', ('accordion','airplanes','BACKGROUND_Google')), nothing, {'accordion','airplanes'}, 8),
     mnist=(each('training/{}/{}.png', '01')+each('testing/{}/t{}.png', '01'), nothing, {'0','1'}, 8),
-    mnist_tiny=(each('train/{}/{}.png', '37')+each('valid/{}/v{}.png', '37')+['test/1.png'], written({'labels.csv':'name,label\n', 'models/a.txt':''}), {'3','7'}, (8,8)),
-    dogs_cats=(each('train/{}/{}.jpg', ('cats','dogs'))+each('valid/{}/v{}.jpg', ('cats','dogs'))+each('sample/train/{}/{}.jpg', ('cats','dogs'))+['test1/1.jpg'], nothing, {'cats','dogs'}, (8,8)),
-    cub=(each('images/{}/{}.jpg', _birds), written({'images.txt':''.join(f'{i} {b}/{j}.jpg\n' for i,(b,j) in enumerate((b,j) for b in _birds for j in range(4))), 'train_test_split.txt':''.join(f'{i} {int(i%4<3)}\n' for i in range(8))}),
+    mnist_tiny=(
+        each('train/{}/{}.png', '37')+each('valid/{}/v{}.png', '37')+['test/1.png'],
+        written({'labels.csv':'name,label\n', 'models/a.txt':''}), {'3','7'}, (8,8)),
+    dogs_cats=(
+        each('train/{}/{}.jpg', ('cats','dogs'))+each('valid/{}/v{}.jpg', ('cats','dogs'))
+            +each('sample/train/{}/{}.jpg', ('cats','dogs'))+['test1/1.jpg'],
+        nothing, {'cats','dogs'}, (8,8)),
+    cub=(
+        each('images/{}/{}.jpg', _birds),
+        written({
+            'images.txt':''.join(f'{i} {b}/{j}.jpg\n' for i,(b,j) in enumerate((b,j) for b in _birds for j in range(4))),
+            'train_test_split.txt':''.join(f'{i} {int(i%4<3)}\n' for i in range(8))}),
         {'Black_footed_Albatross','Common_Yellowthroat'}, 6),
-    flowers=([f'jpg/image_{i:05}.jpg' for i in range(12)], written({f'{part}.txt':''.join(f'jpg/image_{i:05}.jpg {i%2+76}\n' for i in at) for part,at in dict(train=range(4), valid=range(4,8), test=range(8,12)).items()}), {'76','77'}, (4,4)),
-    food=(each('images/{}/{}.jpg', ('apple_pie','waffles')), written({'train.txt':''.join(f'{c}/{i}\n' for c in ('apple_pie','waffles') for i in range(3)), 'test.txt':'apple_pie/3\nwaffles/3\n'}), {'apple_pie','waffles'}, 6),
-    asl_alphabet=(each('asl_alphabet_train/asl_alphabet_train/{0}/{0}{1}.jpg', ('A','B','del','nothing','space'))+['asl_alphabet_test/asl_alphabet_test/A_test.jpg'], nothing, {'A','B','del','nothing','space'}, 20),
-    stanford_dogs=(each('Images/{}/n_{}.jpg', _breeds), written({f'Annotation/{b}/n_{i}':'<annotation>' for b in _breeds for i in range(4)}), {'Chihuahua','flat-coated_retriever'}, 8),
-    tsinghua_dogs=(each('low-resolution/{}/n{}.jpg', _thu), written({f'Low-Annotations/{b}/n{i}.jpg.xml':'' for b in _thu for i in range(4)}), {'Airedale','Shiba_Dog'}, 8),
-    places365=(each('places365_standard/train/{}/{}.jpg', ('airfield','apartment_building-outdoor'))+each('places365_standard/val/{}/v{}.jpg', ('airfield','apartment_building-outdoor')), written({'places365_standard/train.txt':''}), {'airfield','apartment_building-outdoor'}, (8,8)),
-    places_256=(each('data_256/{}/{}.jpg', ('a/airfield','a/apartment_building/outdoor','b/bar','b/balcony/outdoor'))+['val_256/Places365_val_1.jpg'], nothing, {'airfield','apartment_building-outdoor','bar','balcony-outdoor'}, 16),
-    plant_village=(each('PlantVillage/{}/{}.JPG', ('Pepper__bell___Bacterial_spot','Tomato_healthy'))+each('plantvillage/PlantVillage/{}/{}.JPG', ('Pepper__bell___Bacterial_spot','Tomato_healthy')), nothing, {'Pepper__bell___Bacterial_spot','Tomato_healthy'}, 8),
-    plant_disease=(each('New Plant Diseases Dataset(Augmented)/New Plant Diseases Dataset(Augmented)/train/{}/{}.JPG', ('Apple___Apple_scab','Corn_(maize)___healthy'))+each('New Plant Diseases Dataset(Augmented)/New Plant Diseases Dataset(Augmented)/valid/{}/v{}.JPG', ('Apple___Apple_scab','Corn_(maize)___healthy'))+['test/test/AppleScab1.JPG'],
+    flowers=(
+        [f'jpg/image_{i:05}.jpg' for i in range(12)],
+        written({f'{part}.txt':''.join(f'jpg/image_{i:05}.jpg {i%2+76}\n' for i in at)
+                 for part,at in dict(train=range(4), valid=range(4,8), test=range(8,12)).items()}),
+        {'76','77'}, (4,4)),
+    food=(
+        each('images/{}/{}.jpg', ('apple_pie','waffles')),
+        written({'train.txt':''.join(f'{c}/{i}\n' for c in ('apple_pie','waffles') for i in range(3)),
+                 'test.txt':'apple_pie/3\nwaffles/3\n'}),
+        {'apple_pie','waffles'}, 6),
+    asl_alphabet=(
+        each('asl_alphabet_train/asl_alphabet_train/{0}/{0}{1}.jpg', ('A','B','del','nothing','space'))
+            +['asl_alphabet_test/asl_alphabet_test/A_test.jpg'],
+        nothing, {'A','B','del','nothing','space'}, 20),
+    stanford_dogs=(
+        each('Images/{}/n_{}.jpg', _breeds),
+        written({f'Annotation/{b}/n_{i}':'<annotation>' for b in _breeds for i in range(4)}),
+        {'Chihuahua','flat-coated_retriever'}, 8),
+    tsinghua_dogs=(
+        each('low-resolution/{}/n{}.jpg', _thu),
+        written({f'Low-Annotations/{b}/n{i}.jpg.xml':'' for b in _thu for i in range(4)}),
+        {'Airedale','Shiba_Dog'}, 8),
+    places365=(
+        each('places365_standard/train/{}/{}.jpg', ('airfield','apartment_building-outdoor'))
+            +each('places365_standard/val/{}/v{}.jpg', ('airfield','apartment_building-outdoor')),
+        written({'places365_standard/train.txt':''}), {'airfield','apartment_building-outdoor'}, (8,8)),
+    places_256=(
+        each('data_256/{}/{}.jpg', ('a/airfield','a/apartment_building/outdoor','b/bar','b/balcony/outdoor'))
+            +['val_256/Places365_val_1.jpg'],
+        nothing, {'airfield','apartment_building-outdoor','bar','balcony-outdoor'}, 16),
+    plant_village=(
+        each('PlantVillage/{}/{}.JPG', ('Pepper__bell___Bacterial_spot','Tomato_healthy'))
+            +each('plantvillage/PlantVillage/{}/{}.JPG', ('Pepper__bell___Bacterial_spot','Tomato_healthy')),
+        nothing, {'Pepper__bell___Bacterial_spot','Tomato_healthy'}, 8),
+    plant_disease=(
+        each('New Plant Diseases Dataset(Augmented)/New Plant Diseases Dataset(Augmented)/train/{}/{}.JPG',
+             ('Apple___Apple_scab','Corn_(maize)___healthy'))
+            +each('New Plant Diseases Dataset(Augmented)/New Plant Diseases Dataset(Augmented)/valid/{}/v{}.JPG',
+                  ('Apple___Apple_scab','Corn_(maize)___healthy'))
+            +['test/test/AppleScab1.JPG'],
         nothing, {'Apple___Apple_scab','Corn_(maize)___healthy'}, (8,8)),
-    caltech256=(each('256_ObjectCategories/{}/{}.jpg', ('001.ak47','056.dog','257.clutter'))+['256_ObjectCategories/056.dog/greg/vision309/1.jpg'], nothing, {'ak47','dog','clutter'}, 12),
-    tiny_imagenet=(each('tiny-imagenet-200/train/{0}/images/{0}_{1}.JPEG', ('n02012849','n03126707','n02123394'))+[f'tiny-imagenet-200/val/images/val_{i}.JPEG' for i in range(3)]+['tiny-imagenet-200/test/images/test_0.JPEG'],
-        written({'tiny-imagenet-200/val/val_annotations.txt':'val_0.JPEG\tn02123394\t0\t32\t44\t62\nval_1.JPEG\tn03126707\t0\t0\t1\t1\nval_2.JPEG\tn02012849\t0\t0\t1\t1\n', 'tiny-imagenet-200/words.txt':'n00001740\tentity\nn02012849\tcrane\nn02123394\tPersian cat\nn03126707\tcrane, hoist\n',
-            'tiny-imagenet-200/train/n02012849/n02012849_boxes.txt':''}), {'crane (n02012849)','Persian cat','crane (n03126707)'}, (12,3)),
+    caltech256=(
+        each('256_ObjectCategories/{}/{}.jpg', ('001.ak47','056.dog','257.clutter'))
+            +['256_ObjectCategories/056.dog/greg/vision309/1.jpg'],
+        nothing, {'ak47','dog','clutter'}, 12),
+    tiny_imagenet=(
+        each('tiny-imagenet-200/train/{0}/images/{0}_{1}.JPEG', ('n02012849','n03126707','n02123394'))
+            +[f'tiny-imagenet-200/val/images/val_{i}.JPEG' for i in range(3)]+['tiny-imagenet-200/test/images/test_0.JPEG'],
+        written({
+            'tiny-imagenet-200/val/val_annotations.txt':
+                'val_0.JPEG\tn02123394\t0\t32\t44\t62\n'
+                'val_1.JPEG\tn03126707\t0\t0\t1\t1\n'
+                'val_2.JPEG\tn02012849\t0\t0\t1\t1\n',
+            'tiny-imagenet-200/words.txt':
+                'n00001740\tentity\n'
+                'n02012849\tcrane\n'
+                'n02123394\tPersian cat\n'
+                'n03126707\tcrane, hoist\n',
+            'tiny-imagenet-200/train/n02012849/n02012849_boxes.txt':''}),
+        {'crane (n02012849)','Persian cat','crane (n03126707)'}, (12,3)),
     fer2013=(each('train/{}/{}.jpg', ('angry','happy'))+each('test/{}/t{}.jpg', ('angry','happy')), nothing, {'angry','happy'}, 8))
 layouts |= {'mnist_sample':layouts['mnist_tiny']} | {f'{o}-{s}':layouts[o] for o in ('imagenette','imagewoof') for s in (160,320)}
 
@@ -338,23 +411,30 @@ def test_labels_come_out_right(name, tmp_path, fingerprint):
 
 def test_each_image_has_its_own_label(tmp_path):
     "Not only the right set of labels: the right one for each image"
-    of = lambda name: known_data(name, build(name, tmp_path/name)).df.assign(file=lambda o: o.file.map(lambda f: f.relative_to(tmp_path.resolve()).as_posix())).set_index('file')
+    of = lambda name: known_data(name, build(name, tmp_path/name)).df.assign(
+        file=lambda o: o.file.map(lambda f: f.relative_to(tmp_path.resolve()).as_posix())).set_index('file')
     tiny = of('tiny_imagenet').label
-    assert tiny['tiny_imagenet/tiny-imagenet-200/val/images/val_0.JPEG']=='Persian cat' and tiny['tiny_imagenet/tiny-imagenet-200/val/images/val_2.JPEG']=='crane (n02012849)'
+    assert (tiny['tiny_imagenet/tiny-imagenet-200/val/images/val_0.JPEG']=='Persian cat'
+            and tiny['tiny_imagenet/tiny-imagenet-200/val/images/val_2.JPEG']=='crane (n02012849)')
     assert tiny['tiny_imagenet/tiny-imagenet-200/train/n03126707/images/n03126707_1.JPEG']=='crane (n03126707)'
     flowers = of('flowers')
-    assert flowers.label['flowers/jpg/image_00003.jpg']=='77' and flowers.part['flowers/jpg/image_00006.jpg']=='valid' and 'flowers/jpg/image_00009.jpg' not in flowers.index
+    assert (flowers.label['flowers/jpg/image_00003.jpg']=='77' and flowers.part['flowers/jpg/image_00006.jpg']=='valid'
+            and 'flowers/jpg/image_00009.jpg' not in flowers.index)
     assert of('pets').label['pets/images/english_cocker_spaniel_2.jpg']=='english_cocker_spaniel'
-    assert 'cub/images/001.Black_footed_Albatross/3.jpg' not in of('cub').index and 'food/images/waffles/3.jpg' not in of('food').index
+    assert ('cub/images/001.Black_footed_Albatross/3.jpg' not in of('cub').index
+            and 'food/images/waffles/3.jpg' not in of('food').index)
     assert (of('caltech256').index.str.count('/')==3).all()
 
 @pytest.mark.parametrize('name', layouts)
 def test_the_wrong_folder_says_what_was_expected(name, tmp_path, path):
-    with pytest.raises(ValueError, match=f"does not look like '{name}'") as e: known_data(name, path/'flipped' if 'mnist' not in name else put(tmp_path, 'a/b.png'))
+    with pytest.raises(ValueError, match=f"does not look like '{name}'") as e:
+        known_data(name, path/'flipped' if 'mnist' not in name else put(tmp_path, 'a/b.png'))
     assert known_sets[name].layout in str(e.value) and known_sets[name].url in str(e.value)
     with pytest.raises(FileNotFoundError, match='There is no folder .*looks like'): known_data(name, tmp_path/'nowhere')
 
-@pytest.mark.parametrize('name,inner', [('stanford_dogs','Images'), ('asl_alphabet','asl_alphabet_train/asl_alphabet_train'), ('tiny_imagenet','tiny-imagenet-200'), ('places_256','data_256'), ('caltech256','256_ObjectCategories')])
+@pytest.mark.parametrize('name,inner', [
+    ('stanford_dogs','Images'), ('asl_alphabet','asl_alphabet_train/asl_alphabet_train'), ('tiny_imagenet','tiny-imagenet-200'),
+    ('places_256','data_256'), ('caltech256','256_ObjectCategories')])
 def test_the_inner_folder_and_one_above_do_as_well(name, inner, tmp_path):
     d = build(name, tmp_path/'above'/'d')
     a,b,c = (known_data(name, o) for o in (d, d/inner, d.parent))
@@ -363,26 +443,33 @@ def test_the_inner_folder_and_one_above_do_as_well(name, inner, tmp_path):
 def test_two_of_them_are_asked_about(tmp_path):
     build('tsinghua_dogs', tmp_path)
     shutil.copytree(tmp_path/'low-resolution', tmp_path/'high-resolution')
-    with pytest.raises(ValueError, match="holds 'tsinghua_dogs' 2 times, in high-resolution and low-resolution"): known_data('tsinghua_dogs', tmp_path)
+    with pytest.raises(ValueError, match="holds 'tsinghua_dogs' 2 times, in high-resolution and low-resolution"):
+        known_data('tsinghua_dogs', tmp_path)
     assert known_data('tsinghua_dogs', tmp_path/'low-resolution').path.name=='low-resolution'
 
 @pytest.mark.parametrize('at', ['TrainAndValList','TrainValSplit/TrainAndValList'])
 def test_tsinghua_with_the_split_of_its_authors(tmp_path, at):
     build('tsinghua_dogs', tmp_path)
-    written({f'{at}/train.lst':''.join(f'.//{b}/n{i}.jpg\n' for b in _thu for i in range(3)), f'{at}/validation.lst':''.join(f'.//{b}/n3.jpg\n' for b in _thu)})(tmp_path)
+    written({f'{at}/train.lst':''.join(f'.//{b}/n{i}.jpg\n' for b in _thu for i in range(3)),
+             f'{at}/validation.lst':''.join(f'.//{b}/n3.jpg\n' for b in _thu)})(tmp_path)
     for o in (tmp_path, tmp_path/'low-resolution'):
         df = known_data('tsinghua_dogs', o).df
-        assert set(df.label)=={'Airedale','Shiba_Dog'} and set(df.file[df.part=='valid'].map(lambda f: f.name))=={'n3.jpg'} and len(df)==8
+        assert (set(df.label)=={'Airedale','Shiba_Dog'}
+                and set(df.file[df.part=='valid'].map(lambda f: f.name))=={'n3.jpg'} and len(df)==8)
 
 @pytest.mark.parametrize('name,spoil,words', [
-    ('tiny_imagenet', lambda d: (d/'tiny-imagenet-200'/'val'/'images'/'val_1.JPEG').unlink(), '1 of 3 images that val_annotations.txt lists are not in'),
-    ('tiny_imagenet', lambda d: (d/'tiny-imagenet-200'/'val'/'val_annotations.txt').write_text('val_0.JPEG\n'), "line 1: 'val_0.JPEG' should have 2 fields"),
+    ('tiny_imagenet', lambda d: (d/'tiny-imagenet-200'/'val'/'images'/'val_1.JPEG').unlink(),
+     '1 of 3 images that val_annotations.txt lists are not in'),
+    ('tiny_imagenet', lambda d: (d/'tiny-imagenet-200'/'val'/'val_annotations.txt').write_text('val_0.JPEG\n'),
+     "line 1: 'val_0.JPEG' should have 2 fields"),
     ('flowers', lambda d: (d/'jpg'/'image_00001.jpg').unlink(), '1 of 8 images that train.txt or valid.txt lists'),
     ('cub', lambda d: (d/'images'/_birds[0]/'1.jpg').unlink(), '1 of 6 images that images.txt lists'),
     ('cub', lambda d: (d/'train_test_split.txt').write_text(''), 'There is no image in'),
     ('food', lambda d: (d/'images'/'waffles'/'0.jpg').unlink(), '1 of 6 images that train.txt lists'),
-    ('food', lambda d: (d/'train.txt').write_text('waffles/0 7\nwaffles'), "train.txt: 'waffles' should look like 'apple_pie/1005649'"),
-    ('cub', lambda d: (d/'images.txt').write_text(''.join(f'{i} Albatross_{i}.jpg\n' for i in range(99))), "images.txt: 'Albatross_.*' should look like '001.Black_footed_Albatross"),
+    ('food', lambda d: (d/'train.txt').write_text('waffles/0 7\nwaffles'),
+     "train.txt: 'waffles' should look like 'apple_pie/1005649'"),
+    ('cub', lambda d: (d/'images.txt').write_text(''.join(f'{i} Albatross_{i}.jpg\n' for i in range(99))),
+     "images.txt: 'Albatross_.*' should look like '001.Black_footed_Albatross"),
     ('stanford_dogs', lambda d: shutil.rmtree(d/'Images'/_breeds[0]), "of one class, 'flat-coated_retriever'"),
 ])
 def test_broken_copies(name, spoil, words, tmp_path):
@@ -393,8 +480,10 @@ def test_broken_copies(name, spoil, words, tmp_path):
 def test_a_line_of_the_authors_that_names_no_breed(tmp_path):
     build('tsinghua_dogs', tmp_path)
     (tmp_path/'TrainAndValList').mkdir()
-    for o in ('train','validation'): (tmp_path/'TrainAndValList'/f'{o}.lst').write_text('.//200-n000008-Airedale/n0.jpg\nAiredale/n1.jpg\n')
-    with pytest.raises(ValueError, match="train.lst: 'Airedale/n1.jpg' should look like './/200-n000008"): known_data('tsinghua_dogs', tmp_path)
+    for o in ('train','validation'):
+        (tmp_path/'TrainAndValList'/f'{o}.lst').write_text('.//200-n000008-Airedale/n0.jpg\nAiredale/n1.jpg\n')
+    with pytest.raises(ValueError, match="train.lst: 'Airedale/n1.jpg' should look like './/200-n000008"):
+        known_data('tsinghua_dogs', tmp_path)
 
 def test_tiny_imagenet_without_words(tmp_path):
     (build('tiny_imagenet', tmp_path)/'tiny-imagenet-200'/'words.txt').unlink()
@@ -402,11 +491,13 @@ def test_tiny_imagenet_without_words(tmp_path):
 
 def test_files_without_a_label_in_their_name(tmp_path):
     put(build('pets', tmp_path), 'images/stray.jpg')
-    with pytest.warns(ProxyWarning, match='1 images .* have no label in their name and are left out, the first is stray.jpg'): assert len(known_data('pets', tmp_path))==8
+    with pytest.warns(ProxyWarning, match='1 images .* have no label in their name and are left out, the first is stray.jpg'):
+        assert len(known_data('pets', tmp_path))==8
 
 def test_fer_as_a_table_of_pixels(tmp_path):
     table(tmp_path, 'emotion,pixels,Usage\n0,70 80,Training\n', 'fer2013.csv')
-    for o in (lambda: known_data('fer2013', tmp_path), lambda: known_data('fer2013', tmp_path/'fer2013.csv'), lambda: open_images(tmp_path/'fer2013.csv')):
+    for o in (lambda: known_data('fer2013', tmp_path), lambda: known_data('fer2013', tmp_path/'fer2013.csv'),
+              lambda: open_images(tmp_path/'fer2013.csv')):
         with pytest.raises(ValueError, match='it holds pixels, not files. Write the 48×48'): o()
 
 def test_an_archive_is_unpacked_first(tmp_path):
@@ -427,7 +518,8 @@ def test_subsets_and_folds_of_a_known_set(tmp_path):
     assert known_data('stanford_dogs', d, n_per_class=3, seed=1).balance().n.tolist()==[3,3]
     assert known_data('stanford_dogs', d).folds(4).fold(3).df.part.value_counts()['valid']==2
 
-@pytest.mark.parametrize('name,near', [('imagenete','imagenette'), ('Pets','pets'), ('stanford dogs','stanford_dogs'), ('tinyimagenet','tiny_imagenet')])
+@pytest.mark.parametrize('name,near', [
+    ('imagenete','imagenette'), ('Pets','pets'), ('stanford dogs','stanford_dogs'), ('tinyimagenet','tiny_imagenet')])
 def test_misspelt_names(name, near):
     with pytest.raises(ValueError, match=f"did you mean '{near}'"): known_data(name)
     with pytest.raises(FileNotFoundError, match=f"did you mean '{near}'"): open_images(name)
@@ -468,7 +560,8 @@ def test_fetched_unpacked_and_read(name, host, tmp_path):
 
 def test_no_network_and_broken_archives(host, tmp_path, monkeypatch):
     host('pets')
-    with pytest.raises(OSError, match="'cifar10' cannot be fetched .*no network.*get https://.*cifar10.tgz .*'cifar10:folder'"): known_data('cifar10')
+    with pytest.raises(OSError, match="'cifar10' cannot be fetched .*no network.*get https://.*cifar10.tgz .*'cifar10:folder'"):
+        known_data('cifar10')
     (tmp_path/'oxford-iiit-pet.tgz').write_bytes((tmp_path/'oxford-iiit-pet.tgz').read_bytes()[:200])
     with pytest.raises(OSError, match="'pets' cannot be fetched"): known_data('pets')
     for error in (Exception('Downloaded file is corrupt'), EOFError('x')):
@@ -481,13 +574,15 @@ def test_no_network_and_broken_archives(host, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', [o.name for o in known_sets.values() if not o.fetched])
 def test_sets_that_a_user_fetches(name):
-    with pytest.raises(ValueError, match=f"'{name}' cannot be fetched from here: get it from http.*'{name}:folder'"): open_images(name)
+    with pytest.raises(ValueError, match=f"'{name}' cannot be fetched from here: get it from http.*'{name}:folder'"):
+        open_images(name)
 
 # whatever the images are in
 
 def test_open_a_folder_a_table_and_a_known_set(pets, tmp_path):
     d = build('stanford_dogs', tmp_path/'d')
-    assert type(open_images(d/'Images')) is ImageFolder and type(open_images(str(pets/'labels.csv'), valid_col='valid', seed=1)) is ImageTable
+    assert (type(open_images(d/'Images')) is ImageFolder
+            and type(open_images(str(pets/'labels.csv'), valid_col='valid', seed=1)) is ImageTable)
     named = open_images(f'stanford_dogs:{d}', seed=3, valid_pct=.4)
     assert set(named.df.label)=={'Chihuahua','flat-coated_retriever'} and named.seed==3 and (named.df.part=='valid').sum()==4
     assert open_images(named) is named
@@ -516,8 +611,10 @@ def test_what_cannot_be_opened(what, error, words):
 
 def test_arguments_that_do_not_belong(pets):
     with pytest.raises(TypeError, match='`ImageFolder`, which has no use for `fn_col`'): open_images(pets, fn_col='a')
-    with pytest.raises(TypeError, match="no use for `label_cool`, did you mean 'label_col'"): open_images(pets/'labels.csv', label_cool='a')
-    for what,kw in ((pets,dict(path='x')), (pets/'labels.csv',dict(csv='x')), (f'pets:{pets}',dict(path=pets)), ('pets',dict(name='x'))):
+    with pytest.raises(TypeError, match="no use for `label_cool`, did you mean 'label_col'"):
+        open_images(pets/'labels.csv', label_cool='a')
+    for what,kw in ((pets,dict(path='x')), (pets/'labels.csv',dict(csv='x')),
+                    (f'pets:{pets}',dict(path=pets)), ('pets',dict(name='x'))):
         with pytest.raises(TypeError, match=f'says itself what `{list(kw)[0]}` is'): open_images(what, **kw)
     assert open_images('stanford_dogs', path=build('stanford_dogs', pets/'d')).df.label.nunique()==2
     with pytest.raises(TypeError, match='no use for `parts`'): open_images(pets, parts=[])

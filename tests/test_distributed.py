@@ -15,7 +15,9 @@ def train(path, out, lr, kw):
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     def broadcast(self, t, rank): # fastai's own goes through CUDA
-        t = torch.tensor(t); torch.distributed.broadcast(t, rank); return t.tolist()
+        t = torch.tensor(t)
+        torch.distributed.broadcast(t, rank)
+        return t.tolist()
     DistributedDL._broadcast = broadcast
     rank = rank_distrib()
     set_seed(0)
@@ -38,23 +40,30 @@ def train(path, out, lr, kw):
     assert learn.dls.train is dls.train
     pa.log.to_json(out/f'log{rank}.json')
     pa.store.save(out/f'heat{rank}.npz')
-    torch.save(dict(weights=learn.model.state_dict(), losses=pa.interp.losses.as_subclass(torch.Tensor), known=pa.interp.known, served=len(served), steps=len(learn.recorder.losses)), out/f'end{rank}.pt')
+    torch.save(dict(
+        weights=learn.model.state_dict(),
+        losses=pa.interp.losses.as_subclass(torch.Tensor), known=pa.interp.known,
+        served=len(served), steps=len(learn.recorder.losses)), out/f'end{rank}.pt')
 
 def run(path, out, world, lr, kw):
     "`train` in one process or in several; the results of each"
     with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
     env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
     if world>1: env |= dict(WORLD_SIZE=str(world))
     with ExitStack() as stack:
         ps = []
         for r in range(world):
             (out/str(r)).mkdir(parents=True)
-            ps.append(stack.enter_context(warm.begin(train, path, out, lr, kw, out=out/str(r), env=env|(dict(RANK=str(r), LOCAL_RANK=str(r)) if world>1 else {}))))
+            ps.append(stack.enter_context(warm.begin(train, path, out, lr, kw, out=out/str(r),
+                env=env|(dict(RANK=str(r), LOCAL_RANK=str(r)) if world>1 else {}))))
         for r,p in enumerate(ps):
             p.join(100)
             assert p.exitcode==0, (p.exitcode, (out/str(r)/'stderr').read_text()[-3000:])
-    return [(pd.read_json(out/f'log{r}.json'), HeatmapStore.load(out/f'heat{r}.npz'), torch.load(out/f'end{r}.pt', weights_only=True)) for r in range(world)]
+    return [
+        (pd.read_json(out/f'log{r}.json'), HeatmapStore.load(out/f'heat{r}.npz'), torch.load(out/f'end{r}.pt', weights_only=True))
+        for r in range(world)]
 
 def test_two_processes_do_what_one_does(path, tmp_path):
     "Without learning, so that the weights are the same: the same items with the same losses, and the same heat bit for bit"
@@ -65,7 +74,10 @@ def test_two_processes_do_what_one_does(path, tmp_path):
         assert all(torch.equal(pstore[i], store[i]) for i in store)
 
 def test_two_processes_serve_the_same_proxies_and_stay_together(path, tmp_path):
-    a,b = run(path, tmp_path/'two', 2, 1e-2, dict(select='all', p=1., fill='zero', rule='max_share', threshold=-1., max_area=1., clear=False, losses='running'))
-    assert a[0].equals(b[0]) and list(a[1])==list(b[1])==sorted(set(a[0].item)) and len(a[1])>=240 and np.array_equal(a[1].grids, b[1].grids)
+    a,b = run(path, tmp_path/'two', 2, 1e-2,
+        dict(select='all', p=1., fill='zero', rule='max_share', threshold=-1., max_area=1., clear=False, losses='running'))
+    assert (a[0].equals(b[0]) and list(a[1])==list(b[1])==sorted(set(a[0].item))
+        and len(a[1])>=240 and np.array_equal(a[1].grids, b[1].grids))
     assert all(torch.equal(a[2]['weights'][k], b[2]['weights'][k]) for k in a[2]['weights'])
-    assert a[2]['served']+b[2]['served']==len(a[1]) and a[2]['steps']==24 # every chosen image of the last epoch was a proxy, on one of the two
+    # every chosen image of the last epoch was a proxy, on one of the two
+    assert a[2]['served']+b[2]['served']==len(a[1]) and a[2]['steps']==24

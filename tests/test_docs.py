@@ -26,7 +26,9 @@ nbs = sorted(root.glob('nbs/**/*.ipynb'))
 # ---- docstrings
 
 def ours(o): return str(getattr(o, '__module__', '')).startswith('proxy_attention')
-contracts = set('losses preds targs share heat grid img mask other data rng f x y xb yb out act model learn epochs lr seed epoch n_epoch target layer'.split()) # explained once, where strategies are
+contracts = set( # explained once, where strategies are
+    'losses preds targs share heat grid img mask other data rng f x y xb yb out act model '
+    'learn epochs lr seed epoch n_epoch target layer'.split())
 strategies = {o for d in (rules, fills, selections, mask_metrics, model_metrics, arms, donors, ramps, samplers, fuses) for o in d.values()}
 
 def public():
@@ -48,10 +50,12 @@ def undocumented(f):
     "Parameters that neither a comment nor a type says anything about"
     docs,code = docments(f),inspect.unwrap(f).__code__
     own = code.co_varnames[:code.co_argcount+code.co_kwonlyargcount]
-    return [k for k,p in inspect.signature(f).parameters.items() if k in own and k not in contracts|{'self','cls'} and not docs.get(k) and p.annotation is p.empty]
+    return [k for k,p in inspect.signature(f).parameters.items()
+        if k in own and k not in contracts|{'self','cls'} and not docs.get(k) and p.annotation is p.empty]
 
 def test_everything_public_has_a_docstring():
-    bare = [k for k,o in public() if not inspect.getdoc(o)] + [f'{k}.{n}' for k,o in public() if inspect.isclass(o) for n,m in methods(o) if not inspect.getdoc(m)]
+    bare = ([k for k,o in public() if not inspect.getdoc(o)]
+        + [f'{k}.{n}' for k,o in public() if inspect.isclass(o) for n,m in methods(o) if not inspect.getdoc(m)])
     assert not bare, f'no docstring: {bare}'
 
 def test_parameters_of_functions_and_constructors_are_explained():
@@ -105,7 +109,8 @@ def test_explainers():
     assert 'Selvaraju' in text and 'margin of the pred' in text and '7×7' not in text
     cam(torch.rand(2,3,28,28))
     assert '7×7' in shown(cam)
-    assert 'no class' in shown(EigenCAM(model)) and 'Saliency' in repr(as_attribution('Saliency')(model)) and shown(as_attribution('Saliency')(model))
+    assert ('no class' in shown(EigenCAM(model)) and 'Saliency' in repr(as_attribution('Saliency')(model))
+        and shown(as_attribution('Saliency')(model)))
 
 def test_callback(few, quiet):
     pa = ProxyAttention(steps=[1,'p',1], share=8)
@@ -113,28 +118,39 @@ def test_callback(few, quiet):
     assert "ProxyAttention(share=8, steps=[1, 'p', 1])" in text and 'no proxy step yet' in text and 'LayerCAM' in text
     quiet(digits_learner(few), 'fit', 2, 1e-3, cbs=pa)
     text = shown(pa)
-    assert '1 proxy step; 8 items served' in text and 'Masker(area_budget, swap' in text and 'LayerCAM of the margin' in text and 'mean_loss' in text
+    assert ('1 proxy step; 8 items served' in text and 'Masker(area_budget, swap' in text
+        and 'LayerCAM of the margin' in text and 'mean_loss' in text)
     def my_rule(heat): return heat>.5
     assert 'my_rule' in shown(ProxyAttention(rule=my_rule))
 
 def test_comparison_and_probe():
-    df = pd.DataFrame([dict(arm=a, seed=s, test='<t>', accuracy=.5+.1*(a!='no proxy'), worst=.1, steps=5) for a in ('no proxy','<i>mine') for s in (0,1,2)])
+    df = pd.DataFrame([dict(arm=a, seed=s, test='<t>', accuracy=.5+.1*(a!='no proxy'), worst=.1, steps=5)
+        for a in ('no proxy','<i>mine') for s in (0,1,2)])
     text = shown(Comparison(df))
     assert '<i>mine' in text and '<t>' in text and 'helps' in text # as text, not as markup
     heat = torch.rand(60,4,4)
-    p = Probe(heat, torch.arange(60)%2, pd.DataFrame([[.1,1.,.9,.2,.1,.8]], index=pd.Index([.1], name='area'), columns='masked changes follows random_changes random_follows carried'.split()), ['<cat>','dog'], '<imgs>')
+    p = Probe(heat, torch.arange(60)%2,
+        pd.DataFrame([[.1,1.,.9,.2,.1,.8]], index=pd.Index([.1], name='area'),
+            columns='masked changes follows random_changes random_follows carried'.split()),
+        ['<cat>','dog'], '<imgs>')
     text = Parsed(p._repr_html_()).text
     assert '<imgs>' in text and '90%' in text
 
-def test_attention_on(): assert repr(AttentionOn(lambda items: None, n=9))=='AttentionOn: on object, energy of GradCAM, at most 9 items' and repr(AttentionOn(lambda items: None, n=None)).endswith('all items')
+def test_attention_on():
+    assert (repr(AttentionOn(lambda items: None, n=9))=='AttentionOn: on object, energy of GradCAM, at most 9 items'
+        and repr(AttentionOn(lambda items: None, n=None)).endswith('all items'))
 
-def test_interpretation(trained): assert repr(ProxyInterpretation.from_learner(trained, attribution='GradCAM'))=='ProxyInterpretation of 360 images, mean loss {:.3f}; heat: GradCAM of the pred'.format(float(ProxyInterpretation.from_learner(trained).losses.mean()))
+def test_interpretation(trained):
+    assert (repr(ProxyInterpretation.from_learner(trained, attribution='GradCAM'))
+        =='ProxyInterpretation of 360 images, mean loss {:.3f}; heat: GradCAM of the pred'.format(
+            float(ProxyInterpretation.from_learner(trained).losses.mean())))
 
 # ---- the site
 
 def code_cells(f): return [''.join(c['source']) for c in json.loads(f.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
 
-@pytest.mark.parametrize('f', [f for f in nbs if any('default_exp' in o for o in code_cells(f))], ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
+@pytest.mark.parametrize('f', [f for f in nbs if any('default_exp' in o for o in code_cells(f))],
+    ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
 def test_imports_stand_in_cells_of_their_own(f):
     "nbdev runs every cell that imports something, and no other, when it makes a page"
     for src in code_cells(f):
@@ -160,13 +176,18 @@ def make_pages(folder, names):
 @pytest.mark.limit(200)
 def test_nbdev_makes_the_pages(tmp_path):
     "All of them but those whose processing means running a whole room: of these one, with patched methods"
-    for o in ('nbs','proxy_attention'): shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
+    for o in ('nbs','proxy_attention'):
+        shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
     shutil.copy(root/'pyproject.toml', tmp_path)
     names = [f.name for f in nbs if f.stem=='01_interpretation' or not any('default_exp' in o for o in code_cells(f))]
     res = warm.run(make_pages, tmp_path, names, cwd=tmp_path, env=dict(PYTHONPATH=str(root)), timeout=190)
     assert res.returncode==0, res.stderr[-3000:]
     made = {f.name for f in (tmp_path/'_proc').rglob('*.ipynb')}
     assert made==set(names) and {'index.ipynb','quickstart.ipynb','cheating.ipynb','own_strategy.ipynb'}<=made
-    for o in ('nbdev.yml','_quarto.yml','sidebar.yml'): assert (tmp_path/'nbs'/o).read_text()==(root/'nbs'/o).read_text(), f'nbdev writes another {o}'
-    page = '\n'.join(''.join(o.get('text', [])) + ''.join(o.get('data', {}).get('text/markdown', [])) for c in json.loads((tmp_path/'_proc'/'interpret'/'01_interpretation.ipynb').read_text())['cells'] for o in c.get('outputs', []))
+    for o in ('nbdev.yml','_quarto.yml','sidebar.yml'):
+        assert (tmp_path/'nbs'/o).read_text()==(root/'nbs'/o).read_text(), f'nbdev writes another {o}'
+    page = '\n'.join(
+        ''.join(o.get('text', [])) + ''.join(o.get('data', {}).get('text/markdown', []))
+        for c in json.loads((tmp_path/'_proc'/'interpret'/'01_interpretation.ipynb').read_text())['cells']
+        for o in c.get('outputs', []))
     for o in ('ProxyInterpretation.plot_top_losses','HeatDrift.moved','The largest losses, or the smallest?'): assert o in page

@@ -1,4 +1,5 @@
-"ProxyInterpretation: fastai's numbers, heat of the input that the loss comes from, known places, other kinds of learners, nothing left behind"
+("ProxyInterpretation: fastai's numbers, heat of the input that the loss comes from, known places, other kinds of learners, "
+ "nothing left behind")
 import inspect, numpy as np, pytest, random, torch, warnings
 from PIL import Image
 from fastai.vision.all import *
@@ -37,7 +38,9 @@ def spots(tmp_path_factory):
     return path
 
 def spot_learner(path, model=None, loss=None, block=ImageBlock, **kwargs):
-    dls = DataBlock((block,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=GrandparentSplitter(), **kwargs).dataloaders(path, bs=4, num_workers=0, shuffle=False)
+    dls = DataBlock(
+        (block,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=GrandparentSplitter(), **kwargs
+    ).dataloaders(path, bs=4, num_workers=0, shuffle=False)
     return Learner(dls, model or Corner(), loss_func=loss or CrossEntropyLossFlat(), metrics=accuracy)
 
 @pytest.fixture
@@ -60,14 +63,16 @@ def test_losses_and_their_order_are_fastais(trained, largest):
     for a,b in zip(ours.top_losses(7, largest), theirs.top_losses(7, largest)): assert torch.equal(a, b)
     assert ours.top_losses(3, items=True)[2]==theirs.top_losses(3, items=True)[2]
     assert isinstance(ours, ClassificationInterpretation)
-    with trained.no_bar(): assert (ours.confusion_matrix()==ClassificationInterpretation.from_learner(trained).confusion_matrix()).all()
+    with trained.no_bar():
+        assert (ours.confusion_matrix()==ClassificationInterpretation.from_learner(trained).confusion_matrix()).all()
 
 def test_the_training_set_is_seen_without_augmentation(spots):
     learn = spot_learner(spots, batch_tfms=[Flip(p=1.), Rotate(max_deg=90, p=1.)])
     a,b = (ProxyInterpretation.from_learner(learn, 0) for _ in range(2))
     assert len(a.losses)==8 and torch.equal(a.losses, b.losses)
     assert torch.equal(a.losses, interpret_train(learn).losses)
-    assert not torch.equal(learn.dls.train.one_batch()[0], learn.dls.valid.new(dataset=learn.dls.train_ds).one_batch()[0]) # there is augmentation
+    # there is augmentation
+    assert not torch.equal(learn.dls.train.one_batch()[0], learn.dls.valid.new(dataset=learn.dls.train_ds).one_batch()[0])
     assert a.items_at([3])[0]==learn.dls.train_ds.items[3]
 
 def test_titles_say_what_fastai_says(learn):
@@ -104,7 +109,8 @@ def test_heat_lies_on_the_spot(learn):
     with pytest.warns(ProxyWarning, match='flat'): assert not asks.heats(lies).any() # nothing speaks for 'a' in them
     assert points_at(asks.heats([i for i in range(12) if i not in lies]), mask[[i for i in range(12) if i not in lies]]).all()
 
-@pytest.mark.parametrize('how,target', [('GradCAM','pred'),('LayerCAM','label'),('Saliency','pred'),('GradCAM','margin'),('LayerCAM',Margin('label')),('EigenCAM',1)])
+@pytest.mark.parametrize('how,target', [
+    ('GradCAM','pred'),('LayerCAM','label'),('Saliency','pred'),('GradCAM','margin'),('LayerCAM',Margin('label')),('EigenCAM',1)])
 def test_heat_is_that_of_the_explainer(trained, how, target):
     interp = ProxyInterpretation.from_learner(trained, attribution=how, target=target)
     idxs = [5,0,9]
@@ -133,7 +139,8 @@ def test_a_crop_of_validation_is_what_is_shown_and_explained(tmp_path):
 def test_pictures_are_decoded(spots):
     "Normalised, grey, and both"
     for mode,c,stats in ((PILImage,3,([.3]*3,[.2]*3)),(PILImageBW,1,([.3],[.2])),(PILImageBW,1,None)):
-        learn = spot_learner(spots, Corner(c), block=ImageBlock(mode), **({} if stats is None else dict(batch_tfms=Normalize.from_stats(*stats, cuda=False))))
+        learn = spot_learner(spots, Corner(c), block=ImageBlock(mode),
+                             **({} if stats is None else dict(batch_tfms=Normalize.from_stats(*stats, cuda=False))))
         interp = ProxyInterpretation.from_learner(learn)
         assert len(interp.plot_top_losses(3))==3 and interp.show_heats([0,1]).shape==(2,2)
         for i in (0,5):
@@ -170,7 +177,8 @@ def test_two_models(learn, spots):
             one,two = axs[1,c],axs[2,c]
             assert {one.get_title(),two.get_title()}=={'a','b'} # they contradict each other
             label = axs[0,c].get_title().split()[0]
-            assert one.title.get_color()==('black' if one.get_title()==label else 'C3') and two.title.get_color()!=one.title.get_color()
+            assert (one.title.get_color()==('black' if one.get_title()==label else 'C3')
+                    and two.title.get_color()!=one.title.get_color())
             assert '100%' in axs[0,c].get_title() # in the same place, as there is one spot only
     theirs = ProxyInterpretation.from_learner(other)
     diff = (interp.losses-theirs.losses).abs()
@@ -198,19 +206,28 @@ def test_exported_and_loaded(spots, tmp_path):
 # ---- other kinds
 
 def test_several_labels_work(spots):
-    dls = DataBlock((ImageBlock,MultiCategoryBlock(vocab=['a','b'])), get_items=get_image_files, get_y=lambda f: [parent_label(f)], splitter=GrandparentSplitter()).dataloaders(spots, bs=4, num_workers=0)
+    dls = DataBlock(
+        (ImageBlock,MultiCategoryBlock(vocab=['a','b'])), get_items=get_image_files, get_y=lambda f: [parent_label(f)],
+        splitter=GrandparentSplitter()).dataloaders(spots, bs=4, num_workers=0)
     interp = ProxyInterpretation.from_learner(Learner(dls, Corner(), loss_func=BCEWithLogitsLossFlat()))
     assert len(interp.plot_top_losses(3))==3 and interp.show_heats([0,1]).shape==(2,2)
     assert interp.heats([0]).any()
     with pytest.raises(TypeError, match='one label an image'): interp.plot_where()
 
 def test_refused_in_a_sentence(spots, learn):
-    dls = DataBlock((ImageBlock,RegressionBlock), get_items=get_image_files, get_y=lambda f: float(f.stem), splitter=GrandparentSplitter()).dataloaders(spots, bs=4, num_workers=0)
-    with pytest.raises(TypeError, match='no classes'): ProxyInterpretation.from_learner(Learner(dls, nn.Sequential(Corner(n_out=2), nn.Linear(2,1)), loss_func=MSELossFlat()))
-    with pytest.raises(ValueError, match='no labels'): ProxyInterpretation.from_learner(learn, dl=learn.dls.test_dl(get_image_files(spots/'valid')))
+    dls = DataBlock(
+        (ImageBlock,RegressionBlock), get_items=get_image_files, get_y=lambda f: float(f.stem),
+        splitter=GrandparentSplitter()).dataloaders(spots, bs=4, num_workers=0)
+    with pytest.raises(TypeError, match='no classes'):
+        ProxyInterpretation.from_learner(
+            Learner(dls, nn.Sequential(Corner(n_out=2), nn.Linear(2,1)), loss_func=MSELossFlat()))
+    with pytest.raises(ValueError, match='no labels'):
+        ProxyInterpretation.from_learner(learn, dl=learn.dls.test_dl(get_image_files(spots/'valid')))
     plain = DataLoaders.from_dsets(*[[(torch.rand(3,16,16), 0) for _ in range(4)]]*2, bs=2)
-    with pytest.raises(TypeError, match='does not list its items'): ProxyInterpretation.from_learner(Learner(plain, Corner(), loss_func=CrossEntropyLossFlat()))
-    with pytest.raises(ValueError, match="did you mean 'GradCAM'"): ProxyInterpretation.from_learner(learn, attribution='GradCamm')
+    with pytest.raises(TypeError, match='does not list its items'):
+        ProxyInterpretation.from_learner(Learner(plain, Corner(), loss_func=CrossEntropyLossFlat()))
+    with pytest.raises(ValueError, match="did you mean 'GradCAM'"):
+        ProxyInterpretation.from_learner(learn, attribution='GradCamm')
     with pytest.raises(ValueError, match='No target'): ProxyInterpretation.from_learner(learn, target='prediction')
     interp = ProxyInterpretation.from_learner(learn)
     with pytest.raises(ValueError, match='no ProxyAttention'): interp.show_proxies()
@@ -224,19 +241,29 @@ def test_refused_in_a_sentence(spots, learn):
 
 def states(learn):
     "What a look must not change"
-    return dict(weights={k:v.clone() for k,v in learn.model.state_dict().items()}, modes=[m.training for m in learn.model.modules()], cbs=list(learn.cbs), dls=learn.dls, loaders=list(learn.dls.loaders),
-        attrs=[{k:v for k,v in o.__dict__.items() if k!='rng'} for o in learn.dls.loaders], grads=[p.grad for p in learn.model.parameters()], values=[list(o) for o in learn.recorder.values], losses=list(map(float, learn.recorder.losses)),
-        loop={k:learn.__dict__.get(k) for k in ('epoch','iter','dl','xb','training')}, hooks=sum(len(m._forward_hooks)+len(m._backward_hooks) for m in learn.model.modules()),
-        py=random.getstate(), np=np.random.get_state()[1].tolist(), torch=torch.get_rng_state().tolist(), rngs=[o.rng.getstate() for o in learn.dls.loaders])
+    return dict(
+        weights={k:v.clone() for k,v in learn.model.state_dict().items()},
+        modes=[m.training for m in learn.model.modules()],
+        cbs=list(learn.cbs), dls=learn.dls, loaders=list(learn.dls.loaders),
+        attrs=[{k:v for k,v in o.__dict__.items() if k!='rng'} for o in learn.dls.loaders],
+        grads=[p.grad for p in learn.model.parameters()],
+        values=[list(o) for o in learn.recorder.values], losses=list(map(float, learn.recorder.losses)),
+        loop={k:learn.__dict__.get(k) for k in ('epoch','iter','dl','xb','training')},
+        hooks=sum(len(m._forward_hooks)+len(m._backward_hooks) for m in learn.model.modules()),
+        py=random.getstate(), np=np.random.get_state()[1].tolist(), torch=torch.get_rng_state().tolist(),
+        rngs=[o.rng.getstate() for o in learn.dls.loaders])
 
 def same_states(a, b):
     assert all(torch.equal(v, b['weights'][k]) for k,v in a['weights'].items())
     for k in a:
         if k in ('weights','attrs','dls','loaders','cbs','loop'): continue
         assert a[k]==b[k], k
-    assert a['dls'] is b['dls'] and all(x is y for k in ('loaders','cbs') for x,y in zip(a[k], b[k])) and len(a['cbs'])==len(b['cbs'])
+    assert (a['dls'] is b['dls'] and all(x is y for k in ('loaders','cbs') for x,y in zip(a[k], b[k]))
+            and len(a['cbs'])==len(b['cbs']))
     assert all(a['loop'][k] is b['loop'][k] for k in a['loop'])
-    assert all(x.keys()==y.keys() and all(x[k] is y[k] or x[k]==y[k] for k in x if not isinstance(x[k], (np.ndarray,Tensor))) for x,y in zip(a['attrs'], b['attrs']))
+    assert all(
+        x.keys()==y.keys() and all(x[k] is y[k] or x[k]==y[k] for k in x if not isinstance(x[k], (np.ndarray,Tensor)))
+        for x,y in zip(a['attrs'], b['attrs']))
 
 def test_the_learner_is_as_before(few, quiet):
     learn = digits_learner(few)
@@ -247,7 +274,8 @@ def test_the_learner_is_as_before(few, quiet):
     unlabelled = learn.dls.test_dl(learn.dls.valid_ds.items[:1])
     before = states(learn)
     interp = ProxyInterpretation.from_learner(learn)
-    for f in (lambda: ProxyInterpretation.from_learner(learn, 0), lambda: interp.plot_top_losses(3), lambda: interp.show_heats([1,2], ['GradCAM','Saliency']), interp.plot_where, interp.show_proxies, interp.plot_drift,
+    for f in (lambda: ProxyInterpretation.from_learner(learn, 0), lambda: interp.plot_top_losses(3),
+              lambda: interp.show_heats([1,2], ['GradCAM','Saliency']), interp.plot_where, interp.show_proxies, interp.plot_drift,
               lambda: interp.compare_with(learn, k=2)):
         f()
         same_states(before, states(learn))
@@ -262,7 +290,8 @@ def fit(learn, n=1, **kwargs):
 
 def test_proxies_are_shown_as_they_were_served(few):
     "Each image is turned upside down on its way into a batch; so is its proxy"
-    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, batch_tfms=[Flip(p=1.), Normalize.from_stats(*imagenet_stats)])
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0,
+                                       batch_tfms=[Flip(p=1.), Normalize.from_stats(*imagenet_stats)])
     learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat())
     pa = ProxyAttention(steps=[1,'p',1], share=10, fill='zero')
     fit(learn, 2, cbs=pa)
@@ -312,7 +341,8 @@ def test_drift_is_what_was_seen_after_each_epoch(tmp_path):
     assert moved.iou.iloc[:-1].max()<.2 and moved.iou.iloc[-1]==1 and (moved['empty']==0).all()
     axs = ProxyInterpretation.from_learner(learn).plot_drift(most=2)
     assert axs.shape==(3,3) and [axs[i,0].texts[0].get_text().split('\n')[0] for i in (1,2)]==['epoch 0','epoch 3']
-    learn.validate(); learn.get_preds()
+    learn.validate()
+    learn.get_preds()
     assert len(drift.maps)==4 # only epochs that were trained in
     fit(learn, 2)
     assert drift.epochs==[0,1,2,3,4,5]
@@ -328,7 +358,8 @@ def test_drift_every_few_epochs_and_at_the_end(tmp_path):
 def test_drift_changes_no_weight(few, quiet, weights, same):
     a,b = digits_learner(few),digits_learner(few)
     b.add_cb(HeatDrift(n=4))
-    quiet(a, 'fit_one_cycle', 2, 1e-3), quiet(b, 'fit_one_cycle', 2, 1e-3)
+    quiet(a, 'fit_one_cycle', 2, 1e-3)
+    quiet(b, 'fit_one_cycle', 2, 1e-3)
     assert same(weights(a), weights(b)) and len(b.heat_drift.maps)==2
 
 # ---- for every eye
@@ -347,7 +378,8 @@ def as_seen(rgb, eye):
 @pytest.mark.parametrize('eye', ['usual',*machado])
 def test_the_colour_map_rises_for_every_eye(eye):
     "Evenly too: no step of the hundred is more than three times the mean"
-    light = luminance(as_seen(plt.get_cmap(inspect.signature(show_heat).parameters['cmap'].default)(np.linspace(0,1,101))[:,:3], eye))
+    light = luminance(as_seen(
+        plt.get_cmap(inspect.signature(show_heat).parameters['cmap'].default)(np.linspace(0,1,101))[:,:3], eye))
     step = np.diff(light)
     assert (step>0).all() and step.max()<3*step.mean()
 

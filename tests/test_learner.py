@@ -12,7 +12,9 @@ pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_a
 @pytest.fixture
 def learn(few): return digits_learner(few, cbs=ProxyAttention(start=1))
 
-def plain(learn): return 'create_item' not in learn.dls.train.__dict__ and '_do_epoch_train' not in learn.__dict__ and learn.dls.train.n==len(learn.dls.train_ds)
+def plain(learn):
+    return ('create_item' not in learn.dls.train.__dict__ and '_do_epoch_train' not in learn.__dict__
+        and learn.dls.train.n==len(learn.dls.train_ds))
 
 def test_validate_predict_and_show(learn, quiet):
     quiet(learn, 'fit_one_cycle', 3, 3e-3)
@@ -146,7 +148,9 @@ def test_ctrl_c_in_the_proxy_step(few, quiet, where):
         if where=='heat' and len(calls)==3: raise KeyboardInterrupt
         return torch.rand(len(xb), 4, 4)
     def select(losses):
-        if where=='losses' and not calls[1:]: calls.append(1); raise KeyboardInterrupt
+        if where=='losses' and not calls[1:]:
+            calls.append(1)
+            raise KeyboardInterrupt
         return range(64)
     learn = digits_learner(few, cbs=ProxyAttention(select=select, attribution=heat, start=1))
     with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit', 3)
@@ -158,8 +162,12 @@ def test_error_in_a_strategy_without_words_is_told(few, quiet):
     def bad(losses): raise RuntimeError
     with pytest.raises(RuntimeError, match='RuntimeError'): quiet(digits_learner(few, cbs=ProxyAttention(select=bad, start=1)), 'fit', 2)
 
-@pytest.mark.parametrize('cbs', [MixUp, lambda: [EarlyStoppingCallback(patience=0, comp=np.less, min_delta=9.), SaveModelCallback(), CSVLogger(), TerminateOnNaNCallback()],
-    lambda: MixedPrecision(), lambda: [GradientClip(), ShowGraphCallback()], lambda: ChannelsLast()], ids=['mixup','trackers','amp','graph','channels_last'])
+@pytest.mark.parametrize('cbs', [
+    MixUp,
+    lambda: [EarlyStoppingCallback(patience=0, comp=np.less, min_delta=9.), SaveModelCallback(), CSVLogger(), TerminateOnNaNCallback()],
+    lambda: MixedPrecision(),
+    lambda: [GradientClip(), ShowGraphCallback()],
+    lambda: ChannelsLast()], ids=['mixup','trackers','amp','graph','channels_last'])
 def test_with_other_callbacks(few, quiet, cbs, tmp_path):
     cbs = cbs() if isinstance(cbs(), list) else [cbs()]
     learn = digits_learner(few, cbs=[ProxyAttention(start=1), *cbs])
@@ -181,7 +189,10 @@ def test_workers_serve_proxies(few, workers, persistent, mode):
             x,e = self.learn.xb[0], self.learn.epoch
             self.n[e] = self.n.get(e, 0)+len(x)
             self.black[e] = self.black.get(e, 0)+int((x.amin((1,2,3))==1).sum())
-    learn = Learner(dls, digits_net(), cbs=[Count(), ProxyAttention(select='random', share=40, rule=lambda heat: torch.ones_like(heat, dtype=torch.bool), max_area=1, fill=white, start=1, every=None, p=1., mode=mode)])
+    learn = Learner(dls, digits_net(), cbs=[
+        Count(),
+        ProxyAttention(select='random', share=40, rule=lambda heat: torch.ones_like(heat, dtype=torch.bool), max_area=1, fill=white,
+            start=1, every=None, p=1., mode=mode)])
     with learn.no_bar(), learn.no_logging(): learn.fit(3)
     c,made = learn.count, int(learn.proxy_attention.history.made.sum())
     n = len(learn.dls.train_ds)//8*8
@@ -190,7 +201,8 @@ def test_workers_serve_proxies(few, workers, persistent, mode):
     for e in (1,2): assert abs(c.black[e]-made)<=7
 
 def test_weighted_loader_keeps_its_weights(few, quiet):
-    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']), splitter=GrandparentSplitter(), get_y=parent_label)
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']),
+        splitter=GrandparentSplitter(), get_y=parent_label)
     ds = block.datasets(few)
     dls = ds.weighted_dataloaders(np.arange(1, len(ds.train)+1), bs=32, num_workers=0, after_item=ToTensor, after_batch=IntToFloatTensor)
     learn = Learner(dls, digits_net(), cbs=ProxyAttention(start=1))
@@ -207,11 +219,18 @@ def test_data_frame_items(few, quiet):
     assert all(Path(f).exists() for f in learn.proxy_attention.log.file)
     learn.proxy_attention.show(3)
 
-@pytest.mark.parametrize('kw,words', [(dict(fill=lambda img: 0), 'returned a int'), (dict(fill=lambda img: img[:,:2]), 'the whole picture'), (dict(rule=lambda heat: heat), 'True and False'),
-    (dict(select=lambda losses: None), 'returned NoneType'), (dict(select=lambda losses: losses), 'returned fractions'), (dict(steps=lambda: True), 'function of the epoch'),
-    (dict(attribution=lambda xb,yb: None), 'returned a NoneType'), (dict(attribution=lambda xb,yb: xb), 'it should be (batch, height, width)')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(fill=lambda img: 0), 'returned a int'),
+    (dict(fill=lambda img: img[:,:2]), 'the whole picture'),
+    (dict(rule=lambda heat: heat), 'True and False'),
+    (dict(select=lambda losses: None), 'returned NoneType'),
+    (dict(select=lambda losses: losses), 'returned fractions'),
+    (dict(steps=lambda: True), 'function of the epoch'),
+    (dict(attribution=lambda xb,yb: None), 'returned a NoneType'),
+    (dict(attribution=lambda xb,yb: xb), 'it should be (batch, height, width)')])
 def test_own_strategies_are_tried(few, quiet, kw, words):
-    with pytest.raises((TypeError,ValueError), match=re.escape(words)): quiet(digits_learner(few, cbs=ProxyAttention(**(dict(start=1) if 'steps' not in kw else {}), **kw)), 'fit', 2)
+    with pytest.raises((TypeError,ValueError), match=re.escape(words)):
+        quiet(digits_learner(few, cbs=ProxyAttention(**(dict(start=1) if 'steps' not in kw else {}), **kw)), 'fit', 2)
 
 def test_numpy_numbers_are_numbers(few, quiet):
     pa = ProxyAttention(steps=[np.int64(1),'p',np.int64(1)], share=np.int64(5), target=np.int64(3), p=np.float32(.5))
@@ -223,15 +242,21 @@ def test_a_boolean_selection_is_a_mask(few, quiet):
 
 @pytest.mark.parametrize('loss', [lambda p,y: F.cross_entropy(p, y), nn.Sequential()])
 def test_loss_without_reduction_is_refused(few, quiet, loss):
-    with pytest.raises(TypeError, match='cannot be had item by item'): quiet(digits_learner(few, loss_func=loss, cbs=ProxyAttention(start=1)), 'fit', 2)
+    with pytest.raises(TypeError, match='cannot be had item by item'):
+        quiet(digits_learner(few, loss_func=loss, cbs=ProxyAttention(start=1)), 'fit', 2)
 
-@pytest.mark.parametrize('block,get_y', [(MultiCategoryBlock, lambda f: [f.parent.name]), (RegressionBlock, lambda f: float(f.parent.name)), (ImageBlock, noop)])
+@pytest.mark.parametrize('block,get_y', [
+    (MultiCategoryBlock, lambda f: [f.parent.name]),
+    (RegressionBlock, lambda f: float(f.parent.name)),
+    (ImageBlock, noop)])
 def test_other_tasks_are_refused(few, quiet, block, get_y):
     dls = DataBlock((ImageBlock,block), get_items=get_image_files, get_y=get_y).dataloaders(few/'train', bs=16, num_workers=0)
-    with pytest.raises(TypeError, match='one label an image'): quiet(Learner(dls, digits_net(), loss_func=MSELossFlat(), cbs=ProxyAttention(start=1)), 'fit', 2)
+    with pytest.raises(TypeError, match='one label an image'):
+        quiet(Learner(dls, digits_net(), loss_func=MSELossFlat(), cbs=ProxyAttention(start=1)), 'fit', 2)
 
 def test_more_outputs_than_classes(few, quiet):
-    dls = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=lambda f: str(int(f.parent.name)%3)).dataloaders(few/'train', bs=16, num_workers=0)
+    dls = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files,
+        get_y=lambda f: str(int(f.parent.name)%3)).dataloaders(few/'train', bs=16, num_workers=0)
     quiet(Learner(dls, digits_net(), cbs=ProxyAttention(start=1)), 'fit', 2)
 
 def test_a_deep_copy_carries_everything(few, quiet):
@@ -242,10 +267,12 @@ def test_a_deep_copy_carries_everything(few, quiet):
     assert len(again.proxy_attention.log)==18 and len(learn.proxy_attention.log)==9
 
 def test_starting_after_the_step_is_said(few, quiet):
-    with pytest.warns(ProxyWarning, match='that step is not made up for'): quiet(digits_learner(few, cbs=ProxyAttention(steps=[1,'p',2])), 'fit', 3, 1e-3, start_epoch=1)
+    with pytest.warns(ProxyWarning, match='that step is not made up for'):
+        quiet(digits_learner(few, cbs=ProxyAttention(steps=[1,'p',2])), 'fit', 3, 1e-3, start_epoch=1)
 
 def test_grey_images_and_oblong_inputs(few, quiet):
-    dls = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize((32,48))).dataloaders(few/'train', bs=16, num_workers=0)
+    dls = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_items=get_image_files, get_y=parent_label,
+        item_tfms=Resize((32,48))).dataloaders(few/'train', bs=16, num_workers=0)
     net = digits_net()
     net[0][0] = nn.Conv2d(1, 16, 3, padding=1, bias=False)
     learn = quiet(Learner(dls, net, cbs=ProxyAttention(start=1)), 'fit', 2)
@@ -268,20 +295,35 @@ def test_kept_on_disk(path, quiet, tmp_path, clear):
         assert a.shape==b.shape and 0<(a!=b).any(-1).mean()<=row.area+.02
 
 def test_folder_that_cannot_be_written(few, quiet):
-    with pytest.raises(OSError, match='cannot be written'): quiet(digits_learner(few, cbs=ProxyAttention(start=1, folder='/proc/nothing')), 'fit', 2)
+    with pytest.raises(OSError, match='cannot be written'):
+        quiet(digits_learner(few, cbs=ProxyAttention(start=1, folder='/proc/nothing')), 'fit', 2)
 
 def test_steps_longer_than_the_fit(few, quiet):
-    with pytest.raises(ValueError, match='need 14 epochs, this fit has 3'): quiet(digits_learner(few, cbs=ProxyAttention(steps=[5,'p',9])), 'fit', 3)
+    with pytest.raises(ValueError, match='need 14 epochs, this fit has 3'):
+        quiet(digits_learner(few, cbs=ProxyAttention(steps=[5,'p',9])), 'fit', 3)
 
 def test_to_proxy(few): assert digits_learner(few).to_proxy(area=.2).proxy_attention.masker.kwargs==dict(area=.2)
 
-@pytest.mark.parametrize('kw,words', [(dict(select='toploss'), "did you mean 'top_losses'"), (dict(share=1.2), 'share=1.2'), (dict(share=0.), 'share=0.0'), (dict(area=0.), 'area=0.0'), (dict(p=2), 'p=2'),
-    (dict(mode='replaced'), "did you mean 'replace'"), (dict(rule='aera'), "did you mean 'area'"), (dict(max_area=0), 'max_area=0'), (dict(attribution='LayerCam'), "did you mean 'LayerCAM'"),
-    (dict(target='margn'), "did you mean 'margin'"), (dict(aera=.1), "did you mean 'area'"), (dict(start=1.5), 'start=1.5'), (dict(save_images=True), 'give `folder` too'), (dict(steps='p,5'), 'begin with a proxy step'),
-    (dict(select=[5,'p',9]), 'No selection is called'), (dict(steps=3), 'steps=3 should be a list'), (dict(p=None), 'p=None'), (dict(max_area='.4'), "max_area='.4'"), (dict(grid=-1), 'grid=-1'),
-    (dict(rule='absolute', threshold='x'), "threshold='x'"), (dict(target=True), 'target=True'), (dict(target=torch.tensor([1,2])), 'belongs to one batch'), (dict(folder=''), "folder=''"),
-    (dict(start=.8, finish=.2), 'comes after finish'), (dict(steps=[1,'p',1], every=2), 'Give either `steps`'), (dict(attribution=GradCAM(digits_net())), 'belongs to a model already'),
-    (dict(select=lambda loss: [1]), "needs `loss`, did you mean 'losses'?"), (dict(fill=lambda pic: pic), 'needs `pic`'), (dict(fill=torch.zeros_like), 'wrap it in a function'), (dict(attribution='ShapleyValues'), 'No attribution is called')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(select='toploss'), "did you mean 'top_losses'"),
+    (dict(share=1.2), 'share=1.2'), (dict(share=0.), 'share=0.0'), (dict(area=0.), 'area=0.0'), (dict(p=2), 'p=2'),
+    (dict(mode='replaced'), "did you mean 'replace'"), (dict(rule='aera'), "did you mean 'area'"),
+    (dict(max_area=0), 'max_area=0'),
+    (dict(attribution='LayerCam'), "did you mean 'LayerCAM'"), (dict(target='margn'), "did you mean 'margin'"),
+    (dict(aera=.1), "did you mean 'area'"),
+    (dict(start=1.5), 'start=1.5'),
+    (dict(save_images=True), 'give `folder` too'),
+    (dict(steps='p,5'), 'begin with a proxy step'),
+    (dict(select=[5,'p',9]), 'No selection is called'), (dict(steps=3), 'steps=3 should be a list'),
+    (dict(p=None), 'p=None'), (dict(max_area='.4'), "max_area='.4'"), (dict(grid=-1), 'grid=-1'),
+    (dict(rule='absolute', threshold='x'), "threshold='x'"),
+    (dict(target=True), 'target=True'), (dict(target=torch.tensor([1,2])), 'belongs to one batch'),
+    (dict(folder=''), "folder=''"),
+    (dict(start=.8, finish=.2), 'comes after finish'), (dict(steps=[1,'p',1], every=2), 'Give either `steps`'),
+    (dict(attribution=GradCAM(digits_net())), 'belongs to a model already'),
+    (dict(select=lambda loss: [1]), "needs `loss`, did you mean 'losses'?"),
+    (dict(fill=lambda pic: pic), 'needs `pic`'), (dict(fill=torch.zeros_like), 'wrap it in a function'),
+    (dict(attribution='ShapleyValues'), 'No attribution is called')])
 def test_bad_arguments_get_a_sentence(kw, words):
     with pytest.raises((ValueError,TypeError), match=re.escape(words)): ProxyAttention(**kw)
 

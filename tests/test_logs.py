@@ -18,7 +18,9 @@ from proxy_attention.experiment.runs import Run, Runs, runs_table
 
 class Do(Callback):
     "Do something at an event"
-    def __init__(self, at, do, order=0): self.do,self.order = do,order; setattr(self, at, lambda: do(self))
+    def __init__(self, at, do, order=0):
+        self.do,self.order = do,order
+        setattr(self, at, lambda: do(self))
 
 def oracle(folder, **kw): return EventAccumulator(str(folder), size_guidance=dict(scalars=0, images=0, tensors=0)).Reload()
 def values(folder, tag): return [o.value for o in oracle(folder).Scalars(tag)]
@@ -68,7 +70,8 @@ def test_one_folder_one_file_a_fit(fit, tmp_path):
     fit(proxies(), RunBoard(tmp_path/'log', arch='net', nothing=None))
     assert [o.is_file() for o in (tmp_path/'log').rglob('*')]==[True]
     row = read_runs(tmp_path).iloc[0]
-    assert row.run=='log' and row.arch=='net' and row.bs==64 and row.proxy_fill=='noise' and row.proxy_attribution=='LayerCAM' and row.opt=='Adam' and 'nothing' not in row
+    assert (row.run=='log' and row.arch=='net' and row.bs==64 and row.proxy_fill=='noise' and row.proxy_attribution=='LayerCAM'
+            and row.opt=='Adam' and 'nothing' not in row)
     assert abs(row.lr_max-3e-3)<1e-6
 
 def test_numbers_of_numpy_stay_numbers(fit, tmp_path, monkeypatch):
@@ -114,10 +117,13 @@ def test_nothing_but_a_fit_is_logged(fit, tmp_path):
     def size(): return sum(o.stat().st_size for o in (tmp_path/'log').iterdir())
     before = size()
     with learn.no_bar(), learn.no_logging():
-        learn.validate(); learn.get_preds(); learn.predict(learn.dls.valid_ds.items[0])
+        learn.validate()
+        learn.get_preds()
+        learn.predict(learn.dls.valid_ds.items[0])
         learn.lr_find(show_plot=False, num_it=5)
         interpret_train(learn)
-    assert size()==before and len(list((tmp_path/'log').iterdir()))==1 and '_with_events' not in learn.__dict__ and board.writer is None
+    assert (size()==before and len(list((tmp_path/'log').iterdir()))==1 and '_with_events' not in learn.__dict__
+            and board.writer is None)
 
 def test_early_stop_is_logged_to_its_last_epoch(fit, tmp_path):
     learn = fit(RunBoard(tmp_path/'log'), EarlyStoppingCallback(monitor='accuracy', min_delta=2., patience=1), n=6)
@@ -136,7 +142,9 @@ def broken_off(fit, tmp_path, at, error, order=0):
     with pytest.raises(type(error)): fit(board, cb, keep, n=3)
     return seen[0],board,cb
 
-@pytest.mark.parametrize('at,error,order', [('before_batch',KeyboardInterrupt(),0), ('after_epoch',ValueError('of another'),95), ('before_validate',RuntimeError('there'),0), ('before_epoch',ValueError('early'),0)])
+@pytest.mark.parametrize('at,error,order', [
+    ('before_batch',KeyboardInterrupt(),0), ('after_epoch',ValueError('of another'),95),
+    ('before_validate',RuntimeError('there'),0), ('before_epoch',ValueError('early'),0)])
 def test_log_is_closed_when_a_fit_is_broken_off(fit, tmp_path, at, error, order, quiet):
     learn,board,cb = broken_off(fit, tmp_path, at, error, order)
     assert not alive() and board.writer is None and '_with_events' not in learn.__dict__
@@ -165,7 +173,8 @@ def test_start_in_the_middle_and_resume(fit, tmp_path, quiet):
     assert cut.arch=='net' and cut.n_epoch==4 and abs(cut.lr_max-3e-3)<1e-9, 'what was killed has told its hyperparameters'
     with pytest.raises(FileExistsError, match='log of another run'): quiet(fit(n=1), 'fit', 1, 1e-3, cbs=RunBoard(tmp_path/'log'))
     other = fit(n=1)
-    with other.no_bar(), other.no_logging(): other.fit(4, 1e-3, start_epoch=2, cbs=RunBoard(tmp_path/'log', resume=True, arch='other'))
+    with other.no_bar(), other.no_logging():
+        other.fit(4, 1e-3, start_epoch=2, cbs=RunBoard(tmp_path/'log', resume=True, arch='other'))
     assert read_runs(tmp_path).arch[0]=='other' and abs(read_runs(tmp_path).lr_max[0]-1e-3)<1e-9
     n = len(other.dls.train)
     ours = read_runs(tmp_path, per_epoch=True)
@@ -176,7 +185,8 @@ def test_start_in_the_middle_and_resume(fit, tmp_path, quiet):
 def test_export_carries_no_log(fit, tmp_path):
     board = RunBoard(tmp_path/'log')
     mid = []
-    learn = fit(board, Do('after_epoch', lambda cb: mid.append({k:v for k,v in board.__getstate__().items() if k!='learn'}), 95), n=2)
+    learn = fit(
+        board, Do('after_epoch', lambda cb: mid.append({k:v for k,v in board.__getstate__().items() if k!='learn'}), 95), n=2)
     learn.remove_cb(Do)
     learn.path = tmp_path
     learn.export('model.pkl')
@@ -208,14 +218,16 @@ def test_full_disk_costs_the_log_and_not_the_fit(fit, tmp_path, monkeypatch, wei
         return write(self, data)
     monkeypatch.setattr(RecordWriter, 'write', full)
     monkeypatch.setattr(threading, 'excepthook', lambda *_: None)
-    with pytest.warns(ProxyWarning, match='No space left on device.*goes on without it') as said: learn = fit(RunBoard(tmp_path/'log'), n=2)
+    with pytest.warns(ProxyWarning, match='No space left on device.*goes on without it') as said:
+        learn = fit(RunBoard(tmp_path/'log'), n=2)
     assert len([o for o in said if issubclass(o.category, ProxyWarning)])==1
     assert same(weights(plain), weights(learn)) and not alive()
 
 def test_any_learner(tmp_path, quiet):
     "No labels, no images, no recorder's validation: what there is is logged"
     learn = quiet(synth_learner(cbs=RunBoard(tmp_path/'a')), 'fit', 2)
-    assert len(values(tmp_path/'a', 'valid_loss'))==2 and 'images' not in oracle(tmp_path/'a').Tags() or not oracle(tmp_path/'a').Tags()['images']
+    assert (len(values(tmp_path/'a', 'valid_loss'))==2 and 'images' not in oracle(tmp_path/'a').Tags()
+            or not oracle(tmp_path/'a').Tags()['images'])
     learn = synth_learner(cbs=RunBoard(tmp_path/'b'))
     learn.remove_cb(Recorder)
     learn.remove_cb(ProgressCallback)
@@ -246,7 +258,8 @@ def make(d, name, accs=(.5,.7), **config):
     run = d/name
     run.mkdir(parents=True)
     (run/'config.json').write_text(json.dumps(dict(arch='resnet18', recipe='late', epochs=len(accs), lr=1e-3) | config))
-    pd.DataFrame(dict(train_loss=[1.]*len(accs), valid_loss=[1-o for o in accs], accuracy=accs)).rename_axis('epoch').to_csv(run/'history.csv')
+    pd.DataFrame(dict(train_loss=[1.]*len(accs), valid_loss=[1-o for o in accs], accuracy=accs)).rename_axis('epoch').to_csv(
+        run/'history.csv')
     return run
 
 def log(folder, n=5, **kw):
@@ -265,20 +278,24 @@ def test_our_reader_agrees_with_tensorboards(tmp_path):
     assert set(ours.tag)==set(theirs.Tags()['scalars'])
     for tag in 'xyz':
         mine = ours[ours.tag==tag]
-        assert mine.step.tolist()==[o.step for o in theirs.Scalars(tag)] and mine.value.tolist()==[o.value for o in theirs.Scalars(tag)]
-        assert abs((mine.when-pd.to_datetime([datetime.fromtimestamp(o.wall_time) for o in theirs.Scalars(tag)]).values).dt.total_seconds()).max()<1e-3
+        assert (mine.step.tolist()==[o.step for o in theirs.Scalars(tag)]
+                and mine.value.tolist()==[o.value for o in theirs.Scalars(tag)])
+        assert abs((mine.when-pd.to_datetime([datetime.fromtimestamp(o.wall_time) for o in theirs.Scalars(tag)]).values)
+                   .dt.total_seconds()).max()<1e-3
 
 
 def test_logs_of_tensorflow_2(tmp_path):
     "It writes scalars and images as tensors, and says so once for each name"
     (tmp_path/'tf').mkdir()
-    png = io.BytesIO(); Image.new('RGB', (4,3), 'red').save(png, 'png')
+    png = io.BytesIO()
+    Image.new('RGB', (4,3), 'red').save(png, 'png')
     with open(tmp_path/'tf'/'events.out.tfevents.1', 'wb') as f:
         w = RecordWriter(f)
         w.write(event_pb2.Event(file_version='brain.Event:2', wall_time=1.).SerializeToString())
         for step in range(3):
             vs = []
-            for tag,kind,data in (('acc','scalars',np.float32(step/2)), ('pic','images',np.array([b'4',b'3',png.getvalue()], dtype=object))):
+            for tag,kind,data in (('acc','scalars',np.float32(step/2)),
+                                  ('pic','images',np.array([b'4',b'3',png.getvalue()], dtype=object))):
                 v = summary_pb2.Summary.Value(tag=tag, tensor=tensor_util.make_tensor_proto(data))
                 if not step: v.metadata.plugin_data.plugin_name = kind
                 vs.append(v)
@@ -294,10 +311,12 @@ def test_real_run_folder(tmp_path):
     data = digits(tmp_path/'data', n=100)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        run = train_folder(data, arch='resnet10t', steps='1,p,1', size=32, pretrained=False, out=tmp_path/'runs', workers=0, share=.3, say=lambda o: None)
+        run = train_folder(data, arch='resnet10t', steps='1,p,1', size=32, pretrained=False, out=tmp_path/'runs', workers=0, share=.3,
+                           say=lambda o: None)
     row = read_runs(tmp_path/'runs').iloc[0]
     hist = pd.read_csv(run/'history.csv')
-    assert row.run==run.name and row.arch=='resnet10t' and row.steps=='1,p,1' and row.done==2 and row.accuracy==hist.accuracy.iloc[-1] and row.proxy_steps==1 and row.share==.3
+    assert (row.run==run.name and row.arch=='resnet10t' and row.steps=='1,p,1' and row.done==2
+            and row.accuracy==hist.accuracy.iloc[-1] and row.proxy_steps==1 and row.share==.3)
     assert row.when.strftime('%Y-%m-%d_%H-%M-%S') in run.name
     per = read_runs(tmp_path/'runs', per_epoch=True, images=True)
     assert per.epoch.tolist()==[0,1] and per.proxy_made[0]>0 and pd.isna(per.proxy_made[1])
@@ -309,7 +328,9 @@ def test_toml_nested_and_a_log_below_a_run(tmp_path):
     (run/'config.toml').write_text('[model]\narch = "vit"\nseed = 1\n[proxy]\nrecipe = "late"\narea = 0.2\nseed = 2\n')
     log(run/'board')
     df = read_runs(tmp_path)
-    assert len(df)==1 and df.arch[0]=='vit' and df.area[0]==.2 and df['model.seed'][0]==1 and df['proxy.seed'][0]==2 and 'vit  ' in runs_table(tmp_path) and 'late' in runs_table(tmp_path) and df.loss[0]==np.float32(.2) and df.accuracy[0]==.7
+    assert (len(df)==1 and df.arch[0]=='vit' and df.area[0]==.2 and df['model.seed'][0]==1 and df['proxy.seed'][0]==2
+            and 'vit  ' in runs_table(tmp_path) and 'late' in runs_table(tmp_path)
+            and df.loss[0]==np.float32(.2) and df.accuracy[0]==.7)
     assert df.when[0]==pd.Timestamp('2026-01-02 03:04:05')
 
 def test_only_what_is_new_or_has_grown_is_read(tmp_path, monkeypatch):
@@ -318,7 +339,10 @@ def test_only_what_is_new_or_has_grown_is_read(tmp_path, monkeypatch):
     seen,read = [],Run.read
     monkeypatch.setattr(Run, 'read', lambda self, f, *o: seen.append(f) or read(self, f, *o))
     assert runs.update()==[] and not seen
-    with open(b, 'ab') as f: RecordWriter(f).write(event_pb2.Event(step=9, wall_time=1., summary=summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag='loss', simple_value=7.)])).SerializeToString())
+    with open(b, 'ab') as f:
+        RecordWriter(f).write(event_pb2.Event(
+            step=9, wall_time=1., summary=summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag='loss', simple_value=7.)])
+        ).SerializeToString())
     own = next(iter(runs.runs[tmp_path/'b'].logs.values()))
     noted = []
     own.note = lambda e, f=own.note: noted.append(e) or f(e)
@@ -349,9 +373,11 @@ def test_broken_files_are_left_out_counted_and_named_once(tmp_path):
     assert len(said)==1
     text = str(said[0].message)
     assert text.startswith('8 files below') and '; …' in text
-    assert {str(f.relative_to(tmp_path)).split('/')[0] for f in runs.broken}=={'cut','flip','text','halfjson','list','emptycsv','bytes','toml'}
+    assert ({str(f.relative_to(tmp_path)).split('/')[0] for f in runs.broken}
+            =={'cut','flip','text','halfjson','list','emptycsv','bytes','toml'})
     df = runs.final.set_index('run')
-    assert df.accuracy['good']==.7 and df.loss['cut']==.25 and 'text' not in df.index and df.arch['emptycsv']=='resnet18' and df.accuracy['halfjson']==.7
+    assert (df.accuracy['good']==.7 and df.loss['cut']==.25 and 'text' not in df.index
+            and df.arch['emptycsv']=='resnet18' and df.accuracy['halfjson']==.7)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert runs.update()==[] # said once
@@ -365,7 +391,8 @@ def test_no_permission(tmp_path, monkeypatch):
     import builtins
     opened = io.open
     def no(o, *args, **kw):
-        if isinstance(o, (str,bytes,os.PathLike)) and os.fsdecode(o)==str(f): raise PermissionError(13, 'Permission denied', str(f))
+        if isinstance(o, (str,bytes,os.PathLike)) and os.fsdecode(o)==str(f):
+            raise PermissionError(13, 'Permission denied', str(f))
         return opened(o, *args, **kw)
     monkeypatch.setattr(io, 'open', no); monkeypatch.setattr(builtins, 'open', no)
     with pytest.warns(ProxyWarning, match=r'a/events.*Permission denied'): runs = Runs(tmp_path)
@@ -373,7 +400,8 @@ def test_no_permission(tmp_path, monkeypatch):
 
 def test_nothing_there(tmp_path):
     assert read_runs(tmp_path).empty and read_runs(tmp_path, per_epoch=True).empty and len(Runs(tmp_path))==0
-    assert runs_table(tmp_path)==f'No run in {tmp_path}.' and json.loads(runs_table(tmp_path, as_json=True))==[] and 'No run' in Runs(tmp_path)._repr_html_()
+    assert (runs_table(tmp_path)==f'No run in {tmp_path}.' and json.loads(runs_table(tmp_path, as_json=True))==[]
+            and 'No run' in Runs(tmp_path)._repr_html_())
     with pytest.raises(FileNotFoundError, match='There is no folder'): Runs(tmp_path/'no')
     (tmp_path/'f').touch()
     with pytest.raises(NotADirectoryError, match='is a file'): Runs(tmp_path/'f')
@@ -385,7 +413,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 w = EventFileWriter(sys.argv[1])
 for i in range(100_000):
-    w.add_event(Event(step=i, wall_time=1., summary=Summary(value=[Summary.Value(tag='loss', simple_value=i)]))); w.flush(); time.sleep(.001)
+    w.add_event(Event(step=i, wall_time=1., summary=Summary(value=[Summary.Value(tag='loss', simple_value=i)]))); \
+w.flush(); time.sleep(.001)
     if not i: print('on', flush=True)
 """
 
@@ -397,8 +426,12 @@ def test_read_while_written_and_after_a_kill(tmp_path):
             warnings.simplefilter('ignore', ProxyWarning) # the end of a record may not be there yet
             runs,seen = Runs(tmp_path),[]
             for _ in range(20):
-                runs.update(); seen.append(len(runs.scalars)); time.sleep(.02)
-    finally: p.kill(); p.wait()
+                runs.update()
+                seen.append(len(runs.scalars))
+                time.sleep(.02)
+    finally:
+        p.kill()
+        p.wait()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ProxyWarning)
         runs.update()
@@ -413,7 +446,8 @@ def test_many_open_logs_need_no_open_files(tmp_path):
     assert len(runs)==60 and len(os.listdir('/proc/self/fd'))<before+5
 
 def test_table_is_readable_in_100_columns(tmp_path):
-    for i in range(3): make(tmp_path, f'train_2026-01-0{i+1}_10-00-00', accs=(.5,.6+.1*i), arch='convnext_xxlarge.clip_laion2b_soup_ft_in12k')
+    for i in range(3):
+        make(tmp_path, f'train_2026-01-0{i+1}_10-00-00', accs=(.5,.6+.1*i), arch='convnext_xxlarge.clip_laion2b_soup_ft_in12k')
     for sub in ('a very long folder name indeed'*3, 'short'):
         with SummaryWriter(tmp_path/sub) as w:
             for i in range(15): w.add_scalar(f'a_metric_with_a_long_name_{i}', i/7, 1)
@@ -426,12 +460,15 @@ def test_table_is_readable_in_100_columns(tmp_path):
 def test_sort_columns_and_json(tmp_path):
     for i,o in enumerate((.9,.7,.8)): make(tmp_path, f'r{i}', accs=(.1,o), recipe=['late','none',None][i], note='<b>&$')
     order = lambda **kw: [o.split()[0] for o in runs_table(tmp_path, **kw).splitlines()[1:]]
-    assert order(sort='accuracy')==['r1','r2','r0'] and order(sort='-accuracy')==['r0','r2','r1'] and order(sort='recipe')==['r0','r1','r2']
-    assert runs_table(tmp_path, sort='accuracy', columns='run,accuracy').splitlines()[:2]==['run  accuracy','r1        0.7'] or runs_table(tmp_path, sort='accuracy', columns=['run','accuracy']).splitlines()[1].split()==['r1','0.7']
+    assert (order(sort='accuracy')==['r1','r2','r0'] and order(sort='-accuracy')==['r0','r2','r1']
+            and order(sort='recipe')==['r0','r1','r2'])
+    assert (runs_table(tmp_path, sort='accuracy', columns='run,accuracy').splitlines()[:2]==['run  accuracy','r1        0.7']
+            or runs_table(tmp_path, sort='accuracy', columns=['run','accuracy']).splitlines()[1].split()==['r1','0.7'])
     for bad in (dict(sort='acuracy'), dict(columns='run,acuracy')):
         with pytest.raises(ValueError, match="did you mean 'accuracy'"): runs_table(tmp_path, **bad)
     rows = json.loads(runs_table(tmp_path, as_json=True, sort='-accuracy'))
-    assert [o['accuracy'] for o in rows]==[.9,.8,.7] and rows[1]['recipe'] is None and rows[0]['lr']==1e-3 and rows[0]['epochs']==2
+    assert ([o['accuracy'] for o in rows]==[.9,.8,.7] and rows[1]['recipe'] is None
+            and rows[0]['lr']==1e-3 and rows[0]['epochs']==2)
     assert '<b>' not in Runs(tmp_path)._repr_html_().split('<tbody>')[1] and '<svg' in Runs(tmp_path)._repr_html_()
 
 def test_names_that_a_run_has_itself(tmp_path):
@@ -444,7 +481,8 @@ def test_names_that_a_run_has_itself(tmp_path):
     runs = Runs(tmp_path, images=True)
     df = runs.final.set_index('run')
     assert list(df.index)==[a.name,'other'] and df.when.iloc[0]==pd.Timestamp('2026-01-02 03:04:05') and df.done.iloc[0]==2
-    assert {k:df[f'{k}_setting'].iloc[0] for k in taken}==taken and df.run_last['other']==df.done_last['other']==9 and isinstance(df.run_image.iloc[0], Image.Image)
+    assert ({k:df[f'{k}_setting'].iloc[0] for k in taken}==taken and df.run_last['other']==df.done_last['other']==9
+            and isinstance(df.run_image.iloc[0], Image.Image))
     for o in (runs_table(tmp_path), repr(runs), runs._repr_html_()): assert a.name in o and 'other' in o
 
 @pytest.mark.parametrize('columns', ['run, lr', ' run,lr ,', ['run','lr'], 'run,lr,run'])
@@ -453,7 +491,8 @@ def test_columns_may_have_spaces_and_none_are_the_usual(tmp_path, columns):
     assert runs_table(tmp_path, columns=columns).splitlines()==['run     lr','a    0.001']
     assert list(json.loads(runs_table(tmp_path, columns=columns, as_json=True))[0])==['run','lr']
     for none in ('', ' ', ',', []):
-        for as_json in (False,True): assert runs_table(tmp_path, columns=none, as_json=as_json)==runs_table(tmp_path, as_json=as_json)
+        for as_json in (False,True):
+            assert runs_table(tmp_path, columns=none, as_json=as_json)==runs_table(tmp_path, as_json=as_json)
 
 def test_a_run_that_was_stopped_shows_how_far_it_came(tmp_path):
     make(tmp_path, 'a', accs=(.1,.2), epochs=10)
@@ -463,5 +502,9 @@ def test_reading_changes_nothing(tmp_path, fingerprint):
     broken(tmp_path)
     before = fingerprint(tmp_path)
     with pytest.warns(ProxyWarning): runs = Runs(tmp_path, images=True)
-    runs.final, runs.per_epoch, runs.scalars, repr(runs), runs._repr_html_()
+    runs.final
+    runs.per_epoch
+    runs.scalars
+    repr(runs)
+    runs._repr_html_()
     assert fingerprint(tmp_path)==before

@@ -24,18 +24,22 @@ def image(kind, size, seed):
     if kind=='I;16': return Image.fromarray(rng.integers(0, 65536, (h,w), dtype=np.uint16))
     return Image.fromarray(rng.integers(0, 256, (h,w) if kind=='L' else (h,w,len(kind)), dtype=np.uint8))
 
-def planes(img): return img.as_subclass(Tensor).double() if isinstance(img, Tensor) else torch.from_numpy(np.atleast_3d(np.asarray(img)).astype(np.float64)).permute(2,0,1)
+def planes(img):
+    return (img.as_subclass(Tensor).double() if isinstance(img, Tensor)
+        else torch.from_numpy(np.atleast_3d(np.asarray(img)).astype(np.float64)).permute(2,0,1))
 
 @pytest.mark.parametrize('kind', ['RGB','L','RGBA','I;16','uint8','float'])
 @pytest.mark.parametrize('fill', list(fills))
-@each(rule=st.sampled_from(list(rules)), h=sides, w=sides, gh=st.integers(1,14), gw=st.integers(1,14), edge=st.sampled_from([0.,.1]), seed=seeds)
+@each(rule=st.sampled_from(list(rules)), h=sides, w=sides, gh=st.integers(1,14), gw=st.integers(1,14),
+    edge=st.sampled_from([0.,.1]), seed=seeds)
 def test_outside_of_the_mask_nothing_changes(kind, fill, rule, h, w, gh, gw, edge, seed):
     img,other = image(kind, (h,w), seed), image(kind, (h,w), seed+1)
     heat = torch.rand(gh, gw, generator=torch.Generator().manual_seed(seed))
     m = Masker(rule, fill, edge=edge, **args.get(rule, {}))
     make = lambda o,b: m(o, heat, b, ImageStats.of([img]), torch.Generator().manual_seed(0))
     res,mask = make(img, other), m.mask_over(heat, (h,w))
-    assert type(res) is type(img) and getattr(res, 'mode', 0)==getattr(img, 'mode', 0) if not isinstance(img, Tensor) else res.dtype==img.dtype
+    assert (type(res) is type(img) and getattr(res, 'mode', 0)==getattr(img, 'mode', 0) if not isinstance(img, Tensor)
+        else res.dtype==img.dtype)
     a,b = planes(img), planes(res)
     assert a.shape==b.shape and torch.equal(a[:,~mask], b[:,~mask]) and torch.isfinite(b).all()
     assert b.min()>=0 and b.max()<=(65535 if kind=='I;16' else 1 if kind=='float' else 255)
@@ -54,11 +58,13 @@ def test_area_is_what_was_asked(area, h, w, g, seed):
         assert ((drawn.sum((1,2))-max(1, round(area*n))).abs()<=1).all() # the coldest pixel is never taken
         if h<=128 and w<=128: assert torch.equal(Masker(rule, area=area).mask_over(heat, (h,w)), drawn)
 
-@each(rule=st.sampled_from(list(rules)), least=st.floats(0, .3), more=st.floats(.05, .5), h=st.integers(8,128), w=st.integers(8,128), g=st.integers(2,14), seed=seeds)
+@each(rule=st.sampled_from(list(rules)), least=st.floats(0, .3), more=st.floats(.05, .5),
+    h=st.integers(8,128), w=st.integers(8,128), g=st.integers(2,14), seed=seeds)
 def test_bounds_of_the_area_are_kept(rule, least, more, h, w, g, seed):
     most = least+more
     heat = torch.rand(3, g, g, generator=torch.Generator().manual_seed(seed))
-    mask = Masker(rule, max_area=min(1,most), min_area=least, **(dict(area=min(.1,most)) if rule in ('area','random','centre') else args.get(rule, {}))).drawn(heat, (h,w))
+    mask = Masker(rule, max_area=min(1,most), min_area=least,
+        **(dict(area=min(.1,most)) if rule in ('area','random','centre') else args.get(rule, {}))).drawn(heat, (h,w))
     n = mask.shape[-2]*mask.shape[-1]
     assert (mask.sum((1,2))>=min(n-1, round(least*n))).all() and (mask.sum((1,2))<=max(1, round(most*n))).all()
 
@@ -103,7 +109,8 @@ def test_a_fill_that_draws_is_drawn_anew_each_epoch_and_the_same_in_any_worker()
     store,img = HeatmapStore([4], torch.rand(1,4,4)), image('RGB', (30,30), 0)
     for fill in ('noise','shuffle'):
         def made(epoch):
-            p = Proxies(store, Masker(fill=fill)); p.draw(epoch)
+            p = Proxies(store, Masker(fill=fill))
+            p.draw(epoch)
             return np.asarray(p.make(img, 4)).tolist()
         assert made(1)==made(1)!=made(2)
 
@@ -114,7 +121,8 @@ def test_p_and_share_are_met_in_the_long_run(p):
     n = np.array([len(proxies.draw(s)) for s in range(200)])
     assert abs(n.mean()-400*p) <= 4*np.sqrt(400*p*(1-p)/200)
     assert n.std()>0 or p in (0,1)
-    for share in (.1, .333, 7, 1.): assert len(choose('random', torch.rand(100), share=share))==(round(share*100) if isinstance(share, float) else share)
+    for share in (.1, .333, 7, 1.):
+        assert len(choose('random', torch.rand(100), share=share))==(round(share*100) if isinstance(share, float) else share)
 
 def test_random_place_is_another_place():
     "As much, and on average no nearer to the heat than chance"

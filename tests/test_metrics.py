@@ -29,7 +29,8 @@ def seen():
     "Images, heat and classes, and a model with an opinion"
     g = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3,8,3,padding=1), nn.ReLU(), nn.Conv2d(8,8,3,padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8*256,5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3,8,3,padding=1), nn.ReLU(), nn.Conv2d(8,8,3,padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8*256,5)).eval()
     nn.init.normal_(model[-1].weight, std=.3)
     x = torch.rand(6,3,16,16, generator=g)
     return model, x, normalize_heat(torch.rand(6,4,4, generator=g)), model(x).argmax(1)
@@ -57,7 +58,8 @@ def test_deletion_and_insertion_are_torchcams(seen, fill):
     model,x,heat,y = seen
     theirs = DeletionInsertionMetric(Extractor(model, heat), partial(torch.softmax, dim=-1), steps=16, baseline=fills[fill])
     theirs.update(x, y.tolist())
-    ours = dict(deletion_auc=deletion(model, x, heat, y, 16, fill).mean().item(), insertion_auc=insertion(model, x, heat, y, 16, fill).mean().item())
+    ours = dict(deletion_auc=deletion(model, x, heat, y, 16, fill).mean().item(),
+                insertion_auc=insertion(model, x, heat, y, 16, fill).mean().item())
     assert ours==pytest.approx(theirs.summary(), abs=1e-5) and abs(ours['deletion_auc']-ours['insertion_auc'])>1e-4
 
 def softmax_targets(y):
@@ -70,7 +72,8 @@ def test_drop_and_increase_are_pytorch_grad_cams(seen):
     model,x,heat,y = seen
     over = resize_heat(heat, x.shape[-2:]).numpy()
     p = model(x).softmax(1).gather(1, y[:,None])[:,0].detach()
-    test_close(average_drop(model, x, heat, y)*p, torch.from_numpy(DropInConfidence()(x, over, softmax_targets(y), model)), eps=1e-6)
+    test_close(average_drop(model, x, heat, y)*p,
+               torch.from_numpy(DropInConfidence()(x, over, softmax_targets(y), model)), eps=1e-6)
     test_eq(increase(model, x, heat, y), torch.from_numpy(IncreaseInConfidence()(x, over, softmax_targets(y), model)))
 
 @pytest.mark.parametrize('share', [.1,.6,.97])
@@ -101,7 +104,8 @@ def test_masks_are_quantus_s(seen):
     model,x,heat,y = seen
     mask = torch.rand(6,16,16, generator=torch.Generator().manual_seed(2))>.6
     over = resize_heat(heat, (16,16))
-    how = dict(model=model, x_batch=x.numpy(), y_batch=y.numpy(), a_batch=over[:,None].numpy(), s_batch=mask[:,None].numpy(), channel_first=True)
+    how = dict(model=model, x_batch=x.numpy(), y_batch=y.numpy(), a_batch=over[:,None].numpy(), s_batch=mask[:,None].numpy(),
+               channel_first=True)
     plain = dict(abs=False, normalise=False, disable_warnings=True, display_progressbar=False)
     test_close(energy(heat, mask), torch.tensor(quantus.RelevanceMassAccuracy(**plain)(**how)).float(), eps=1e-5)
     test_eq(pointing_game(heat, mask).tolist(), [float(o) for o in quantus.PointingGame(**plain)(**how)])
@@ -113,9 +117,12 @@ def test_masks_are_quantus_s(seen):
 
 def test_energy_and_iou_by_hand():
     heat = torch.zeros(3,4,4)
-    heat[0,0,0],heat[0,3,3] = 3,1; heat[1,:2] = 1; heat[2,:2,:2] = 1
+    heat[0,0,0],heat[0,3,3] = 3,1
+    heat[1,:2] = 1
+    heat[2,:2,:2] = 1
     mask = corner(3, 4)
-    assert energy(heat, mask).tolist()==[.75,.5,1] and iou(heat, mask).tolist()==[.25,.5,1] and pointing_game(heat, mask).tolist()==[1,1,1]
+    assert (energy(heat, mask).tolist()==[.75,.5,1] and iou(heat, mask).tolist()==[.25,.5,1]
+            and pointing_game(heat, mask).tolist()==[1,1,1])
     assert iou(heat, mask, threshold=.2).tolist()==pytest.approx([.2,.5,1]) # 0.2 of the maximum lets the 1 beside the 3 in
     assert iou(heat[[0,2]], mask[:2], share=1/16).tolist()==[.25]*2
 
@@ -129,7 +136,8 @@ def test_best_iou_is_the_best_of_all_thresholds():
     for levels in (3,1000): # ties or none
         heat = (torch.rand(20,9,7, generator=g)*levels).round()/levels
         mask = torch.rand(20,9,7, generator=g)>.7
-        every = torch.stack([iou(heat, mask, threshold=t) for t in torch.cat([torch.zeros(1), normalize_heat(heat).unique()[:-1]]).tolist()])
+        every = torch.stack([
+            iou(heat, mask, threshold=t) for t in torch.cat([torch.zeros(1), normalize_heat(heat).unique()[:-1]]).tolist()])
         test_close(best_iou(heat, mask), every.amax(0), eps=1e-6)
 
 def test_pointing_tolerance_is_a_disc():
@@ -176,7 +184,8 @@ def test_who_reads_a_corner():
 
 # what is refused, and what has no score
 
-@pytest.mark.parametrize('heat', [torch.zeros(1,4,4), torch.full((1,4,4), torch.nan), torch.full((1,4,4), torch.inf), torch.full((1,4,4), .7)])
+@pytest.mark.parametrize('heat', [
+    torch.zeros(1,4,4), torch.full((1,4,4), torch.nan), torch.full((1,4,4), torch.inf), torch.full((1,4,4), .7)])
 def test_a_map_that_says_nothing_has_no_score(heat):
     both = torch.cat([heat, torch.eye(4)[None]])
     x,y,model = torch.rand(2,3,8,8), torch.zeros(2).long(), Reader().eval()
@@ -200,7 +209,8 @@ def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match='share=1.0'): road(model, x, heat, y, shares=[1.])
     with pytest.raises(ValueError, match='nothing left'): impute(x, torch.ones(2,8,8, dtype=torch.bool))
     with pytest.raises(ValueError, match='threshold=1.5'): iou(heat, corner(2), threshold=1.5)
-    with pytest.raises(ValueError, match='indices from 0 to 9; the model has 2 outputs'): deletion(model, x, heat, torch.tensor([0,9]))
+    with pytest.raises(ValueError, match='indices from 0 to 9; the model has 2 outputs'):
+        deletion(model, x, heat, torch.tensor([0,9]))
     with pytest.raises(ValueError, match='whole numbers'): increase(model, x, heat, torch.rand(2))
     with pytest.raises(ValueError, match='tensors with one map'): energy(heat.numpy(), corner(2))
     with pytest.raises(TypeError, match='returns a tuple'): deletion(lambda x: (x,), x, heat, y)
@@ -213,18 +223,21 @@ def test_nothing_is_disturbed(seen):
     deletion(model, x, heat, y, fill='noise')
     assert torch.equal(before, torch.get_rng_state()) and x.grad is None and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, state[k]) for k,v in model.state_dict().items())
-    for f in model_metrics.values(): test_eq(f(model, x, heat, y), f(model, TensorImage(x.detach()), heat, TensorCategory(y))) # and again the same, of fastai's types
+    for f in model_metrics.values():
+        test_eq(f(model, x, heat, y), f(model, TensorImage(x.detach()), heat, TensorCategory(y))) # and again the same, of fastai's types
 
 def test_scores_do_not_depend_on_the_batch(seen):
     model,x,heat,y = seen
     for k,f in model_metrics.items():
-        one = torch.cat([f(model, *(o[i:i+1] for o in (x,heat,y)), **(dict(noise=0) if k=='road' else {})) for i in range(len(x))])
+        one = torch.cat([f(model, *(o[i:i+1] for o in (x,heat,y)), **(dict(noise=0) if k=='road' else {}))
+                         for i in range(len(x))])
         test_close(f(model, x, heat, y, **(dict(noise=0) if k=='road' else {})), one, eps=1e-3)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 def test_the_same_on_a_gpu(seen):
     model,x,heat,y = seen
-    for f in model_metrics.values(): test_close(f(deepcopy(model).cuda(), x.cuda(), heat, y).cpu(), f(model, x, heat, y), eps=1e-3)
+    for f in model_metrics.values():
+        test_close(f(deepcopy(model).cuda(), x.cuda(), heat, y).cpu(), f(model, x, heat, y), eps=1e-3)
     for f in mask_metrics.values(): test_close(f(heat.cuda(), corner(6,16).cuda()).cpu(), f(heat, corner(6,16)), eps=1e-4)
 
 def test_every_metric_names_its_pitfall():
@@ -243,11 +256,15 @@ def on(trained, region):
 
 def state_of(learn):
     m = learn.model
-    return [{k:v.clone() for k,v in m.state_dict().items()}, [o.training for o in m.modules()], [p.grad for p in m.parameters()], [len(o._forward_hooks)+len(o._backward_hooks) for o in m.modules()],
+    return [{k:v.clone() for k,v in m.state_dict().items()}, [o.training for o in m.modules()], [p.grad for p in m.parameters()],
+            [len(o._forward_hooks)+len(o._backward_hooks) for o in m.modules()],
             torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()]
 
 def untouched(a, b):
-    same = lambda x,y: all(same(x[k], y[k]) for k in x) if isinstance(x, dict) else all(map(same, x, y)) and len(x)==len(y) if isinstance(x, (list,tuple)) else torch.equal(x, y) if isinstance(x, Tensor) else x==y
+    same = lambda x,y: (
+        all(same(x[k], y[k]) for k in x) if isinstance(x, dict)
+        else all(map(same, x, y)) and len(x)==len(y) if isinstance(x, (list,tuple))
+        else torch.equal(x, y) if isinstance(x, Tensor) else x==y)
     return same(a, b)
 
 def test_scores_are_the_metrics_of_heat_on(trained, files):
@@ -255,18 +272,23 @@ def test_scores_are_the_metrics_of_heat_on(trained, files):
     before,items,masks = state_of(trained), files[:20], on(trained, 'shortcut')(files[:20])
     shipped = dict(mask_metrics|model_metrics, road=partial(road, shares=(.5,)))
     df = explanation_scores(trained, items, masks=on(trained, 'shortcut'), metrics=shipped, each=True)
-    assert untouched(before, state_of(trained)) and list(df.columns)==['attribution','item',*mask_metrics,*model_metrics] and df.attribution.value_counts().to_dict()==dict(LayerCAM=20, random=20, centre=20)
+    assert (untouched(before, state_of(trained))
+            and list(df.columns)==['attribution','item',*mask_metrics,*model_metrics]
+            and df.attribution.value_counts().to_dict()==dict(LayerCAM=20, random=20, centre=20))
     with keep_rng(): x = torch.cat([b[0] for b in whole_dl(trained.dls, items)]).as_subclass(Tensor)
     heat,m = heat_on(trained, items), torch.from_numpy(masks)
     with looking_into(trained.model), torch.no_grad():
         y = trained.model(x).argmax(1)
-        ours = {k:f(heat, m) for k,f in mask_metrics.items()} | {k:f(trained.model, x, heat, y) for k,f in model_metrics.items() if k!='road'}
+        ours = ({k:f(heat, m) for k,f in mask_metrics.items()}
+                | {k:f(trained.model, x, heat, y) for k,f in model_metrics.items() if k!='road'})
         centre = deletion(trained.model, x, centre_heat(x), y)
     got = df[df.attribution=='LayerCAM']
     for k,o in ours.items(): np.testing.assert_allclose(got[k], o, atol=1e-5)
     np.testing.assert_allclose(df[df.attribution=='centre'].deletion, centre, atol=1e-5)
     some = dict(energy='energy', mine=average_drop)
-    pd.testing.assert_frame_equal(explanation_scores(trained, items, masks=on(trained, 'shortcut'), metrics=some), df.groupby('attribution', sort=False)[['energy','average_drop']].mean().set_axis([*some], axis=1))
+    pd.testing.assert_frame_equal(
+        explanation_scores(trained, items, masks=on(trained, 'shortcut'), metrics=some),
+        df.groupby('attribution', sort=False)[['energy','average_drop']].mean().set_axis([*some], axis=1))
     assert list(explanation_scores(trained, items[:2]).columns)==list(model_metrics)
     assert got.pointing_game.mean()>.9 and got.energy.mean()>3*df[df.attribution=='centre'].energy.mean() # the answer is known
 
@@ -277,18 +299,28 @@ def test_masks_come_in_any_form_and_stay_with_their_images(trained, files, tmp_p
     assert ref['item'].unique().tolist()==np.linspace(0, len(files)-1, 9).round().astype(int).tolist()
     big = [PILMask.create(np.kron(o, np.ones((3,3), np.uint8))*np.uint8(255)) for o in arrays] # images of another size, 0 and 255
     for i,o in enumerate(big): o.save(tmp_path/f'{i}.png')
-    for masks in ([tmp_path/f'{i}.png' for i in range(len(big))], arrays, torch.from_numpy(arrays), TensorMask(torch.from_numpy(arrays).long()), list(arrays), big): pd.testing.assert_frame_equal(ask(masks=masks), ref)
-    for bad,msg in ((arrays[:-1],f'{len(files)-1} masks for {len(files)} items'), (lambda items: arrays[:3],'3 masks for 9 items'), (lambda items: regions(trained.dls.path, items),'dict of digit, shortcut, rest'), ([np.ones((4,4,3))]*len(files),r'shape \(4, 4, 3\)')):
+    for masks in ([tmp_path/f'{i}.png' for i in range(len(big))], arrays, torch.from_numpy(arrays),
+                  TensorMask(torch.from_numpy(arrays).long()), list(arrays), big):
+        pd.testing.assert_frame_equal(ask(masks=masks), ref)
+    for bad,msg in ((arrays[:-1],f'{len(files)-1} masks for {len(files)} items'),
+                    (lambda items: arrays[:3],'3 masks for 9 items'),
+                    (lambda items: regions(trained.dls.path, items),'dict of digit, shortcut, rest'),
+                    ([np.ones((4,4,3))]*len(files),r'shape \(4, 4, 3\)')):
         with pytest.raises((ValueError,TypeError), match=msg): ask(masks=bad)
 
 def test_flat_maps_and_empty_masks_are_counted_and_left_out(trained, files):
-    def some_flat(xb, yb): return random_heat(xb, rng=torch.Generator().manual_seed(0))*(torch.arange(len(xb))%4>0)[:,None,None]
-    with pytest.warns(ProxyWarning, match='2 of 8 images have a heatmap that is flat'): df = explanation_scores(trained, files[:8], dict(mine=some_flat, other='GradCAM'), metrics=['increase','deletion'], each=True)
-    assert df.groupby('attribution', sort=False)['item'].apply(list).to_dict()=={k:[1,2,3,5,6,7] for k in ('mine','other','random','centre')} and df.deletion.notna().all()
-    with pytest.warns(ProxyWarning), pytest.raises(ValueError, match='No image has a heatmap'): explanation_scores(trained, files[:8], lambda xb,yb: torch.zeros(len(xb),4,4), metrics='increase')
+    def some_flat(xb, yb):
+        return random_heat(xb, rng=torch.Generator().manual_seed(0))*(torch.arange(len(xb))%4>0)[:,None,None]
+    with pytest.warns(ProxyWarning, match='2 of 8 images have a heatmap that is flat'):
+        df = explanation_scores(trained, files[:8], dict(mine=some_flat, other='GradCAM'), metrics=['increase','deletion'], each=True)
+    assert (df.groupby('attribution', sort=False)['item'].apply(list).to_dict()
+            =={k:[1,2,3,5,6,7] for k in ('mine','other','random','centre')} and df.deletion.notna().all())
+    with pytest.warns(ProxyWarning), pytest.raises(ValueError, match='No image has a heatmap'):
+        explanation_scores(trained, files[:8], lambda xb,yb: torch.zeros(len(xb),4,4), metrics='increase')
     masks = on(trained, 'shortcut')(files[:8])
     masks[:3] = False
-    with pytest.warns(ProxyWarning, match='3 of 8 masks are empty'): df = explanation_scores(trained, files[:8], masks=masks, metrics=['energy','increase'], each=True)
+    with pytest.warns(ProxyWarning, match='3 of 8 masks are empty'):
+        df = explanation_scores(trained, files[:8], masks=masks, metrics=['energy','increase'], each=True)
     assert df.energy.isna().sum()==9 and df.increase.notna().all()
 
 def test_the_model_is_asked_for_the_class_that_is_explained(trained, files):
@@ -297,10 +329,14 @@ def test_the_model_is_asked_for_the_class_that_is_explained(trained, files):
     def note(x, y):
         asked.append(y)
         return torch.zeros(len(y))
-    ask = lambda target,items=lies: (asked.clear(), explanation_scores(trained, items, metrics=note, target=target), torch.cat(asked[::3]).tolist())[-1]
+    ask = lambda target,items=lies: (
+        asked.clear(),
+        explanation_scores(trained, items, metrics=note, target=target),
+        torch.cat(asked[::3]).tolist())[-1]
     preds = [int(o) for o in trained.get_preds(dl=trained.dls.test_dl(lies))[0].argmax(1)]
     labels = [int(trained.dls.vocab.o2i[o.parent.name]) for o in lies]
-    assert preds!=labels and ask('pred')==ask('margin')==ask('finer')==preds and ask('label')==ask(Margin('label'))==labels and ask(3)==[3]*12
+    assert (preds!=labels and ask('pred')==ask('margin')==ask('finer')==preds
+            and ask('label')==ask(Margin('label'))==labels and ask(3)==[3]*12)
     own = lambda out, yb: out[:,0]-out[:,1]
     with pytest.raises(TypeError, match='about no single class'): ask(own)
     assert len(explanation_scores(trained, lies, target=own, metrics='energy', masks=on(trained, 'digit')))==3
@@ -318,9 +354,16 @@ def test_a_single_output():
 def test_metrics_and_attributions_are_named(trained, files):
     ask = lambda *args,**kw: explanation_scores(trained, files[:4], *args, **kw)
     df = ask([LayerCAM, partial(GradCAM, fuse='max'), 'Saliency', random_heat], metrics=[increase, partial(deletion, steps=4)])
-    assert list(df.index)==['LayerCAM','GradCAM','Saliency','random_heat','random','centre'] and list(df.columns)==['increase','deletion']
-    for how,msg in ((dict(metrics=[deletion, partial(deletion, steps=4)]),'same name'), (dict(attribution={'centre':LayerCAM}),"'centre' is the name of a control"), (dict(metrics='energy'),'pass `masks`'),
-                    (dict(metrics=lambda heat: 0.),'returned float'), (dict(metrics=lambda heat: heat),r'returned \(4, 8, 8\)'), (dict(metrics=lambda pred: pred),'needs `pred`'), (dict(n=0),'n=0'), (dict(metrics=[]),'list is empty'), (dict(attribution=[]),'list is empty'), (dict(attribution='GradCan'),"did you mean 'GradCAM'")):
+    assert (list(df.index)==['LayerCAM','GradCAM','Saliency','random_heat','random','centre']
+            and list(df.columns)==['increase','deletion'])
+    for how,msg in ((dict(metrics=[deletion, partial(deletion, steps=4)]),'same name'),
+                    (dict(attribution={'centre':LayerCAM}),"'centre' is the name of a control"),
+                    (dict(metrics='energy'),'pass `masks`'),
+                    (dict(metrics=lambda heat: 0.),'returned float'),
+                    (dict(metrics=lambda heat: heat),r'returned \(4, 8, 8\)'),
+                    (dict(metrics=lambda pred: pred),'needs `pred`'),
+                    (dict(n=0),'n=0'), (dict(metrics=[]),'list is empty'), (dict(attribution=[]),'list is empty'),
+                    (dict(attribution='GradCan'),"did you mean 'GradCAM'")):
         with pytest.raises((ValueError,TypeError), match=msg): ask(**(dict(metrics='increase')|how))
     with pytest.raises(ValueError, match='no items'): explanation_scores(trained, [])
     assert len(explanation_scores(trained, files[0], metrics='increase'))==3
@@ -328,7 +371,9 @@ def test_metrics_and_attributions_are_named(trained, files):
 def test_items_of_a_data_frame(path):
     df = pd.DataFrame(dict(file=[str(o.relative_to(path)) for o in get_image_files(path/'train').sorted()]))
     df['label'] = df.file.str.split('/').str[-2]
-    learn = Learner(ImageDataLoaders.from_df(df, path, bs=8, num_workers=0, seed=0), digits_net(), metrics=AttentionOn(lambda items: regions(path, [path/o for o in items.file])['digit'], n=10))
+    learn = Learner(
+        ImageDataLoaders.from_df(df, path, bs=8, num_workers=0, seed=0), digits_net(),
+        metrics=AttentionOn(lambda items: regions(path, [path/o for o in items.file])['digit'], n=10))
     masks = lambda items: regions(path, [path/o for o in items.file])['shortcut']
     assert explanation_scores(learn, df, masks=masks, metrics='energy', n=5).shape==(3,1)
     with learn.no_bar(): assert 0<learn.validate()[1]<1
@@ -402,7 +447,8 @@ def test_randomised_explains_what_was_meant(trained, files, target):
 def fitted(path, metrics, epochs=2, cbs=None):
     "Fresh, and trained for so many epochs"
     set_seed(0)
-    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=0, item_tfms=Resize(32), batch_tfms=aug_transforms(size=32))
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=0,
+                                       item_tfms=Resize(32), batch_tfms=aug_transforms(size=32))
     net = digits_net()
     learn = Learner(dls, nn.Sequential(*net[:-1], nn.Dropout(.3), net[-1]), metrics=metrics, cbs=cbs)
     with learn.no_bar(), learn.no_logging():
@@ -412,11 +458,15 @@ def fitted(path, metrics, epochs=2, cbs=None):
 def drawing(path):
     "Masks of the digits, by a function that draws random numbers"
     def masks(items):
-        torch.rand(1), random.random(), np.random.rand()
+        torch.rand(1)
+        random.random()
+        np.random.rand()
         return regions(path, items)['digit']
     return masks
 
-def looks(path): return [accuracy, AttentionOn(drawing(path), n=12), AttentionOn(lambda o: regions(path, o)['shortcut'], 'at patch', 'pointing_game', 'Saliency', n=12, target='label')]
+def looks(path):
+    return [accuracy, AttentionOn(drawing(path), n=12),
+            AttentionOn(lambda o: regions(path, o)['shortcut'], 'at patch', 'pointing_game', 'Saliency', n=12, target='label')]
 
 def test_a_fit_is_the_same_to_the_bit(path):
     "Weights, batch norm, optimizer, losses, random numbers: with dropout, augmentation and momentum"
@@ -425,7 +475,8 @@ def test_a_fit_is_the_same_to_the_bit(path):
     watched = fitted(path, looks(path))
     assert untouched(ends, state_of(watched))
     assert untouched(plain.opt.state_dict()['state'], watched.opt.state_dict()['state'])
-    assert plain.recorder.losses==watched.recorder.losses and [o[:3] for o in plain.recorder.values]==[o[:3] for o in watched.recorder.values]
+    assert (plain.recorder.losses==watched.recorder.losses
+            and [o[:3] for o in plain.recorder.values]==[o[:3] for o in watched.recorder.values])
     assert list(watched.recorder.metric_names)==['epoch','train_loss','valid_loss','accuracy','on object','at patch','time']
     got = np.array([o[3:] for o in watched.recorder.values])
     assert got.shape==(2,2) and ((got>=0)&(got<=1)).all()
@@ -446,7 +497,8 @@ def test_when_nobody_reads_it_no_heat_is_made(path, monkeypatch):
 
 def test_it_goes_along_with_other_callbacks(path, tmp_path):
     "A learning rate search, the best model by attention, metrics of the training part, a proxy step"
-    learn = fitted(path, looks(path), cbs=[SaveModelCallback(monitor='at patch', fname=str(tmp_path/'best')), ProxyAttention(steps=[1,'p',1], share=.1)])
+    learn = fitted(path, looks(path), cbs=[
+        SaveModelCallback(monitor='at patch', fname=str(tmp_path/'best')), ProxyAttention(steps=[1,'p',1], share=.1)])
     learn.remove_cbs(learn.cbs.filter(risinstance((SaveModelCallback,ProxyAttention))))
     assert (tmp_path/'best.pth').exists() and learn.metrics[1].learn is None
     with learn.no_bar(), learn.no_logging():
@@ -463,7 +515,8 @@ def test_it_goes_along_with_other_callbacks(path, tmp_path):
 def by_hand(items): return np.ones((len(items),32,32), bool)
 
 def test_attention_on_what_cannot_be_is_refused(path):
-    for masks,msg in ((lambda o: regions(path, o),'dict of digit'), (lambda o: [],'0 masks for 12 items'), (np.ones((3,32,32)),r'3 masks for \d+ items')):
+    for masks,msg in ((lambda o: regions(path, o),'dict of digit'), (lambda o: [],'0 masks for 12 items'),
+                      (np.ones((3,32,32)),r'3 masks for \d+ items')):
         learn = digits_learner(path)
         learn.metrics = AttentionOn(masks, n=12)
         with pytest.raises((TypeError,ValueError), match=msg), learn.no_bar(): learn.validate()
@@ -472,7 +525,8 @@ def test_attention_on_what_cannot_be_is_refused(path):
     data = [(torch.rand(3,32,32), torch.tensor(i%2)) for i in range(8)]
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader as FDL
-    learn = Learner(DataLoaders(FDL(data, bs=4), FDL(data, bs=4)), digits_net(2), loss_func=nn.CrossEntropyLoss(), metrics=AttentionOn(by_hand))
+    learn = Learner(DataLoaders(FDL(data, bs=4), FDL(data, bs=4)), digits_net(2),
+                    loss_func=nn.CrossEntropyLoss(), metrics=AttentionOn(by_hand))
     with pytest.raises(TypeError, match='say which to look at'), learn.no_bar(): learn.validate()
     learn.metrics = AttentionOn(by_hand, items=train_items(learn.dls), n=None)
     with learn.no_bar(): assert learn.validate()[1]==pytest.approx(1)

@@ -8,7 +8,9 @@ from nbdev.test import nbdev_test
 root = Path(__file__).parent.parent
 pytestmark = pytest.mark.limit(200)
 
-def run(nb): return warm.run(nbdev_test, str(nb), n_workers=0, cwd=root, env=dict(PATH=f'{warm.bin}{os.pathsep}{os.environ["PATH"]}'), timeout=190)
+def run(nb):
+    return warm.run(nbdev_test, str(nb), n_workers=0, cwd=root,
+        env=dict(PATH=f'{warm.bin}{os.pathsep}{os.environ["PATH"]}'), timeout=190)
 
 @pytest.mark.parametrize('nb', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
 def test_notebook(nb):

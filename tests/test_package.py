@@ -29,7 +29,8 @@ def test_top_level():
     tracked = subprocess.run(['git','ls-files'], cwd=root, capture_output=True, text=True)
     if tracked.returncode: pytest.skip('not a git checkout')
     top = {o.split('/')[0] for o in tracked.stdout.split()}
-    assert top == {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','pyproject.toml','LICENSE','.gitignore','.ci','benchmarks'}
+    assert top == {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','pyproject.toml','LICENSE',
+        '.gitignore','.ci','benchmarks'}
 
 def place(nb):
     "The module that a notebook writes, and its place in the house: the wing, then the number of the notebook within it"
@@ -68,7 +69,8 @@ def test_wings_say_what_they_are():
 
 def sources():
     "Every piece of Python in the repository: its name and its text"
-    for f in [*modules, *sorted(root.glob('tests/**/*.py')), *sorted(root.glob('benchmarks/*.py')), root/'setup.py', root/cfg['lib_name']/'all.py']:
+    for f in [*modules, *sorted(root.glob('tests/**/*.py')), *sorted(root.glob('benchmarks/*.py')),
+              root/'setup.py', root/cfg['lib_name']/'all.py']:
         yield f.relative_to(root).as_posix(),f.read_text(encoding='utf-8')
     for nb in nbs:
         for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
@@ -79,10 +81,14 @@ def test_no_line_is_longer_than_140_characters():
     assert not long, '\n'.join(long[:20])
 
 everything = """
-    AblationCAM AttentionOn AttentionRollout CAM Captum Checkpoint Comparison EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
-    HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
-    ScoreCAM Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net dominoes explain_images explanation_scores find_layer
-    find_layers heat_on interpret_train known_sets load_best no_shortcut one_colour open_images pitfalls probe randomised read_runs read_sweep
+    AblationCAM AttentionOn AttentionRollout CAM Captum Checkpoint Comparison \
+EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
+    HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau \
+ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
+    ScoreCAM Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net \
+dominoes explain_images explanation_scores find_layer
+    find_layers heat_on interpret_train known_sets load_best no_shortcut one_colour open_images \
+pitfalls probe randomised read_runs read_sweep
     recipes regions report_runs resume_run show_where swatches test_sets train_folder two_colours with_proxies"""
 
 def test_what_all_brings():
@@ -97,7 +103,8 @@ def test_version():
     assert proxy_attention.__version__==cfg['version']
 
 def copy_of(tmp_path):
-    for o in ('nbs','proxy_attention'): shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
+    for o in ('nbs','proxy_attention'):
+        shutil.copytree(root/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
     for o in ('pyproject.toml','settings.ini','README.md'): shutil.copy(root/o, tmp_path)
     return tmp_path
 
@@ -129,7 +136,8 @@ def readme():
     return '\n\n'.join(parts).replace('](images/', '](nbs/images/').replace('](tutorials/', '](nbs/tutorials/') + '\n'
 
 def test_readme_is_index():
-    assert (root/'README.md').read_text(encoding='utf-8')==readme(), 'run `python tests/test_package.py` to write README.md from nbs/index.ipynb'
+    assert (root/'README.md').read_text(encoding='utf-8')==readme(), (
+        'run `python tests/test_package.py` to write README.md from nbs/index.ipynb')
 
 def test_readme_has_the_two_commands():
     text = readme()

@@ -1,4 +1,5 @@
-"The probe: a planted patch is found where it is, an honest network is not accused, a swap brings the donor's pixels, nothing is left behind"
+"""The probe: a planted patch is found where it is, an honest network is not accused, \
+a swap brings the donor's pixels, nothing is left behind"""
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import *
@@ -45,7 +46,10 @@ def by_hand(colours, model=None, side=8, loss=None, **kwargs):
         img = np.full((side,side,3), 100, np.uint8)
         img[0,0,c] = 255
         imgs.append(PILImage(Image.fromarray(img)))
-    ds = Datasets(list(range(len(imgs))), [[lambda i: imgs[i]],[lambda i: ["red","green","blue"][colours[i]], Categorize(vocab=['red','green','blue'])]], splits=[[0],list(range(len(imgs)))])
+    ds = Datasets(list(range(len(imgs))), [
+        [lambda i: imgs[i]],
+        [lambda i: ["red","green","blue"][colours[i]], Categorize(vocab=['red','green','blue'])]],
+        splits=[[0],list(range(len(imgs)))])
     dls = ds.dataloaders(bs=4, val_bs=4, after_item=ToTensor(), after_batch=IntToFloatTensor(), num_workers=0, drop_last=False)
     return Learner(dls, model or Pixel(), loss_func=loss or CrossEntropyLossFlat(), **kwargs)
 
@@ -75,7 +79,8 @@ def test_an_honest_network_is_not_accused(honest):
 def test_a_swap_brings_the_donors_pixels():
     colours = [0,1,2,0,1,2,0,1]
     learn = by_hand(colours)
-    near = lambda heat,preds,rng: (torch.arange(len(preds))+1)%len(preds) # 0→1, 1→2, …, the last (1) gets the first (0): always another class
+    # 0→1, 1→2, …, the last (1) gets the first (0): always another class
+    near = lambda heat,preds,rng: (torch.arange(len(preds))+1)%len(preds)
     p = probe(learn, areas=[1/64], attribution=hot_at((0,0)), donor=near)
     assert p.flips.loc[1/64, ['changes','follows']].tolist()==[1,1] and p.area==1/64 and p.preds.tolist()==colours
     p = probe(learn, areas=[1/64], attribution=hot_at((0,0),(5,5)), donor=near) # every second image is hot where nothing is
@@ -109,7 +114,8 @@ def test_donors_are_predicted_otherwise():
 def test_zones_by_hand():
     z = zones()
     assert {k:float(o.float().mean()) for k,o in z.items() if ' ' not in k}==dict(border=.4375, corners=.25, edge=.5, centre=.25)
-    assert torch.equal(z['top left'].flip(0), z['bottom left']) and torch.equal(z['top left'].flip(1), z['top right']) and not (z['edge']&z['centre']).any()
+    assert (torch.equal(z['top left'].flip(0), z['bottom left']) and torch.equal(z['top left'].flip(1), z['top right'])
+        and not (z['edge']&z['centre']).any())
     heat = torch.zeros(4,64,64)
     heat[0,0,63] = heat[1,32,32] = heat[2,40,1] = 1. # the last map is flat
     e = zone_energy(heat)
@@ -121,14 +127,16 @@ def test_zones_by_hand():
 @pytest.mark.parametrize('cells,edge', [(2,True), (3,True), (4,False)])
 def test_coarse_heat_has_no_place(cells, edge):
     "Of 2×2 cells every one lies at the edge, so that would accuse everybody"
-    heat = torch.zeros(60, cells, cells); heat[:,cells//2,cells//2] = 1
+    heat = torch.zeros(60, cells, cells)
+    heat[:,cells//2,cells//2] = 1
     flips = pd.DataFrame(dict(masked=.1, changes=.9, follows=.9, random_changes=.1, random_follows=.1, carried=.8), index=[.1])
     found = Probe(heat, torch.arange(60)%2, flips, ['a','b'])
     assert found.coarse==edge and found.grade=='unclear'
     assert ('too few to say where it lies' in found.verdict())==edge!=('The hottest place is at the edge' in found.verdict())
 
 def test_the_rule():
-    assert [likely_to_help(*o) for o in ((.9,.9),(.9,.1),(.1,.9),(.1,.1),(np.nan,.9),(.9,np.nan))]==['likely','unclear','unclear','unlikely','unclear','unclear']
+    assert [likely_to_help(*o) for o in ((.9,.9),(.9,.1),(.1,.9),(.1,.1),(np.nan,.9),(.9,np.nan))]==[
+        'likely','unclear','unclear','unlikely','unclear','unclear']
 
 def test_the_rule_on_recorded_networks():
     "What the notebook says of the rule, from the numbers in `benchmarks/probe_rule.csv`"
@@ -139,7 +147,8 @@ def test_the_rule_on_recorded_networks():
     assert count(df[df.leans])==[22,11,2] and count(df[~df.leans])==[4,4,33]
     assert (df[df.set.isin(['patch in a random corner','patch in one corner'])].grade=='likely').all()
     assert (df[df.set.isin(['no patch','patch that says nothing','MNIST','CIFAR-10'])].grade=='unlikely').all()
-    assert set(df[~df.leans & (df.grade!='unlikely')].set)<={'small digit in a corner','Dominoes'} and set(df[df.leans & (df.grade=='unlikely')].set)=={'Dominoes'}
+    assert (set(df[~df.leans & (df.grade!='unlikely')].set)<={'small digit in a corner','Dominoes'}
+        and set(df[df.leans & (df.grade=='unlikely')].set)=={'Dominoes'})
 
 def test_learner_and_random_numbers_are_as_before(cheats):
     m = cheats.model
@@ -152,7 +161,8 @@ def test_learner_and_random_numbers_are_as_before(cheats):
     assert [o.training for o in m.modules()]==modes and all(torch.equal(v, before[k]) for k,v in m.state_dict().items())
     assert all((p.grad==1).all() for p in m.parameters()) and not any(o._forward_hooks or o._backward_hooks for o in m.modules())
     now = get_random_states()
-    assert now['random_state']==state['random_state'] and torch.equal(now['torch_state'], state['torch_state']) and str(now['numpy_state'])==str(state['numpy_state'])
+    assert (now['random_state']==state['random_state'] and torch.equal(now['torch_state'], state['torch_state'])
+        and str(now['numpy_state'])==str(state['numpy_state']))
     assert [list(o) for o in cheats.recorder.values]==values and cheats.epoch==epoch and a.epoch==3
     b = probe(cheats, n=40)
     assert a.flips.equals(b.flips) and torch.equal(a.where.nan_to_num(), b.where.nan_to_num()), 'the same seed, the same probe'
@@ -186,14 +196,17 @@ def test_scale_and_order_do_not_matter(cheats):
 def test_little_to_go_by():
     flat = lambda xb,yb: torch.ones(len(xb),8,8)
     p = probe(by_hand([0,1,2,0]), attribution=flat)
-    assert p.n==0 and p.grade=='unclear' and not p.likely and p.area is None and '4 of 4 heatmaps are flat' in p.verdict() and 'nothing to tell' in p.verdict()
-    p.plot(), p._repr_html_()
+    assert (p.n==0 and p.grade=='unclear' and not p.likely and p.area is None
+        and '4 of 4 heatmaps are flat' in p.verdict() and 'nothing to tell' in p.verdict())
+    p.plot()
+    p._repr_html_()
     some = lambda xb,yb: hot_at((0,0))(xb)*torch.tensor([1.,1.,1.,0.])[:len(xb),None,None]
     p = probe(by_hand([0,1,2,0]), attribution=some, areas=[1/64])
     assert p.n==3 and '1 of 4 heatmaps are flat' in p.verdict() and p.flips.follows[1/64]==1
     p = probe(by_hand([1,1,1]), attribution=hot_at((0,0)))
     assert p.grade=='unclear' and "All 3 validation images are predicted as 'green'" in p.verdict() and p.flips.carried.isna().all()
-    p.plot(), p._repr_html_()
+    p.plot()
+    p._repr_html_()
     assert 'Only 8 ' in probe(by_hand([0,1,2,0,1,2,0,1]), attribution=hot_at((0,0))).verdict()
     p = probe(by_hand([0]), attribution=hot_at((0,0)))
     assert p.grade=='unclear' and p.n==1
@@ -208,8 +221,16 @@ def test_one_logit():
     assert p.preds.tolist()==[1,0,1,0,1] and p.names==['0','1'] and p.flips.follows[1/64]==1
 
 def test_refused_in_a_sentence(cheats, tmp_path):
-    for kw,error,words in [(dict(areas=[]),ValueError,'areas is empty'), (dict(areas=[0]),ValueError,'area=0'), (dict(areas=[2]),ValueError,'area=2'), (dict(areas=['a']),TypeError,'should be a number'), (dict(n=1),ValueError,'n=1'), (dict(n='all'),TypeError,"n='all'"), 
-                           (dict(donor='alike_'),ValueError,"did you mean 'alike'"), (dict(items=[]),ValueError,'no images to probe'), (dict(attribution='LayerCam'),ValueError,"did you mean 'LayerCAM'")]:
+    for kw,error,words in [
+            (dict(areas=[]), ValueError, 'areas is empty'),
+            (dict(areas=[0]), ValueError, 'area=0'),
+            (dict(areas=[2]), ValueError, 'area=2'),
+            (dict(areas=['a']), TypeError, 'should be a number'),
+            (dict(n=1), ValueError, 'n=1'),
+            (dict(n='all'), TypeError, "n='all'"),
+            (dict(donor='alike_'), ValueError, "did you mean 'alike'"),
+            (dict(items=[]), ValueError, 'no images to probe'),
+            (dict(attribution='LayerCam'), ValueError, "did you mean 'LayerCAM'")]:
         with pytest.raises(error, match=words): probe(cheats, **kw)
     with pytest.raises(TypeError, match='regression'): probe(by_hand([0,1,2], loss=MSELossFlat()), attribution=hot_at((0,0)))
     cheats.export(tmp_path/'m.pkl')

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarni
 def test_idle_is_bit_exact(path, quiet, weights, same, workers):
     def run(cbs):
         set_seed(7)
-        dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=workers, item_tfms=RandomResizedCrop(32, min_scale=.7), batch_tfms=aug_transforms())
+        dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=workers,
+            item_tfms=RandomResizedCrop(32, min_scale=.7), batch_tfms=aug_transforms())
         learn = Learner(dls, nn.Sequential(*digits_net()[:-1], nn.Dropout(.3), nn.Linear(64,10)), metrics=accuracy, cbs=cbs)
         quiet(learn, 'fit_one_cycle', 3, 3e-3)
         return weights(learn), learn.recorder.values, (random.random(), np.random.rand(), torch.rand(1).item())
@@ -32,13 +33,15 @@ def test_never_served_is_bit_exact(path, quiet, weights, same):
     "All the work of a step, and p=0: the looking itself leaves no trace"
     a,b = digits_learner(path), digits_learner(path, cbs=ProxyAttention.shortcut(p=0.))
     sched = probe_cycle(a, 3, lr_max=3e-3)
-    quiet(a, 'fit', 3, cbs=sched); quiet(b, 'fit_proxy', 3, 3e-3)
+    quiet(a, 'fit', 3, cbs=sched)
+    quiet(b, 'fit_proxy', 3, 3e-3)
     assert len(b.proxy_attention.store)==len(b.dls.train_ds)
     assert same(weights(a), weights(b))
 
 def test_served_is_not_the_same(path, quiet, weights, same):
     a,b = digits_learner(path), digits_learner(path, cbs=ProxyAttention(start=1))
-    quiet(a, 'fit_one_cycle', 3, 3e-3); quiet(b, 'fit_one_cycle', 3, 3e-3)
+    quiet(a, 'fit_one_cycle', 3, 3e-3)
+    quiet(b, 'fit_one_cycle', 3, 3e-3)
     assert not same(weights(a), weights(b))
 
 def test_repeats_bit_for_bit(path, quiet, weights, same):
@@ -72,12 +75,20 @@ class Look(Callback):
     def state(self):
         l = self.learn
         rec = l.recorder
-        return dict(modes=[m.training for m in l.model.modules()], grads=[None if p.grad is None else p.grad.clone() for p in l.model.parameters()],
+        return dict(
+            modes=[m.training for m in l.model.modules()],
+            grads=[None if p.grad is None else p.grad.clone() for p in l.model.parameters()],
             hooks=sum(len(m._forward_hooks)+len(m._backward_hooks)+len(m._forward_pre_hooks) for m in l.model.modules()),
-            rng=(torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()), cbs=[type(o) for o in l.cbs], hypers=[dict(h) for h in l.opt.hypers],
-            loop=[l.epoch, l.n_iter, l.iter, l.pct_train, l.train_iter, l.training], loss=l.loss, dl=l.dl, logger=l.logger,
-            records=[list(map(float, rec.losses)), list(rec.values), list(rec.lrs)], loader={k:v for k,v in l.dls.train.__dict__.items() if k!='rng'}, shuffle=l.dls.train.rng.getstate(),
-            requires=[p.requires_grad for p in l.model.parameters()], mbar=getattr(getattr(l, 'progress', None), 'mbar', None))
+            rng=(torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
+            cbs=[type(o) for o in l.cbs],
+            hypers=[dict(h) for h in l.opt.hypers],
+            loop=[l.epoch, l.n_iter, l.iter, l.pct_train, l.train_iter, l.training],
+            loss=l.loss, dl=l.dl, logger=l.logger,
+            records=[list(map(float, rec.losses)), list(rec.values), list(rec.lrs)],
+            loader={k:v for k,v in l.dls.train.__dict__.items() if k!='rng'},
+            shuffle=l.dls.train.rng.getstate(),
+            requires=[p.requires_grad for p in l.model.parameters()],
+            mbar=getattr(getattr(l, 'progress', None), 'mbar', None))
 class Before(Look):
     order = ProxyAttention.order-1
     def after_epoch(self): self.seen.append(self.state())
@@ -136,9 +147,14 @@ def mark_images(d, n=12, size=(60,90)):
     return d
 
 @pytest.mark.parametrize('tfms', [
-    dict(item_tfms=Resize(64)), dict(item_tfms=Resize(64, method='pad', pad_mode='zeros')), dict(item_tfms=Resize((48,64), method='squish')),
-    dict(item_tfms=RandomResizedCrop(64, min_scale=.6)), dict(item_tfms=Resize(96), batch_tfms=aug_transforms(size=64, max_rotate=25, max_warp=.2, max_lighting=0)),
-    dict(item_tfms=Resize(64, method='squish'), batch_tfms=[RandomResizedCropGPU(48, min_scale=.7), Normalize.from_stats([.5]*3, [.5]*3)])], ids=lambda o: str(list(o.values())[0])[:40])
+    dict(item_tfms=Resize(64)),
+    dict(item_tfms=Resize(64, method='pad', pad_mode='zeros')),
+    dict(item_tfms=Resize((48,64), method='squish')),
+    dict(item_tfms=RandomResizedCrop(64, min_scale=.6)),
+    dict(item_tfms=Resize(96), batch_tfms=aug_transforms(size=64, max_rotate=25, max_warp=.2, max_lighting=0)),
+    dict(item_tfms=Resize(64, method='squish'),
+         batch_tfms=[RandomResizedCropGPU(48, min_scale=.7), Normalize.from_stats([.5]*3, [.5]*3)])],
+    ids=lambda o: str(list(o.values())[0])[:40])
 def test_mask_covers_the_planted_square_in_the_pixels_served(tmp_path, tfms):
     "Red is put where the heat is. In the pixels that training is served, white must be gone, and red must be there"
     folder = ImageFolder(mark_images(tmp_path/'marks'))
@@ -205,7 +221,8 @@ def warned(f, words):
     with pytest.warns(ProxyWarning, match=words): f()
 
 def test_empty_selection_is_said(path, quiet):
-    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention(select=nothing, start=1)), 'fit', 2), 'made no proxy image: the selection is empty')
+    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention(select=nothing, start=1)), 'fit', 2),
+        'made no proxy image: the selection is empty')
 
 def test_flat_and_nan_heat_is_counted(path, quiet):
     def half_nan(xb, yb):
@@ -218,10 +235,12 @@ def test_flat_and_nan_heat_is_counted(path, quiet):
     assert pa.history.degenerate.sum()+pa.history.made.sum()==len(learn.dls.train_ds)
     assert pa.log.degenerate.sum()==pa.history.degenerate.sum()>0
     assert not set(pa.log.item[pa.log.degenerate]) & set(pa.store)
-    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention(attribution=lambda xb,yb: torch.ones(len(xb),4,4), start=1)), 'fit', 2), 'every heatmap is flat')
+    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention(attribution=lambda xb,yb: torch.ones(len(xb),4,4), start=1)), 'fit', 2),
+        'every heatmap is flat')
 
 def test_a_rule_that_masks_nothing_is_said(path, quiet):
-    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention(rule='absolute', threshold=2., start=1)), 'fit', 2), 'the rule masks no pixel')
+    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention(rule='absolute', threshold=2., start=1)), 'fit', 2),
+        'the rule masks no pixel')
 
 def test_no_step_at_all_is_said(path, quiet):
     warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention()), 'fit', 1), 'No epoch of this fit ends in a proxy step')

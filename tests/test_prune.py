@@ -15,7 +15,8 @@ pytestmark = pytest.mark.filterwarnings('ignore')
 
 def learner(path, *cbs, n=48, **kwargs):
     set_seed(0)
-    dls = ImageDataLoaders.from_path_func(path, sorted((path/'train').rglob('*.png'))[::max(1, 256//n)][:n], lambda f: f.parent.name, bs=8, valid_pct=.25, seed=0, num_workers=0)
+    dls = ImageDataLoaders.from_path_func(path, sorted((path/'train').rglob('*.png'))[::max(1, 256//n)][:n], lambda f: f.parent.name,
+        bs=8, valid_pct=.25, seed=0, num_workers=0)
     set_seed(0)
     return Learner(dls, digits_net(dls.c), metrics=accuracy, cbs=list(cbs), **kwargs)
 
@@ -82,7 +83,12 @@ def test_what_is_gone_never_comes_back(method):
         m = new
         w = {k:torch.randn_like(o) for k,o in w.items()} # whatever they have become since
 
-@pytest.mark.parametrize('opt', [Adam, partial(SGD, mom=.9, wd=.1), ranger, RMSProp, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['adam','sgd','ranger','rmsprop','torch'])
+@pytest.mark.parametrize('opt', [
+    Adam,
+    partial(SGD, mom=.9, wd=.1),
+    ranger,
+    RMSProp,
+    partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['adam','sgd','ranger','rmsprop','torch'])
 def test_zero_after_every_batch_whatever_the_optimizer(path, quiet, opt):
     class Watch(Callback):
         order,n = 200,0
@@ -107,7 +113,9 @@ def test_gradients_of_what_is_gone_do_not_count_in_clipping(path, quiet):
     class Norms(Callback):
         order = 200
         def after_backward(self):
-            if self.learn.prune.masks: seen.append(max(float(m.abs().max()) for m in (w.grad[~self.learn.prune.masks[k]] for k,w in prunable(self.model).items()) if m.numel()))
+            if self.learn.prune.masks:
+                seen.append(max(float(m.abs().max())
+                    for m in (w.grad[~self.learn.prune.masks[k]] for k,w in prunable(self.model).items()) if m.numel()))
     quiet(learner(path, Prune(.5, start=1), Norms()), 'fit', 2, 1e-3)
     assert seen and max(seen)==0
 
@@ -158,7 +166,9 @@ class Stop(Callback):
     def __call__(self, event):
         if event==self.event and self.learn.epoch==self.at and self.learn.training: raise KeyboardInterrupt
 
-@pytest.mark.parametrize('event,order', [('before_batch',0), ('after_step',-100), ('after_step',200), ('after_backward',-100), ('after_epoch',Prune.order-1), ('after_epoch',Prune.order+1)])
+@pytest.mark.parametrize('event,order', [
+    ('before_batch',0), ('after_step',-100), ('after_step',200), ('after_backward',-100),
+    ('after_epoch',Prune.order-1), ('after_epoch',Prune.order+1)])
 def test_a_broken_off_fit_leaves_a_model_that_trains_and_exports(path, quiet, tmp_path, event, order):
     learn = learner(path, Prune(.6, start=1))
     stop = Stop(2, event, order) if event!='after_epoch' else StopAfter(1, order)
@@ -250,13 +260,21 @@ def test_own_method_and_torchs_classes(path, quiet):
     assert (learn.prune.weights()['0.0']==0).all() and learn.prune.log.sparsity.tolist()[:2]==[1,0]
     quiet(learn := learner(path, Prune(.5, start=1, method=torch_prune.RandomUnstructured)), 'fit', 2, 1e-3)
     assert learn.prune.sparsity()==pytest.approx(.5, abs=1e-3)
-    with pytest.raises(TypeError, match='should return a dict'): quiet(learner(path, Prune(.5, start=1, method=lambda weights: 3)), 'fit', 2, 1e-3)
+    with pytest.raises(TypeError, match='should return a dict'):
+        quiet(learner(path, Prune(.5, start=1, method=lambda weights: 3)), 'fit', 2, 1e-3)
 
 @pytest.mark.parametrize('kw,error,words', [
-    (dict(amount=1), ValueError, 'would leave no weight'), (dict(amount=1.2), ValueError, 'from 0 to 1'), (dict(amount='half'), TypeError, 'should be a number'),
-    (dict(amount=True), TypeError, 'should be a number'), (dict(method='l2'), ValueError, "did you mean 'l1'"), (dict(ramp='cubics'), ValueError, "did you mean 'cubic'"),
-    (dict(steps=[2,'p',1], start=1), ValueError, 'same thing'), (dict(steps='p,1'), ValueError, 'begin with a proxy step'), (dict(steps=Plateau()), ValueError, 'Nobody can know'),
-    (dict(method=lambda foo: 1), TypeError, 'needs `foo`'), (dict(start=1.5), ValueError, 'no share of the fit')])
+    (dict(amount=1), ValueError, 'would leave no weight'),
+    (dict(amount=1.2), ValueError, 'from 0 to 1'),
+    (dict(amount='half'), TypeError, 'should be a number'),
+    (dict(amount=True), TypeError, 'should be a number'),
+    (dict(method='l2'), ValueError, "did you mean 'l1'"),
+    (dict(ramp='cubics'), ValueError, "did you mean 'cubic'"),
+    (dict(steps=[2,'p',1], start=1), ValueError, 'same thing'),
+    (dict(steps='p,1'), ValueError, 'begin with a proxy step'),
+    (dict(steps=Plateau()), ValueError, 'Nobody can know'),
+    (dict(method=lambda foo: 1), TypeError, 'needs `foo`'),
+    (dict(start=1.5), ValueError, 'no share of the fit')])
 def test_wrong_arguments_are_sentences(kw, error, words):
     with pytest.raises(error, match=words): Prune(**kw)
 

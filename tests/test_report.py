@@ -41,7 +41,9 @@ class Tree(HTMLParser):
         if not self.open or self.open.pop()[0]!=tag: self.wrong.append(f'</{tag}> closes nothing')
     def handle_data(self, data):
         for o in self.open: o[2].append(data)
-    def __call__(self, tag, **attrs): return [o for o in self.all if o[0]==tag and all(o[1].get(k.rstrip('_').replace('_','-'))==v for k,v in attrs.items())]
+    def __call__(self, tag, **attrs):
+        return [o for o in self.all
+            if o[0]==tag and all(o[1].get(k.rstrip('_').replace('_','-'))==v for k,v in attrs.items())]
     def text(self, o): return ' '.join(''.join(o[2]).split())
 
 def tree(file):
@@ -87,26 +89,32 @@ def run(photos, tmp_path_factory):
 def made(run): return report_runs(run, quiet=True)
 
 @pytest.fixture
-def copy_of(run, tmp_path): return lambda name='copy': Path(shutil.copytree(run, tmp_path/name, ignore=shutil.ignore_patterns('report.html')))
+def copy_of(run, tmp_path):
+    return lambda name='copy': Path(shutil.copytree(run, tmp_path/name, ignore=shutil.ignore_patterns('report.html')))
 
 def test_page_is_complete_and_accessible(made):
     "Well-formed, nothing from elsewhere, headings in order, every picture described, every control named"
     t,text = tree(made),made.read_text(encoding='utf-8')
     for _,a,_ in t.all:
-        for k in ('src','href','srcset','action','data','poster','style'): assert not a.get(k) or a[k].startswith(('data:','#')), (k,a[k][:80])
+        for k in ('src','href','srcset','action','data','poster','style'):
+            assert not a.get(k) or a[k].startswith(('data:','#')), (k,a[k][:80])
     style = t.text(t('style')[0])
     assert 'url(' not in style and '@import' not in style and not re.search(r'https?:', text), 'nothing is fetched, nor named'
     assert t('html')[0][1]['lang']=='en' and len(t('h1'))==len(t('main'))==1 and t.text(t('title')[0]).startswith('Report: train_')
     levels = [int(o[0][1]) for o in t.all if re.fullmatch('h[1-6]', o[0])]
     assert all(b<=a+1 for a,b in zip([0]+levels, levels))
     ids = [o[1]['id'] for o in t.all if 'id' in o[1]]
-    assert len(ids)==len(set(ids)) and {o[1]['href'][1:] for o in t('a')}<=set(ids) and {o[1]['aria-labelledby'] for o in t.all if 'aria-labelledby' in o[1]}<=set(ids)
-    assert all('alt' in o[1] for o in t('img')) and all(t.text(o) for o in t('label')) and len(t('caption'))==len(t('table')) and all(t.text(o) for o in t('caption'))
-    assert all(o[1].get('scope') in ('row','col') for o in t('th')) and t('output')[0][1]['aria-live']=='polite' and all(o[1].get('aria-label') for o in t('svg', role='img'))
+    assert (len(ids)==len(set(ids)) and {o[1]['href'][1:] for o in t('a')}<=set(ids)
+        and {o[1]['aria-labelledby'] for o in t.all if 'aria-labelledby' in o[1]}<=set(ids))
+    assert (all('alt' in o[1] for o in t('img')) and all(t.text(o) for o in t('label'))
+        and len(t('caption'))==len(t('table')) and all(t.text(o) for o in t('caption')))
+    assert (all(o[1].get('scope') in ('row','col') for o in t('th')) and t('output')[0][1]['aria-live']=='polite'
+        and all(o[1].get('aria-label') for o in t('svg', role='img')))
     script, = t('script')
     digest = base64.b64encode(__import__('hashlib').sha256(''.join(script[2]).encode()).digest()).decode()
     policy = next(o[1]['content'] for o in t('meta') if o[1].get('http-equiv'))
-    assert f"script-src 'sha256-{digest}'" in policy and policy.startswith("default-src 'none'"), 'no other script may run, and nothing be fetched'
+    assert f"script-src 'sha256-{digest}'" in policy and policy.startswith("default-src 'none'"), (
+        'no other script may run, and nothing be fetched')
 
 def test_names_stay_names(made, photos):
     "Labels and files that want to be markup are text, with what cannot be seen made visible"
@@ -118,17 +126,25 @@ def test_names_stay_names(made, photos):
     hostile = report_text(nasty[0]+nasty[4])
     assert not Tree(hostile).wrong and len(Tree(hostile)('script'))==1 and '\u202e' not in hostile
 
-def report_text(name): return page.page_html(name, page.H1(page.bdi(name)), page.page_table([(page.bdi(name),1)], [name], name), page.line_chart([page.Curve(name, [0,1], [1,2])], name), page.dot_chart([(name,[1,2])], name), page.copy_box(name))
+def report_text(name):
+    return page.page_html(name,
+        page.H1(page.bdi(name)),
+        page.page_table([(page.bdi(name),1)], [name], name),
+        page.line_chart([page.Curve(name, [0,1], [1,2])], name),
+        page.dot_chart([(name,[1,2])], name),
+        page.copy_box(name))
 
 def test_pictures_are_of_the_run(made, run, photos):
     "Against fastai's own predictions, the split on disk, and heat computed anew"
     t,learn = tree(made),load_learner(run/'model.pkl')
     split = pd.read_csv(run/'folds.csv', dtype=str, keep_default_na=False)
     shots = t('figure', class_='shot')
-    assert Counter(o[1]['data-part'] for o in shots)=={'validation':12,'training':12}, 'all validation images, and all that the last step masked'
+    assert Counter(o[1]['data-part'] for o in shots)=={'validation':12,'training':12}, (
+        'all validation images, and all that the last step masked')
     valid = sorted(split.file[split.part=='valid'])
     with learn.no_bar(): probs = learn.get_preds(dl=learn.dls.test_dl([photos/o for o in valid], num_workers=0))[0]
-    heat,_ = heat_of(LayerCAM(learn.model, target='margin'), whole_dl(learn.dls, [photos/o for o in valid], size=(64,64), with_labels=False, num_workers=0))
+    heat,_ = heat_of(LayerCAM(learn.model, target='margin'),
+        whole_dl(learn.dls, [photos/o for o in valid], size=(64,64), with_labels=False, num_workers=0))
     label = dict(zip(split.file, split.label))
     at = [i for i,o in enumerate(t.all) if o[0]=='figure' and o[1].get('data-part')=='validation']
     for k,(i,f) in enumerate(zip(at, valid)):
@@ -137,7 +153,8 @@ def test_pictures_are_of_the_run(made, run, photos):
         assert float(t.all[i][1]['data-prob'])==pytest.approx(probs[k].max().item(), abs=1e-3)
         assert float(t.all[i][1]['data-loss'])==pytest.approx(-np.log(probs[k][list(learn.dls.vocab).index(label[f])].item()), abs=1e-3)
         pics = [o[1] for o in t.all[i:i+20] if o[0]=='img'][:2]
-        assert np.abs(np.asarray(opened(pics[0]['src']).convert('RGB')).astype(int) - np.asarray(Image.open(photos/f))).mean()<12, 'the picture itself'
+        assert np.abs(np.asarray(opened(pics[0]['src']).convert('RGB')).astype(int)
+            - np.asarray(Image.open(photos/f))).mean()<12, 'the picture itself'
         x,big = np.asarray(opened(pics[1]['src']).convert('RGBA'))[...,3]/255, resize_heat(heat[k][None], (28,28))[0].numpy()**.8
         assert np.abs(x-big).max()<.03, 'heat is the opacity of its layer'
 
@@ -155,7 +172,10 @@ def test_proxies_are_what_was_served(made, run, photos):
         assert pics[-1]['data-n']=='proxy' and (black&mask).sum()/(black|mask).sum()>.8, 'black where the kept heat is hottest'
         assert "Masked after epoch 0: loss" in t.text(o) and '10% of the image' in t.text(o)
     files = {f'{f.parent.name}/{f.name}' for f in map(Path, last.index)}
-    assert {report.short_text('/'.join(Path(f).parts[-2:]), 40) for f in files}=={t.text(n) for i,o in enumerate(t.all) if o[0]=='figure' and o[1].get('data-part')=='training' for n in [next(x for x in t.all[i:] if x[1].get('class')=='name')]}
+    assert {report.short_text('/'.join(Path(f).parts[-2:]), 40) for f in files}=={
+        t.text(n) for i,o in enumerate(t.all)
+        if o[0]=='figure' and o[1].get('data-part')=='training'
+        for n in [next(x for x in t.all[i:] if x[1].get('class')=='name')]}
 
 def test_numbers_are_those_on_disk(made, run):
     t,hist,steps = tree(made),pd.read_csv(run/'history.csv'),pd.read_csv(run/'proxy_steps.csv')
@@ -175,7 +195,8 @@ def test_command_makes_the_same_configuration(run):
     for line in report.run_again(report.RunFolder(run)):
         args = shlex.split(line)
         assert args[0]=='proxy-train'
-        said = {k:v for k,v in vars(anno_parser(proxy_train, 'proxy-train', pos=['path']).parse_args(args[1:])).items() if v is not None and k not in ('out','quiet','json','pdb','xtra')}
+        said = {k:v for k,v in vars(anno_parser(proxy_train, 'proxy-train', pos=['path']).parse_args(args[1:])).items()
+            if v is not None and k not in ('out','quiet','json','pdb','xtra')}
         cfg = from_toml(said.pop('config')) if 'config' in said else Config()
         assert changed(cfg, **said)==from_toml(run/'config.toml')
 
@@ -201,7 +222,8 @@ def test_groups_their_spread_and_the_verdict(tmp_path):
         assert rows[name][1:4]==['5','0, 1, 2, 3, 4','3'] and rows[name][6]==f'{v.mean():.3f} ± {v.std(ddof=1):.3f}'
     for name,v,word in (('shortcut',good,'Helps'),('late',even,'No effect shown')):
         ci = ttest_rel(v, base).confidence_interval(.95)
-        assert f'{word}: {(v-base).mean():+.3f} compared with no proxies, 5 seeds in common, 95 % interval {ci.low:+.3f} to {ci.high:+.3f}' in said
+        assert (f'{word}: {(v-base).mean():+.3f} compared with no proxies, 5 seeds in common, '
+            f'95 % interval {ci.low:+.3f} to {ci.high:+.3f}') in said
         assert rows[name][7]==f'{(v-base).mean():+.3f} [{ci.low:+.3f}, {ci.high:+.3f}]'
     written(tmp_path/'runs'/'d', 9, [.1,.3,.9,.9], recipe='none', epochs=4)
     assert 'not of the same length' in words(report_runs(tmp_path/'runs', quiet=True))
@@ -221,7 +243,9 @@ def comparison(d, arms, seeds):
     for a,arm in enumerate(arms):
         for s in range(seeds):
             acc = .6+.1*a+rng.normal(0, .01)
-            rec = dict(arm=arm, seed=s, start='x', steps=9, seconds=1., proxies=3*a, proxy_seconds=.1, measures={}, notes=['A note <b>.']*a, tests=dict(valid=dict(n=10, accuracy=acc, loss=1., worst=acc-.1, groups=dict(x=acc))))
+            rec = dict(arm=arm, seed=s, start='x', steps=9, seconds=1., proxies=3*a, proxy_seconds=.1, measures={},
+                notes=['A note <b>.']*a,
+                tests=dict(valid=dict(n=10, accuracy=acc, loss=1., worst=acc-.1, groups=dict(x=acc))))
             (d/'records'/f'{arm}_{s}.json').write_text(json.dumps(rec))
     return d
 
@@ -272,7 +296,8 @@ def test_images_moved_and_a_broken_one(copy_of, photos, tmp_path, capsys):
     masked.unlink()
     proxy_report(str(d), images=str(there), json=True)
     told = json.loads(capsys.readouterr().out)
-    assert told['pictures']==22 and any('1 images cannot be shown; the first is 0_' in o for o in told['missing']) and any('1 of 12 masked images' in o for o in told['missing']), told
+    assert (told['pictures']==22 and any('1 images cannot be shown; the first is 0_' in o for o in told['missing'])
+        and any('1 of 12 masked images' in o for o in told['missing'])), told
     assert len(tree(told['report'])('figure', class_='shot'))==22
 
 def test_two_runs_with_other_images(run, few, tmp_path):
@@ -300,7 +325,9 @@ def test_models_are_not_loaded_unless_wanted(copy_of):
     assert 'is no learner that fastai exported' in words(report_runs(d, quiet=True)), 'and a broken one is a sentence'
 
 def test_own_section_and_folds(copy_of, tmp_path):
-    rep = Report(copy_of(), n=0, sections=usual_sections()|{'My notes':lambda rep: P(f'{len(rep.runs)} run & more'), 'Nothing':lambda rep: None})
+    rep = Report(copy_of(), n=0, sections=usual_sections()|{
+        'My notes':lambda rep: P(f'{len(rep.runs)} run & more'),
+        'Nothing':lambda rep: None})
     out = rep.save(tmp_path/'mine.html')
     assert '1 run & more' in words(out) and 'Nothing' not in words(out) and 'Nothing' not in repr(tree(out)('a'))
     for i in (0,1): written(tmp_path/'cv'/f'fold_{i}', 1, [.5,.6+i/10])
@@ -308,18 +335,28 @@ def test_own_section_and_folds(copy_of, tmp_path):
     t = tree(report_runs(tmp_path/'cv', quiet=True))
     assert cells(t, 'Last epoch')[1][1]=='2' and f'{.65:.3f} ± {.1/2**.5:.3f}' in cells(t, 'Last epoch')[1]
 
-@pytest.mark.parametrize('args,kw,words', [(['nowhere'],{},'There is no run folder nowhere'), ([],{},'name at least one run folder'), (['{tmp}'],{},'holds no run'), (['{run}/config.toml'],{},'is a file'), (['{run}'],dict(images='nowhere'),'There is no folder nowhere'),
-    (['{run}'],dict(out='{run}/config.toml'),'nothing is written over'), (['{run}'],dict(out='{photos}/report.html'),'nothing is ever written there'), (['{run}'],dict(out='{tmp}/no/report.html'),'There is no folder'), (['{run}'],dict(n=-1),'n=-1'),
-    (['{run}'],dict(attribution='LayerCAMM'),"did you mean 'LayerCAM'?")])
+@pytest.mark.parametrize('args,kw,words', [
+    (['nowhere'], {}, 'There is no run folder nowhere'),
+    ([], {}, 'name at least one run folder'),
+    (['{tmp}'], {}, 'holds no run'),
+    (['{run}/config.toml'], {}, 'is a file'),
+    (['{run}'], dict(images='nowhere'), 'There is no folder nowhere'),
+    (['{run}'], dict(out='{run}/config.toml'), 'nothing is written over'),
+    (['{run}'], dict(out='{photos}/report.html'), 'nothing is ever written there'),
+    (['{run}'], dict(out='{tmp}/no/report.html'), 'There is no folder'),
+    (['{run}'], dict(n=-1), 'n=-1'),
+    (['{run}'], dict(attribution='LayerCAMM'), "did you mean 'LayerCAM'?")])
 def test_errors_are_sentences(run, photos, tmp_path, args, kw, words):
     fill = lambda o: o.format(run=run, photos=photos, tmp=tmp_path) if isinstance(o, str) else o
-    with pytest.raises(CliError, match=re.escape(words)) as e: proxy_report(*map(fill, args), quiet=True, **{k:fill(v) for k,v in kw.items()})
+    with pytest.raises(CliError, match=re.escape(words)) as e:
+        proxy_report(*map(fill, args), quiet=True, **{k:fill(v) for k,v in kw.items()})
     assert '\n' not in str(e.value) and not list(tmp_path.iterdir()) and not list(photos.glob('*.html'))
 
 def test_full_disk_and_no_permission(run, tmp_path, monkeypatch):
     def full(path, write): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(report, 'write_whole', full)
-    with pytest.raises(OSError, match='cannot be written to .*No space left on device.*make room'): report_runs(run, tmp_path/'x.html', n=0, quiet=True)
+    with pytest.raises(OSError, match='cannot be written to .*No space left on device.*make room'):
+        report_runs(run, tmp_path/'x.html', n=0, quiet=True)
     monkeypatch.undo()
     (tmp_path/'x.html').write_text('<p>somebody else')
     with pytest.raises(FileExistsError): report_runs(run, tmp_path/'x.html', n=0, quiet=True)
@@ -342,13 +379,15 @@ def test_200_of_the_worst_pictures_are_under_10_MB():
 def test_moved_heat_by_hand():
     a = torch.zeros(4,4); a[0,0] = 1
     b = torch.zeros(4,4); b[3,3] = 1
-    assert report.heat_moved(a, a)==0 and report.heat_moved(a, b)==pytest.approx(1) and report.heat_moved(a, a+b)==pytest.approx(.5, abs=1e-6) and np.isnan(report.heat_moved(a, a*0))
+    assert (report.heat_moved(a, a)==0 and report.heat_moved(a, b)==pytest.approx(1)
+        and report.heat_moved(a, a+b)==pytest.approx(.5, abs=1e-6) and np.isnan(report.heat_moved(a, a*0)))
     assert report.heat_moved(a*7, a+b)==pytest.approx(report.heat_moved(a, a+b)), 'the scale does not count'
 
 contrast = """(() => {
   const lum = c => c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s, v, i) => s + v*[.2126,.7152,.0722][i], 0)
   const rgb = s => s.match(/[\\d.]+/g).map(Number)
-  const under = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > .7) return c.slice(0, 3) } return [255,255,255] }
+  const under = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); \
+if (c.length < 4 || c[3] > .7) return c.slice(0, 3) } return [255,255,255] }
   let worst = [99, '']
   for (const e of document.querySelectorAll('body *')) {
     if (![...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) || !e.checkVisibility()) continue
@@ -364,14 +403,17 @@ def test_in_a_browser(made, tmp_path):
     with Page(made, tmp_path) as p:
         shown = lambda: p.js("[...document.querySelectorAll('.shot')].filter(o => o.checkVisibility()).map(o => ({...o.dataset}))")
         told = lambda: p.js("document.getElementById('told').textContent")
-        choose = lambda name,v: p.js(f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = {json.dumps(v)}; o.dispatchEvent(new Event('input', {{bubbles:true}})) }})()")
+        choose = lambda name,v: p.js(
+            f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = {json.dumps(v)}; "
+            f"o.dispatchEvent(new Event('input', {{bubbles:true}})) }})()")
         assert len(shown())==24 and told()=='24 of 24 pictures'
         assert p.js("[...document.images].every(o => o.complete && o.naturalWidth)") and p.js('document.scripts.length')==1
         for name,values in (('label',nasty[:3]),('part',['training','validation']),('right',['right','wrong'])):
             n = 0
             for v in values:
                 choose(name, v)
-                assert all(o[name]==v for o in shown()) and told()==(f'{len(shown())} of 24 pictures' if shown() else 'No picture is like that.')
+                assert (all(o[name]==v for o in shown())
+                    and told()==(f'{len(shown())} of 24 pictures' if shown() else 'No picture is like that.'))
                 n += len(shown())
             assert n==24
             choose(name, '')
@@ -381,16 +423,21 @@ def test_in_a_browser(made, tmp_path):
             assert v==sorted(v) and len(set(v))>1
         choose('sort', '')
         # layers: by the choice for all, by click, by key
-        now = lambda: p.js("(() => { const s = document.querySelector('.shot[data-part=training]'); return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
+        now = lambda: p.js(
+            "(() => { const s = document.querySelector('.shot[data-part=training]'); "
+            "return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
         p.js("document.head.append(Object.assign(document.createElement('style'), {textContent:'* { transition:none !important }'}))")
         assert now()==['heat',[.75,0,0]]
-        p.js("document.querySelector('[name=heat]').value = 40; document.querySelector('[name=heat]').dispatchEvent(new Event('input', {bubbles:true}))")
+        p.js("document.querySelector('[name=heat]').value = 40; "
+             "document.querySelector('[name=heat]').dispatchEvent(new Event('input', {bubbles:true}))")
         assert now()==['heat',[.4,0,0]]
         p.js("document.querySelector('.shot[data-part=training] button').focus()")
         for name,on in (('heat at the step',[0,.4,0]),('proxy',[0,0,1]),('original',[0,0,0]),('heat',[.4,0,0])):
             p.key('Enter', 13, '\r')
             assert now()==[name,on]
-        x,y = p.js("(() => { const b = document.querySelector('.shot[data-part=training] button'); b.scrollIntoView({block:'center'}); const r = b.getBoundingClientRect(); return [r.x+r.width/2, r.y+r.height/2] })()")
+        x,y = p.js(
+            "(() => { const b = document.querySelector('.shot[data-part=training] button'); b.scrollIntoView({block:'center'}); "
+            "const r = b.getBoundingClientRect(); return [r.x+r.width/2, r.y+r.height/2] })()")
         p.mouse(x, y)
         assert now()==['heat',[0,0,0]], 'hovering lifts the heat'
         for o in ('mousePressed','mouseReleased'): p.mouse(x, y, o, button='left', clickCount=1)
@@ -411,6 +458,7 @@ def test_in_a_browser(made, tmp_path):
         assert p.js('document.documentElement.scrollWidth')<=390, 'nothing to scroll sideways on a phone'
         assert len(p.pdf())>50_000
         p.media('print')
-        assert p.js("!document.getElementById('filter').checkVisibility() && getComputedStyle(document.querySelector('.heat')).opacity")=='1'
+        assert p.js("!document.getElementById('filter').checkVisibility() "
+                    "&& getComputedStyle(document.querySelector('.heat')).opacity")=='1'
         assert p.js("document.querySelector('.heat').style.backgroundImage.startsWith('url(\"data:')")
         assert not p.said, p.said

@@ -24,10 +24,17 @@ def plain_run(few):
     return learn.model.state_dict()
 
 rule_args = dict(absolute=dict(threshold=.2), mean_std=dict(k=.5), top_cells=dict(cells=3))
-strategies = ([dict(select=o) for o in selections] + [dict(select=PerClass(o)) for o in ('top_losses','misclassified')] + [dict(losses=o) for o in loss_sources]
-    + [dict(rule=o, **rule_args.get(o, {})) for o in rules] + [dict(fill=o) for o in fills] + [dict(mode=o, losses=p) for o in modes for p in loss_sources]
-    + [dict(edge=.1), dict(min_area=.2, area=.01), dict(grid=3), dict(clear=False, steps=lambda e,n: True), dict(steps=Plateau('accuracy')), dict(steps=[1,'p',1]), dict(start=1, every=None), dict(across=2)]
-    + [dict(attribution=o) for o in ('Saliency','ScoreCAM')] + [dict(target=o) for o in ('label','pred',3)])
+strategies = (
+    [dict(select=o) for o in selections]
+    + [dict(select=PerClass(o)) for o in ('top_losses','misclassified')]
+    + [dict(losses=o) for o in loss_sources]
+    + [dict(rule=o, **rule_args.get(o, {})) for o in rules]
+    + [dict(fill=o) for o in fills]
+    + [dict(mode=o, losses=p) for o in modes for p in loss_sources]
+    + [dict(edge=.1), dict(min_area=.2, area=.01), dict(grid=3), dict(clear=False, steps=lambda e,n: True),
+       dict(steps=Plateau('accuracy')), dict(steps=[1,'p',1]), dict(start=1, every=None), dict(across=2)]
+    + [dict(attribution=o) for o in ('Saliency','ScoreCAM')]
+    + [dict(target=o) for o in ('label','pred',3)])
 name = lambda kw: ','.join(f'{k}={getattr(v, "__name__", v)}' for k,v in kw.items())
 
 class Validated(Callback):
@@ -70,19 +77,24 @@ def test_running_losses_are_those_of_the_batches(few, quiet):
     learn.model = nn.Sequential(*(o for o in learn.model if not isinstance(o, nn.BatchNorm2d)))
     for o in learn.model.modules():
         if isinstance(o, nn.BatchNorm2d): o.momentum = 0.
-    learn.model.eval(); learn.model.train = lambda mode=True: learn.model
+    learn.model.eval()
+    learn.model.train = lambda mode=True: learn.model
     quiet(learn, 'fit', 2, 0.)
     interp,exact = learn.proxy_attention.interp,interpret_train(learn)
     assert interp.known.sum()==len(learn.dls.train_ds)//12*12<len(interp.known)
     torch.testing.assert_close(interp.losses[interp.known], exact.losses[interp.known].as_subclass(Tensor), atol=1e-5, rtol=1e-4)
-    assert torch.equal(interp.preds[interp.known], exact.preds[interp.known]) and torch.equal(interp.targs[interp.known], exact.targs[interp.known])
-    assert set(learn.proxy_attention.log.item)==set(interp.losses.topk(10).indices.tolist()) and isinstance(interp, ClassificationInterpretation)
+    assert (torch.equal(interp.preds[interp.known], exact.preds[interp.known])
+        and torch.equal(interp.targs[interp.known], exact.targs[interp.known]))
+    assert (set(learn.proxy_attention.log.item)==set(interp.losses.topk(10).indices.tolist())
+        and isinstance(interp, ClassificationInterpretation))
 
 @pytest.mark.parametrize('mode', modes)
 def test_running_losses_of_proxies_do_not_count(few, quiet, mode):
     "An item that is always served as a proxy keeps the loss it had before; one that is served beside its original has a new one"
     seen = []
-    def select(losses): seen.append(losses.clone()); return range(20)
+    def select(losses):
+        seen.append(losses.clone())
+        return range(20)
     learn = digits_learner(few, cbs=ProxyAttention(select=select, losses='running', start=1, p=1., mode=mode, clear=False))
     learn.dls.train.drop_last = False
     quiet(learn, 'fit', 3, 3e-3)
@@ -101,11 +113,13 @@ def test_running_losses_notice_skipped_items(few, quiet):
     set_seed(0)
     dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, item_tfms=Skip)
     dls.train.drop_last = False
-    with pytest.raises(RuntimeError, match='not known which they are'): quiet(Learner(dls, digits_net(), cbs=ProxyAttention(losses='running', start=1)), 'fit', 4)
+    with pytest.raises(RuntimeError, match='not known which they are'):
+        quiet(Learner(dls, digits_net(), cbs=ProxyAttention(losses='running', start=1)), 'fit', 4)
 
 @pytest.mark.parametrize('workers', [0,2])
 def test_running_losses_with_workers_and_other_loaders(few, quiet, workers):
-    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']), splitter=GrandparentSplitter(), get_y=parent_label)
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']),
+        splitter=GrandparentSplitter(), get_y=parent_label)
     ds = block.datasets(few)
     kw = dict(bs=16, num_workers=workers, after_item=ToTensor, after_batch=IntToFloatTensor)
     for dls in (ds.weighted_dataloaders(np.arange(1, len(ds.train)+1), **kw), ds.partial_dataloaders(40, **kw)):
@@ -120,11 +134,14 @@ def test_wrong_labels_are_found(tmp_path, quiet):
     path,rng = digits(tmp_path/'d', n=800), np.random.default_rng(0)
     files = get_image_files(path/'train').sorted()
     for f in files: # no shortcut here
-        img = np.array(Image.open(f)); img[:6] = img[-6:] = 0; img[:,:6] = img[:,-6:] = 0
+        img = np.array(Image.open(f))
+        img[:6] = img[-6:] = 0
+        img[:,:6] = img[:,-6:] = 0
         Image.fromarray(img).save(f)
     wrong = {f:str((int(f.parent.name)+rng.integers(1,10))%10) for f in files if rng.random()<.06}
     set_seed(0)
-    dls = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=lambda f: wrong.get(f, f.parent.name)).dataloaders(path/'train', bs=16, num_workers=0)
+    dls = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files,
+        get_y=lambda f: wrong.get(f, f.parent.name)).dataloaders(path/'train', bs=16, num_workers=0)
     learn = Learner(dls, digits_net(), metrics=accuracy, cbs=ProxyAttention(steps=[6,'p',1], share=.1))
     with pytest.warns(ProxyWarning, match='such labels are often wrong'): quiet(learn, 'fit_one_cycle', 7, 3e-3)
     pa = learn.proxy_attention
@@ -141,16 +158,23 @@ def test_per_class_quotas(few, quiet):
 
 def test_plateau(few, quiet):
     "A metric that stands still from the third epoch on"
-    standing = AccumMetric(lambda p,t: 0); standing = type('Standing', (Metric,), dict(reset=lambda s: None, accumulate=lambda s,l: setattr(s, 'v', min(l.epoch, 2)), value=property(lambda s: s.v), name=property(lambda s: 'standing')))()
+    standing = AccumMetric(lambda p,t: 0)
+    standing = type('Standing', (Metric,), dict(
+        reset=lambda s: None,
+        accumulate=lambda s,l: setattr(s, 'v', min(l.epoch, 2)),
+        value=property(lambda s: s.v),
+        name=property(lambda s: 'standing')))()
     learn = digits_learner(few, cbs=ProxyAttention(steps=Plateau('standing', patience=2), share=5))
     learn.metrics = L(standing)
     assert quiet(learn, 'fit', 8, 1e-3).proxy_attention.history.epoch.tolist()==[4,6]
-    with pytest.raises(ValueError, match="The recorder has no 'acc'"): quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau('acc'))), 'fit', 3)
+    with pytest.raises(ValueError, match="The recorder has no 'acc'"):
+        quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau('acc'))), 'fit', 3)
     with pytest.raises(ValueError, match='Nobody can know'): digits_learner(few, cbs=ProxyAttention(steps=Plateau())).fit_proxy(3)
     quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau())), 'fit_proxy', 3, probe=1)
 
 def test_a_step_after_the_last_epoch_is_refused(few, quiet):
-    with pytest.raises(ValueError, match='comes after the last of 2 epochs'): quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==n-1)), 'fit', 2)
+    with pytest.raises(ValueError, match='comes after the last of 2 epochs'):
+        quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==n-1)), 'fit', 2)
     with pytest.raises(ValueError, match='end with a proxy step'): ProxyAttention(steps=[2,'p'])
 
 def test_one_schedule_across_fine_tune(few):
@@ -159,14 +183,17 @@ def test_one_schedule_across_fine_tune(few):
     served = []
     class Served(Callback):
         def before_train(self): served.append('create_item' in self.dls.train.__dict__)
-    learn = vision_learner(dls, 'resnet10t', pretrained=False, metrics=accuracy, cbs=[ProxyAttention(steps=[2,'p',1,'p',1], across=4, share=20, p=1., clear=False), Served()])
+    learn = vision_learner(dls, 'resnet10t', pretrained=False, metrics=accuracy,
+        cbs=[ProxyAttention(steps=[2,'p',1,'p',1], across=4, share=20, p=1., clear=False), Served()])
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(2, freeze_epochs=2)
         pa = learn.proxy_attention
         assert pa.history[['fit','epoch']].values.tolist()==[[1,1],[2,0]] and served==[False,False,True,True]
         learn.fine_tune(2, freeze_epochs=2) # and again from the start
         assert pa.history.fit.tolist()==[1,2,3,4] and served[4:]==[False,False,True,True]
-        learn.validate(); learn.fit(1); learn.validate() # a look in between is no fit
+        learn.validate() # a look in between is no fit
+        learn.fit(1)
+        learn.validate()
         learn.fit(3)
         assert pa.history.fit.tolist()[4:]==[6,6]
         with pytest.raises(ValueError, match='give their sum'): learn.fit(5)
@@ -189,12 +216,18 @@ class Raw:
     def __len__(self): return len(self.files)
     def __getitem__(self, i): return self.read(self.files[i]), int(self.files[i].parent.name)
 
-reads = dict(pil=PILImage.create, tensor=lambda f: image2tensor(Image.open(f))/255, timage=lambda f: TensorImage(image2tensor(Image.open(f))).float()/255)
+reads = dict(
+    pil=PILImage.create,
+    tensor=lambda f: image2tensor(Image.open(f))/255,
+    timage=lambda f: TensorImage(image2tensor(Image.open(f))).float()/255)
 raw_files = lambda few,part: get_image_files(few/part).sorted()
 
 def raw_dls(few, read, workers=0):
     sets = [Raw(raw_files(few, o), reads[read]) for o in ('train','valid')]
-    if read=='pil': return DataLoaders(*(TfmdDL(o, bs=16, num_workers=workers, shuffle=i==0, after_item=[Resize(32),ToTensor()], after_batch=[IntToFloatTensor()]) for i,o in enumerate(sets)))
+    if read=='pil':
+        return DataLoaders(*(
+            TfmdDL(o, bs=16, num_workers=workers, shuffle=i==0, after_item=[Resize(32),ToTensor()], after_batch=[IntToFloatTensor()])
+            for i,o in enumerate(sets)))
     return DataLoaders(*(DataLoader(o, bs=16, num_workers=workers, shuffle=i==0) for i,o in enumerate(sets)))
 
 @pytest.mark.parametrize('losses', list(loss_sources))
@@ -208,7 +241,9 @@ def test_raw_data_set(few, quiet, read, workers, losses):
         def before_batch(self):
             if self.training: black.append((self.learn.xb[0].amax((1,2,3))==0).sum().item())
     def all_black(img): return img*0
-    learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[Count(), ProxyAttention(losses=losses, start=1, share=30, p=1., rule=lambda heat: heat>-1, max_area=1., fill=all_black)])
+    learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[
+        Count(),
+        ProxyAttention(losses=losses, start=1, share=30, p=1., rule=lambda heat: heat>-1, max_area=1., fill=all_black)])
     quiet(learn, 'fit', 2, 1e-3)
     pa = learn.proxy_attention
     assert len(pa.log)==30 and pa.log.area.min()==1 and pa.log.targ.tolist()==[int(dls.train_ds.files[i].parent.name) for i in pa.log.item]
@@ -216,11 +251,17 @@ def test_raw_data_set(few, quiet, read, workers, losses):
     assert sum(black[:n])==0 and 28<=sum(black[n:])<=30 if dls.train.drop_last else sum(black[n:])==30
     learn.proxy_attention.show(3)
     x,y = dls.train_ds[7]
-    assert torch.allclose(interpret_train(learn).losses[7].as_subclass(Tensor), F.cross_entropy(learn.model.eval()((image2tensor(x).float()/255 if read=='pil' else x.as_subclass(Tensor))[None]), torch.tensor([y])), atol=1e-5)
+    assert torch.allclose(
+        interpret_train(learn).losses[7].as_subclass(Tensor),
+        F.cross_entropy(
+            learn.model.eval()((image2tensor(x).float()/255 if read=='pil' else x.as_subclass(Tensor))[None]),
+            torch.tensor([y])),
+        atol=1e-5)
 
 def test_what_cannot_be_served_is_refused(few, quiet):
     def refused(words, dls, **kw):
-        with pytest.raises(TypeError, match=words): quiet(Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=ProxyAttention(start=1, **kw)), 'fit', 2)
+        with pytest.raises(TypeError, match=words):
+            quiet(Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=ProxyAttention(start=1, **kw)), 'fit', 2)
     light = lambda f: image2tensor(Image.open(f))/255*np.random.uniform(.5, 1)
     refused('another image each time', DataLoaders(*(DataLoader(Raw(raw_files(few, o), light), bs=16) for o in ('train','valid'))))
     ds = Raw(raw_files(few, 'train'), reads['tensor'])
@@ -230,15 +271,18 @@ def test_what_cannot_be_served_is_refused(few, quiet):
     refused('a stream without item numbers', DataLoaders(*[DataLoader(Stream(), bs=16)]*2))
     refused('begins with a float', DataLoaders(*[DataLoader([(1.5, 3)]*40, bs=16)]*2))
     refused('begins with a tensor of shape \\(5,\\)', DataLoaders(*[DataLoader([(torch.rand(5), 3)]*40, bs=16)]*2))
-    two = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files, getters=[noop, noop, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
+    two = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files,
+        getters=[noop, noop, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
     refused('The model takes 2 inputs', two)
-    both = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files, getters=[noop, parent_label, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
+    both = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files,
+        getters=[noop, parent_label, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
     refused('one label an image', both)
 
 @pytest.mark.parametrize('mode', modes)
 @pytest.mark.parametrize('kind', ['weighted','partial'])
 def test_weighted_and_partial_loaders(few, quiet, kind, mode):
-    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']), splitter=GrandparentSplitter(), get_y=parent_label)
+    block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']),
+        splitter=GrandparentSplitter(), get_y=parent_label)
     ds = block.datasets(few)
     kw = dict(bs=16, num_workers=0, after_item=ToTensor, after_batch=IntToFloatTensor)
     w = np.where(np.arange(len(ds.train))<40, 1., 0.) # only the first 40 are ever drawn
@@ -246,8 +290,12 @@ def test_weighted_and_partial_loaders(few, quiet, kind, mode):
     n,black = [],[]
     class Count(Callback):
         def before_batch(self):
-            if self.training: n.append(self.epoch); black.append((self.learn.xb[0].amax((1,2,3))==0).sum().item())
-    learn = Learner(dls, digits_net(), cbs=[Count(), ProxyAttention(select='all', start=1, p=1., rule=lambda heat: heat>-1, max_area=1., fill='zero', mode=mode)])
+            if self.training:
+                n.append(self.epoch)
+                black.append((self.learn.xb[0].amax((1,2,3))==0).sum().item())
+    learn = Learner(dls, digits_net(), cbs=[
+        Count(),
+        ProxyAttention(select='all', start=1, p=1., rule=lambda heat: heat>-1, max_area=1., fill='zero', mode=mode)])
     before = dict(dls.train.__dict__)
     quiet(learn, 'fit', 2, 1e-3)
     second = [b for e,b in zip(n, black) if e==1]
@@ -256,7 +304,8 @@ def test_weighted_and_partial_loaders(few, quiet, kind, mode):
     else: assert len(second)==3
     share = sum(second)/(16*len(second))
     assert share==1 if mode=='replace' else .25<share<.75
-    assert dls.train.n==before['n'] and getattr(dls.train, 'partial_n', None)==before.get('partial_n') and getattr(dls.train, 'wgts', 0) is before.get('wgts', 0)
+    assert (dls.train.n==before['n'] and getattr(dls.train, 'partial_n', None)==before.get('partial_n')
+        and getattr(dls.train, 'wgts', 0) is before.get('wgts', 0))
 
 def test_a_loader_that_does_not_shuffle_is_told(few, quiet):
     dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0)
@@ -271,7 +320,8 @@ def test_draws_come_from_the_loaders_own_seed(few, quiet):
         got = []
         class Look(Callback):
             def before_batch(self):
-                if self.training and self.iter==0 and 'create_item' in self.dls.train.__dict__: got.append(self.dls.train.create_item.proxies.drawn.tolist())
+                if self.training and self.iter==0 and 'create_item' in self.dls.train.__dict__:
+                    got.append(self.dls.train.create_item.proxies.drawn.tolist())
         learn.add_cb(Look())
         quiet(learn, 'fit', 3, 1e-3)
         return got
@@ -299,12 +349,21 @@ class Turn(RandTransform):
     order = 1
     def encodes(self, x:Image.Image): return x.transpose(random.choice([Image.ROTATE_90,Image.ROTATE_180,Image.ROTATE_270]))
 transforms = dict(
-    crop=dict(item_tfms=Resize(64)), pad=dict(item_tfms=Resize(64, method='pad', pad_mode='border')), squish=dict(item_tfms=Resize((48,64), method='squish')),
-    rrc=dict(item_tfms=RandomResizedCrop(64, min_scale=.6)), rrc_gpu=dict(item_tfms=Resize(80, method='squish'), batch_tfms=[RandomResizedCropGPU(64, min_scale=.7)]),
-    presizing=dict(item_tfms=Resize(96), batch_tfms=aug_transforms(size=64, min_scale=.75, max_lighting=0)), flips=dict(item_tfms=[Resize((64,80), method='squish'), FlipItem(.5)]),
-    dihedral=dict(item_tfms=[Resize(64, method='squish'), DihedralItem(1.)]), turns=dict(item_tfms=[Resize(64, method='squish'), Turn(p=1.)]),
-    rotate=dict(item_tfms=Resize(64), batch_tfms=[Rotate(40, p=1.), norm]), warp=dict(item_tfms=Resize(64), batch_tfms=[Warp(.3, p=1.)]), zoom=dict(item_tfms=Resize(64), batch_tfms=[Zoom(max_zoom=1.4, p=1.)]),
-    all=dict(item_tfms=Resize(72), batch_tfms=[*aug_transforms(size=64, do_flip=True, flip_vert=True, max_rotate=30, max_warp=.2, max_lighting=0), norm]))
+    crop=dict(item_tfms=Resize(64)),
+    pad=dict(item_tfms=Resize(64, method='pad', pad_mode='border')),
+    squish=dict(item_tfms=Resize((48,64), method='squish')),
+    rrc=dict(item_tfms=RandomResizedCrop(64, min_scale=.6)),
+    rrc_gpu=dict(item_tfms=Resize(80, method='squish'), batch_tfms=[RandomResizedCropGPU(64, min_scale=.7)]),
+    presizing=dict(item_tfms=Resize(96), batch_tfms=aug_transforms(size=64, min_scale=.75, max_lighting=0)),
+    flips=dict(item_tfms=[Resize((64,80), method='squish'), FlipItem(.5)]),
+    dihedral=dict(item_tfms=[Resize(64, method='squish'), DihedralItem(1.)]),
+    turns=dict(item_tfms=[Resize(64, method='squish'), Turn(p=1.)]),
+    rotate=dict(item_tfms=Resize(64), batch_tfms=[Rotate(40, p=1.), norm]),
+    warp=dict(item_tfms=Resize(64), batch_tfms=[Warp(.3, p=1.)]),
+    zoom=dict(item_tfms=Resize(64), batch_tfms=[Zoom(max_zoom=1.4, p=1.)]),
+    all=dict(item_tfms=Resize(72), batch_tfms=[
+        *aug_transforms(size=64, do_flip=True, flip_vert=True, max_rotate=30, max_warp=.2, max_lighting=0),
+        norm]))
 
 def served_pixels(dls, fill, net=None, model_in=3):
     "Batches of an epoch without and of one with proxies, in [0,1], channel last; heat is where the image is brightest"
@@ -335,22 +394,26 @@ def test_the_mask_covers_the_mark(tmp_path, how, size):
 
 def test_the_mask_covers_the_mark_in_grey_images(tmp_path):
     set_seed(0)
-    dls = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(64), batch_tfms=Rotate(30, p=1.)).dataloaders(marked(tmp_path/'m', (60,90), 'L'), bs=8, num_workers=0)
+    dls = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_items=get_image_files, get_y=parent_label,
+        item_tfms=Resize(64), batch_tfms=Rotate(30, p=1.)).dataloaders(marked(tmp_path/'m', (60,90), 'L'), bs=8, num_workers=0)
     x0,x1 = served_pixels(dls, 'zero', model_in=1)
     assert white(x0).mean()>.02 and (x0<.1).float().mean()==0 and white(x1).max()<.002 and (x1<.1).float().mean()>.02
 
 @pytest.mark.parametrize('kind', ['TensorImage','float'])
 def test_the_mask_covers_the_mark_in_tensors(tmp_path, kind):
     set_seed(0)
-    read = lambda f: TensorImage(image2tensor(Image.open(f))) if kind=='TensorImage' else TensorImage(image2tensor(Image.open(f)).float()/255)
+    read = lambda f: (TensorImage(image2tensor(Image.open(f))) if kind=='TensorImage'
+        else TensorImage(image2tensor(Image.open(f)).float()/255))
     block = TransformBlock(type_tfms=read, batch_tfms=IntToFloatTensor if kind=='TensorImage' else None)
-    dls = DataBlock((block,CategoryBlock), get_items=get_image_files, get_y=parent_label, batch_tfms=aug_transforms(size=64, max_rotate=25, max_lighting=0)).dataloaders(marked(tmp_path/'m', (60,90)), bs=8, num_workers=0)
+    dls = DataBlock((block,CategoryBlock), get_items=get_image_files, get_y=parent_label,
+        batch_tfms=aug_transforms(size=64, max_rotate=25, max_lighting=0)).dataloaders(marked(tmp_path/'m', (60,90)), bs=8, num_workers=0)
     x0,x1 = served_pixels(dls, red)
     assert white(x0).mean()>.02 and redness(x0).max()==0 and white(x1).max()<.002 and redness(x1).mean()>.02
 
 def test_interpretation_of_a_model_of_two_images(few, quiet):
     "`ProxyAttention` is for one image; looking at the losses is not"
-    dls = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files, getters=[noop, noop, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
+    dls = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files,
+        getters=[noop, noop, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -369,7 +432,9 @@ def test_probed_masks_where_a_small_place_carries_the_predictions(few, quiet, mo
     quiet(learn, 'fit_proxy', 3, 1e-3)
     assert learn.proxy_attention.history.epoch.tolist()==steps
 
-def curve(**carried): return SimpleNamespace(small=.1, flips=pd.DataFrame(dict(carried=list(carried.values())), index=[float(k[1:])/100 for k in carried]))
+def curve(**carried):
+    return SimpleNamespace(small=.1, flips=pd.DataFrame(
+        dict(carried=list(carried.values())), index=[float(k[1:])/100 for k in carried]))
 
 @pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
 @pytest.mark.parametrize('kw,area', [({}, .2), (dict(max_area=.1), .1), (dict(rule='mean_std', k=1.), None)])
@@ -396,8 +461,10 @@ def test_a_schedule_that_says_how(few, quiet):
     quiet(learn, 'fit', 5, 1e-3)
     pa = learn.proxy_attention
     assert pa.history.area.round(2).tolist()==[.1,.2,.2,.3] and pa.state_dict()['masker']==dict(area=.3)
-    with pytest.raises(TypeError, match="did you mean 'area'"): quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==0 and dict(aera=.2))), 'fit', 2)
-    with pytest.raises(ValueError, match='area=0.9 is more than max_area'): quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==0 and dict(area=.9))), 'fit', 2)
+    with pytest.raises(TypeError, match="did you mean 'area'"):
+        quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==0 and dict(aera=.2))), 'fit', 2)
+    with pytest.raises(ValueError, match='area=0.9 is more than max_area'):
+        quiet(digits_learner(few, cbs=ProxyAttention(steps=lambda e,n: e==0 and dict(area=.9))), 'fit', 2)
 
 @pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
 def test_probed_without_a_shortcut_is_the_plain_fit(tmp_path, weights, same, quiet):

@@ -41,7 +41,8 @@ def test_three_processes_run_every_point_once(tmp_path, url):
     assert [p.exitcode for p in ps]==[0]*len(ps)
     df = read_sweep(tmp_path/'s', url).df
     assert set(df.state)=={'complete'} and df.trial.tolist()==list(range(len(df)))
-    assert {(o.a, o.b) for o in df.itertuples()}=={(a,b) for a in space['a'] for b in space['b']} and len(df)==len(space['a'])*len(space['b'])
+    assert ({(o.a, o.b) for o in df.itertuples()}=={(a,b) for a in space['a'] for b in space['b']}
+        and len(df)==len(space['a'])*len(space['b']))
     lines = ran(tmp_path/'s')
     assert all(len(o)==1 for o in lines.values()) and len({o[0].split()[0] for o in lines.values()})>1
 
@@ -56,7 +57,9 @@ def test_number_of_trials_is_exact_and_their_parameters_do_not_depend_on_who_run
     assert not Sweep(quick, space, tmp_path/'two', 'random', seed=1).go(11, quiet=True).df.a.equals(b.a)
     assert len(Sweep(quick, space, tmp_path/'one', 'random').go(5, quiet=True).df)==11 # fewer: nothing to do
 
-@pytest.mark.parametrize('sampler', ['grid', optuna.samplers.RandomSampler()], ids=['grid','own']) # the second would draw others, were they drawn again
+@pytest.mark.parametrize('sampler', [
+    'grid',
+    optuna.samplers.RandomSampler()], ids=['grid','own']) # the second would draw others, were they drawn again
 def test_kill_9_loses_at_most_the_running_trial(tmp_path, sampler):
     space = grid if sampler=='grid' else dict(a=(0.,1.), b=['x','y'])
     def hangs(folder, a, b):
@@ -121,7 +124,8 @@ def test_failed_trials_are_kept_with_their_sentence(tmp_path):
     df = sweep.df
     assert len(df)==15 and (df.state=='failed').sum()==6 and (df.problem=='ValueError: y cannot work').sum()==5
     assert df[(df.a==.5) & (df.b=='z')].problem.str.contains('accuracy is nan').all()
-    assert sweep.table().state.tolist()==['complete']*9+['failed']*6 and sweep.best.a==.3 and sweep.table(3).accuracy.is_monotonic_decreasing
+    assert (sweep.table().state.tolist()==['complete']*9+['failed']*6 and sweep.best.a==.3
+        and sweep.table(3).accuracy.is_monotonic_decreasing)
     broken.clear()
     assert sweep.again()==6 and len(sweep.go(quiet=True).df)==15 and sweep._done('complete')==15
 
@@ -141,20 +145,35 @@ def test_three_of_a_kind_at_the_beginning_stop_it(tmp_path):
     with pytest.raises(ValueError, match='No trial is complete'): sweep.best
     assert 'failed' in repr(sweep) and sweep.summary['best'] is None
 
-@pytest.mark.parametrize('said,words', [(dict(loss=1.), "returned no 'accuracy'"), (dict(acuracy=1.), "did you mean 'acuracy'"), (dict(accuracy='high'), 'dictionary of numbers'), (None, 'dictionary of numbers'), ({}, 'It returned: nothing')])
+@pytest.mark.parametrize('said,words', [
+    (dict(loss=1.), "returned no 'accuracy'"),
+    (dict(acuracy=1.), "did you mean 'acuracy'"),
+    (dict(accuracy='high'), 'dictionary of numbers'),
+    (None, 'dictionary of numbers'),
+    ({}, 'It returned: nothing')])
 def test_a_run_that_says_something_else_stops_the_sweep(tmp_path, said, words):
     sweep = Sweep(lambda folder, a: said, dict(a=[1,2]), tmp_path/'s', 'grid')
     with pytest.raises(TypeError, match=words): sweep.go(quiet=True)
     assert not sweep._done('failed','complete','running')
 
-def test_a_number_is_the_metric(tmp_path): assert Sweep(lambda folder, a: torch.tensor(a), dict(a=[1,2]), tmp_path/'s', 'grid', metric='valid_loss').go(quiet=True).best.a==1
+def test_a_number_is_the_metric(tmp_path):
+    assert Sweep(lambda folder, a: torch.tensor(a), dict(a=[1,2]), tmp_path/'s', 'grid', metric='valid_loss').go(quiet=True).best.a==1
 
 @pytest.mark.parametrize('kw,words', [
-    (dict(space=dict(c=[1,2])), "no parameter 'c'"), (dict(space=dict(folder=[1,2])), 'has that already'), (dict(space=dict(a=[])), 'nothing to try'), (dict(space=dict(a=[1,1])), 'twice'), (dict(space=dict(a=.1)), 'Nothing varies'),
-    (dict(space={}), 'Nothing varies'), (dict(space=None), 'should be a dictionary'), (dict(space=dict(a=(2,1))), 'from a smaller'), (dict(space=dict(a=(0,1,'log'))), 'begin above 0'), (dict(space=dict(a=(1,2,3))), 'should be \\(lo, hi\\)'),
-    (dict(space=dict(a=('x','y'))), 'choices are a list'), (dict(space=dict(a=(0.,float('nan')))), 'from one number'), (dict(space=dict(a=[print,1])), 'Give it a name'), (dict(space='a=1..x'), 'from one number'), (dict(space='a'), 'should say a name'),
-    (dict(space='a=1..2 a=3'), 'twice'), (dict(sampler='grit'), "did you mean 'grid'"), (dict(space=dict(a=(0.,1.)), sampler='grid'), 'a is a range \\(0 to 1\\)'), (dict(sampler=lambda space: 3), 'should be an Optuna sampler'),
-    (dict(sampler=lambda space: [dict(a=1)]), 'should say a, b'), (dict(pruner='median'), 'an argument `trial`'), (dict(seed=-1), 'seed=-1'), (dict(metric=3), 'metric=3'), (dict(run=3), 'should be a function'), (dict(storage='nonsense'), 'cannot be opened'),
+    (dict(space=dict(c=[1,2])), "no parameter 'c'"), (dict(space=dict(folder=[1,2])), 'has that already'),
+    (dict(space=dict(a=[])), 'nothing to try'), (dict(space=dict(a=[1,1])), 'twice'),
+    (dict(space=dict(a=.1)), 'Nothing varies'), (dict(space={}), 'Nothing varies'),
+    (dict(space=None), 'should be a dictionary'),
+    (dict(space=dict(a=(2,1))), 'from a smaller'), (dict(space=dict(a=(0,1,'log'))), 'begin above 0'),
+    (dict(space=dict(a=(1,2,3))), 'should be \\(lo, hi\\)'),
+    (dict(space=dict(a=('x','y'))), 'choices are a list'), (dict(space=dict(a=(0.,float('nan')))), 'from one number'),
+    (dict(space=dict(a=[print,1])), 'Give it a name'),
+    (dict(space='a=1..x'), 'from one number'), (dict(space='a'), 'should say a name'), (dict(space='a=1..2 a=3'), 'twice'),
+    (dict(sampler='grit'), "did you mean 'grid'"), (dict(space=dict(a=(0.,1.)), sampler='grid'), 'a is a range \\(0 to 1\\)'),
+    (dict(sampler=lambda space: 3), 'should be an Optuna sampler'), (dict(sampler=lambda space: [dict(a=1)]), 'should say a, b'),
+    (dict(pruner='median'), 'an argument `trial`'),
+    (dict(seed=-1), 'seed=-1'), (dict(metric=3), 'metric=3'), (dict(run=3), 'should be a function'),
+    (dict(storage='nonsense'), 'cannot be opened'),
     (dict(space=dict(a=list(range(400)), b=[str(i) for i in range(400)])), '160000 points')])
 def test_wrong_words_are_refused_before_anything_is_written(tmp_path, kw, words):
     with pytest.raises((ValueError,TypeError), match=words): Sweep(**dict(run=quick, space=grid, folder=tmp_path/'s', sampler='grid')|kw)
@@ -168,8 +187,13 @@ def test_go_says_how_many(tmp_path):
     with pytest.raises(FileNotFoundError, match='no sweep in'): read_sweep(tmp_path/'none')
     assert not len(sweep.df) and 'nothing run yet' in repr(sweep) and not (tmp_path/'none').exists()
 
-@pytest.mark.parametrize('kw,words', [(dict(space=grid|dict(b=['x','y'])), 'Space, b: x, y, z there, x, y here'), (dict(space=grid|dict(c=.5)), 'C: absent there, 0.5 here'), (dict(metric='valid_loss'), 'The metric: accuracy there'),
-    (dict(seed=1), 'the seed puts in order'), (dict(sampler='random'), 'puts in order'), (dict(run=partial(quick, c=2)), 'C: absent there, 2 here')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(space=grid|dict(b=['x','y'])), 'Space, b: x, y, z there, x, y here'),
+    (dict(space=grid|dict(c=.5)), 'C: absent there, 0.5 here'),
+    (dict(metric='valid_loss'), 'The metric: accuracy there'),
+    (dict(seed=1), 'the seed puts in order'),
+    (dict(sampler='random'), 'puts in order'),
+    (dict(run=partial(quick, c=2)), 'C: absent there, 2 here')])
 def test_another_sweep_is_refused(tmp_path, kw, words):
     run = lambda folder, a, b, c=0: quick(folder, a, b)
     Sweep(run, grid, tmp_path/'s', 'grid').go(1, quiet=True)
@@ -189,7 +213,8 @@ def test_a_journal_that_was_cut_off_or_is_none(tmp_path):
     with pytest.raises(OSError, match='cannot be used'): Sweep(quick, grid, tmp_path/'file', 'grid')
     Path(tmp_path/'o').mkdir()
     optuna.create_study(study_name='o', storage=f'sqlite:///{tmp_path}/db').enqueue_trial({})
-    with pytest.raises(ValueError, match='was not made by a Sweep'): Sweep(quick, grid, tmp_path/'o', 'grid', storage=f'sqlite:///{tmp_path}/db')
+    with pytest.raises(ValueError, match='was not made by a Sweep'):
+        Sweep(quick, grid, tmp_path/'o', 'grid', storage=f'sqlite:///{tmp_path}/db')
 
 def test_pruner_only_if_asked(tmp_path):
     def run(folder, a, trial):
@@ -200,7 +225,8 @@ def test_pruner_only_if_asked(tmp_path):
     space = dict(a=[float(o) for o in range(12)])
     assert Sweep(run, space, tmp_path/'no', 'grid').go(quiet=True)._done('complete')==12
     sweep = Sweep(run, space, tmp_path/'yes', 'grid', pruner='median').go(quiet=True)
-    assert sweep._done('pruned')>0 and sweep._done('complete','pruned')==12 and sweep.best.a==11 and sweep.df.problem.dropna().str.startswith('after').all()
+    assert (sweep._done('pruned')>0 and sweep._done('complete','pruned')==12 and sweep.best.a==11
+        and sweep.df.problem.dropna().str.startswith('after').all())
 
 def test_own_samplers_and_distributions(tmp_path):
     space = dict(a=optuna.distributions.FloatDistribution(0, 1, step=.25), b=L('x','y'))
@@ -234,8 +260,14 @@ def test_nothing_of_ours_is_left_behind(tmp_path):
 def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprint):
     before = fingerprint(photos.parent)
     run = folder_run(photos, **tiny)
-    for kw,words in ((dict(space='aera=.1..3'), "did you mean 'area'"), (dict(space='fill=swap,zerro'), "did you mean 'zero'"), (dict(space='area=-1..0.2'), 'area=-1'), (dict(space='size=16,x'), 'should be a whole number'), (dict(space='area=.1,.2', metric='acuracy'), "did you mean 'accuracy'"),
-                     (dict(space='area=.1,.2', folder=photos/'sweep'), 'nothing is ever written there'), (dict(space='folds=2,3', pruner='median'), 'folds are several')):
+    for kw,words in (
+            (dict(space='aera=.1..3'), "did you mean 'area'"),
+            (dict(space='fill=swap,zerro'), "did you mean 'zero'"),
+            (dict(space='area=-1..0.2'), 'area=-1'),
+            (dict(space='size=16,x'), 'should be a whole number'),
+            (dict(space='area=.1,.2', metric='acuracy'), "did you mean 'accuracy'"),
+            (dict(space='area=.1,.2', folder=photos/'sweep'), 'nothing is ever written there'),
+            (dict(space='folds=2,3', pruner='median'), 'folds are several')):
         with pytest.raises((ValueError,TypeError), match=words): Sweep(run, **dict(folder=tmp_path/'s')|kw)
     with pytest.raises(ValueError, match='nothing to train on'): Sweep(folder_run(), 'area=.1,.2', tmp_path/'s')
     with pytest.raises(TypeError, match="did you mean 'arch'"): folder_run(photos, ach='resnet18')
@@ -248,7 +280,8 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
     df = sweep.df
     assert df.state.tolist()==['complete','pruned'] and df.problem[1].endswith('after 1 epochs')
     run = tmp_path/'s'/df.run[0]
-    assert list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(run/'history.csv').valid_loss) and list(sweep.study.trials[1].intermediate_values)==[1]
+    assert (list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(run/'history.csv').valid_loss)
+        and list(sweep.study.trials[1].intermediate_values)==[1])
     assert 'StopEarly' not in str(load_learner(run/'model.pkl').cbs) and not (tmp_path/'s'/df.run[1]/'model.pkl').exists()
 
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
@@ -258,22 +291,27 @@ def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, c
     class Killed(Callback):
         def after_batch(self):
             if self.training and self.epoch==1: os.kill(os.getpid(), signal.SIGKILL)
-    args = ['proxy-sweep', str(photos), '--space', 'area=0.1,0.3 fill=swap', '--sampler', 'grid', '--metric', 'valid_loss', '--out', str(tmp_path/'s'), '--pretrained', 'no', *f"--arch resnet10t --size 16 --workers 0 --steps 1,p,1 --share .5".split()]
+    args = ['proxy-sweep', str(photos), '--space', 'area=0.1,0.3 fill=swap', '--sampler', 'grid', '--metric', 'valid_loss',
+        '--out', str(tmp_path/'s'), '--pretrained', 'no',
+        *f"--arch resnet10t --size 16 --workers 0 --steps 1,p,1 --share .5".split()]
     def cut():
         t.arch_learner = lambda *a: usual(*a).add_cb(Killed())
-        proxy_sweep(str(photos), space='area=0.1,0.3 fill=swap', sampler='grid', metric='valid_loss', out=str(tmp_path/'s'), quiet=True, **{k:v for k,v in tiny.items() if k!='bs'})
+        proxy_sweep(str(photos), space='area=0.1,0.3 fill=swap', sampler='grid', metric='valid_loss', out=str(tmp_path/'s'),
+            quiet=True, **{k:v for k,v in tiny.items() if k!='bs'})
     p = started(cut)
     p.join()
     assert p.exitcode==-signal.SIGKILL and [len(list(o.glob('train_*'))) for o in (tmp_path/'s').glob('trial_*')]==[1]
     monkeypatch.setattr(sys, 'argv', args)
-    exec(compile('proxy_sweep()', 'script', 'exec'), dict(__name__='__main__', __file__='script', proxy_sweep=proxy_sweep)) # as the installed script does it
+    # as the installed script does it
+    exec(compile('proxy_sweep()', 'script', 'exec'), dict(__name__='__main__', __file__='script', proxy_sweep=proxy_sweep))
     out = capsys.readouterr().out
     assert '2 complete' in out and 'parallel.png' in out and Image.open(tmp_path/'s'/'slices.png').width>300
     df = read_sweep(tmp_path/'s').df
     assert sorted(df.area)==[.1,.3] and (df.done==2).all() and (df.fill=='swap').all()
     assert [len(list(o.glob('train_*'))) for o in sorted((tmp_path/'s').glob('trial_*'))]==[1,1]
     assert fingerprint(photos.parent)==before
-    proxy_sweep(str(photos), space='area=0.1,0.3 fill=swap', sampler='grid', metric='valid_loss', out=str(tmp_path/'s'), json=True, **{k:v for k,v in tiny.items() if k!='bs'})
+    proxy_sweep(str(photos), space='area=0.1,0.3 fill=swap', sampler='grid', metric='valid_loss', out=str(tmp_path/'s'),
+        json=True, **{k:v for k,v in tiny.items() if k!='bs'})
     told = json.loads(capsys.readouterr().out)
     assert told['complete']==2 and told['best']['valid_loss']==df.valid_loss.min()
     with pytest.raises(CliError, match='Say what varies'): proxy_sweep(str(photos))

@@ -22,7 +22,8 @@ def model(trained, tmp_path_factory):
 def resized(path, tmp_path_factory):
     "A learner that resizes, crops and normalises"
     set_seed(1)
-    dls = ImageFolder(path/'train').dataloaders(item_tfms=Resize(48), batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)], bs=16, num_workers=0)
+    dls = ImageFolder(path/'train').dataloaders(item_tfms=Resize(48),
+        batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)], bs=16, num_workers=0)
     learn = Learner(dls, digits_net(), metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3)
     f = tmp_path_factory.mktemp('resized')/'resized.pkl'
@@ -39,7 +40,8 @@ def photos(path, tmp_path):
 def run(*args, **kwargs): return explain_images(*args, quiet=True, **kwargs)
 
 def test_says_what_predict_says_and_shows_what_heat_on_shows(resized, photos, tmp_path):
-    wide = np.zeros((40,90,3), np.uint8); wide[:,:40] = 255
+    wide = np.zeros((40,90,3), np.uint8)
+    wide[:,:40] = 255
     Image.fromarray(wide).save(photos/'wide.png')
     res = run(resized, photos, out=tmp_path/'runs', singles=False)
     learn = load_learner(resized)
@@ -83,24 +85,32 @@ def test_two_models_side_by_side(model, resized, photos, tmp_path):
 def test_odd_images(resized, model, tmp_path):
     d = tmp_path/'odd'; d.mkdir()
     rgb = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20,30,3), dtype=np.uint8))
-    for name,im in dict(grey=rgb.convert('L'), palette=rgb.convert('P'), alpha=rgb.convert('RGBA'), two=rgb.convert('1'), dot=rgb.resize((1,1)), line=rgb.resize((700,1)),
-                        deep=Image.fromarray(np.full((20,30), 40_000, np.uint16))).items(): im.save(d/f'{name}.png')
+    for name,im in dict(
+        grey=rgb.convert('L'), palette=rgb.convert('P'), alpha=rgb.convert('RGBA'), two=rgb.convert('1'),
+        dot=rgb.resize((1,1)), line=rgb.resize((700,1)),
+        deep=Image.fromarray(np.full((20,30), 40_000, np.uint16))).items(): im.save(d/f'{name}.png')
     rgb.convert('CMYK').save(d/'cmyk.jpg')
     exif = Image.Exif(); exif[274] = 6
     rgb.save(d/'turned.jpg', exif=exif)
-    (d/'cut.png').write_bytes((d/'grey.png').read_bytes()[:100]); (d/'empty.jpg').touch(); (d/'text.png').write_text('no image')
+    (d/'cut.png').write_bytes((d/'grey.png').read_bytes()[:100])
+    (d/'empty.jpg').touch()
+    (d/'text.png').write_text('no image')
     with pytest.warns(ProxyWarning, match='3 of 12 images were skipped'): res = run(resized, d, out=tmp_path/'runs')
     notes = {Path(o.file).stem:o.note for o in res.table.itertuples()}
     assert {Path(o).name for o in res.skipped.file}=={'cut.png','empty.jpg','text.png'} and (res.skipped.problem!='').all()
     assert pd.read_csv(res.run/'skipped.csv').file.tolist()==res.skipped.file.tolist()
-    for k,word in dict(alpha='transparent', dot='tiny', line='tiny', deep='16-bit', cmyk='CMYK', turned='EXIF').items(): assert word in notes[k], k
+    for k,word in dict(alpha='transparent', dot='tiny', line='tiny', deep='16-bit', cmyk='CMYK', turned='EXIF').items():
+        assert word in notes[k], k
     assert notes['grey']==notes['palette']==''
     res = run(model, d, out=tmp_path/'runs') # a model without a resize: sizes differ, and it cannot take a dot
     assert len(res.table)+len(res.skipped)==12 and {'grey','alpha','turned'} <= {Path(o).stem for o in res.table.file}
     left = res.skipped[res.skipped.file.str.endswith('dot.png')]
     assert left.problem.str.startswith('the model cannot take it').all() and len(left)==1
 
-names = ['a$b$c.png', '$x_{1}$ \\foo{.png', '$', 'semi;colon,comma "quote".png', '数字 עברית 🦊.png', 'x'*200+'.png', '.hidden.png', 'new\nline\ttab.png', '%s {} <b>.png', 'é́́́.png', '=1+1.png']
+names = [
+    'a$b$c.png', '$x_{1}$ \\foo{.png', '$', 'semi;colon,comma "quote".png',
+    '数字 עברית 🦊.png', 'x'*200+'.png', '.hidden.png', 'new\nline\ttab.png',
+    '%s {} <b>.png', 'é́́́.png', '=1+1.png']
 def test_odd_names(model, photos, tmp_path):
     src = photos/'0.png'
     made = [tmp_path/'names'/o for o in names] + [Path(os.fsdecode(os.fsencode(tmp_path/'names')+b'/\xff\xfe.png'))]
@@ -116,7 +126,8 @@ def test_odd_names(model, photos, tmp_path):
 def test_odd_labels(path, photos, tmp_path):
     vocab = ['$a$', '$\\frac{', 'x_1', '数', 'y'*300, '{}', '%d', 'new\nline', 'z', '🦊']
     set_seed(0)
-    dls = DataBlock((ImageBlock,CategoryBlock(vocab=vocab, sort=False)), get_items=get_image_files, get_y=lambda f: vocab[int(f.parent.name)]).dataloaders(path/'train', bs=8, num_workers=0)
+    dls = DataBlock((ImageBlock,CategoryBlock(vocab=vocab, sort=False)), get_items=get_image_files,
+        get_y=lambda f: vocab[int(f.parent.name)]).dataloaders(path/'train', bs=8, num_workers=0)
     learn = Learner(dls, digits_net())
     seen = set()
     for i in range(10):
@@ -130,14 +141,16 @@ def test_a_learner_is_as_before(trained, photos, tmp_path, weights, same):
     before,cbs = weights(trained), sorted(o.name for o in trained.cbs)
     trained.model.train()
     trained.model[0][1].eval() # one norm that its owner has put to sleep
-    torch.manual_seed(3); state = torch.get_rng_state()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
     run(trained, photos, out=tmp_path/'runs')
     assert torch.equal(state, torch.get_rng_state()) and same(before, weights(trained)) and sorted(o.name for o in trained.cbs)==cbs
     assert trained.model.training and not trained.model[0][1].training and trained.model[0][0].training
     trained.model.train()
 
 def test_files_folders_patterns(model, photos, tmp_path, monkeypatch):
-    (photos/'deep'/'er').mkdir(parents=True); shutil.copy(photos/'0.png', photos/'deep'/'er'/'a.png')
+    (photos/'deep'/'er').mkdir(parents=True)
+    shutil.copy(photos/'0.png', photos/'deep'/'er'/'a.png')
     n = lambda o: len(find_images(o)[0])
     assert n(photos)==4 and n(str(photos/'*.png'))==3 and n(str(photos/'**'/'*.png'))==4 and n([photos/'0.png', photos/'*.png', photos])==4
     (photos/'[x].png').write_bytes((photos/'0.png').read_bytes())
@@ -169,7 +182,9 @@ def test_what_is_no_model(model, photos, tmp_path):
     torch.save(digits_net().state_dict(), tmp_path/'weights.pth')
     torch.save(digits_net(), tmp_path/'net.pth')
     with open(tmp_path/'list.pkl', 'wb') as f: pickle.dump([1,2], f)
-    (tmp_path/'empty.pkl').touch(); (tmp_path/'text.pkl').write_text('x'*100); (tmp_path/'noise.pkl').write_bytes(np.random.default_rng(0).bytes(3000))
+    (tmp_path/'empty.pkl').touch()
+    (tmp_path/'text.pkl').write_text('x'*100)
+    (tmp_path/'noise.pkl').write_bytes(np.random.default_rng(0).bytes(3000))
     whole = model.read_bytes()
     (tmp_path/'cut.pkl').write_bytes(whole[:len(whole)//2])
     (tmp_path/'holes.pkl').write_bytes(whole[:500]+b'\0'*2000+whole[2500:])
@@ -186,30 +201,42 @@ def test_a_model_whose_code_is_missing(path, tmp_path, monkeypatch, gone):
     (tmp_path/'labels_of.py').write_text('def label(f): return f.parent.name')
     monkeypatch.syspath_prepend(tmp_path)
     import labels_of
-    learn = Learner(ImageDataLoaders.from_path_func(path, get_image_files(path/'train'), labels_of.label, bs=8, num_workers=0), digits_net())
+    learn = Learner(
+        ImageDataLoaders.from_path_func(path, get_image_files(path/'train'), labels_of.label, bs=8, num_workers=0),
+        digits_net())
     learn.export(tmp_path/'m.pkl')
     if gone=='name': del labels_of.label
     else:
-        monkeypatch.delitem(sys.modules, 'labels_of'); (tmp_path/'labels_of.py').unlink()
+        monkeypatch.delitem(sys.modules, 'labels_of')
+        (tmp_path/'labels_of.py').unlink()
         shutil.rmtree(tmp_path/'__pycache__', ignore_errors=True)
     with pytest.raises(ValueError, match='needs code that is not here.*label'): open_learner(tmp_path/'m.pkl')
     sys.modules.pop('labels_of', None)
 
 def test_models_that_say_no_single_label(path, photos, tmp_path):
     files = get_image_files(path/'train')[:20]
-    several = DataBlock((ImageBlock,MultiCategoryBlock), get_y=lambda f: [f.parent.name], get_items=lambda _: files).dataloaders(path, bs=4, num_workers=0)
-    number = DataBlock((ImageBlock,RegressionBlock), get_y=lambda f: float(f.parent.name), get_items=lambda _: files).dataloaders(path, bs=4, num_workers=0)
+    several = DataBlock((ImageBlock,MultiCategoryBlock), get_y=lambda f: [f.parent.name],
+        get_items=lambda _: files).dataloaders(path, bs=4, num_workers=0)
+    number = DataBlock((ImageBlock,RegressionBlock), get_y=lambda f: float(f.parent.name),
+        get_items=lambda _: files).dataloaders(path, bs=4, num_workers=0)
     for dls in (several,number):
-        with pytest.raises(TypeError, match='does not say one label'): run(Learner(dls, digits_net(dls.c), loss_func=getattr(dls, 'loss_func', None) or (BCEWithLogitsLossFlat() if dls is several else MSELossFlat())), photos, out=tmp_path/'runs')
+        with pytest.raises(TypeError, match='does not say one label'):
+            run(Learner(dls, digits_net(dls.c),
+                    loss_func=getattr(dls, 'loss_func', None) or (BCEWithLogitsLossFlat() if dls is several else MSELossFlat())),
+                photos, out=tmp_path/'runs')
     raw = DataLoaders.from_dsets([(torch.rand(3,32,32),0)]*8, [(torch.rand(3,32,32),0)]*4, bs=4, num_workers=0)
-    with pytest.raises(TypeError, match='plain data set'): run(Learner(raw, digits_net(), loss_func=CrossEntropyLossFlat()), photos, out=tmp_path/'runs')
+    with pytest.raises(TypeError, match='plain data set'):
+        run(Learner(raw, digits_net(), loss_func=CrossEntropyLossFlat()), photos, out=tmp_path/'runs')
 
 def test_arguments(model, photos, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'LayerCAM'"): run(model, photos, attribution='LayerKam', out=tmp_path/'runs')
     with pytest.raises(ValueError, match='new images have none'): run(model, photos, target='label', out=tmp_path/'runs')
-    with pytest.raises(ValueError, match='None of the 3 images could be explained') as e: run(model, photos, layer='nolayer', out=tmp_path/'runs')
+    with pytest.raises(ValueError, match='None of the 3 images could be explained') as e:
+        run(model, photos, layer='nolayer', out=tmp_path/'runs')
     assert '..' not in str(e.value)
-    for kw in (dict(attribution='Saliency'), dict(target='margin'), dict(target=3), dict(layer='0.0'), dict(attribution=lambda xb,yb: torch.rand(len(xb),4,4))):
+    for kw in (
+            dict(attribution='Saliency'), dict(target='margin'), dict(target=3), dict(layer='0.0'),
+            dict(attribution=lambda xb,yb: torch.rand(len(xb),4,4))):
         assert len(run(model, photos, out=tmp_path/'runs', singles=False, **kw).table)==3
 
 def test_flat_heat_is_said(model, photos, tmp_path):
@@ -217,18 +244,22 @@ def test_flat_heat_is_said(model, photos, tmp_path):
     assert t.spread.isna().all() and t.border.isna().all() and (t.note=='no heat from model').all()
 
 def test_told(model, photos, tmp_path, capsys):
-    shutil.copy(photos/'0.png', photos/'9.png'); (photos/'bad.png').touch()
+    shutil.copy(photos/'0.png', photos/'9.png')
+    (photos/'bad.png').touch()
     explain_images(model, photos, against=model, out=tmp_path/'runs')
     said = capsys.readouterr().out
     assert '0.png' in said and 'the models agree on 4' in said and str(tmp_path/'runs') in said
     res = explain_images(model, photos, out=tmp_path/'runs', as_json=True)
     o = json.loads(capsys.readouterr().out)
-    assert o['run']==str(res.run) and [x['pred'] for x in o['images']]==res.table.pred.tolist() and o['skipped'][0]['file'].endswith('bad.png')
-    explain_images(model, photos/'0.png', out=tmp_path/'runs', singles=False, attribution=lambda xb,yb: torch.ones(len(xb),4,4), as_json=True)
+    assert (o['run']==str(res.run) and [x['pred'] for x in o['images']]==res.table.pred.tolist()
+        and o['skipped'][0]['file'].endswith('bad.png'))
+    explain_images(model, photos/'0.png', out=tmp_path/'runs', singles=False,
+        attribution=lambda xb,yb: torch.ones(len(xb),4,4), as_json=True)
     assert json.loads(capsys.readouterr().out)['images'][0]['spread'] is None # JSON knows no NaN
     run(model, photos/'0.png', out=tmp_path/'runs')
     assert capsys.readouterr().out==''
-    explain_images(model, photos/'0.png', against=model, out=tmp_path/'runs', singles=False, attribution=lambda xb,yb: torch.ones(len(xb),4,4))
+    explain_images(model, photos/'0.png', against=model, out=tmp_path/'runs', singles=False,
+        attribution=lambda xb,yb: torch.ones(len(xb),4,4))
     out = capsys.readouterr().out
     assert 'the models agree on 1\n' in out and 'nan' not in out.lower()
 
@@ -237,8 +268,12 @@ def test_a_bar_after_two_seconds_only(monkeypatch):
     monkeypatch.setattr(use.time, 'perf_counter', lambda: now[0])
     monkeypatch.setattr(use, 'progress_bar', lambda o, **kw: shown.append(len(o)) or o)
     def go(seconds, show):
-        shown.clear(); now[0] = 0.; res = []
-        for o in use._patient(list(range(6)), show): res.append(o); now[0] += seconds
+        shown.clear()
+        now[0] = 0.
+        res = []
+        for o in use._patient(list(range(6)), show):
+            res.append(o)
+            now[0] += seconds
         assert res==list(range(6))
         return list(shown)
     assert go(.1, True)==[] and go(1., True)==[3] and go(1., False)==[]
@@ -262,12 +297,14 @@ def test_ctrl_c_keeps_what_is_done(model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(use, '_look', stop)
     with pytest.raises(KeyboardInterrupt, match='12 of 14 images are done: ') as e: run(model, photos, out=tmp_path/'runs')
     o, = (tmp_path/'runs').iterdir()
-    assert str(e.value).endswith(str(o)) and len(pd.read_csv(o/'predictions.csv'))==12 and pd.read_csv(o/'skipped.csv').file.str.endswith('00.png').all()
+    assert (str(e.value).endswith(str(o)) and len(pd.read_csv(o/'predictions.csv'))==12
+        and pd.read_csv(o/'skipped.csv').file.str.endswith('00.png').all())
 
 def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tmp_path, monkeypatch):
     import proxy_attention.data as data
     asked,parallel = [],data.parallel
-    monkeypatch.setattr(data, 'parallel', lambda f, o, n_workers, progress: asked.append((n_workers,progress)) or parallel(f, o, n_workers=0, progress=False))
+    monkeypatch.setattr(data, 'parallel', lambda f, o, n_workers, progress: (
+        asked.append((n_workers,progress)) or parallel(f, o, n_workers=0, progress=False)))
     monkeypatch.setattr(data, 'num_cpus', lambda: 7)
     monkeypatch.setattr(use, '_Looker', lambda *args: None)
     monkeypatch.setattr(use, '_look', lambda lookers, files: ([], [(f,'no') for f in files]))

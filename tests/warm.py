@@ -4,7 +4,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ctx = multiprocessing.get_context('forkserver')
-ctx.set_forkserver_preload(['fastai.vision.all','fastai.distributed','captum.attr','sklearn.datasets','torch.utils.tensorboard','nbdev.test']) # none of our own modules: a notebook that imports too few has to fail
+# none of our own modules: a notebook that imports too few has to fail
+ctx.set_forkserver_preload([
+    'fastai.vision.all','fastai.distributed','captum.attr','sklearn.datasets','torch.utils.tensorboard','nbdev.test'])
 bin = Path(sys.executable).parent
 
 def _in_child(f, args, kwargs, out, cwd, env):
@@ -12,13 +14,15 @@ def _in_child(f, args, kwargs, out, cwd, env):
     for fd,name in ((1,'stdout'),(2,'stderr')): os.dup2(os.open(out/name, os.O_WRONLY|os.O_CREAT|os.O_TRUNC), fd)
     signal.signal(signal.SIGINT, signal.default_int_handler) # a shell may have us started with Ctrl-C ignored
     os.chdir(cwd)
-    os.environ.clear(); os.environ.update(env)
+    os.environ.clear()
+    os.environ.update(env)
     multiprocessing.set_start_method(None, force=True) # what it starts in turn begins as it would anywhere
     f(*args, **kwargs)
 
 @contextmanager
 def begin(f, *args, out, cwd='.', env={}, **kwargs):
-    "A process that calls `f`, with `out/'stdout'` and `out/'stderr'` to read while it runs; what still runs when the context ends is killed, with all that it started"
+    ("A process that calls `f`, with `out/'stdout'` and `out/'stderr'` to read while it runs; "
+     "what still runs when the context ends is killed, with all that it started")
     p = ctx.Process(target=_in_child, args=(f, args, kwargs, Path(out), os.path.abspath(cwd), os.environ|env))
     p.start()
     try: yield p

@@ -6,6 +6,7 @@
 __all__ = ['degenerate', 'normalize_heat', 'resize_heat', 'shrink_heat', 'heat_share', 'points_at', 'agreement', 'HeatmapStore']
 
 # %% ../../nbs/attribution/00_heatmap.ipynb #166c73db
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
@@ -75,20 +76,26 @@ def agreement(
     share:float=0.1 # Of the places, how many count as the hottest
 )->tuple: # rank correlation (bs,) in [-1,1], intersection over union of the hottest places (bs,) in [0,1]; NaN where a map says nothing
     "Do two maps order the places alike, and agree on the hottest?"
-    if a.shape!=b.shape: raise ValueError(f'The maps have the shapes {tuple(a.shape)} and {tuple(b.shape)}: bring them to one size first, with `resize_heat`.')
+    if a.shape!=b.shape:
+        raise ValueError(f'The maps have the shapes {tuple(a.shape)} and {tuple(b.shape)}: '
+                         'bring them to one size first, with `resize_heat`.')
     empty = degenerate(a) | degenerate(b)
     x,y = (o.detach().float().cpu().flatten(1) for o in (a,b))
     ranks = [torch.from_numpy(rankdata(o.nan_to_num().numpy(), axis=1)) for o in (x,y)]
     rank = torch.stack([o-o.mean(1, keepdim=True) for o in ranks])
     rank = (rank[0]*rank[1]).sum(1) / (rank**2).sum(2).prod(0).sqrt()
     k = max(1, round(share*x.shape[1]))
-    hot = [torch.zeros_like(o, dtype=torch.bool).scatter(1, o.topk(k).indices, True) & (o>o.amin(1, keepdim=True)) for o in (x,y)]
+    hot = [torch.zeros_like(o, dtype=torch.bool).scatter(1, o.topk(k).indices, True) & (o>o.amin(1, keepdim=True))
+           for o in (x,y)]
     iou = (hot[0]&hot[1]).sum(1) / (hot[0]|hot[1]).sum(1)
     return tuple(torch.where(empty.cpu(), torch.nan, o.float()) for o in (rank,iou))
 
 # %% ../../nbs/attribution/00_heatmap.ipynb #78de529f
+@dataclass(init=False, repr=False, eq=False)
 class HeatmapStore:
     "Item number → heat grid (fp16)"
+    idxs:np.ndarray # (n,) item numbers, rising
+    grids:np.ndarray # (n,h,w)
     def __init__(self,
         idxs=(), # Item numbers
         grids=None # (n,h,w), in the order of `idxs`
@@ -130,11 +137,15 @@ class HeatmapStore:
     )->int: # How many items were new
         "Add the maps of items that have none yet: an item keeps its first map until `clear`"
         idxs,grids = np.asarray(idxs), np.asarray(grids)
-        if len(idxs) and (idxs.dtype.kind not in 'iu' or grids.ndim!=3): raise TypeError(f'A store takes whole item numbers and grids of shape (n,h,w), not {idxs.dtype} and {grids.shape}.')
+        if len(idxs) and (idxs.dtype.kind not in 'iu' or grids.ndim!=3):
+            raise TypeError('A store takes whole item numbers and grids of shape (n,h,w), '
+                            f'not {idxs.dtype} and {grids.shape}.')
         idxs = idxs.astype(np.int64)
-        if len(idxs)!=len(grids): raise ValueError(f'{len(idxs)} items but {len(grids)} heatmaps: there must be one for each.')
+        if len(idxs)!=len(grids):
+            raise ValueError(f'{len(idxs)} items but {len(grids)} heatmaps: there must be one for each.')
         if len(self) and len(grids) and grids.shape[1:]!=self.grids.shape[1:]:
-            raise ValueError(f'The store holds grids of {self.grids.shape[1:]}, these are {grids.shape[1:]}: `clear` it before the model or the input size changes.')
+            raise ValueError(f'The store holds grids of {self.grids.shape[1:]}, these are {grids.shape[1:]}: '
+                             '`clear` it before the model or the input size changes.')
         idxs,first = np.unique(idxs, return_index=True)
         new = ~np.isin(idxs, self.idxs)
         idxs,grids = idxs[new], grids[first[new]].astype(np.float16)
@@ -151,20 +162,25 @@ class HeatmapStore:
     def _repr_html_(self):
         n = len(self)
         some = ', '.join(map(str, self.idxs[:8])) + (' …' if n>8 else '')
-        return as_html(f'HeatmapStore of {n} item{"s"*(n!=1)}', dict(items=some, cells='×'.join(map(str, self.grids.shape[1:])), bytes=f'{self.nbytes:,}', hottest=f'{self.grids.max():.3g}') if n else {})
-    def __repr__(self): return f"HeatmapStore: {len(self)} items, {'×'.join(map(str, self.grids.shape[1:]))} grids, {self.nbytes:,} bytes"
+        return as_html(f'HeatmapStore of {n} item{"s"*(n!=1)}', dict(
+            items=some, cells='×'.join(map(str, self.grids.shape[1:])),
+            bytes=f'{self.nbytes:,}', hottest=f'{self.grids.max():.3g}') if n else {})
+    def __repr__(self):
+        return f"HeatmapStore: {len(self)} items, {'×'.join(map(str, self.grids.shape[1:]))} grids, {self.nbytes:,} bytes"
 
 # %% ../../nbs/attribution/00_heatmap.ipynb #c5322fe4
 @patch
 def save(self:HeatmapStore,
-    path # Of the file
+    path, # Of the file
+    **more # Further arrays to be kept in it
 )->Path:
     "Write the store as `.npz`, completely or not at all"
-    return write_whole(path, lambda f: np.savez(f, idxs=self.idxs, grids=self.grids))
+    return write_whole(path, lambda f: np.savez(f, idxs=self.idxs, grids=self.grids, **more))
 
 @patch(cls_method=True)
 def load(cls:HeatmapStore, path):
     "Read a store that `save` wrote; nothing is unpickled"
     try:
         with np.load(path, allow_pickle=False) as o: return cls(o['idxs'], o['grids'])
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError) as e: raise ValueError(f'{path} is no heatmap store ({e}).') from e
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError) as e:
+        raise ValueError(f'{path} is no heatmap store ({e}).') from e

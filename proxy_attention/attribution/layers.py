@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['unwrap', 'looking_into', 'hooked', 'Layer', 'token_grid', 'outputs_of', 'find_layers', 'find_layer', 'named_layer',
-           'can_go_last']
+           'can_go_last', 'found_once']
 
 # %% ../../nbs/attribution/02_layers.ipynb #a66f7644
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from fastcore.all import patch, store_attr
@@ -19,7 +20,9 @@ def unwrap(
     model:nn.Module
 )->nn.Module:
     "The model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`"
-    while (inner := getattr(model, '_orig_mod', None) or (model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else None)) is not None: model = inner
+    while (inner := getattr(model, '_orig_mod', None)
+           or (model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else None)) is not None:
+        model = inner
     return model
 
 @contextmanager
@@ -78,7 +81,9 @@ class Layer:
         h,w = self.grid
         return act[:,act.shape[1]-h*w:].transpose(1,2).unflatten(2, (h,w))
 
-    def __repr__(self): return f"{self.name or 'the model itself'} ({type(self.module).__name__}): {self.channels} channels on {self.grid[0]}×{self.grid[1]}{dict(nchw='',nhwc=', channels last',tokens=', tokens')[self.kind]}"
+    def __repr__(self):
+        return (f"{self.name or 'the model itself'} ({type(self.module).__name__}): {self.channels} channels "
+                f"on {self.grid[0]}×{self.grid[1]}{dict(nchw='',nhwc=', channels last',tokens=', tokens')[self.kind]}")
 
 # %% ../../nbs/attribution/02_layers.ipynb #e4c86e58
 def token_grid(
@@ -95,7 +100,8 @@ def _grid(shape, size, last=False):
     "The grid over the image that an output of this shape lies on, if it does: `(kind, (h,w))`. `last`: where both fit, channels are last"
     H,W = size
     if len(shape)==4: # cells should be about square; an adaptive pooling may stretch them by half
-        ways = [(abs(H/h - W/w)/max(H/h, W/w), kind, (h,w)) for kind,(h,w) in (('nchw',tuple(shape[2:])),('nhwc',tuple(shape[1:3]))) if h*w>1 and h<=H and w<=W]
+        ways = [(abs(H/h - W/w)/max(H/h, W/w), kind, (h,w))
+                for kind,(h,w) in (('nchw',tuple(shape[2:])),('nhwc',tuple(shape[1:3]))) if h*w>1 and h<=H and w<=W]
         best = min(ways, key=lambda o: (round(o[0], 6), o[1]!=('nhwc' if last else 'nchw')), default=(1,))
         if best[0]<=.35: return best[1:]
     if len(shape)==3 and (grid := token_grid(shape[1], size)): return 'tokens',grid
@@ -114,7 +120,8 @@ def of(cls:Layer,
 def outputs_of(out, model):
     "One tensor of scores, or a sentence"
     if isinstance(out, Tensor): return out
-    raise TypeError(f'This {type(model).__name__} returns a {type(out).__name__}, and an attribution needs one tensor of scores: wrap the model so that it returns that.')
+    raise TypeError(f'This {type(model).__name__} returns a {type(out).__name__}, and an attribution needs one tensor of scores: '
+                    'wrap the model so that it returns that.')
 
 def _seen(model, xb):
     "Every output on a grid, in the order in which they end, with the gradient of the scores in it"
@@ -123,7 +130,9 @@ def _seen(model, xb):
         ran[m] += 1
         if not isinstance(out, Tensor) or not out.is_floating_point() or not out.ndim or len(out)!=len(xb): return
         layer = Layer.of(names[m], m, out.shape, xb.shape[-2:])
-        if layer is None or (layer.kind=='tokens' and isinstance(m, nn.Linear)): return # a projection of tokens, half way to another layer
+        # a projection of tokens, half way to another layer
+        if layer is None or (layer.kind=='tokens' and isinstance(m, nn.Linear)): return
+        torch.set_grad_enabled(True) # also where the model itself runs a frozen part without gradients
         out = out if out.requires_grad else out.detach().requires_grad_()
         seen.append(layer)
         acts.append(out)
@@ -134,11 +143,14 @@ def _seen(model, xb):
         out = outputs_of(torch.func.functional_call(model, dead, (xb,)) if dead else model(xb), model).float()
     grads = torch.autograd.grad((out*torch.randn_like(out)).sum(), acts, allow_unused=True) if acts else []
     inner = {o.shape[1] for o in seen if o.kind=='tokens'} # as many rows as tokens: attention, queries, keys
-    return [(o,g) for o,g in zip(seen, grads) if ran[o.module]==1 and not (o.kind!='tokens' and (o.shape[2] in inner or o.shape[1] in inner and o.kind=='nhwc'))]
+    return [(o,g) for o,g in zip(seen, grads) if ran[o.module]==1
+            and not (o.kind!='tokens' and (o.shape[2] in inner or o.shape[1] in inner and o.kind=='nhwc'))]
 
 def _noise(model):
     w = next((p for p in model.parameters() if p.ndim==4), None)
-    if w is None: raise ValueError(f'This {type(model).__name__} has no convolution to tell the size of its input: call with a batch, `find_layer(model, xb)`.')
+    if w is None:
+        raise ValueError(f'This {type(model).__name__} has no convolution to tell the size of its input: '
+                         'call with a batch, `find_layer(model, xb)`.')
     return torch.randn(1, w.shape[1], 224, 224, device=w.device, dtype=w.dtype)
 
 def find_layers(
@@ -153,7 +165,8 @@ def find_layers(
         live = [o for o,g in seen if g is not None and o.to_maps(g).any()]
     if live: return [o for i,o in enumerate(live) if o.grid not in {p.grid for p in live[i+1:]}]
     some = ''.join(f'\n  {o}' for o,_ in seen) or ' none'
-    raise ValueError(f'No layer of this {type(model).__name__} both lies on a grid over the image and reaches the prediction. On a grid:{some}\nName one with `layer=`.')
+    raise ValueError(f'No layer of this {type(model).__name__} both lies on a grid over the image and reaches the prediction. '
+                     f'On a grid:{some}\nName one with `layer=`.')
 
 def find_layer(
     model:nn.Module,
@@ -171,16 +184,23 @@ def named_layer(
     "The `Layer` for a module or its name"
     modules,shapes = dict(model.named_modules()),[]
     module = layer.module if isinstance(layer, Layer) else layer
-    if not isinstance(module, (str,nn.Module)): raise TypeError(f'layer={layer!r} should be a module of the model, its name, or a `Layer` from `find_layers`.')
+    if not isinstance(module, (str,nn.Module)):
+        raise TypeError(f'layer={layer!r} should be a module of the model, its name, or a `Layer` from `find_layers`.')
     if isinstance(module, str):
-        if module not in modules: raise ValueError(f'No layer is called {module!r}{nearest(module, modules)} `[n for n,_ in model.named_modules()]` lists them, `find_layers(model, xb)` those on a grid.')
+        if module not in modules:
+            raise ValueError(f'No layer is called {module!r}{nearest(module, modules)} '
+                             '`[n for n,_ in model.named_modules()]` lists them, `find_layers(model, xb)` those on a grid.')
         module = modules[module]
     name = next((n for n,m in modules.items() if m is module), None)
-    if name is None: raise ValueError(f'The layer {type(module).__name__} is not a part of this {type(model).__name__}.')
-    with looking_into(model), torch.no_grad(), hooked([module], lambda m,i,out: shapes.append(getattr(out, 'shape', None))): model(xb[:1])
+    if name is None:
+        raise ValueError(f'The layer {type(module).__name__} is not a part of this {type(model).__name__}.')
+    with looking_into(model), torch.no_grad(), hooked([module], lambda m,i,out: shapes.append(getattr(out, 'shape', None))):
+        model(xb[:1])
     shape = shapes[0] if shapes else None
     res = Layer.of(name, module, shape, xb.shape[-2:]) if shape else None
-    if res is None: raise ValueError(f'The output of layer {name!r} has shape {shape and tuple(shape)}, which is no grid over the image: choose one that is, or leave `layer` out.')
+    if res is None:
+        raise ValueError(f'The output of layer {name!r} has shape {shape and tuple(shape)}, which is no grid over the image: '
+                         'choose one that is, or leave `layer` out.')
     return res
 
 # %% ../../nbs/attribution/02_layers.ipynb #6f5e275a
@@ -188,10 +208,26 @@ def can_go_last(
     model:nn.Module, # In eval mode
     xb:Tensor # (bs,channels,H,W)
 )->bool:
-    "Does the model take images that lie channels last? Convolutions on a CPU are about a quarter faster so; a `view` in the model forbids it"
+    "Does the model take images that lie channels last? A `view` in the model forbids it"
     try:
         with torch.no_grad(): model(xb[:1].contiguous(memory_format=torch.channels_last))
     except RuntimeError as e:
         if 'view' not in str(e): raise
         return False
     return True
+
+# %% ../../nbs/attribution/02_layers.ipynb #5b9991b8
+_found = WeakKeyDictionary() # model → its modules, and what was found
+
+def found_once(
+    model:nn.Module,
+    xb:Tensor, # (bs,channels,H,W)
+    what, # Names what is looked for
+    find # `()` → what is found
+): # What `find` has found for this model and images of this size
+    "Ask only once"
+    modules,key = tuple(map(id, model.modules())),(what, xb.device, tuple(xb.shape[1:]))
+    was,known = _found.get(model, (None,{}))
+    if was!=modules: _found[model] = modules,(known := {})
+    if key not in known: known[key] = find()
+    return known[key]

@@ -16,7 +16,7 @@ from .cams import CAM
 
 # %% ../../nbs/attribution/04_perturbation.ipynb #5c8468f8
 @delegates()
-class PerturbationCAM(CAM):
+class PerturbationCAM(CAM, base=True):
     "Channel maps weighted by what changing each does to the target. A subclass says how, in `weights`"
     uses_grad = False
     def __init__(self,
@@ -35,7 +35,8 @@ class PerturbationCAM(CAM):
         "The channels that are worth a pass: not flat, and among the `channels` strongest (by their norm)"
         x = maps.flatten(2)
         keep = x.amax(2)>x.amin(2)
-        if self.channels and self.channels<maps.shape[1]: keep &= torch.zeros_like(keep).scatter(1, x.norm(dim=2).topk(self.channels).indices, True)
+        if self.channels and self.channels<maps.shape[1]:
+            keep &= torch.zeros_like(keep).scatter(1, x.norm(dim=2).topk(self.channels).indices, True)
         return keep.nonzero(as_tuple=True)
 
     def weights(self,
@@ -64,7 +65,8 @@ class ScoreCAM(PerturbationCAM):
     "Channel maps weighted by the score of the image seen through them (Wang et al. 2020, arXiv 1910.01279)"
     def weights(self, xb, act, maps, layer, score):
         item,channel = self.tried(maps)
-        flat = score(self.scores(xb*0), torch.arange(len(xb), device=xb.device)) if not self.channels else maps.new_full((len(xb),), -torch.inf)
+        flat = (score(self.scores(xb*0), torch.arange(len(xb), device=xb.device)) if not self.channels
+                else maps.new_full((len(xb),), -torch.inf))
         w = flat[:,None].repeat(1, maps.shape[1])
         for i,c in zip(item.split(self.chunk), channel.split(self.chunk)):
             seen = normalize_heat(resize_heat(maps[i,c], xb.shape[-2:]))[:,None].to(xb.dtype)
@@ -81,7 +83,8 @@ class AblationCAM(PerturbationCAM):
         shared:bool # Does one run of the trunk do for all?
     )->Tensor: # (n,classes)
         "The outputs for one image, with each of `act` in the place of what the layer gives"
-        with hooked([layer.module], lambda m,i,o: act.clone()): return self.scores(img if shared else img.expand(len(act), -1, -1, -1))
+        with hooked([layer.module], lambda m,i,o: act.clone()):
+            return self.scores(img if shared else img.expand(len(act), -1, -1, -1))
 
     def can_share(self, img, act, layer):
         "Can the head run on more images than the trunk did?"

@@ -17,7 +17,9 @@ def _single(
     out:Tensor # (bs,classes), (bs,1) or (bs,)
 )->bool:
     "One number an image?"
-    if out.ndim>2: raise ValueError(f'The outputs have the shape {tuple(out.shape)}: for more than one score a class, give a function `(outputs, yb) -> (bs,)` as the target.')
+    if out.ndim>2:
+        raise ValueError(f'The outputs have the shape {tuple(out.shape)}: for more than one score a class, '
+                         'give a function `(outputs, yb) -> (bs,)` as the target.')
     return out.ndim==1 or out.shape[1]==1
 
 def _classes(
@@ -25,9 +27,13 @@ def _classes(
     idx:Tensor # (bs,)
 )->Tensor: # (bs,) long
     "Class indices, if the model has them"
-    if idx.shape!=(len(out),): raise ValueError(f'The target has the shape {tuple(idx.shape)} for a batch of {len(out)}: give one index an image.')
-    if idx.is_floating_point(): raise ValueError(f'The target is of {idx.dtype}, and the model has {out.shape[1]} outputs: give whole numbers, or for a regression the index of the output to explain, `target=0`.')
-    if len(idx) and not 0<=idx.min()<=idx.max()<out.shape[1]: raise ValueError(f'The target has indices from {idx.min()} to {idx.max()}; the model has {out.shape[1]} outputs.')
+    if idx.shape!=(len(out),):
+        raise ValueError(f'The target has the shape {tuple(idx.shape)} for a batch of {len(out)}: give one index an image.')
+    if idx.is_floating_point():
+        raise ValueError(f'The target is of {idx.dtype}, and the model has {out.shape[1]} outputs: give whole numbers, '
+                         'or for a regression the index of the output to explain, `target=0`.')
+    if len(idx) and not 0<=idx.min()<=idx.max()<out.shape[1]:
+        raise ValueError(f'The target has indices from {idx.min()} to {idx.max()}; the model has {out.shape[1]} outputs.')
     return idx.long()
 
 class Target:
@@ -67,10 +73,16 @@ class Label(Target):
         yb = torch.as_tensor(yb, device=out.device)
         if _single(out):
             if yb.numel()!=len(out): raise ValueError(f'There are {yb.numel()} labels for a batch of {len(out)}.')
-            y = yb.flatten().to(out.dtype)
-            return 2*y-1 if ((y==0)|(y==1)).all() else torch.ones_like(y)
+            y = yb.flatten()
+            if y.is_floating_point(): return torch.ones_like(y, dtype=out.dtype) # a regression
+            if ((y!=0)&(y!=1)).any():
+                raise ValueError(f'A single output tells two classes apart, 0 and 1, and there is a label {int(y[(y!=0)&(y!=1)][0])}: '
+                                 'for a regression, give the labels as floats.')
+            return 2*y.to(out.dtype)-1
         if yb.shape==out.shape: 
-            if not ((yb>=0)&(yb<=1)).all(): raise ValueError('Labels outside of 0 to 1 are a regression with several outputs: say which one to explain, `target=0`.')
+            if not ((yb>=0)&(yb<=1)).all():
+                raise ValueError('Labels outside of 0 to 1 are a regression with several outputs: '
+                                 'say which one to explain, `target=0`.')
             return yb.to(out.dtype)
         return _classes(out, yb)
 
@@ -88,7 +100,9 @@ class Margin(Target):
     ): self.of = as_target(of)
     def fix(self, out, yb=None):
         fixed = self.of.fix(out, yb)
-        if fixed.ndim!=1: raise ValueError('A margin is between one class and the rest; with several labels an image, choose target=\'label\' or an index.')
+        if fixed.ndim!=1:
+            raise ValueError('A margin is between one class and the rest; '
+                             'with several labels an image, choose target=\'label\' or an index.')
         return fixed
     def score(self, out, fixed):
         own = super().score(out, fixed)
@@ -107,9 +121,13 @@ class Finer(Target):
         refuse_number(0, 10, gamma=gamma)
         self.of,self.n,self.gamma = as_target(of),n,gamma
     def fix(self, out, yb=None):
-        if _single(out): raise ValueError('target=\'finer\' contrasts classes, and this model has a single output: choose target=\'label\' or \'pred\'.')
+        if _single(out):
+            raise ValueError('target=\'finer\' contrasts classes, and this model has a single output: '
+                             'choose target=\'label\' or \'pred\'.')
         own = self.of.fix(out, yb)
-        if own.ndim!=1: raise ValueError('target=\'finer\' contrasts one class with its nearest; with several labels an image, give an index: `Finer(of=3)`.')
+        if own.ndim!=1:
+            raise ValueError('target=\'finer\' contrasts one class with its nearest; '
+                             'with several labels an image, give an index: `Finer(of=3)`.')
         far = (out - out.gather(1, own[:,None])).abs().scatter(1, own[:,None], torch.inf)
         return torch.cat([own[:,None], far.topk(min(self.n, out.shape[1]-1), largest=False).indices], 1)
     def score(self, out, fixed):
@@ -128,11 +146,13 @@ class Index(Target):
         idx = torch.as_tensor(self.i, device=out.device)
         if idx.ndim==0: idx = idx.expand(len(out))
         if not _single(out): return _classes(out, idx)
-        if (idx!=0).any(): raise ValueError(f'The model has a single output, whose index is 0; the target asks for {int(idx.max())}.')
+        if (idx!=0).any():
+            raise ValueError(f'The model has a single output, whose index is 0; the target asks for {int(idx.max())}.')
         return out.new_ones(len(out))
     def split(self, n, size):
         if not isinstance(self.i, Tensor) or self.i.ndim==0: return super().split(n, size)
-        if len(self.i)!=n: raise ValueError(f'The target has {len(self.i)} indices for a batch of {n}: give one an image.')
+        if len(self.i)!=n:
+            raise ValueError(f'The target has {len(self.i)} indices for a batch of {n}: give one an image.')
         return [Index(o) for o in self.i.split(size)]
     def __repr__(self): return f'output {self.i}' if isinstance(self.i, Integral) else 'index'
 
@@ -142,7 +162,9 @@ class _Own(Target):
     def fix(self, out, yb=None): return yb
     def score(self, out, fixed):
         res = self.f(out, fixed)
-        if not isinstance(res, Tensor) or res.shape!=(len(out),): raise ValueError(f'The target function should return one number an image, a tensor of shape ({len(out)},), not {tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__}.')
+        if not isinstance(res, Tensor) or res.shape!=(len(out),):
+            raise ValueError(f'The target function should return one number an image, a tensor of shape ({len(out)},), '
+                             f'not {tuple(res.shape) if isinstance(res, Tensor) else type(res).__name__}.')
         return res
     def __repr__(self): return getattr(self.f, '__name__', 'function')
 
@@ -156,5 +178,7 @@ def as_target(
     if isinstance(target, Target): return target
     if isinstance(target, str): return by_name(target, targets, 'target')()
     if isinstance(target, Tensor) or isinstance(target, Integral) and not isinstance(target, bool): return Index(target)
-    if not callable(target): raise TypeError(f"target={target!r} should be {', '.join(map(repr, targets))}, an index, a tensor with one index an image, or a function of outputs and labels.")
+    if not callable(target):
+        raise TypeError(f"target={target!r} should be {', '.join(map(repr, targets))}, an index, "
+                        "a tensor with one index an image, or a function of outputs and labels.")
     return target() if isinstance(target, type) and issubclass(target, Target) else _Own(target)

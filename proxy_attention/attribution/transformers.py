@@ -48,7 +48,8 @@ class AttentionMaps(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             q,k,v = args[:3] if len(args)>2 else (kwargs.get(o) for o in ('query','key','value'))
             rest = dict(zip(('attn_mask','dropout_p','is_causal'), args[3:])) | kwargs
-            if self.is_global(q.shape, k.shape[-2]) and q.shape==k.shape and not rest.get('is_causal'): return self.attend(q, k, v, rest.get('attn_mask'), rest.get('scale'))[0]
+            if self.is_global(q.shape, k.shape[-2]) and q.shape==k.shape and not rest.get('is_causal'):
+                return self.attend(q, k, v, rest.get('attn_mask'), rest.get('scale'))[0]
         if func is F.multi_head_attention_forward: return self.many_heads(func, args, kwargs)
         out = func(*args, **kwargs)
         if func in (Tensor.softmax, torch.softmax, F.softmax) and self.is_global(out.shape, out.shape[-1]): self.seen(out)
@@ -59,7 +60,8 @@ class AttentionMaps(TorchFunctionMode):
         if len(args)<13: return func(*args, **kwargs)
         query,key,value,_,heads,w,b,bias_k,_,zero,_,out_w,out_b = args[:13]
         masks = any(kwargs.get(o) is not None for o in ('key_padding_mask','attn_mask'))
-        if query is not key or key is not value or w is None or bias_k is not None or zero or masks: return func(*args, **kwargs)
+        if query is not key or key is not value or w is None or bias_k is not None or zero or masks:
+            return func(*args, **kwargs)
         q,k,v = (o.unflatten(2, (heads,-1)).permute(1,2,0,3) for o in F.linear(query, w, b).chunk(3, -1)) # (bs,heads,tokens,d)
         if not self.is_global(q.shape, q.shape[2]): return func(*args, **kwargs)
         out,a = self.attend(q, k, v)
@@ -67,7 +69,7 @@ class AttentionMaps(TorchFunctionMode):
         return out, (a.mean(1) if kwargs.get('average_attn_weights', True) else a) if kwargs.get('need_weights', True) else None
 
 @delegates()
-class _Transformer(Explainer):
+class _Transformer(Explainer, base=True):
     "What rollout and LeGrad share: the blocks, and the token grid"
     def __init__(self,
         model:nn.Module,
@@ -75,7 +77,8 @@ class _Transformer(Explainer):
         chunk:int=16, # At most so many images at once, to bound memory
         **kwargs
     ):
-        if layer is not None: raise ValueError(f'{type(self).__name__} looks at the attention of all blocks: leave `layer` out.')
+        if layer is not None:
+            raise ValueError(f'{type(self).__name__} looks at the attention of all blocks: leave `layer` out.')
         super().__init__(model, chunk=chunk, **kwargs)
         self.blocks = None
 
@@ -88,16 +91,28 @@ class _Transformer(Explainer):
         with ExitStack() as stack:
             for m in names:
                 if m is self.net: continue
-                for h in (m.register_forward_pre_hook(lambda m,i: running.append(m)), m.register_forward_hook(leave)): stack.callback(h.remove)
+                for h in (m.register_forward_pre_hook(lambda m,i: running.append(m)), m.register_forward_hook(leave)):
+                    stack.callback(h.remove)
             with AttentionMaps(1, xb.shape[-2:], note) as seen: self.net(xb)
         kind = type(self.net).__name__
-        if not calls or seen.windows: raise ValueError(f'The blocks of this {kind} do not attend over all tokens of the image (windows, as in Swin, or channels, as in XCiT, are something else): choose a CAM, such as LayerCAM.')
-        if len({n for _,n in calls})>1: raise ValueError(f'The blocks of this {kind} have different numbers of tokens, {sorted({n for _,n in calls})}: choose a CAM, such as LayerCAM.')
+        if not calls or seen.windows:
+            raise ValueError(f'The blocks of this {kind} do not attend over all tokens of the image '
+                             '(windows, as in Swin, or channels, as in XCiT, are something else): '
+                             'choose a CAM, such as LayerCAM.')
+        if len({n for _,n in calls})>1:
+            raise ValueError(f'The blocks of this {kind} have different numbers of tokens, {sorted({n for _,n in calls})}: '
+                             'choose a CAM, such as LayerCAM.')
         chains = [o for o,_ in calls]
-        depth = next((d for d in range(min(map(len, chains))) if len({o[d] for o in chains})==len(chains)), None) if len(chains)>1 else max(0, len(chains[0])-2)
-        if depth is None or not chains[0]: raise ValueError(f'The attention blocks of this {kind} are not modules of their own: choose a CAM, such as LayerCAM.')
+        depth = (next((d for d in range(min(map(len, chains))) if len({o[d] for o in chains})==len(chains)), None)
+                 if len(chains)>1 else max(0, len(chains[0])-2))
+        if depth is None or not chains[0]:
+            raise ValueError(f'The attention blocks of this {kind} are not modules of their own: '
+                             'choose a CAM, such as LayerCAM.')
         self.blocks,self.tokens = [o[depth] for o in chains],calls[0][1]
-        if any(len(shapes[o])!=3 or shapes[o][1]!=self.tokens for o in self.blocks): raise ValueError(f'The blocks of this {kind} give {[tuple(shapes[o]) for o in self.blocks][:1]}, and attend over {self.tokens}: not over tokens, as rollout and LeGrad need. Choose a CAM, such as LayerCAM.')
+        if any(len(shapes[o])!=3 or shapes[o][1]!=self.tokens for o in self.blocks):
+            raise ValueError(f'The blocks of this {kind} give {[tuple(shapes[o]) for o in self.blocks][:1]}, '
+                             f'and attend over {self.tokens}: not over tokens, as rollout and LeGrad need. '
+                             'Choose a CAM, such as LayerCAM.')
         self.grid = token_grid(self.tokens, xb.shape[-2:])
         self.name = names[self.blocks[-1]]
 
@@ -107,7 +122,10 @@ class _Transformer(Explainer):
         h,w = self.grid
         return rows[:,self.tokens-h*w:].unflatten(1, (h,w))
 
-    def __repr__(self): return f"{super().__repr__()} over {f'{len(self.blocks)} blocks up to {self.name}, tokens on {self.grid[0]}×{self.grid[1]}' if self.blocks else 'blocks to be found'}"
+    def __repr__(self):
+        return f"""{super().__repr__()} over {
+            f'{len(self.blocks)} blocks up to {self.name}, tokens on {self.grid[0]}×{self.grid[1]}'
+            if self.blocks else 'blocks to be found'}"""
 
 # %% ../../nbs/attribution/05_transformers.ipynb #1f7e3e41
 class AttentionRollout(_Transformer):
@@ -120,7 +138,7 @@ class AttentionRollout(_Transformer):
             torch.set_grad_enabled(True)
             last.append(out.detach().requires_grad_())
             return last[-1]
-        with torch.no_grad(), hooked(self.blocks[-1:], note):
+        with torch.enable_grad(), hooked(self.blocks[-1:], note):
             out = self.scores(xb[:1])
             grad, = torch.autograd.grad((out*torch.randn_like(out)).sum(), last)
         self.read = grad[0].abs().sum(-1)>0 # the tokens that the prediction is read from
@@ -139,7 +157,9 @@ class LeGrad(_Transformer):
     "How the score, read at each block, rises with attention (Bousselham et al. 2024, arXiv 2404.03214)"
     def explain(self, xb, yb, target):
         tokens = []
-        def start(m, inp): return (inp[0].detach().requires_grad_(), *inp[1:])
+        def start(m, inp):
+            torch.set_grad_enabled(True) # also where the model itself runs its body without gradients
+            return (inp[0].detach().requires_grad_(), *inp[1:])
         def read(m, inp, out):
             tokens.append(out)
             if m is self.blocks[-1]: return torch.cat([o.mean(1, keepdim=True).expand_as(o) for o in tokens]+[out])

@@ -27,7 +27,9 @@ def refuse_inside(
 ):
     "Nothing is ever written where a user's images lie"
     folder,root = Path(folder).resolve(), Path(root).resolve()
-    if root in (folder, *folder.parents): raise ValueError(f'The folder {folder} lies in {root}, among the images: nothing is ever written there. Name a folder elsewhere.')
+    if root in (folder, *folder.parents):
+        raise ValueError(f'The folder {folder} lies in {root}, among the images: nothing is ever written there. '
+                         'Name a folder elsewhere.')
 
 def _refuse_share(**named):
     (k,v), = named.items()
@@ -62,7 +64,9 @@ class ImageSet:
     def _refuse(self):
         _refuse_share(valid_pct=self.valid_pct)
         if self.subset is not None and self.subset!=1: _refuse_share(subset=self.subset)
-        if self.n_per_class is not None: refuse_count(1 if self.given else 2, 'each class needs an image to train on and one to validate with', n_per_class=self.n_per_class)
+        if self.n_per_class is not None:
+            refuse_count(1 if self.given else 2, 'each class needs an image to train on and one to validate with',
+                         n_per_class=self.n_per_class)
 
     def _thin(self):
         "Keep a subset: the larger one drawn with a seed holds the smaller"
@@ -76,16 +80,26 @@ class ImageSet:
     def _split(self):
         "Check the classes; draw the split, unless it is given"
         n = self.df.label.value_counts()
-        if len(n)<2: raise ValueError(f"All {len(self.df)} images of {self.path} are of one class, '{n.index[0]}': there is nothing to tell apart. Give at least two classes.")
+        if len(n)<2:
+            raise ValueError(f"All {len(self.df)} images of {self.path} are of one class, '{n.index[0]}': "
+                             "there is nothing to tell apart. Give at least two classes.")
         if self.given:
             parts = self.df.groupby('part').label.unique()
             for o,to in (('train','train on'),('valid','validate with')):
-                if o not in parts: raise ValueError(f"All {len(self.df)} images of {self.path} are in the part '{self.df.part[0]}': there is nothing to {to}.")
-            if extra := sorted(set(parts['valid'])-set(parts['train'])): raise ValueError(f"The class '{extra[0]}' is in validation but not in training: the model could never learn it.")
+                if o not in parts:
+                    raise ValueError(f"All {len(self.df)} images of {self.path} are in the part '{self.df.part[0]}': "
+                                     f"there is nothing to {to}.")
+            if extra := sorted(set(parts['valid'])-set(parts['train'])):
+                raise ValueError(f"The class '{extra[0]}' is in validation but not in training: "
+                                 "the model could never learn it.")
         else:
-            if (n==1).any(): raise ValueError(f"The class '{n[n==1].index[0]}' has a single image, and it cannot be in training and in validation: give it at least one more, or remove the class.")
+            if (n==1).any():
+                raise ValueError(f"The class '{n[n==1].index[0]}' has a single image, "
+                                 "and it cannot be in training and in validation: "
+                                 "give it at least one more, or remove the class.")
             share = lambda k: min(k-1, max(1, round(self.valid_pct*k))) # at least one image of each class on either side
-            valid = np.concatenate([train_test_split(o.index, test_size=share(len(o)), random_state=self.seed)[1] for _,o in self.df.groupby('label')])
+            valid = np.concatenate([train_test_split(o.index, test_size=share(len(o)), random_state=self.seed)[1]
+                                    for _,o in self.df.groupby('label')])
             self.df['part'] = np.where(self.df.index.isin(valid), 'valid', 'train')
 
     def leave_out(self,
@@ -103,7 +117,9 @@ class ImageSet:
         "Other names for the labels: as many classes as before"
         new = self.df.label.map(names if callable(names) else lambda o: names.get(o, o))
         one = self.df.label.groupby(new).unique()
-        if (more := one[one.map(len)>1]).size: raise ValueError(f"The classes {' and '.join(map(repr, more.iloc[0]))} would both be called {more.index[0]!r}: give each its own name.")
+        if (more := one[one.map(len)>1]).size:
+            raise ValueError(f"The classes {' and '.join(map(repr, more.iloc[0]))} would both be called {more.index[0]!r}: "
+                             "give each its own name.")
         self.df['label'] = new
         return self
 
@@ -127,33 +143,48 @@ class ImageFolder(ImageSet):
     "The images of a folder, labelled by the folder that each lies in"
     @delegates(ImageSet.__init__, but='parts')
     def __init__(self,
-        path, # `path/class/image`, or `path/train/class/image` and `path/valid/class/image`; of `train` without `valid` only `train` is used
+        path, # `path/class/image`, or `path/train/class/image` and `path/valid/class/image`;
+        # of `train` without `valid` only `train` is used
         valid_pct:float=0.2, # Share kept for validation, unless the folder is split already
         seed:int=42, # Draws the subset, the split and the folds
         **kwargs
     ):
         self.path = Path(path).resolve()
         if not self.path.exists(): raise FileNotFoundError(f'There is no folder {path}.')
-        if not self.path.is_dir(): raise NotADirectoryError(f'{self.path} is a file; give the folder that holds one folder of images a class.')
+        if not self.path.is_dir():
+            raise NotADirectoryError(f'{self.path} is a file; give the folder that holds one folder of images a class.')
         dirs,top = {}, self.path
         for d in sorted(self.path.iterdir()):
             part = next((k for k,names in _splits.items() if d.name.lower() in names), None)
             if part is None or not _has_classes(d): continue
-            if part in dirs: raise ValueError(f"{path} has two folders for one part, '{dirs[part].name}' and '{d.name}': keep one, or rename the other.")
+            if part in dirs:
+                raise ValueError(f"{path} has two folders for one part, '{dirs[part].name}' and '{d.name}': "
+                                 "keep one, or rename the other.")
             dirs[part] = d
         if len(dirs)==1: top,dirs = dirs.get('train', top), {}
         found = [(f,part) for part,d in (dirs or {None:top}).items() for f in get_image_files(d).sorted()]
         if not found: raise ValueError(f'There is no image in {self.path}: it should hold one folder of images a class.')
-        df = pd.DataFrame(dict(label=[f.parent.name for f,_ in found], dir=[f.parent for f,_ in found], part=[p or '' for _,p in found]))
-        if dirs and df.part.nunique()<2: raise ValueError(f"{self.path} has the folders {' and '.join(d.name for d in dirs.values())}, but one of them holds no image.")
+        df = pd.DataFrame(dict(
+            label=[f.parent.name for f,_ in found], dir=[f.parent for f,_ in found], part=[p or '' for _,p in found]))
+        if dirs and df.part.nunique()<2:
+            raise ValueError(f"{self.path} has the folders {' and '.join(d.name for d in dirs.values())}, "
+                             "but one of them holds no image.")
         for (label,_),o in df.groupby(['label','part']):
-            if o.dir.nunique()>1: raise ValueError(f"The class '{label}' is in two folders, {o.dir.iloc[0]} and {o.dir.iloc[-1]}: classes are named by the innermost folder, so give each its own name.")
+            if o.dir.nunique()>1:
+                raise ValueError(f"The class '{label}' is in two folders, {o.dir.iloc[0]} and {o.dir.iloc[-1]}: "
+                                 "classes are named by the innermost folder, so give each its own name.")
         loose = df.dir.isin([top, *dirs.values()])
-        if loose.any(): raise ValueError(f'{found[loose.argmax()][0]} and {loose.sum()-1} more images lie outside the class folders of {self.path}: move each into a folder named after its class.')
-        super().__init__(self.path, [f for f,_ in found], df.label, df.part if dirs else None, valid_pct=valid_pct, seed=seed, **kwargs)
+        if loose.any():
+            raise ValueError(f'{found[loose.argmax()][0]} and {loose.sum()-1} more images lie outside '
+                             f'the class folders of {self.path}: move each into a folder named after its class.')
+        super().__init__(self.path, [f for f,_ in found], df.label, df.part if dirs else None,
+                         valid_pct=valid_pct, seed=seed, **kwargs)
 
 # %% ../../nbs/data/00_images.ipynb #991456c3
-_part_of = {o:k for k,names in (dict(train=(*_splits['train'],'false','0','no'), valid=(*_splits['valid'],'true','1','yes'), test=('test','testing'))).items() for o in names}
+_part_of = {o:k for k,names in dict(
+    train=(*_splits['train'],'false','0','no'),
+    valid=(*_splits['valid'],'true','1','yes'),
+    test=('test','testing')).items() for o in names}
 
 def _read_csv(csv, sep=','):
     "A CSV file, all of it as text"
@@ -161,8 +192,10 @@ def _read_csv(csv, sep=','):
     if csv.is_dir(): raise IsADirectoryError(f'{csv} is a folder; give a CSV file, or use `ImageFolder`.')
     if not csv.exists(): raise FileNotFoundError(f'There is no table {csv}.')
     try: df = pd.read_csv(csv, dtype=str, keep_default_na=False, sep=sep, encoding='utf-8-sig', index_col=False)
-    except UnicodeDecodeError as e: raise ValueError(f'{csv} is not written in UTF-8 ({e.reason} at byte {e.start}): save it as "CSV UTF-8".') from e
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as e: raise ValueError(f'{csv} cannot be read as a table ({str(e).strip()}).') from e
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{csv} is not written in UTF-8 ({e.reason} at byte {e.start}): save it as "CSV UTF-8".') from e
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as e:
+        raise ValueError(f'{csv} cannot be read as a table ({str(e).strip()}).') from e
     if not len(df): raise ValueError(f'{csv} has no rows.')
     return df
 
@@ -194,36 +227,49 @@ class ImageTable(ImageSet):
         row = lambda i: f'row {i+2} of {csv}' # as an editor counts: the names of the columns are row 1
         for o in (fn,lab):
             df[o] = df[o].str.strip()
-            if (df[o]=='').any(): raise ValueError(f"{(df[o]=='').sum()} rows have nothing in the column {o!r}, the first is {row((df[o]=='').argmax())}: fill them in, or remove them.")
+            if (df[o]=='').any():
+                raise ValueError(f"{(df[o]=='').sum()} rows have nothing in the column {o!r}, "
+                                 f"the first is {row((df[o]=='').argmax())}: fill them in, or remove them.")
         parts = None
         if valid_col is not None:
             col = df[_column(df, valid_col, csv)]
             parts = col.str.strip().str.lower().map(_part_of)
-            if parts.isna().any(): raise ValueError(f"{col[parts.isna()].iloc[0]!r} in {row(parts.isna().argmax())}, column {col.name!r}, says neither training nor validation: write {', '.join(_part_of)}.")
+            if parts.isna().any():
+                raise ValueError(f"{col[parts.isna()].iloc[0]!r} in {row(parts.isna().argmax())}, column {col.name!r}, "
+                                 f"says neither training nor validation: write {', '.join(_part_of)}.")
             df,parts = df[parts!='test'], parts[parts!='test']
             if not len(df): raise ValueError(f"{csv}: every row is for testing, there is nothing to train on.")
         files = pd.Series([Path(os.path.normpath(top.resolve()/(o+suffix))) for o in df[fn]], index=df.index)
         if (twice := files.duplicated()).any():
             i = twice.idxmax()
             first = files.index[files==files[i]][0]
-            raise ValueError(f"{df[fn][i]} stands in row {first+2} as '{df[lab][first]}' and again in {row(i)} as '{df[lab][i]}': {twice.sum()} rows repeat a file, and each may stand once.")
+            raise ValueError(f"{df[fn][i]} stands in row {first+2} as '{df[lab][first]}' "
+                             f"and again in {row(i)} as '{df[lab][i]}': "
+                             f"{twice.sum()} rows repeat a file, and each may stand once.")
         gone = ~files.map(Path.is_file)
         if gone.any():
             f = files[gone].iloc[0]
             there = next((o for o in ('.jpg','.jpeg','.png','.JPEG','.JPG') if f.with_name(f.name+o).is_file()), None)
-            raise FileNotFoundError(f"{gone.sum()} of {len(files)} files of {csv} are not there, the first is {f}: {f'the names lack their end, pass `suffix={there!r}`' if there else 'say with `path` which folder they are named from'}.")
-        super().__init__(os.path.commonpath([f.parent for f in files]), files, df[lab], parts, valid_pct=valid_pct, seed=seed, **kwargs)
+            raise FileNotFoundError(
+                f"{gone.sum()} of {len(files)} files of {csv} are not there, the first is {f}: "
+                f"{f'the names lack their end, pass `suffix={there!r}`' if there else 'say with `path` which folder they are named from'}"
+                ".")
+        super().__init__(os.path.commonpath([f.parent for f in files]), files, df[lab], parts,
+                         valid_pct=valid_pct, seed=seed, **kwargs)
 
 # %% ../../nbs/data/00_images.ipynb #c31df93b
 @patch
 def balance(self:ImageSet)->pd.DataFrame: # label, n, share, train, valid; the largest first
     "How many images each class has"
-    df = self.df.groupby('label').part.value_counts().unstack(fill_value=0).reindex(columns=['train','valid'], fill_value=0).rename_axis(columns=None)
+    df = (self.df.groupby('label').part.value_counts().unstack(fill_value=0)
+          .reindex(columns=['train','valid'], fill_value=0).rename_axis(columns=None))
     df.insert(0, 'n', df.train+df.valid)
     df.insert(1, 'share', df.n/df.n.sum())
     df = df.sort_values('n', ascending=False, kind='stable').reset_index()
     most,least = df.iloc[0], df.iloc[-1]
-    if most.n>10*least.n: warn(f"The class '{most.label}' has {most.n} images, '{least.label}' has {least.n}: look at the accuracy of each class, not only at that of all, or keep fewer with `n_per_class`.", ProxyWarning)
+    if most.n>10*least.n:
+        warn(f"The class '{most.label}' has {most.n} images, '{least.label}' has {least.n}: "
+             "look at the accuracy of each class, not only at that of all, or keep fewer with `n_per_class`.", ProxyWarning)
     return df
 
 # %% ../../nbs/data/00_images.ipynb #8fabc439
@@ -234,9 +280,12 @@ def folds(self:ImageSet,
     "Draw k stratified folds, with the seed: a column `fold`"
     refuse_count(2, 'one fold validates and the others train', k=k)
     n = self.df.label.value_counts()
-    if n.min()<k: raise ValueError(f"The class '{n.idxmin()}' has {n.min()} images, too few for {k} folds, each of which needs one: ask for fewer folds, give it more images, or remove the class.")
+    if n.min()<k:
+        raise ValueError(f"The class '{n.idxmin()}' has {n.min()} images, too few for {k} folds, each of which needs one: "
+                         "ask for fewer folds, give it more images, or remove the class.")
     self.df['fold'] = -1
-    for i,(_,idxs) in enumerate(StratifiedKFold(k, shuffle=True, random_state=self.seed).split(self.df.file, self.df.label)): self.df.iloc[idxs, -1] = i
+    for i,(_,idxs) in enumerate(StratifiedKFold(k, shuffle=True, random_state=self.seed).split(self.df.file, self.df.label)):
+        self.df.iloc[idxs, -1] = i
     return self
 
 @patch
@@ -246,7 +295,8 @@ def fold(self:ImageSet,
     "The same images, with fold `i` as validation"
     if 'fold' not in self.df: raise ValueError('There are no folds yet: draw them with `folds(k)`.')
     k = self.df.fold.max()+1
-    if isinstance(i, bool) or not isinstance(i, Integral) or not 0<=i<k: raise ValueError(f'There is no fold {i!r}: there are {k}, from 0 to {k-1}.')
+    if isinstance(i, bool) or not isinstance(i, Integral) or not 0<=i<k:
+        raise ValueError(f'There is no fold {i!r}: there are {k}, from 0 to {k-1}.')
     res = copy(self)
     res.df,res.given = self.df.assign(part=np.where(self.df.fold==i, 'valid', 'train')), True
     res._split()
@@ -270,14 +320,21 @@ def load(self:ImageSet,
     "Take the split, the folds and the order that `save` wrote"
     csv = Path(folder)/'folds.csv' if Path(folder).is_dir() else Path(folder)
     df = _read_csv(csv)
-    if list(df.columns)!=['file','label','part','fold'] or df.file.duplicated().any() or set(df.part)!={'train','valid'} or not (df.fold.str.fullmatch(r'\d+').all() or (df.fold=='').all()):
-        raise ValueError(f'{csv} is no split that `save` wrote: it has the columns file, label, part (train and valid) and fold, and each file once.')
+    if (list(df.columns)!=['file','label','part','fold'] or df.file.duplicated().any() or set(df.part)!={'train','valid'}
+        or not (df.fold.str.fullmatch(r'\d+').all() or (df.fold=='').all())):
+        raise ValueError(f'{csv} is no split that `save` wrote: '
+                         'it has the columns file, label, part (train and valid) and fold, and each file once.')
     here = dict(zip(self._names(), zip(self.df.file, self.df.label)))
     gone = [o for o in df.file if o not in here]
-    if gone: raise ValueError(f'{len(gone)} of {len(df)} images of {csv} are not among those of {self.path}, the first is {gone[0]}: bring them back, or draw a new split.')
+    if gone:
+        raise ValueError(f'{len(gone)} of {len(df)} images of {csv} are not among those of {self.path}, '
+                         f'the first is {gone[0]}: bring them back, or draw a new split.')
     other = [(f,o) for f,o in zip(df.file, df.label) if here[f][1]!=o]
-    if other: raise ValueError(f"{len(other)} images have another label than in {csv}, the first is {other[0][0]}: '{here[other[0][0]][1]}', and '{other[0][1]}' there. Draw a new split.")
-    if len(here)>len(df): warn(f'{len(here)-len(df)} images of {self.path} are not in {csv}, and are left out.', ProxyWarning)
+    if other:
+        raise ValueError(f"{len(other)} images have another label than in {csv}, the first is {other[0][0]}: "
+                         f"'{here[other[0][0]][1]}', and '{other[0][1]}' there. Draw a new split.")
+    if len(here)>len(df):
+        warn(f'{len(here)-len(df)} images of {self.path} are not in {csv}, and are left out.', ProxyWarning)
     self.df = df.assign(file=[here[o][0] for o in df.file])
     self.df = self.df.drop(columns='fold') if (df.fold=='').all() else self.df.astype(dict(fold=int))
     self.given = True
@@ -292,9 +349,12 @@ def _problem(f):
         with Image.open(f) as im:
             im.load()
             mode,size,alpha = im.mode,im.size,'transparency' in im.info
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: return 'unreadable', str(e).split(str(f))[0].strip(" '") or type(e).__name__
-    if mode.startswith(('I','F')): return '16-bit', f'mode {mode}: values over 255 are cut off on the way to 8 bits; convert it first'
-    if mode in ('RGBA','LA','PA','La','RGBa') or alpha: return 'transparent', f'mode {mode}: transparency is dropped, and hidden colours show'
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        return 'unreadable', str(e).split(str(f))[0].strip(" '") or type(e).__name__
+    if mode.startswith(('I','F')):
+        return '16-bit', f'mode {mode}: values over 255 are cut off on the way to 8 bits; convert it first'
+    if mode in ('RGBA','LA','PA','La','RGBa') or alpha:
+        return 'transparent', f'mode {mode}: transparency is dropped, and hidden colours show'
     if mode=='CMYK': return 'CMYK', 'converted to RGB without a colour profile'
     if min(size)<8: return 'tiny', f'{size[0]}×{size[1]} pixels'
     return None

@@ -34,7 +34,9 @@ def _plain(o):
     if o is None or type(o) in (bool,int,float,str): return o
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor).cpu()
     if isinstance(o, (np.ndarray,np.generic)) and o.dtype!=object:
-        return dict(__array__=torch.frombuffer(bytearray(o.tobytes()), dtype=torch.uint8) if o.size else None, dtype=o.dtype.str, shape=tuple(o.shape), scalar=isinstance(o, np.generic))
+        return dict(
+            __array__=torch.frombuffer(bytearray(o.tobytes()), dtype=torch.uint8) if o.size else None,
+            dtype=o.dtype.str, shape=tuple(o.shape), scalar=isinstance(o, np.generic))
     if isinstance(o, L): return dict(__L__=[_plain(v) for v in o])
     if isinstance(o, dict) and all(type(k) in (int,str) for k in o): return {k:_plain(v) for k,v in o.items()}
     if type(o) in (list,tuple,set): return type(o)(_plain(v) for v in o)
@@ -74,8 +76,11 @@ def read_checkpoint(
         state = torch.load(file, map_location='cpu', weights_only=True)
         if not isinstance(state, dict) or 'version' not in state: raise ValueError('something else is in it')
     except (zipfile.BadZipFile, UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, NotImplementedError) as e:
-        raise ValueError(f'{file} is no checkpoint of this library, or a broken one ({str(e).splitlines()[0] if str(e) else type(e).__name__}): remove it to begin anew.') from e
-    if state['version']!=_version: raise ValueError(f"{file} was written by another version of this library (format {state['version']}, here {_version}): go on with that one, or remove it to begin anew.")
+        raise ValueError(f'{file} is no checkpoint of this library, or a broken one '
+            f'({str(e).splitlines()[0] if str(e) else type(e).__name__}): remove it to begin anew.') from e
+    if state['version']!=_version:
+        raise ValueError(f"{file} was written by another version of this library (format {state['version']}, here {_version}): "
+            "go on with that one, or remove it to begin anew.")
     return _unplain(state)
 
 # %% ../../nbs/experiment/02_checkpoint.ipynb #2ae99841
@@ -94,12 +99,20 @@ def what_of(
 )->dict: # What is compared → plain data that says it
     "What a run is: fit, model, optimizer, data, schedule, proxies"
     opt,model = learn.opt,get_model(learn.model)
-    scheds = {k:[np.asarray(f(float(x))).tolist() for x in np.linspace(0, 1, 9)] for cb in learn.cbs if isinstance(cb, ParamScheduler) for k,f in cb.scheds.items()}
-    return {'the number of epochs':learn.n_epoch, 'the weights of the model':{k:str(tuple(v.shape)) for k,v in model.state_dict().items()}, 'the layers of the model':_digest(model),
-        'the optimizer':_named(learn.opt_func), 'the parameters that are trained':[len(opt.param_lists), sum(p.requires_grad for p in model.parameters())],
-        'the number of images':[len(plain_dl(o).dataset) for o in learn.dls.loaders], 'the training files':_digest(_train_files(learn.dls)), 'the batch size':plain_dl(learn.dls.train).bs,
+    scheds = {k:[np.asarray(f(float(x))).tolist() for x in np.linspace(0, 1, 9)]
+        for cb in learn.cbs if isinstance(cb, ParamScheduler) for k,f in cb.scheds.items()}
+    return {
+        'the number of epochs':learn.n_epoch,
+        'the weights of the model':{k:str(tuple(v.shape)) for k,v in model.state_dict().items()},
+        'the layers of the model':_digest(model),
+        'the optimizer':_named(learn.opt_func),
+        'the parameters that are trained':[len(opt.param_lists), sum(p.requires_grad for p in model.parameters())],
+        'the number of images':[len(plain_dl(o).dataset) for o in learn.dls.loaders],
+        'the training files':_digest(_train_files(learn.dls)),
+        'the batch size':plain_dl(learn.dls.train).bs,
         'the schedule':scheds or [float(h['lr']) for h in opt.hypers],
-        'ProxyAttention':[{k:_named(v) for k,v in o.args.items() if k not in ('folder','save_images')} for o in learn.cbs if isinstance(o, ProxyAttention)]}
+        'ProxyAttention':[{k:_named(v) for k,v in o.args.items() if k not in ('folder','save_images')}
+            for o in learn.cbs if isinstance(o, ProxyAttention)]}
 
 def _differs(there, here, at=''):
     "The first thing that differs: where, there, here; None where all is the same"
@@ -118,10 +131,12 @@ def refuse_other(
     if d := _differs(there, here):
         at,a,b = d
         none = lambda o: 'absent' if o is None or o==[] else str(o)[:200]
-        raise ValueError(f'{file} is the checkpoint of another run. {at[:1].upper()+at[1:]}: {none(a)} there, {none(b)} here. Run it as it was, or name a new folder.')
+        raise ValueError(f'{file} is the checkpoint of another run. {at[:1].upper()+at[1:]}: {none(a)} there, {none(b)} here. '
+            'Run it as it was, or name a new folder.')
 
 # %% ../../nbs/experiment/02_checkpoint.ipynb #cdf5d894
-def _has_state(o): return hasattr(type(o), 'state_dict') and hasattr(type(o), 'load_state_dict') # an attribute of a callback may be the model's
+def _has_state(o): # an attribute of a callback may be the model's
+    return hasattr(type(o), 'state_dict') and hasattr(type(o), 'load_state_dict')
 
 def state_of(
     cb:Callback
@@ -155,9 +170,12 @@ class Checkpoint(Callback):
         comp=None, # `np.less` or `np.greater`; None: less for a loss or an error, else greater
         resume:bool=False, # Go on where a checkpoint in the folder stands, if there is one?
     ):
-        if not isinstance(folder, (str,Path)) or not str(folder): raise TypeError(f'folder={folder!r} should be the name of a folder.')
-        if best is not None and not isinstance(best, str): raise TypeError(f"best={best!r} should be the name of a loss or metric, such as 'valid_loss', or None.")
-        if resume not in (True,False): raise TypeError(f'resume={resume!r} should be True or False; the place is said by `folder`.')
+        if not isinstance(folder, (str,Path)) or not str(folder):
+            raise TypeError(f'folder={folder!r} should be the name of a folder.')
+        if best is not None and not isinstance(best, str):
+            raise TypeError(f"best={best!r} should be the name of a loss or metric, such as 'valid_loss', or None.")
+        if resume not in (True,False):
+            raise TypeError(f'resume={resume!r} should be True or False; the place is said by `folder`.')
         self.folder,self.monitor,self.resume = Path(folder),best,resume
         self.comp = comp or better(best or '')
         self.fits,self.seen,self.best,self.held,self.what,self.mine,self.real,self._trained = 0,0,None,None,None,False,False,False
@@ -182,13 +200,15 @@ def hold(self:Checkpoint):
     try:
         self.folder.mkdir(parents=True, exist_ok=True)
         held = open(self.folder/'.lock', 'a')
-    except OSError as e: raise type(e)(f'The folder for checkpoints, {self.folder}, cannot be written ({_why(e)}): name another one.') from e
+    except OSError as e:
+        raise type(e)(f'The folder for checkpoints, {self.folder}, cannot be written ({_why(e)}): name another one.') from e
     try:
         if fcntl: fcntl.lockf(held, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as e:
         held.close()
         raise FileExistsError(f'Another process is training with the folder {self.folder}: wait for its end, or name a new folder.') from e
-    except OSError as e: warn(f'The folder {self.folder} cannot be locked ({_why(e)}): see to it that only one run writes there.', ProxyWarning)
+    except OSError as e:
+        warn(f'The folder {self.folder} cannot be locked ({_why(e)}): see to it that only one run writes there.', ProxyWarning)
     self.held = held
     for o in self.folder.glob('.*.pth.*.tmp'): o.unlink(missing_ok=True) # of a process that was killed while it wrote
 
@@ -199,8 +219,10 @@ def write(self:Checkpoint,
     "Write `last.pth`, whole or not at all"
     try: _write(self.last, self.state(epoch))
     except OSError as e:
-        if not self.mine: raise type(e)(f'No checkpoint can be written to {self.folder} ({_why(e)}): make room, or name another folder.') from e
-        warn(f'The checkpoint after epoch {epoch-1} could not be written to {self.folder} ({_why(e)}). The one before stays, and training goes on.', ProxyWarning)
+        if not self.mine:
+            raise type(e)(f'No checkpoint can be written to {self.folder} ({_why(e)}): make room, or name another folder.') from e
+        warn(f'The checkpoint after epoch {epoch-1} could not be written to {self.folder} ({_why(e)}). '
+            'The one before stays, and training goes on.', ProxyWarning)
     else: self.mine = True
 
 # %% ../../nbs/experiment/02_checkpoint.ipynb #79319d83
@@ -224,16 +246,21 @@ def state(self:Checkpoint,
     learn,model = self.learn,get_model(self.learn.model)
     return dict(version=_version, what=self.what, fit=self.fits+1, epoch=epoch, n_epoch=learn.n_epoch, best=self.best,
         model=model.state_dict(), opt=learn.opt.state_dict(), grads={k:_grad(p) for k,p in model.named_parameters()},
-        loss_func=learn.loss_func.state_dict() if isinstance(learn.loss_func, torch.nn.Module) else {}, scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
-        rng=get_random_states(), loaders=[plain_dl(o).rng.getstate() if hasattr(plain_dl(o), 'rng') else None for o in learn.dls.loaders],
-        recorder=self.records(), cbs={k:state_of(cb) for k,cb in _keyed(learn.cbs).items() if cb is not self and k!='recorder'})
+        loss_func=learn.loss_func.state_dict() if isinstance(learn.loss_func, torch.nn.Module) else {},
+        scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
+        rng=get_random_states(),
+        loaders=[plain_dl(o).rng.getstate() if hasattr(plain_dl(o), 'rng') else None for o in learn.dls.loaders],
+        recorder=self.records(),
+        cbs={k:state_of(cb) for k,cb in _keyed(learn.cbs).items() if cb is not self and k!='recorder'})
 
 @patch
 def records(self:Checkpoint):
     "What the recorder has, one tensor for all the losses"
     if not hasattr(self.learn, 'recorder'): return None
     rec = self.learn.recorder
-    return dict({k:getattr(rec, k) for k in ('iters','lrs','values')}, losses=torch.stack([o.as_subclass(Tensor) for o in rec.losses]) if rec.losses else None, count=rec.smooth_loss.count, val=rec.smooth_loss.val,
+    return dict({k:getattr(rec, k) for k in ('iters','lrs','values')},
+        losses=torch.stack([o.as_subclass(Tensor) for o in rec.losses]) if rec.losses else None,
+        count=rec.smooth_loss.count, val=rec.smooth_loss.val,
         train_iter=self.learn.train_iter, pct_train=self.learn.pct_train)
 
 # %% ../../nbs/experiment/02_checkpoint.ipynb #79979f4d
@@ -260,14 +287,22 @@ def before_fit(self:Checkpoint):
     if self.inner: return
     _pass_no_more(self.learn) # of a fit that was broken off before its first epoch
     cut,self.real,self._trained,self.seen = self.real,True,False,0
-    if num_distrib()>1: raise NotImplementedError('Checkpoint is for one process, and this run has several, each with random numbers of its own: take it off, and use SaveModelCallback.')
-    if self.monitor and not hasattr(self.learn, 'recorder'): raise ValueError(f"best='{self.monitor}' is read from the recorder, and this learner has none: give best=None.")
-    if self.monitor and self.monitor not in (names := list(self.recorder.metric_names[1:])): raise ValueError(f"best='{self.monitor}': the recorder has no such loss or metric{nearest(self.monitor, names)} It has: {', '.join(names)}.")
+    if num_distrib()>1:
+        raise NotImplementedError('Checkpoint is for one process, and this run has several, '
+            'each with random numbers of its own: take it off, and use SaveModelCallback.')
+    if self.monitor and not hasattr(self.learn, 'recorder'):
+        raise ValueError(f"best='{self.monitor}' is read from the recorder, and this learner has none: give best=None.")
+    if self.monitor and self.monitor not in (names := list(self.recorder.metric_names[1:])):
+        raise ValueError(f"best='{self.monitor}': the recorder has no such loss or metric{nearest(self.monitor, names)} "
+            f"It has: {', '.join(names)}.")
     self.hold()
     self.what = what_of(self.learn)
     state = read_checkpoint(self.last) if (self.resume or cut or not self.mine) and self.last.exists() else None
-    if state and (state['fit'],state['epoch'])==(1,0) and (not self.resume or _differs(state['what'], self.what)): state = None # nothing was trained
-    if state and not self.resume: raise FileExistsError(f'{self.last} is there already. To go on with it: `Checkpoint(…, resume=True)`, or `learn.checkpoint.resume = True` after a Ctrl-C; to begin anew, name a new folder.')
+    if state and (state['fit'],state['epoch'])==(1,0) and (not self.resume or _differs(state['what'], self.what)):
+        state = None # nothing was trained
+    if state and not self.resume:
+        raise FileExistsError(f'{self.last} is there already. To go on with it: `Checkpoint(…, resume=True)`, '
+            'or `learn.checkpoint.resume = True` after a Ctrl-C; to begin anew, name a new folder.')
     if state is None or state['fit']<=self.fits: return self.write(0)
     if state['fit']>self.fits+1: return _pass_over(self.learn, self.n_epoch)
     refuse_other(self.last, state['what'], self.what)
@@ -282,11 +317,14 @@ def go_on(self:Checkpoint, state):
     model.load_state_dict(state['model'])
     device = next(model.parameters()).device
     learn.opt.load_state_dict(state['opt'] if isinstance(learn.opt, OptimWrapper) else _unplain(state['opt'], device))
-    for k,p in model.named_parameters(): p.grad = None if (g := state['grads'][k]) is None else torch.zeros_like(p) if isinstance(g, int) else g.to(p.device)
+    for k,p in model.named_parameters():
+        p.grad = None if (g := state['grads'][k]) is None else torch.zeros_like(p) if isinstance(g, int) else g.to(p.device)
     if state['loss_func']: learn.loss_func.load_state_dict(state['loss_func'])
     if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
     here = _keyed(learn.cbs)
-    if lost := [k for k,v in state['cbs'].items() if v and k not in here and k!='progress']: warn(f"The checkpoint knows of callbacks that this learner does not have: {', '.join(lost)}. The run goes on without them.", ProxyWarning)
+    if lost := [k for k,v in state['cbs'].items() if v and k not in here and k!='progress']:
+        warn(f"The checkpoint knows of callbacks that this learner does not have: {', '.join(lost)}. "
+            "The run goes on without them.", ProxyWarning)
     for k,v in state['cbs'].items():
         if k in here: give_state(here[k], v)
     self.put_back_records(state['recorder'])
@@ -294,7 +332,8 @@ def go_on(self:Checkpoint, state):
         if o is not None: dl.rng.setstate(o)
     rng = state['rng']
     set_random_states(**rng|dict(torch_cuda_state=rng['torch_cuda_state'][:torch.cuda.device_count()]))
-    if learn.logger is not noop: print(f"Going on with fit {state['fit']} after {state['epoch']} of {state['n_epoch']} epochs.")
+    if learn.logger is not noop:
+        print(f"Going on with fit {state['fit']} after {state['epoch']} of {state['n_epoch']} epochs.")
 
 @patch
 def put_back_records(self:Checkpoint, o):
@@ -333,7 +372,9 @@ def note_best(self:Checkpoint):
     if not np.isfinite(value) or self.best and not self.comp(value, self.best['value']): return
     best = dict(fit=self.fits+1, epoch=self.epoch, monitor=self.monitor, value=value)
     try: _write(self.folder/'best.pth', dict(best, version=_version, model=get_model(self.learn.model).state_dict()))
-    except OSError as e: return warn(f'The best weights, of epoch {self.epoch}, could not be written to {self.folder} ({_why(e)}). Training goes on.', ProxyWarning)
+    except OSError as e:
+        return warn(f'The best weights, of epoch {self.epoch}, could not be written to {self.folder} ({_why(e)}). '
+            'Training goes on.', ProxyWarning)
     self.best = best
 
 @patch
@@ -357,6 +398,7 @@ def load_best(
     if 'monitor' not in state or 'model' not in state: raise ValueError(f'{Path(folder)/"best.pth"} holds no best weights.')
     model = get_model(learn.model)
     shapes = lambda o: {k:str(tuple(v.shape)) for k,v in o.items()}
-    refuse_other(Path(folder)/'best.pth', {'the weights of the model':shapes(state['model'])}, {'the weights of the model':shapes(model.state_dict())})
+    refuse_other(Path(folder)/'best.pth',
+        {'the weights of the model':shapes(state['model'])}, {'the weights of the model':shapes(model.state_dict())})
     model.load_state_dict(state['model'])
     return {k:state[k] for k in ('fit','epoch','monitor','value')}

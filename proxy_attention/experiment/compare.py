@@ -38,7 +38,9 @@ def _start(learn):
     for o in learn.model.state_dict().values(): h.update(o.detach().cpu().contiguous().numpy().tobytes())
     for ds in (learn.dls.train_ds, learn.dls.valid_ds):
         items = getattr(ds, 'items', len(ds))
-        h.update((items.to_csv() if hasattr(items, 'to_csv') else repr(list(items)) if hasattr(items, '__iter__') else repr(items)).encode())
+        h.update((items.to_csv() if hasattr(items, 'to_csv')
+            else repr(list(items)) if hasattr(items, '__iter__')
+            else repr(items)).encode())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/experiment/07_compare.ipynb #01946f08
@@ -48,7 +50,8 @@ def _test_dl(learn, test):
     if callable(test): return test(learn)
     if isinstance(test, (str,Path)):
         files = get_image_files(test).sorted()
-        if not len(files): raise ValueError(f'The test set {test} holds no image: give a folder with a folder of images a class.')
+        if not len(files):
+            raise ValueError(f'The test set {test} holds no image: give a folder with a folder of images a class.')
         test = files
     return learn.dls.test_dl(test, with_labels=True)
 
@@ -56,9 +59,12 @@ def _score(learn, dl, groups=None):
     "Accuracy and loss, of all and of each group"
     preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
     right = (preds.argmax(1)==targs).float()
-    names = [groups(o) for o in dl.dataset.items] if groups else [learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
+    names = [groups(o) for o in dl.dataset.items] if groups else [
+        learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
     by = pd.Series(right.numpy()).groupby(pd.Series(names).astype(str)).mean()
-    return dict(n=len(right), accuracy=float(right.mean()), loss=float(losses.mean()), worst=float(by.min()), groups=by.to_dict())
+    return dict(
+        n=len(right), accuracy=float(right.mean()), loss=float(losses.mean()),
+        worst=float(by.min()), groups=by.to_dict())
 
 def run_arm(
     make_learner, # `seed -> Learner`, new and with the same weights and split each time
@@ -86,11 +92,16 @@ def run_arm(
         scores = {k:_score(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
         more = {} if measure is None else {k:float(v) for k,v in measure(learn).items()}
     for o in told:
-        if not issubclass(o.category, ProxyWarning): warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
+        if not issubclass(o.category, ProxyWarning):
+            warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
     steps = getattr(learn, 'proxy_attention', None)
     hist = None if steps is None else steps.history
-    rec = dict(arm=name, seed=seed, start=start, steps=count.n, seconds=seconds, proxies=0 if hist is None else int(hist.made.sum()), proxy_seconds=0. if hist is None else float(hist.seconds.sum()),
-        tests=scores, measures=more, notes=sorted({str(o.message) for o in told if issubclass(o.category, ProxyWarning)}))
+    rec = dict(
+        arm=name, seed=seed, start=start, steps=count.n, seconds=seconds,
+        proxies=0 if hist is None else int(hist.made.sum()),
+        proxy_seconds=0. if hist is None else float(hist.seconds.sum()),
+        tests=scores, measures=more,
+        notes=sorted({str(o.message) for o in told if issubclass(o.category, ProxyWarning)}))
     if file is not None: write_whole(file, lambda f: f.write(json.dumps(rec).encode()))
     return rec
 
@@ -105,9 +116,12 @@ class Comparison:
         notes=() # (arm, what a run had to say), one a run and note
     ):
         store_attr()
-        if gone := {'arm','seed','test','accuracy','worst','steps'}-set(df.columns): raise ValueError(f'The table of a comparison has no column {", ".join(sorted(gone))}.')
+        if gone := {'arm','seed','test','accuracy','worst','steps'}-set(df.columns):
+            raise ValueError(f'The table of a comparison has no column {", ".join(sorted(gone))}.')
         self.arms,self.tests = (list(dict.fromkeys(df[o])) for o in ('arm','test'))
-        if baseline not in self.arms: raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, self.arms)} There are: {", ".join(self.arms)}.')
+        if baseline not in self.arms:
+            raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, self.arms)} '
+                f'There are: {", ".join(self.arms)}.')
 
     @classmethod
     def of(cls,
@@ -116,8 +130,12 @@ class Comparison:
     ):
         "From the records of runs"
         flat = lambda o: {c:o[c] for c in ('steps','seconds','proxies','proxy_seconds')} | o['measures']
-        df = pd.DataFrame([dict(arm=o['arm'], seed=o['seed'], test=k, **{c:v for c,v in t.items() if c!='groups'}, **flat(o)) for o in recs for k,t in o['tests'].items()])
-        groups = pd.DataFrame([dict(arm=o['arm'], seed=o['seed'], test=k, group=g, accuracy=a) for o in recs for k,t in o['tests'].items() for g,a in t['groups'].items()])
+        df = pd.DataFrame([
+            dict(arm=o['arm'], seed=o['seed'], test=k, **{c:v for c,v in t.items() if c!='groups'}, **flat(o))
+            for o in recs for k,t in o['tests'].items()])
+        groups = pd.DataFrame([
+            dict(arm=o['arm'], seed=o['seed'], test=k, group=g, accuracy=a)
+            for o in recs for k,t in o['tests'].items() for g,a in t['groups'].items()])
         return cls(df, baseline, groups=groups, notes=[(o['arm'],t) for o in recs for t in o['notes']])
 
 # %% ../../nbs/experiment/07_compare.ipynb #8292fae0
@@ -128,7 +146,8 @@ def _refuse_other(folder, asked):
     except OSError as e: raise type(e)(f'The folder {folder} cannot be made ({e.strerror}): name another one.') from e
     if about.exists():
         was = json.loads(about.read_text(encoding='utf-8'))
-        if diff := [f'{k}={was.get(k)!r} there, {v!r} here' for k,v in asked.items() if was.get(k)!=v]: raise ValueError(f"{folder} holds another comparison ({'; '.join(diff)}): name a new folder.")
+        if diff := [f'{k}={was.get(k)!r} there, {v!r} here' for k,v in asked.items() if was.get(k)!=v]:
+            raise ValueError(f"{folder} holds another comparison ({'; '.join(diff)}): name a new folder.")
     write_whole(about, lambda f: f.write(json.dumps(asked).encode()))
 
 def compare(
@@ -147,20 +166,27 @@ def compare(
 )->Comparison:
     "Train every arm with every seed on the same split, for the same number of steps"
     if not isinstance(arms, dict): arms = {o:by_name(o, shipped, 'arm') for o in L(arms)}
-    if baseline not in arms: raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, arms)} There are: {", ".join(arms)}.')
+    if baseline not in arms:
+        raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, arms)} '
+            f'There are: {", ".join(arms)}.')
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not seeds or len(set(seeds))<len(seeds): raise ValueError(f'seeds={seeds} should be a number, or a list of different ones.')
+    if not seeds or len(set(seeds))<len(seeds):
+        raise ValueError(f'seeds={seeds} should be a number, or a list of different ones.')
     refuse_number(2, 10**6, epochs=epochs)
     tests = {'valid':lambda learn: learn.dls.valid} if test_dls is None else dict(test_dls)
     file = lambda a,s: None
     if folder is not None:
         _refuse_other(Path(folder), dict(epochs=epochs, lr=lr, baseline=baseline, tests=list(tests)))
         file = lambda a,s: Path(folder)/(re.sub(r'[^\w()=.-]+', '_', a)+f'_{s}.json')
-        if len({file(a, 0) for a in arms})<len(arms): raise ValueError(f'Two of the arms {", ".join(arms)} would be kept in one file: name them apart.')
+        if len({file(a, 0) for a in arms})<len(arms):
+            raise ValueError(f'Two of the arms {", ".join(arms)} would be kept in one file: name them apart.')
     todo = [(a,s) for s in seeds for a in arms]
-    recs = {(a,s):json.loads(file(a, s).read_text(encoding='utf-8')) for a,s in todo if file(a, s) and file(a, s).exists()}
+    recs = {(a,s):json.loads(file(a, s).read_text(encoding='utf-8'))
+        for a,s in todo if file(a, s) and file(a, s).exists()}
     todo = [o for o in todo if o not in recs]
-    runs = Parallel(n_jobs=n_jobs, return_as='generator_unordered')(delayed(run_arm)(make_learner, arms[a], a, s, epochs, lr, tests, groups, measure, file(a, s)) for a,s in todo)
+    runs = Parallel(n_jobs=n_jobs, return_as='generator_unordered')(
+        delayed(run_arm)(make_learner, arms[a], a, s, epochs, lr, tests, groups, measure, file(a, s))
+        for a,s in todo)
     for rec in progress_bar(runs, total=len(todo), leave=False, display=bar) if todo else ():
         recs[rec['arm'], rec['seed']] = rec
         _refuse_unequal(recs, rec['seed'])
@@ -180,7 +206,10 @@ def kept(cls:Comparison,
 def _refuse_unequal(recs, seed):
     "The arms of one seed start from the same"
     starts = {o['start']:a for (a,s),o in recs.items() if s==seed}
-    if len(starts)>1: raise ValueError(f"With seed {seed} the arms {' and '.join(map(repr, list(starts.values())[:2]))} start from other weights or another split: `make_learner(seed)` should draw both from `seed`, or fix them.")
+    if len(starts)>1:
+        raise ValueError(f"With seed {seed} the arms {' and '.join(map(repr, list(starts.values())[:2]))} "
+            "start from other weights or another split: "
+            "`make_learner(seed)` should draw both from `seed`, or fix them.")
 
 # %% ../../nbs/experiment/07_compare.ipynb #68771fca
 def paired(
@@ -192,7 +221,9 @@ def paired(
     mean = diff.mean()
     if len(diff)<2: return dict(diff=mean, lo=np.nan, hi=np.nan, verdict='one seed')
     half = student.ppf((1+level)/2, len(diff)-1)*diff.std(ddof=1)/len(diff)**.5
-    return dict(diff=mean, lo=mean-half, hi=mean+half, verdict='helps' if mean-half>0 else 'harms' if mean+half<0 else 'no effect shown')
+    return dict(
+        diff=mean, lo=mean-half, hi=mean+half,
+        verdict='helps' if mean-half>0 else 'harms' if mean+half<0 else 'no effect shown')
 
 @patch
 def stats(self:Comparison,
@@ -202,12 +233,15 @@ def stats(self:Comparison,
     df = self.df
     if metric not in df: raise ValueError(f'A comparison has no column {metric!r}{nearest(metric, df.columns)}')
     wide = df.pivot(index='seed', columns=['test','arm'], values=metric)
-    if metric=='accuracy': wide = wide.join(pd.concat({'worst group':df.groupby(['seed','arm']).worst.min().unstack()}, axis=1))
+    if metric=='accuracy':
+        wide = wide.join(pd.concat({'worst group':df.groupby(['seed','arm']).worst.min().unstack()}, axis=1))
     rows = []
     for test in dict.fromkeys(wide.columns.get_level_values(0)):
         for arm in self.arms:
             v,base = wide[test,arm], wide[test,self.baseline]
-            rows.append(dict(arm=arm, test=test, n=int(v.notna().sum()), mean=v.mean(), sd=v.std(), **({} if arm==self.baseline else paired((v-base).dropna(), self.level))))
+            rows.append(dict(
+                arm=arm, test=test, n=int(v.notna().sum()), mean=v.mean(), sd=v.std(),
+                **({} if arm==self.baseline else paired((v-base).dropna(), self.level))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiment/07_compare.ipynb #7162068e
@@ -219,8 +253,13 @@ def table(self:Comparison,
     s,res = self.stats(), {}
     for test,o in s.groupby('test', sort=False):
         o = o.set_index('arm')
-        res[test,'mean ± sd'] = [f'{100*m:.1f}' + (f' ± {100*d:.1f}' if d==d else '') for m,d in zip(o['mean'], o.sd)]
-        if diff and len(o)>1: res[test,f'minus {self.baseline}'] = ['' if pd.isna(r['diff']) else f"{100*r['diff']:+.1f}" + (f" [{100*r.lo:+.1f}, {100*r.hi:+.1f}]" if r.lo==r.lo else '') for _,r in o.iterrows()]
+        res[test,'mean ± sd'] = [f'{100*m:.1f}' + (f' ± {100*d:.1f}' if d==d else '')
+            for m,d in zip(o['mean'], o.sd)]
+        if diff and len(o)>1:
+            res[test,f'minus {self.baseline}'] = [
+                '' if pd.isna(r['diff'])
+                else f"{100*r['diff']:+.1f}" + (f" [{100*r.lo:+.1f}, {100*r.hi:+.1f}]" if r.lo==r.lo else '')
+                for _,r in o.iterrows()]
     res = pd.DataFrame(res, index=pd.Index(self.arms, name='arm'))
     return res if diff else res.droplevel(1, axis=1)
 
@@ -228,15 +267,22 @@ def table(self:Comparison,
 def verdict(self:Comparison)->str:
     "What the differences say of each arm, and no more"
     s,n = self.stats(), self.df.seed.nunique()
-    say = lambda r: f"{r.test} ({100*r['diff']:+.1f} points" + (f", {100*r.lo:+.1f} to {100*r.hi:+.1f})" if r.lo==r.lo else ')')
-    lines = [f"{n} seed{'s' if n>1 else ''}, {self.level:.0%} intervals of the paired difference to '{self.baseline}'." if n>1 else f"One seed: differences to '{self.baseline}', and no verdict."]
+    say = lambda r: f"{r.test} ({100*r['diff']:+.1f} points" + (
+        f", {100*r.lo:+.1f} to {100*r.hi:+.1f})" if r.lo==r.lo else ')')
+    lines = [
+        f"{n} seed{'s' if n>1 else ''}, {self.level:.0%} intervals of the paired difference to '{self.baseline}'."
+        if n>1 else f"One seed: differences to '{self.baseline}', and no verdict."]
     for arm in self.arms:
         if arm==self.baseline: continue
         of = {k:[say(r) for _,r in o.iterrows()] for k,o in s[s.arm==arm].groupby('verdict', sort=False)}
-        parts = [f"{k}{' on' if k!='one seed' else ':'} {', '.join(of[k])}" for k in ('helps','harms','no effect shown','one seed') if k in of]
+        parts = [f"{k}{' on' if k!='one seed' else ':'} {', '.join(of[k])}"
+            for k in ('helps','harms','no effect shown','one seed') if k in of]
         lines.append(f"{arm}: {'; '.join(parts)}.")
     steps = dict(zip(self.df.arm, self.df.steps))
-    if len(set(steps.values()))>1: lines.append('Not the same number of steps: '+', '.join(f'{k} {v}' for k,v in steps.items() if v!=steps[self.baseline])+f', the others {steps[self.baseline]}.')
+    if len(set(steps.values()))>1:
+        lines.append('Not the same number of steps: '
+            +', '.join(f'{k} {v}' for k,v in steps.items() if v!=steps[self.baseline])
+            +f', the others {steps[self.baseline]}.')
     return '\n'.join(lines+[f'Note on {a} ({k} of {n} seeds): {t}' for (a,t),k in Counter(self.notes).items()])
 
 # %% ../../nbs/experiment/07_compare.ipynb #7ca74e5e
@@ -247,14 +293,20 @@ def plot(self:Comparison,
 ): # The axes
     "Every seed as a dot, the means as bars, a panel for each test set; dashed: the baseline's mean"
     df,tests = self.df,self.tests
-    fig,axs = plt.subplots(1, len(tests), figsize=(1.6+size*len(tests), .6+.34*len(self.arms)), sharey=True, squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(
+        1, len(tests), figsize=(1.6+size*len(tests), .6+.34*len(self.arms)),
+        sharey=True, squeeze=False, layout='constrained')
     for ax,test in zip(axs[0], tests):
         for i,arm in enumerate(self.arms):
             v = 100*df[(df.test==test)&(df.arm==arm)][metric]
             ax.plot(v, [i]*len(v), 'o', ms=5, alpha=.55, mew=0, color='#0072b2' if arm!=self.baseline else '#555555')
             ax.plot([v.mean()]*2, [i-.3,i+.3], '-', lw=2, color='#d55e00')
-        ax.axvline(100*df[(df.test==test)&(df.arm==self.baseline)][metric].mean(), ls='--', lw=1, color='#888888', zorder=0)
-        ax.set(title=test, xlabel=f'{metric}, %', yticks=range(len(self.arms)), yticklabels=self.arms, ylim=(len(self.arms)-.5, -.5))
+        ax.axvline(
+            100*df[(df.test==test)&(df.arm==self.baseline)][metric].mean(),
+            ls='--', lw=1, color='#888888', zorder=0)
+        ax.set(
+            title=test, xlabel=f'{metric}, %',
+            yticks=range(len(self.arms)), yticklabels=self.arms, ylim=(len(self.arms)-.5, -.5))
         ax.grid(axis='x', alpha=.25)
         ax.spines[['top','right']].set_visible(False)
     return axs[0]
@@ -268,21 +320,28 @@ def _repr_html_(self:Comparison):
 def __repr__(self:Comparison): return self.verdict()
 
 # %% ../../nbs/experiment/07_compare.ipynb #8b00efa5
-left_to_arms = (*(o.name for o in fields(ProxyConfig)), 'folds','find_lr','find_bs','discriminative','wd','prune') # fields of `Config`
+# fields of `Config`
+left_to_arms = (*(o.name for o in fields(ProxyConfig)), 'folds','find_lr','find_bs','discriminative','wd','prune')
 
 def _test_of(folder, images):
     "A folder of test images as a test set for learners of `images`"
     files = get_image_files(folder).sorted()
-    if not len(files): raise ValueError(f'The test set {folder} holds no image: give a folder with a folder of images a class.')
+    if not len(files):
+        raise ValueError(f'The test set {folder} holds no image: give a folder with a folder of images a class.')
     known = set(images.df.label)
-    if new := {o.parent.name for o in files}-known: raise ValueError(f"The test set {folder} has a class {sorted(new)[0]!r}{nearest(sorted(new)[0], known)} The model will know {', '.join(sorted(known)[:12])}{' …' if len(known)>12 else ''}.")
-    df = pd.DataFrame(dict(file=[os.path.relpath(o, images.path) for o in files], label=[o.parent.name for o in files]))
+    if new := {o.parent.name for o in files}-known:
+        raise ValueError(f"The test set {folder} has a class {sorted(new)[0]!r}{nearest(sorted(new)[0], known)} "
+            f"The model will know {', '.join(sorted(known)[:12])}{' …' if len(known)>12 else ''}.")
+    df = pd.DataFrame(dict(
+        file=[os.path.relpath(o, images.path) for o in files],
+        label=[o.parent.name for o in files]))
     return lambda learn: learn.dls.test_dl(df, with_labels=True)
 
 def _named(said, kind):
     "'a=x,b=y' as a dictionary"
     pairs = [o.strip().partition('=') for o in said.split(',') if o.strip()]
-    if bad := [k for k,_,v in pairs if not k or not v]: raise ValueError(f'{bad[0]!r} names no {kind}: write name=folder, as in plain=test/plain.')
+    if bad := [k for k,_,v in pairs if not k or not v]:
+        raise ValueError(f'{bad[0]!r} names no {kind}: write name=folder, as in plain=test/plain.')
     return {k:v for k,_,v in pairs}
 
 def _starts(cfg, images, seed):
@@ -309,10 +368,15 @@ def compare_folder(
     "Compare arms on images"
     if resume is not None:
         run = Path(resume)
-        if not (run/'asked.json').is_file(): raise FileNotFoundError(f'{run} is not the folder of a comparison that can be gone on with: it has no asked.json.')
+        if not (run/'asked.json').is_file():
+            raise FileNotFoundError(f'{run} is not the folder of a comparison that can be gone on with: '
+                'it has no asked.json.')
         asked,cfg = json.loads((run/'asked.json').read_text(encoding='utf-8')), from_toml(run/'config.toml')
-    else: asked,cfg = dict(arms=arms, seeds=seeds, tests=tests), changed(Config(), path=None if path is None else str(path), **settings)
-    if unused := [k for k,v in settings.items() if k in left_to_arms and v is not None]: raise ValueError(f"A comparison has no use for {', '.join(unused)}: the arms say how each is trained.")
+    else:
+        asked,cfg = (dict(arms=arms, seeds=seeds, tests=tests),
+            changed(Config(), path=None if path is None else str(path), **settings))
+    if unused := [k for k,v in settings.items() if k in left_to_arms and v is not None]:
+        raise ValueError(f"A comparison has no use for {', '.join(unused)}: the arms say how each is trained.")
     names = [o.strip() for o in asked['arms'].split(',') if o.strip()]
     which,folders = {o:by_name(o, shipped, 'arm') for o in names}, _named(asked['tests'], 'test set')
     epochs = check_config(changed(cfg, recipe='none'))
@@ -327,7 +391,10 @@ def compare_folder(
         write_whole(run/'asked.json', lambda f: f.write(json.dumps(asked).encode()))
     else: images.load(run)
     say(f'Run folder: {run}')
-    try: cmp = compare(partial(_starts, cfg, images), which, asked['seeds'], epochs, test_dls, cfg.fit.lr, names[0], folder=run/'records', n_jobs=n_jobs, bar=say is print)
+    try:
+        cmp = compare(
+            partial(_starts, cfg, images), which, asked['seeds'], epochs, test_dls, cfg.fit.lr, names[0],
+            folder=run/'records', n_jobs=n_jobs, bar=say is print)
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Go on with: proxy-compare --resume {run}') from e
     cmp.df.to_csv(run/'comparison.csv', index=False)
     (run/'verdict.txt').write_text(cmp.verdict()+'\n', encoding='utf-8')

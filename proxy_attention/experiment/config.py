@@ -68,18 +68,18 @@ class FitConfig:
 @dataclass
 class ProxyConfig:
     "What `ProxyAttention` is asked for; what is left out is as the recipe has it"
-    recipe:str='default' # default, shortcut, probed, late, thesis, masktune, or none
+    recipe:str='default' # A recipe: {recipes}, or none
     steps:str=None # When: epochs and proxy steps in turn, as 5,p,9
     start:number=None # Done before the first step: share of the fit (0.3) or epochs (5)
     finish:number=None # No step once this is done
     every:number=None # Between two steps
-    select:str=None # Which: top_losses, misclassified, low_losses, all, random
+    select:str=None # Which: {selections}
     share:number=None # Share (0.2) or count (200) of the items
     losses:str=None # Losses to select by: exact (an extra pass) or running (as training meets them)
     attribution:str=None # Where: LayerCAM, GradCAM, ScoreCAM, LeGrad and others, or a captum class such as Saliency
     target:str=None # Of what: label, pred, margin
     layer:str=None # Layer of a CAM, by its name in the model
-    rule:str=None # What: area, top_cells, absolute, max_share, mean_std; as controls random, centre
+    rule:str=None # What: {rules}; random and centre are controls
     area:float=None # Share of the image, of the rule area
     threshold:float=None # Of the rules absolute and max_share
     cells:number=None # Of the rule top_cells
@@ -87,7 +87,8 @@ class ProxyConfig:
     max_area:float=None # A mask never covers more than this share of the image
     min_area:float=None # Nor less than this
     edge:float=None # Width of a soft edge, as a share of the shorter side
-    fill:str=None # What comes there: swap, swap_both, zero, mean, max, min, halfmax, blend, blur, noise, shuffle, dataset_mean, …
+    fill:str=None # What comes there: {fills}
+    donor:str=None # Whose pixels a swap brings in: {donors}
     weight:float=None # Of the fill blend
     radius:float=None # Of the fill blur
     mode:str=None # replace, or augment
@@ -110,7 +111,8 @@ def _typed(f, v):
     if f.type is str and f.name=='steps' and isinstance(v, (list,tuple)): return ','.join(map(str, v))
     ok = {str:(str,Path), int:int, float:(int,float), bool:bool, number:(int,float)}[f.type]
     if not isinstance(v, ok) or (isinstance(v, bool) and f.type is not bool):
-        raise TypeError(f"{f.name}={v!r} should be {dict(str='a text', int='a whole number', float='a number', number='a number', bool='true or false')[f.type.__name__]}.")
+        raise TypeError(f"{f.name}={v!r} should be "
+            f"{dict(str='a text', int='a whole number', float='a number', number='a number', bool='true or false')[f.type.__name__]}.")
     return str(v) if f.type is str else v
 
 _sections = {f.name:f.default_factory for f in fields(Config)}
@@ -122,7 +124,8 @@ def changed(
 )->Config: # A new one
     "`cfg` with other values"
     for k in named:
-        if k not in _places: raise TypeError(f"A run has no setting '{k}'{nearest(k, _places)} There are: {', '.join(_places)}.")
+        if k not in _places:
+            raise TypeError(f"A run has no setting '{k}'{nearest(k, _places)} There are: {', '.join(_places)}.")
     part = lambda sec: {f.name:_typed(f, named[f.name]) for f in fields(_sections[sec]) if named.get(f.name) is not None}
     return Config(**{sec:replace(getattr(cfg, sec), **part(sec)) for sec in _sections})
 
@@ -141,27 +144,41 @@ def from_toml(
     "Read it; what is left out is as usual"
     try: said = tomli.loads(Path(file).read_text(encoding='utf-8'))
     except FileNotFoundError as e: raise FileNotFoundError(f'There is no file {file}.') from e
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e: raise ValueError(f'{file} is no TOML file ({e}).') from e
+    except (tomli.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
+        raise ValueError(f'{file} is no TOML file ({e}).') from e
     for sec,part in said.items():
-        if sec not in _sections: raise ValueError(f"{file} has a section [{sec}]{nearest(sec, _sections)} There are: {', '.join(_sections)}.")
+        if sec not in _sections:
+            raise ValueError(f"{file} has a section [{sec}]{nearest(sec, _sections)} There are: {', '.join(_sections)}.")
         if not isinstance(part, dict): raise ValueError(f'{file} says {sec} = {part!r}, and [{sec}] is a section.')
         known = [f.name for f in fields(_sections[sec])]
         for k in part:
-            if k not in known: raise ValueError(f"{file} has '{k}' in [{sec}]{nearest(k, known)} There are: {', '.join(known)}.")
+            if k not in known:
+                raise ValueError(f"{file} has '{k}' in [{sec}]{nearest(k, known)} There are: {', '.join(known)}.")
     return changed(Config(), **{k:v for part in said.values() for k,v in part.items()})
 
 # %% ../../nbs/experiment/00_config.ipynb #5d975c10
+def _names():
+    "Strategies by name, as their modules have them (imported here, since a configuration alone does not need them)"
+    from proxy_attention.masking.donors import donors
+    from proxy_attention.masking.fills import fills
+    from proxy_attention.masking.rules import rules
+    from proxy_attention.proxy.recipes import recipes
+    from proxy_attention.proxy.selection import selections
+    found = dict(donors=donors, fills=fills, rules=rules, recipes=recipes, selections=selections)
+    return {k:', '.join(v) for k,v in found.items()}
+
 def flags(
     *but # Fields that are not offered
 )->list: # Of `inspect.Parameter`, for `fastcore.script.call_parse`
     "Every field as a command line option: not given means None, so that a file's value stays"
-    res = []
+    res,names = [],_names()
     for sec,cls in _sections.items():
         docs = docments(cls)
         for f in fields(cls):
             if f.name in but: continue
             usual = f.default if f.default not in (None,'') else None
-            said = docs[f.name] + ('' if usual is None else f" (default: {'yes' if usual is True else 'no' if usual is False else usual})")
+            said = docs[f.name].format(**names) + ('' if usual is None else
+                f" (default: {'yes' if usual is True else 'no' if usual is False else usual})")
             kind = Annotated[yes, said, dict(nargs='?', const=True)] if f.type is bool else Annotated[f.type, said]
             res.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     return res

@@ -16,7 +16,8 @@ from ..core import *
 from ..data.digits import accuracy_on, digits, digits_learner, regions, test_sets
 from ..attribution.heatmap import heat_share
 from ..interpret.heats import heat_on, show_grid
-from ..proxy.callback import ProxyAttention, probe_cycle
+from ..proxy.callback import ProxyAttention
+from ..proxy.recipes import one_probe_epoch
 
 # %% ../../nbs/experiment/09_demo.ipynb #6d09bf6c
 def train_arm(
@@ -29,10 +30,11 @@ def train_arm(
     "Train the digits' network, and measure accuracy and attention"
     learn = digits_learner(path, seed, cbs=proxy)
     began = time.perf_counter()
-    if proxy is None: learn.fit(epochs, cbs=probe_cycle(learn, epochs, probe=1, lr_max=lr)) # the schedule of `fit_proxy`, and nothing else of it
-    else: learn.fit_proxy(epochs, lr, probe=1)
+    one_probe_epoch(learn, epochs, lr)
     seconds = time.perf_counter()-began
-    return learn, dict({k:accuracy_on(learn, o) for k,o in test_sets(path).items()}, **attention(learn, path), seconds=seconds)
+    return learn, dict(
+        {k:accuracy_on(learn, o) for k,o in test_sets(path).items()},
+        **attention(learn, path), seconds=seconds)
 
 def attention(
     learn:Learner, # Trained on the digits
@@ -51,9 +53,13 @@ def verdict(
     "What the two rows say, and no more"
     a,b = table.loc['without'], table.loc['with proxies']
     gain,plain = b.flipped-a.flipped, b.plain-a.plain
-    says = f'On images whose patch lies, accuracy went from {a.flipped:.1%} to {b.flipped:.1%}; on images without a patch, from {a.plain:.1%} to {b.plain:.1%}. '
-    if a.flipped>0.8: end = 'The network did not fall for the patch in the first place, so there was nothing to cure.'
-    elif gain>0.3 and b.flipped>b.plain-0.05: end = 'Trained with proxies, it no longer goes by the patch' + (', and lost nothing.' if plain>=0 else f', at a price of {-plain:.1%} on plain images.')
+    says = (f'On images whose patch lies, accuracy went from {a.flipped:.1%} to {b.flipped:.1%}; '
+        f'on images without a patch, from {a.plain:.1%} to {b.plain:.1%}. ')
+    if a.flipped>0.8:
+        end = 'The network did not fall for the patch in the first place, so there was nothing to cure.'
+    elif gain>0.3 and b.flipped>b.plain-0.05:
+        end = 'Trained with proxies, it no longer goes by the patch' + (
+            ', and lost nothing.' if plain>=0 else f', at a price of {-plain:.1%} on plain images.')
     elif gain>0.05: end = 'Trained with proxies, it goes by the patch less, but still does.'
     else: end = 'The proxies did not help here.'
     return f'{says}{end} (One seed, one planted shortcut.)'
@@ -67,12 +73,17 @@ def demo_picture(
     "Originals, heat at the proxy step, proxy images, and where each model looks in the end"
     pa = list(learns.values())[-1].proxy_attention
     items,labels = pa.dls.train_ds.items, [o.parent.name for o in pa.dls.train_ds.items]
-    first = {c:i for i,c in reversed([(i,labels[i]) for i in pa.store])} # one image of each class
+    served = set(pa.log.item[pa.log.served>0])
+    first = {c:i for i,c in reversed([(i,labels[i]) for i in pa.store if i in served])} # one image of each class
     idxs = [first[c] for c in sorted(first)][:n]
     imgs = [pa.dls.train_ds[i][0] for i in idxs]
     heat = torch.stack([pa.store[i] for i in idxs])
-    last = {f'looks at the end\n{k}\n({table.flipped[k]:.0%} on flipped)':heat_on(o, [items[i] for i in idxs], 'GradCAM') for k,o in learns.items()}
-    rows = [[(o,None) for o in imgs], [*zip(imgs, heat)], [(o,None) for o in pa.proxy_images(idxs)], *([*zip(imgs, h)] for h in last.values())]
+    last = {
+        f'looks at the end\n{k}\n({table.flipped[k]:.0%} on flipped)':heat_on(o, [items[i] for i in idxs], 'GradCAM')
+        for k,o in learns.items()}
+    rows = [
+        [(o,None) for o in imgs], [*zip(imgs, heat)], [(o,None) for o in pa.proxy_images(idxs)],
+        *([*zip(imgs, h)] for h in last.values())]
     epoch = int(pa.log.epoch.max())+1
     titles = ['training image', f'heatmap\nafter epoch {epoch}', 'proxy image', *last]
     return show_grid(rows, titles, captions=[f'label {labels[i]}' for i in idxs])[0,0].figure

@@ -45,7 +45,8 @@ def show_confusion(
 
 # %% ../../nbs/experiment/03_logs.ipynb #e97d5b23
 class RunBoard(Callback):
-    "Writes a fit into a TensorBoard log: losses, metrics, rates, hyperparameters, proxy steps with their images; at its end the confusion matrix and a report"
+    ("Writes a fit into a TensorBoard log: losses, metrics, rates, hyperparameters, proxy steps with their images; "
+     "at its end the confusion matrix and a report")
     order,remove_on_fetch = ProxyAttention.order+10,True
     _stateattrs = ('writer','found') # what an exported learner does without
     writer,found = None,()
@@ -91,15 +92,20 @@ def begin(self:RunBoard):
     pa,there,purge = self.proxies,any(Path(self.folder).glob('*tfevents*')),None
     if not self.fits:
         refuse_among(self.folder, self.dls)
-        if there and not self.resume: raise FileExistsError(f'The folder {self.folder} holds the log of another run: name a new one, or go on with it by `resume=True`.')
+        if there and not self.resume:
+            raise FileExistsError(f'The folder {self.folder} holds the log of another run: '
+                'name a new one, or go on with it by `resume=True`.')
         if there: purge = self.pick_up()
     self.fits += 1
     self.past = self.done - self.train_iter if purge else self.done + (0 if self.train_iter else self.epoch*len(self.dls.train))
-    self.rows,self.told = len(self.recorder.values) if hasattr(self.learn, 'recorder') else 0, len(pa.history) if pa else 0
+    self.rows = len(self.recorder.values) if hasattr(self.learn, 'recorder') else 0
+    self.told = self.pictured = len(pa.history) if pa else 0
+    self.served = len(pa.fit_state.record.epochs) if pa else 0
     self.begun,self.found,self.odd = True,[],set()
     if rank_distrib(): return
     try: self.writer = SummaryWriter(self.folder, purge_step=purge)
-    except OSError as e: raise type(e)(f'The folder {self.folder} cannot be written ({e.strerror or e}): name another one for the log.') from e
+    except OSError as e:
+        raise type(e)(f'The folder {self.folder} cannot be written ({e.strerror or e}): name another one for the log.') from e
     self.introduce()
 
 @patch(as_prop=True)
@@ -164,7 +170,8 @@ def collect(self:RunBoard):
     "Predicted and true labels of a validation batch, where each item has one"
     vocab,targ = getattr(self.dls, 'vocab', None),self.learn.yb[0] if len(self.learn.yb)==1 else None
     one = isinstance(targ, torch.Tensor) and targ.ndim==1 and not targ.is_floating_point() and self.learn.pred.ndim==2
-    if self.own and one and vocab is not None and len(vocab)==self.learn.pred.shape[1]: self.found.append(self.learn.to_detach(decoded_batch(self.learn)))
+    if self.own and one and vocab is not None and len(vocab)==self.learn.pred.shape[1]:
+        self.found.append(self.learn.to_detach(decoded_batch(self.learn)))
 
 @patch
 def after_epoch(self:RunBoard):
@@ -176,21 +183,25 @@ def catch_up(self:RunBoard):
     "Write every row of the recorder and of the proxy steps that is not written yet"
     rec,pa = getattr(self.learn, 'recorder', None),self.proxies
     rows,names = (rec.values[self.rows:],rec.metric_names[1:]) if rec else ([],[])
-    steps = pa.history[self.told:] if pa else []
-    fig = None
-    if self.n and len(steps) and len(pa.store) and self.writer is not None:
+    steps,epochs = (pa.history[self.told:],pa.fit_state.record.epochs[self.served:]) if pa else ([],[])
+    fig,told = None,len(pa.history) if pa else 0
+    if self.n and self.pictured<told and pa.history.served.iloc[-1] and self.writer is not None: # a step is served from the next epoch on
         with keep_rng(): fig = pa.show(self.n)[0,0].figure
+        self.pictured = told
     if self.writer is not None:
         with _writing(self):
             for i,row in enumerate(rows):
                 for k,v in zip(names, row):
                     if k!='train_loss': self.scalar(k, v) # which each batch has told
-                if len(row): self.scalar('epoch', self.rows+i); self.scalar('fit', self.fits)
+                if len(row):
+                    self.scalar('epoch', self.rows+i)
+                    self.scalar('fit', self.fits)
             for o in steps.to_dict('records') if len(steps) else []:
-                for k in ('chosen','made','degenerate','served','mean_loss','area','seconds'): self.scalar(f'proxy/{k}', o[k])
+                for k in ('chosen','made','degenerate','mean_loss','area','seconds'): self.scalar(f'proxy/{k}', o[k])
+            for o in epochs: self.scalar('proxy/served', o['served'])
             if fig is not None: self.writer.add_figure('proxy/images', fig, self.done)
             self.writer.flush()
-    self.rows,self.told = self.rows+len(rows),self.told+len(steps)
+    self.rows,self.told,self.served = self.rows+len(rows),self.told+len(steps),self.served+len(epochs)
 
 # %% ../../nbs/experiment/03_logs.ipynb #634d45f4
 def _plain(v):
@@ -201,14 +212,16 @@ def _plain(v):
 def lr_max(self:RunBoard)->float:
     "The largest rate that the schedule of this fit has, or the one that it begins with"
     scheds = [o.scheds['lr'] for o in L(self.learn.cbs).filter(risinstance(ParamScheduler)) if 'lr' in o.scheds]
-    return max((float(np.atleast_1d(f(p))[-1]) for f in scheds for p in np.linspace(0, 1, 1001)), default=self.opt.hypers[-1]['lr'])
+    return max((float(np.atleast_1d(f(p))[-1]) for f in scheds for p in np.linspace(0, 1, 1001)),
+        default=self.opt.hypers[-1]['lr'])
 
 @patch
 def hyper(self:RunBoard)->dict:
     "What the fit was made with: model, data, optimizer, the arguments of `ProxyAttention`, and your own `settings`"
     own,pa,hypers = lambda o: getattr(o, 'func', o),self.proxies,self.opt.hypers[-1]
-    found = dict(model=type(self.learn.model).__name__, items=len(self.dls.train_ds), bs=self.dls.bs, n_epoch=self.n_epoch, lr_max=self.lr_max, wd=hypers.get('wd'),
-        opt=own(self.learn.opt_func), loss=getattr(self.learn.loss_func, '__name__', type(self.learn.loss_func).__name__))
+    found = dict(model=type(self.learn.model).__name__, items=len(self.dls.train_ds), bs=self.dls.bs,
+        n_epoch=self.n_epoch, lr_max=self.lr_max, wd=hypers.get('wd'), opt=own(self.learn.opt_func),
+        loss=getattr(self.learn.loss_func, '__name__', type(self.learn.loss_func).__name__))
     found |= {f'proxy_{k}':v for k,v in pa.args.items()} if pa else {}
     return {k:_plain(v) for k,v in (found|self.settings).items() if v is not None}
 
@@ -217,7 +230,8 @@ def introduce(self:RunBoard):
     "Write the hyperparameters, and the names of the metrics"
     names = self.recorder.metric_names[1:] if hasattr(self.learn, 'recorder') else []
     with _writing(self):
-        for o in hparams(self.hyper(), {k:0. for k in names if k!='time'})[:2]: self.writer.file_writer.add_summary(o, self.done) # `add_hparams` would make a second run
+        for o in hparams(self.hyper(), {k:0. for k in names if k!='time'})[:2]:
+            self.writer.file_writer.add_summary(o, self.done) # `add_hparams` would make a second run
         self.writer.flush()
 
 # %% ../../nbs/experiment/03_logs.ipynb #b64e9258

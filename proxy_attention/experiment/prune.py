@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_prune
 from fastcore.all import L, patch, risinstance, store_attr
 from fastai.callback.core import Callback
 from ..core import *
-from ..proxy.schedule import Every, Plateau, Steps, proxy_epochs
+from ..proxy.schedule import Every, Steps, depends, proxy_epochs
 from ..proxy.callback import ProxyAttention
 
 # %% ../../nbs/experiment/04_prune.ipynb #25bbe8b4
@@ -49,7 +49,8 @@ def prune_filters(
     share:float, # Of the filters of each convolution, how many are to be gone; one always stays
     n=2 # Which norm makes a filter small
 )->dict: # Name → bool
-    "Whole filters of each convolution, those with the least norm (`ln_structured`; Li et al. 2017, arXiv 1608.08710); linear layers are left alone"
+    ("Whole filters of each convolution, those with the least norm (`ln_structured`; Li et al. 2017, arXiv 1608.08710); "
+     "linear layers are left alone")
     modules = _stand_ins({k:o for k,o in weights.items() if o.ndim>2}, masks)
     for m in modules.values():
         gone = int((~m.weight_mask.bool().flatten(1).any(1)).sum())
@@ -57,7 +58,8 @@ def prune_filters(
         if more>0: torch_prune.ln_structured(m, 'weight', amount=more, n=n, dim=0)
     return masks | _kept(modules)
 
-prune_methods = dict(l1=prune_globally, random=partial(prune_globally, method=torch_prune.RandomUnstructured), filters=prune_filters)
+prune_methods = dict(l1=prune_globally, random=partial(prune_globally, method=torch_prune.RandomUnstructured),
+    filters=prune_filters)
 
 # %% ../../nbs/experiment/04_prune.ipynb #6a9db401
 def cubic_ramp(t):
@@ -79,10 +81,13 @@ def prunable(
     "The weights of convolutions and linear layers, by name"
     mods = {k:m for k,m in model.named_modules() if isinstance(m, tuple(L(layers)))}
     if (done := next((k for k,m in mods.items() if torch_prune.is_pruned(m)), None)) is not None:
-        raise ValueError(f"The layer '{done}' is being pruned by `torch.nn.utils.prune` already: make that permanent first, with its `prune.remove`.")
+        raise ValueError(f"The layer '{done}' is being pruned by `torch.nn.utils.prune` already: "
+            "make that permanent first, with its `prune.remove`.")
     ws = {k:m._parameters['weight'] for k,m in mods.items() if m._parameters.get('weight') is not None}
     first = {id(w):k for k,w in reversed(ws.items())}
-    if not ws: raise ValueError(f'The model ({type(model).__name__}) has no weight to prune in a layer of type {", ".join(o.__name__.strip("_") for o in L(layers))}: say which types, `layers=…`.')
+    if not ws:
+        raise ValueError(f'The model ({type(model).__name__}) has no weight to prune in a layer of type '
+            f'{", ".join(o.__name__.strip("_") for o in L(layers))}: say which types, `layers=…`.')
     return {k:w for k,w in ws.items() if first[id(w)]==k}
 
 class Prune(Callback):
@@ -94,22 +99,29 @@ class Prune(Callback):
         finish=0.8, # No step once this is done; what is left of the fit heals
         every=1, # Between two steps; None: one step only
         steps=None, # When, as `[5,'p',9]` or a function `(epoch, n_epoch) -> bool`; None: `start`, `finish`, `every`
-        method='l1', # Which weights: 'l1', 'random', 'filters', one of torch's unstructured pruning classes, or a function `(weights, masks, share) -> masks`
+        method='l1', # Which weights: 'l1', 'random', 'filters', one of torch's unstructured pruning classes,
+        # or a function `(weights, masks, share) -> masks`
         ramp='cubic', # How many at a time: 'cubic', 'linear', 'whole' (all at the first step), or a function
         layers=(_ConvNd, nn.Linear), # Types of the layers whose weights are pruned, frozen or not; biases and norms stay
     ):
         refuse_number(0, 1, amount=amount)
         if amount==1: raise ValueError('amount=1 would leave no weight: give a share under 1, such as 0.8.')
-        if steps is not None and (start,finish,every)!=(0.3,0.8,1): raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
+        if steps is not None and (start,finish,every)!=(0.3,0.8,1):
+            raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
         store_attr('amount,layers')
         self.schedule = Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps)
-        if isinstance(self.schedule, Plateau): raise ValueError('Nobody can know how many steps a plateau will bring, and pruning ends at a given share: give epochs.')
-        if isinstance(method, type) and issubclass(method, torch_prune.BasePruningMethod): method = partial(prune_globally, method=method)
+        if depends(self.schedule):
+            raise ValueError(f'Nobody can know how many steps the schedule {called(self.schedule)} will bring, and pruning ends at a given share: '
+                             'give epochs.')
+        if isinstance(method, type) and issubclass(method, torch_prune.BasePruningMethod):
+            method = partial(prune_globally, method=method)
         self.method,self.ramp = by_name(method, prune_methods, 'pruning method'), by_name(ramp, ramps, 'ramp')
         refuse_unknown(self.method, ('weights','masks','share'), 'pruning method')
         self.fits,self.begun,self.busy,self.masks,self._rows = 0,False,False,{},[]
 
-    def __repr__(self): return f'Prune({self.amount:.0%} by {getattr(self.method, "__name__", None) or self.method.keywords["method"].__name__}, {self.schedule})'
+    def __repr__(self):
+        return (f'Prune({self.amount:.0%} by '
+            f'{getattr(self.method, "__name__", None) or self.method.keywords["method"].__name__}, {self.schedule})')
 
 # %% ../../nbs/experiment/04_prune.ipynb #f0ce7df1
 @patch
@@ -126,7 +138,9 @@ def before_train(self:Prune):
 @patch
 def begin(self:Prune):
     "The weights, the masks of an earlier fit, and the steps of this one"
-    if len(L(self.learn.cbs).filter(risinstance(Prune)))>1: raise ValueError('The learner has more than one Prune: `learn.remove_cb(Prune)` takes them all off, then add the one you want.')
+    if len(L(self.learn.cbs).filter(risinstance(Prune)))>1:
+        raise ValueError('The learner has more than one Prune: '
+            '`learn.remove_cb(Prune)` takes them all off, then add the one you want.')
     ws,self.begun = prunable(self.model, self.layers),True
     if {k:o.shape for k,o in self.masks.items()}!={k:o.shape for k,o in ws.items()}: self.masks = {}
     self.masks = {k:o.to(ws[k].device) for k,o in self.masks.items()}
@@ -136,7 +150,9 @@ def begin(self:Prune):
     self.fits,self.busy,n = self.fits+1,True,self.n_epoch
     frozen = getattr(self.opt, 'frozen_idx', 0)>0 # the first phase of `fine_tune`
     self.ends = [] if frozen and getattr(self.schedule, 'n_epoch', 0)>n else proxy_epochs(self.schedule, n)
-    if not self.ends and not frozen: warn(f'No epoch of this fit ends in pruning ({self.schedule}, {n} epochs): it trains as if Prune were not there.', ProxyWarning)
+    if not self.ends and not frozen:
+        warn(f'No epoch of this fit ends in pruning ({self.schedule}, {n} epochs): it trains as if Prune were not there.',
+            ProxyWarning)
 
 @patch
 def weights(self:Prune):
@@ -174,7 +190,8 @@ def after_fit(self:Prune):
     if not self.begun: return
     self.busy = self.begun = False
     if self.masks and any(w[~self.masks[k]].any() for k,w in self.weights().items()):
-        warn(f'The weights have come back to what they were before the last pruning ({self.sparsity():.0%} are zero, not {self.gone():.0%}): a callback such as SaveModelCallback has loaded an earlier epoch.', ProxyWarning)
+        warn(f'The weights have come back to what they were before the last pruning ({self.sparsity():.0%} are zero, '
+            f'not {self.gone():.0%}): a callback such as SaveModelCallback has loaded an earlier epoch.', ProxyWarning)
 
 # %% ../../nbs/experiment/04_prune.ipynb #7ba51aaf
 @patch
@@ -198,23 +215,33 @@ def step(self:Prune):
     if asked>0: self.masks = self.check_masks(from_first(given(self.method, weights=ws, masks=masks, share=asked)), masks)
     self.keep_zero()
     kept = {k:int(o.sum()) for k,o in (self.masks or masks).items()}
-    self._rows.append(pd.DataFrame([dict(fit=self.fits, epoch=self.epoch, asked=asked, reached=self.gone(), layer=k, weights=o.numel(), left=kept[k], sparsity=1-kept[k]/o.numel()) for k,o in ws.items()]))
+    self._rows.append(pd.DataFrame([
+        dict(fit=self.fits, epoch=self.epoch, asked=asked, reached=self.gone(),
+            layer=k, weights=o.numel(), left=kept[k], sparsity=1-kept[k]/o.numel())
+        for k,o in ws.items()]))
     dead = [k for k,o in masks.items() if o.any() and not kept[k]]
-    if dead: warn(f"No weight is left of {len(dead)} {'layers' if len(dead)>1 else 'layer'} ({', '.join(dead[:3])}{' …' if len(dead)>3 else ''}): nothing passes there any more. Prune less, or by 'filters', which leaves one of each.", ProxyWarning)
+    if dead:
+        warn(f"No weight is left of {len(dead)} {'layers' if len(dead)>1 else 'layer'} "
+            f"({', '.join(dead[:3])}{' …' if len(dead)>3 else ''}): nothing passes there any more. "
+            "Prune less, or by 'filters', which leaves one of each.", ProxyWarning)
 
 @patch
 def check_masks(self:Prune, new, old):
     "Masks as a method should give them, on the device of the weights"
-    if not isinstance(new, dict) or new.keys()!=old.keys() or any(not isinstance(o, torch.Tensor) or o.shape!=old[k].shape for k,o in new.items()):
-        raise TypeError('The pruning method should return a dict with a bool tensor for each weight, of its shape: True where it is kept.')
+    if not isinstance(new, dict) or new.keys()!=old.keys() or any(
+            not isinstance(o, torch.Tensor) or o.shape!=old[k].shape for k,o in new.items()):
+        raise TypeError('The pruning method should return a dict with a bool tensor for each weight, of its shape: '
+            'True where it is kept.')
     return {k:o.to(old[k].device).bool() & old[k] for k,o in new.items()}
 
 @patch(as_prop=True)
 def log(self:Prune):
     "A row for every layer of every step"
-    return pd.concat(self._rows, ignore_index=True) if self._rows else pd.DataFrame(columns='fit epoch asked reached layer weights left sparsity'.split())
+    return (pd.concat(self._rows, ignore_index=True) if self._rows
+        else pd.DataFrame(columns='fit epoch asked reached layer weights left sparsity'.split()))
 
 @patch(as_prop=True)
 def history(self:Prune):
     "A row for every step: share asked for, share reached, weights, weights left"
-    return self.log.groupby(['fit','epoch'], as_index=False).agg(asked=('asked','first'), reached=('reached','first'), weights=('weights','sum'), left=('left','sum'))
+    return self.log.groupby(['fit','epoch'], as_index=False).agg(
+        asked=('asked','first'), reached=('reached','first'), weights=('weights','sum'), left=('left','sum'))

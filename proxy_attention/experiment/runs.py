@@ -54,10 +54,12 @@ class EventLog:
             how,kind = v.WhichOneof('value'), v.metadata.plugin_data.plugin_name or self.kinds.get(v.tag, '')
             self.kinds[v.tag] = kind
             if how=='simple_value': self.rows.append((v.tag, event.step, event.wall_time, v.simple_value))
-            elif how=='tensor' and kind=='scalars': self.rows.append((v.tag, event.step, event.wall_time, float(tensor_util.make_ndarray(v.tensor).item())))
+            elif how=='tensor' and kind=='scalars':
+                self.rows.append((v.tag, event.step, event.wall_time, float(tensor_util.make_ndarray(v.tensor).item())))
             elif v.tag==SESSION_START_INFO_TAG: self.hparams |= _hparams(v.metadata.plugin_data.content)
             elif self.images and how=='image': self.pics.append((v.tag, event.step, v.image.encoded_image_string))
-            elif self.images and how=='tensor' and kind=='images': self.pics.append((v.tag, event.step, v.tensor.string_val[2])) # after width and height
+            elif self.images and how=='tensor' and kind=='images':
+                self.pics.append((v.tag, event.step, v.tensor.string_val[2])) # after width and height
 
 def _hparams(content):
     "Hyperparameters as TensorBoard's dashboard keeps them"
@@ -70,7 +72,8 @@ _kept = ('config.json','config.toml','history.csv','proxy_steps.csv')
 
 def _flat(d, pre=''):
     "Tables in tables become names with dots"
-    return {k2:v2 for k,v in d.items() for k2,v2 in (_flat(v, f'{pre}{k}.') if isinstance(v, dict) else {f'{pre}{k}':v}).items()}
+    return {k2:v2 for k,v in d.items()
+        for k2,v2 in (_flat(v, f'{pre}{k}.') if isinstance(v, dict) else {f'{pre}{k}':v}).items()}
 
 def _settings(path):
     "What `config.json` or `config.toml` says"
@@ -79,7 +82,8 @@ def _settings(path):
     if not isinstance(found, dict): raise ValueError('it holds no settings by name')
     flat = _flat(found)
     names = [k.split('.')[-1] for k in flat]
-    return {nm if names.count(nm)==1 else k:v for nm,(k,v) in zip(names, flat.items())} # the section is told only where a name is in several
+    # the section is told only where a name is in several
+    return {nm if names.count(nm)==1 else k:v for nm,(k,v) in zip(names, flat.items())}
 
 class Run:
     "What one run folder holds: settings, epochs, proxy steps, logs"
@@ -103,7 +107,9 @@ class Run:
             return ''
         if afresh or f not in self.logs: self.logs[f] = EventLog(f, self.images)
         left,at = self.logs[f].read(),self.logs[f].at
-        return '' if not left else f'only its first {at} of {at+left} bytes can be read: it is being written, was cut off, or is damaged' if at else 'it is no TensorBoard log'
+        return ('' if not left else
+            f'only its first {at} of {at+left} bytes can be read: it is being written, was cut off, or is damaged' if at else
+            'it is no TensorBoard log')
 
     def forget(self,
         f # A file that is gone
@@ -125,10 +131,13 @@ def when(self:Run)->pd.Timestamp:
     if named := re.search(r'\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d', self.path.name):
         try: return pd.Timestamp(datetime.strptime(named[0], '%Y-%m-%d_%H-%M-%S'))
         except ValueError: pass # looks like a time, and is none
-    times = [o.rows[0][2] for o in self.logs.values() if o.rows] or [f.stat().st_mtime for f in map(self.path.joinpath, _kept) if f.exists()]
+    times = ([o.rows[0][2] for o in self.logs.values() if o.rows]
+        or [f.stat().st_mtime for f in map(self.path.joinpath, _kept) if f.exists()])
     return pd.Timestamp(datetime.fromtimestamp(int(min(times)))) if times else pd.NaT
 
-def _local(seconds): return pd.to_datetime(seconds, unit='s', utc=True).dt.tz_convert(datetime.now().astimezone().tzinfo).dt.tz_localize(None)
+def _local(seconds):
+    return (pd.to_datetime(seconds, unit='s', utc=True)
+        .dt.tz_convert(datetime.now().astimezone().tzinfo).dt.tz_localize(None))
 
 @patch(as_prop=True)
 def scalars(self:Run)->pd.DataFrame:
@@ -147,7 +156,8 @@ def metrics(self:Run)->dict:
     "Its last values: those of `history.csv`, then those only its logs have"
     hist,logged = self.kept.get('history.csv'), self.scalars
     last = {} if hist is None or not len(hist) else hist.iloc[-1].drop('epoch', errors='ignore').to_dict()
-    return last | {k:v for k,v in logged.groupby('tag', sort=False).value.last().items() if k not in last and k not in ('epoch','fit')}
+    return last | {k:v for k,v in logged.groupby('tag', sort=False).value.last().items()
+        if k not in last and k not in ('epoch','fit')}
 
 @patch(as_prop=True)
 def epochs(self:Run)->pd.DataFrame:
@@ -155,9 +165,12 @@ def epochs(self:Run)->pd.DataFrame:
     hist,steps = self.kept.get('history.csv'), self.kept.get('proxy_steps.csv')
     if hist is not None and 'epoch' in hist:
         if steps is None or not {'fit','epoch'}<=set(steps) or not len(steps): return hist
-        return hist.merge(steps[steps.fit==steps.fit.max()].drop(columns='fit').set_index('epoch').add_prefix('proxy_'), how='left', left_on='epoch', right_index=True)
+        return hist.merge(
+            steps[steps.fit==steps.fit.max()].drop(columns='fit').set_index('epoch').add_prefix('proxy_'),
+            how='left', left_on='epoch', right_index=True)
     logged = self.scalars
-    wide = logged.groupby(['step','tag'], sort=False).value.last().unstack().reindex(columns=logged.tag.unique()).sort_index().rename_axis(columns=None).reset_index()
+    wide = (logged.groupby(['step','tag'], sort=False).value.last().unstack()
+        .reindex(columns=logged.tag.unique()).sort_index().rename_axis(columns=None).reset_index())
     return wide[wide.epoch.notna()].reset_index(drop=True) if 'epoch' in wide else wide
 
 @patch(as_prop=True)
@@ -170,7 +183,8 @@ def done(self:Run)->int:
 def pictures(self:Run)->list: # (tag, step, image) each; a picture file of the folder has no step
     "The images of its logs, and the picture files in its folder"
     logged = [(tag,step,BytesIO(o)) for _,log in sorted(self.logs.items()) for tag,step,o in log.pics]
-    return [(tag, step, Image.open(o)) for tag,step,o in logged + [(f.stem,None,f) for f in sorted(self.path.glob('*.png'))]]
+    return [(tag, step, Image.open(o))
+        for tag,step,o in logged + [(f.stem,None,f) for f in sorted(self.path.glob('*.png'))]]
 
 # %% ../../nbs/experiment/01_runs.ipynb #b1ee92d2
 class Runs:
@@ -205,20 +219,26 @@ class Runs:
         for f,home in found.items():
             try: st = f.stat()
             except FileNotFoundError: continue # gone in the meantime
-            except OSError as e: wrong[f] = e.strerror; continue
+            except OSError as e:
+                wrong[f] = e.strerror
+                continue
             stamp,old = (home,st.st_ino,st.st_size,st.st_mtime_ns), self.stamps.get(f)
             if stamp==old: continue
             if old and old[0]!=home: self.drop(f) # a log that has come to lie in another run
-            if home not in self.runs: self.runs[home] = Run(home, home.relative_to(self.root).as_posix() if home!=self.root else home.resolve().name, self.images)
+            if home not in self.runs:
+                self.runs[home] = Run(home,
+                    home.relative_to(self.root).as_posix() if home!=self.root else home.resolve().name, self.images)
             self.stamps[f] = stamp
             read.append(f)
             try: wrong[f] = self.runs[home].read(f, old is None or old[:2]!=stamp[:2] or old[2]>stamp[2])
-            except (OSError, ValueError, DecodeError, OpError) as e: wrong[f] = f'{getattr(e, "strerror", None) or e}'.splitlines()[0]
+            except (OSError, ValueError, DecodeError, OpError) as e:
+                wrong[f] = f'{getattr(e, "strerror", None) or e}'.splitlines()[0]
         new = {f:why for f,why in (wrong|closed).items() if why and self.broken.get(f)!=why}
         self.broken = {f:why for f,why in (self.broken|wrong|closed).items() if why and (f in found or f in closed)}
         if new:
             named = '; '.join(f'{f.relative_to(self.root).as_posix()} ({why})' for f,why in list(new.items())[:5])
-            warn(f"{len(new)} {'file' if len(new)==1 else 'files'} below {self.root} cannot be read, or not to the end: {named}{'; …' if len(new)>5 else ''}. The rest is.", ProxyWarning)
+            warn(f"{len(new)} {'file' if len(new)==1 else 'files'} below {self.root} cannot be read, or not to the end: "
+                f"{named}{'; …' if len(new)>5 else ''}. The rest is.", ProxyWarning)
         return read
 
     def drop(self,
@@ -239,7 +259,8 @@ def _whole(df):
     "Counts stay whole numbers where some runs have none"
     for c in df:
         v = df[c].dropna()
-        if df[c].dtype!='int64' and len(v) and all(isinstance(o, (int,np.integer)) and not isinstance(o, bool) for o in v): df[c] = df[c].astype('Int64')
+        if df[c].dtype!='int64' and len(v) and all(isinstance(o, (int,np.integer)) and not isinstance(o, bool) for o in v):
+            df[c] = df[c].astype('Int64')
     return df
 
 def _beside(found, taken, end):
@@ -258,7 +279,8 @@ def _final(run):
 @patch(as_prop=True)
 def final(self:Runs)->pd.DataFrame:
     "A row a run: settings, last values, proxy steps; with the last image of each name, if images are kept"
-    rows = [row | (_beside({tag:pic for tag,_,pic in o.pictures()}, row, 'image') if self.images else {}) for o in self for row in [_final(o)]]
+    rows = [row | (_beside({tag:pic for tag,_,pic in o.pictures()}, row, 'image') if self.images else {})
+        for o in self for row in [_final(o)]]
     cols = list({k:0 for r in [dict(run=0, when=0), *rows] for k in r})
     return _whole(pd.DataFrame({c:pd.Series([r.get(c) for r in rows], dtype=object) for c in cols})).infer_objects()
 
@@ -275,7 +297,8 @@ def per_epoch(self:Runs)->pd.DataFrame:
     parts = [o for o in parts if len(o)]
     if not parts: return pd.DataFrame(columns=['run'])
     df = pd.concat(parts, ignore_index=True)
-    for c in df.columns.intersection(['epoch','step','fit','proxy_chosen','proxy_made','proxy_served']): df[c] = df[c].astype('Int64')
+    for c in df.columns.intersection(['epoch','step','fit','proxy_chosen','proxy_made','proxy_served']):
+        df[c] = df[c].astype('Int64')
     return df[['run', *df.columns.drop('run')]]
 
 def _put(rows, tag, where, pic):
@@ -286,7 +309,8 @@ def _put(rows, tag, where, pic):
 def scalars(self:Runs)->pd.DataFrame:
     "Every value of every log: run, tag, step, when, value"
     parts = [o.scalars.assign(run=o.name) for o in self if o.logs]
-    return pd.concat(parts, ignore_index=True)[['run','tag','step','when','value']] if parts else pd.DataFrame(columns='run tag step when value'.split())
+    return (pd.concat(parts, ignore_index=True)[['run','tag','step','when','value']] if parts
+        else pd.DataFrame(columns='run tag step when value'.split()))
 
 def read_runs(
     root='runs', # Folder of all runs, or of one
@@ -320,7 +344,8 @@ def table(self:Runs,
     "The rows and columns to be shown"
     df = self.final
     def known(c):
-        if c not in df: raise ValueError(f"No run has a column {c!r}{nearest(c, df.columns)} There are: {', '.join(df.columns)}.")
+        if c not in df:
+            raise ValueError(f"No run has a column {c!r}{nearest(c, df.columns)} There are: {', '.join(df.columns)}.")
         return c
     if sort:
         by = known(sort.removeprefix('-'))
@@ -329,7 +354,8 @@ def table(self:Runs,
     if asked := _asked(columns): return df[[known(o) for o in asked]]
     said = {k for o in self for k in o.settings}
     told = [k for o in self for k in o.metrics if '/' not in k and k not in said]
-    return df[[o for o in dict.fromkeys(['run','when','arch','recipe','epochs' if 'epochs' in df else 'done',*told,'proxy_steps']) if o in df]]
+    return df[[o for o in dict.fromkeys(['run','when','arch','recipe','epochs' if 'epochs' in df else 'done',*told,'proxy_steps'])
+        if o in df]]
 
 def _numeric(cells): return pd.to_numeric(cells[cells!=''], errors='coerce').notna().all()
 
@@ -355,12 +381,17 @@ def text(self:Runs,
         for c in sorted(names, key=lambda c: -wide[c]): wide[c] = max(min(wide[c], least), wide[c]-max(0, over()))
     words = [c for c in cols if c not in ('run','when') and not _numeric(shown[c])]
     shorten(words, 12)
-    extra = [c for c in cols if columns is None and c not in ('run','when','arch','recipe','epochs','done','valid_loss','accuracy','proxy_steps')]
-    while over()>0 and extra: left.insert(0, extra.pop()); cols.remove(left[0])
+    extra = [c for c in cols if columns is None
+        and c not in ('run','when','arch','recipe','epochs','done','valid_loss','accuracy','proxy_steps')]
+    while over()>0 and extra:
+        left.insert(0, extra.pop())
+        cols.remove(left[0])
     shorten(['run'] if 'run' in cols else [], 20)
     while over()>0 and len(cols)>1: left.insert(0, cols.pop())
     right = {c for c in cols if c in ('epochs','done') or _numeric(shown[c])}
-    line = lambda cells: '  '.join(fit_text(o, wide[c]).rjust(wide[c]) if c in right else fit_text(o, wide[c]).ljust(wide[c]) for c,o in zip(cols, cells)).rstrip()
+    line = lambda cells: '  '.join(
+        fit_text(o, wide[c]).rjust(wide[c]) if c in right else fit_text(o, wide[c]).ljust(wide[c])
+        for c,o in zip(cols, cells)).rstrip()
     lines = [line([_short.get(c, c) for c in cols]), *(line(row) for row in shown[cols].itertuples(index=False, name=None))]
     return '\n'.join(lines + ([f"Left out: {', '.join(left)}"] if left else []))
 
@@ -385,7 +416,8 @@ def _spark(values, w=90, h=18):
     v = v[np.linspace(0, len(v)-1, min(len(v), w)).round().astype(int)]
     y = h-1-(v-v.min())/((v.max()-v.min()) or 1)*(h-2)
     points = ' '.join(f'{x:.1f},{o:.1f}' for x,o in zip(np.linspace(1, w-1, len(v)), y))
-    return f'<svg width="{w}" height="{h}"><polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>'
+    return (f'<svg width="{w}" height="{h}"><polyline points="{points}" '
+        'fill="none" stroke="currentColor" stroke-width="1.5"/></svg>')
 
 @patch
 def __repr__(self:Runs):
@@ -398,6 +430,7 @@ def _repr_html_(self:Runs):
     df = self.table()
     shown = df.apply(lambda c: c.map(lambda v: html.escape(_cell(v))))
     name = lambda d: 'valid_loss' if 'valid_loss' in d else next((c for c in d if c not in ('step','epoch','fit')), None)
-    lines = {o.name:_spark(e[c]) if (c := name(e := o.epochs)) and pd.api.types.is_numeric_dtype(e[c]) else '' for o in self}
+    lines = {o.name:_spark(e[c]) if (c := name(e := o.epochs)) and pd.api.types.is_numeric_dtype(e[c]) else ''
+        for o in self}
     shown[''] = [lines[o] for o in df.run]
     return shown.rename(columns=lambda c: html.escape(_short.get(c, c))).to_html(escape=False, index=False, border=0)

@@ -22,7 +22,8 @@ import numpy as np, optuna, pandas as pd, tomli_w
 from fastcore.all import L, noop, patch, store_attr
 from fastai.callback.core import Callback
 from fastprogress.fastprogress import progress_bar
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import (BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution,
+    distribution_to_json, json_to_distribution)
 from optuna.exceptions import ExperimentalWarning, OptunaError, TrialPruned
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -53,7 +54,9 @@ def read_space(
     space = {}
     for part in text.split():
         name,_,said = part.partition('=')
-        if not name or not said: raise ValueError(f'{part!r} in the space should say a name and what to try, as area=0.02..0.3, lr=1e-4..1e-2:log, fill=swap,zero or share=0.2.')
+        if not name or not said:
+            raise ValueError(f'{part!r} in the space should say a name and what to try, '
+                'as area=0.02..0.3, lr=1e-4..1e-2:log, fill=swap,zero or share=0.2.')
         if name in space: raise ValueError(f'The space says {name} twice: {part!r} is the second.')
         if ends := re.fullmatch(r'(.+?)\.\.(.+?)(:log)?', said):
             space[name] = (_value(ends[1]), _value(ends[2]), *(['log'] if ends[3] else []))
@@ -77,18 +80,26 @@ def _kind(f, name):
 def _distribution(name, tried, kind=None):
     "Optuna's distribution for what is to be tried; None for a single value"
     def number_of(v):
-        if isinstance(v, bool) or not isinstance(v, Real) or not math.isfinite(v): raise TypeError(f'The range {name}={tried!r} should be from one number to another; choices are a list, as {name}=[…].')
+        if isinstance(v, bool) or not isinstance(v, Real) or not math.isfinite(v):
+            raise TypeError(f'The range {name}={tried!r} should be from one number to another; '
+                f'choices are a list, as {name}=[…].')
         return _native(v)
     if isinstance(tried, BaseDistribution): return tried
     if isinstance(tried, tuple):
-        if len(tried) not in (2,3) or tried[2:] not in ((), ('log',)): raise TypeError(f"The range {name}={tried!r} should be (lo, hi) or (lo, hi, 'log'); choices are a list, as {name}=[…].")
+        if len(tried) not in (2,3) or tried[2:] not in ((), ('log',)):
+            raise TypeError(f"The range {name}={tried!r} should be (lo, hi) or (lo, hi, 'log'); "
+                f"choices are a list, as {name}=[…].")
         lo,hi = map(number_of, tried[:2])
         log,whole = len(tried)==3, isinstance(lo, int) and isinstance(hi, int) and kind is not float
-        if lo>=hi: raise ValueError(f'The range {name}={tried!r} should go from a smaller to a larger number.')
-        if log and lo<=0: raise ValueError(f'The range {name}={tried!r} is on a logarithmic scale, and should begin above 0.')
+        if lo>=hi:
+            raise ValueError(f'The range {name}={tried!r} should go from a smaller to a larger number.')
+        if log and lo<=0:
+            raise ValueError(f'The range {name}={tried!r} is on a logarithmic scale, and should begin above 0.')
         return IntDistribution(lo, hi, log=log) if whole else FloatDistribution(lo, hi, log=log)
     values = [_native(tried)] if _choices(tried) is None else _choices(tried)
-    if odd := [o for o in values if not isinstance(o, _plain)]: raise TypeError(f'{name}={odd[0]!r}: a study keeps texts, numbers, True, False and None. Give it a name, and look that up in `run`.')
+    if odd := [o for o in values if not isinstance(o, _plain)]:
+        raise TypeError(f'{name}={odd[0]!r}: a study keeps texts, numbers, True, False and None. '
+            'Give it a name, and look that up in `run`.')
     if not values: raise ValueError(f'{name}=[] leaves nothing to try.')
     if len(set(values))<len(values): raise ValueError(f'{name}={values!r} names a choice twice.')
     return CategoricalDistribution(values) if len(values)>1 else None
@@ -111,8 +122,11 @@ def grid_points(
 )->list: # A dictionary each
     "Every combination of choices"
     for k,d in space.items():
-        if not isinstance(d, CategoricalDistribution): raise ValueError(f"A grid goes through choices, and {k} is a range ({_said(d)}): list its values, or take 'random' or 'tpe'.")
-    if (n := math.prod(len(d.choices) for d in space.values()))>100_000: raise ValueError(f"This grid has {n} points: take 'random' or 'tpe', or leave choices out.")
+        if not isinstance(d, CategoricalDistribution):
+            raise ValueError(f"A grid goes through choices, and {k} is a range ({_said(d)}): "
+                "list its values, or take 'random' or 'tpe'.")
+    if (n := math.prod(len(d.choices) for d in space.values()))>100_000:
+        raise ValueError(f"This grid has {n} points: take 'random' or 'tpe', or leave choices out.")
     points = [dict(zip(space, o)) for o in itertools.product(*(d.choices for d in space.values()))]
     return [points[i] for i in np.random.default_rng(seed).permutation(len(points))]
 
@@ -171,7 +185,8 @@ class folder_run:
     )->dict: # Losses and metrics of the last epoch
         cfg = changed(self.cfg, **params)
         cbs = StopEarly(trial, metric) if trial is not None and not cfg.data.folds else None
-        cut = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml')) if from_toml(o)==cfg and not (o.parent/'model.pkl').exists()]
+        cut = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml'))
+            if from_toml(o)==cfg and not (o.parent/'model.pkl').exists()]
         run = resume_run(cut[-1], noop, cbs) if cut else train_folder(out=folder, say=noop, cbs=cbs, **all_settings(cfg))
         (run/'checkpoints'/'last.pth').unlink(missing_ok=True) # three times the size of the model, and nothing goes on from it
         return {k:v for k,v in last_of(run).items() if k!='run'}
@@ -186,8 +201,11 @@ def check(self:folder_run,
     folder # Of the sweep
 ):
     "Refuse what cannot work, before the first trial"
-    if metric not in self.metrics: raise ValueError(f"A training tells no {metric!r}{nearest(metric, self.metrics)} There are: {', '.join(self.metrics)}.")
-    if pruner and (self.cfg.data.folds or 'folds' in {*space, *fixed}): raise ValueError('A pruner judges the epochs of one training, and folds are several: leave one of them out.')
+    if metric not in self.metrics:
+        raise ValueError(f"A training tells no {metric!r}{nearest(metric, self.metrics)} "
+            f"There are: {', '.join(self.metrics)}.")
+    if pruner and (self.cfg.data.folds or 'folds' in {*space, *fixed}):
+        raise ValueError('A pruner judges the epochs of one training, and folds are several: leave one of them out.')
     refuse_inside(folder, images_of(self.cfg).path)
     rng = random.Random(0)
     for k,d in space.items():
@@ -217,7 +235,9 @@ def _holding(file, wait=True):
         if fcntl:
             try: fcntl.lockf(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except (BlockingIOError, PermissionError): raise
-            except OSError as e: warn(f'{file} cannot be locked ({e.strerror}): after a kill, free its trial with `sweep.again("running")`.', ProxyWarning)
+            except OSError as e:
+                warn(f'{file} cannot be locked ({e.strerror}): '
+                    'after a kill, free its trial with `sweep.again("running")`.', ProxyWarning)
         yield f
 
 def _mended(file):
@@ -232,14 +252,17 @@ def _mended(file):
 
 def _direction(metric): return 'minimize' if better(metric) is np.less else 'maximize'
 
-_states = {TrialState.COMPLETE:'complete', TrialState.FAIL:'failed', TrialState.PRUNED:'pruned', TrialState.RUNNING:'running'}
+_states = {
+    TrialState.COMPLETE:'complete', TrialState.FAIL:'failed',
+    TrialState.PRUNED:'pruned', TrialState.RUNNING:'running'}
 _columns = ('trial','state','seconds','problem','run','folder','metric')
 
 class Sweep:
     "Trials of `run` over a space, kept in a folder"
     def __init__(self,
         run, # `run(folder, **params)` → metrics as a dictionary; None: only look at a sweep that is there
-        space=None, # What is tried: name → a list, `(lo, hi)`, `(lo, hi, 'log')`, an Optuna distribution, or one value; or a text for `read_space`
+        space=None, # What is tried: name → a list, `(lo, hi)`, `(lo, hi, 'log')`, an Optuna distribution, or one value;
+        # or a text for `read_space`
         folder='runs/sweep', # Everything goes there; the same folder again goes on with its sweep
         sampler='tpe', # grid, random, tpe, a function `(space, seed)`, or an Optuna sampler
         metric:str='accuracy', # What is to be best: the least loss or error, the most of anything else
@@ -250,23 +273,38 @@ class Sweep:
         store_attr('run,metric,seed')
         self.folder,self.me = Path(folder),{}
         if run is None: return self._open(storage, None)
-        if not callable(run): raise TypeError(f'run={run!r} should be a function `run(folder, **params)`; for a folder of images there is `folder_run(path)`.')
-        if not isinstance(metric, str): raise TypeError(f'metric={metric!r} should be the name of a metric that `run` returns.')
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed<0: raise ValueError(f'seed={seed!r} should be a whole number from 0.')
+        if not callable(run):
+            raise TypeError(f'run={run!r} should be a function `run(folder, **params)`; '
+                'for a folder of images there is `folder_run(path)`.')
+        if not isinstance(metric, str):
+            raise TypeError(f'metric={metric!r} should be the name of a metric that `run` returns.')
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed<0:
+            raise ValueError(f'seed={seed!r} should be a whole number from 0.')
         if isinstance(space, str): space = read_space(space)
-        if not isinstance(space, dict): raise TypeError(f"space={space!r} should be a dictionary, as dict(area=(0.02, 0.3), fill=['swap','zero']).")
+        if not isinstance(space, dict):
+            raise TypeError(f"space={space!r} should be a dictionary, as dict(area=(0.02, 0.3), fill=['swap','zero']).")
         self._refuse_names(space)
         drawn = {k:_distribution(k, v, _kind(run, k)) for k,v in space.items()}
         self.space = {k:d for k,d in drawn.items() if d is not None}
-        self.fixed = {k:_native(v) if _choices(v) is None else _choices(v)[0] for k,v in space.items() if drawn[k] is None}
-        if not self.space: raise ValueError(f'Nothing varies in the space {space!r}: give a parameter several values, or a range.')
+        self.fixed = {k:_native(v) if _choices(v) is None else _choices(v)[0]
+            for k,v in space.items() if drawn[k] is None}
+        if not self.space:
+            raise ValueError(f'Nothing varies in the space {space!r}: give a parameter several values, or a range.')
         if pruner is not None and not isinstance(pruner, BasePruner): pruner = by_name(pruner, pruners, 'pruner')()
-        if pruner is not None and 'trial' not in takes(run): raise ValueError('A pruner is asked by `run`: give it an argument `trial`, and in each epoch call `trial.report(value, epoch)` and `if trial.should_prune(): raise optuna.TrialPruned`.')
-        with _quietly(): made = sampler if isinstance(sampler, BaseSampler) else given(by_name(sampler, samplers, 'sampler'), space=self.space, seed=seed)
+        if pruner is not None and 'trial' not in takes(run):
+            raise ValueError('A pruner is asked by `run`: give it an argument `trial`, and in each epoch call '
+                '`trial.report(value, epoch)` and `if trial.should_prune(): raise optuna.TrialPruned`.')
+        with _quietly():
+            made = (sampler if isinstance(sampler, BaseSampler)
+                else given(by_name(sampler, samplers, 'sampler'), space=self.space, seed=seed))
         self.points = made if isinstance(made, list) else None
-        if self.points and any(set(o)!=set(self.space) for o in self.points): raise ValueError(f"Each point of a sampler should say {', '.join(self.space)}.")
-        if self.points is None and not isinstance(made, BaseSampler): raise TypeError(f'The sampler gave {made!r}; it should be an Optuna sampler, or a list of dictionaries.')
-        self.sampler = None if self.points is not None else (lambda seed: made) if isinstance(sampler, BaseSampler) else (lambda seed: given(by_name(sampler, samplers, 'sampler'), space=self.space, seed=seed))
+        if self.points and any(set(o)!=set(self.space) for o in self.points):
+            raise ValueError(f"Each point of a sampler should say {', '.join(self.space)}.")
+        if self.points is None and not isinstance(made, BaseSampler):
+            raise TypeError(f'The sampler gave {made!r}; it should be an Optuna sampler, or a list of dictionaries.')
+        self.sampler = (None if self.points is not None
+            else (lambda seed: made) if isinstance(sampler, BaseSampler)
+            else (lambda seed: given(by_name(sampler, samplers, 'sampler'), space=self.space, seed=seed)))
         if hasattr(run, 'check'): run.check(self.space, self.fixed, metric, pruner, self.folder)
         self._open(storage, pruner or NopPruner())
 
@@ -275,7 +313,8 @@ class Sweep:
         known = sorted(names - {'**','folder','trial','metric','args','kwargs'})
         for k in space:
             if k in _columns: raise ValueError(f"A parameter cannot be called '{k}': a sweep has that already.")
-            if k not in names and '**' not in names: raise ValueError(f"There is no parameter '{k}'{nearest(k, known)} There are: {', '.join(known)}.")
+            if k not in names and '**' not in names:
+                raise ValueError(f"There is no parameter '{k}'{nearest(k, known)} There are: {', '.join(known)}.")
 
 # %% ../../nbs/experiment/08_sweep.ipynb #78b2ec03
 @patch
@@ -286,25 +325,35 @@ def _open(self:Sweep, storage, pruner):
     try:
         (self.folder/'.working').mkdir(parents=True, exist_ok=True)
         if self.journal and self.journal.exists(): _mended(self.journal)
-    except OSError as e: raise type(e)(f'The folder of the sweep, {self.folder}, cannot be used ({e.strerror}): name another one.') from e
+    except OSError as e:
+        raise type(e)(f'The folder of the sweep, {self.folder}, cannot be used ({e.strerror}): name another one.') from e
     with _quietly(), self._turn():
-        with self._readable(): self.study = optuna.create_study(study_name=self._name, storage=self._storage(storage), direction=_direction(self.metric), pruner=pruner, load_if_exists=True)
+        with self._readable():
+            self.study = optuna.create_study(
+                study_name=self._name, storage=self._storage(storage),
+                direction=_direction(self.metric), pruner=pruner, load_if_exists=True)
         self._agree()
 
 @patch
 def _look(self:Sweep, storage):
     "The study as it is, and what it is of"
-    none = f'There is no sweep in {self.folder}.' if self.journal else f"There is no sweep called '{self._name}' in this database."
+    none = (f'There is no sweep in {self.folder}.' if self.journal
+        else f"There is no sweep called '{self._name}' in this database.")
     if self.journal and not self.journal.exists(): raise FileNotFoundError(none)
     try:
-        with _quietly(), self._readable(): self.study = optuna.load_study(study_name=self._name, storage=self._storage(storage))
+        with _quietly(), self._readable():
+            self.study = optuna.load_study(study_name=self._name, storage=self._storage(storage))
     except KeyError as e: raise FileNotFoundError(none) from e
     said = self.study.user_attrs.get('sweep')
     if said is None: raise ValueError(f"The study '{self._name}' was not made by a Sweep.")
-    self.metric,self.fixed,self.points,self.space = said['metric'],said['fixed'],None,{k:json_to_distribution(v) for k,v in said['space'].items()}
+    self.metric,self.fixed = said['metric'],said['fixed']
+    self.points = None
+    self.space = {k:json_to_distribution(v) for k,v in said['space'].items()}
 
 @patch
-def _storage(self:Sweep, storage): return JournalStorage(JournalFileBackend(str(self.journal), lock_obj=JournalFileOpenLock(str(self.journal)))) if self.journal else storage
+def _storage(self:Sweep, storage):
+    return (JournalStorage(JournalFileBackend(str(self.journal), lock_obj=JournalFileOpenLock(str(self.journal))))
+        if self.journal else storage)
 
 @patch(as_prop=True)
 def _name(self:Sweep): return self.folder.resolve().name
@@ -321,27 +370,45 @@ def _readable(self:Sweep):
     try: yield
     except (SQLAlchemyError, OptunaError, ImportError, ValueError) as e:
         if self.journal: raise ValueError(f'{self.journal} is no journal of a sweep, or a damaged one ({e}).') from e
-        raise ValueError(f'The database of the sweep cannot be opened ({str(e).splitlines()[0]}): give a URL as sqlite:///sweep.db or postgresql://user@host/name, or an Optuna storage.') from e
+        raise ValueError(f'The database of the sweep cannot be opened ({str(e).splitlines()[0]}): '
+            'give a URL as sqlite:///sweep.db or postgresql://user@host/name, or an Optuna storage.') from e
 
 @patch
 def _agree(self:Sweep):
     "Say what this sweep is, or refuse one that is another"
     kept = getattr(self.run, 'fixed', None) or getattr(self.run, 'keywords', {})
-    here = dict(metric=self.metric, direction=self.study.direction.name.lower(), space={k:distribution_to_json(d) for k,d in self.space.items()}, fixed=self.fixed,
-        run={k:v for k,v in kept.items() if isinstance(v, _plain) and k not in ('path', *self.space, *self.fixed)}, points=self.points and sha256(repr(self.points).encode()).hexdigest()[:12])
+    here = dict(
+        metric=self.metric, direction=self.study.direction.name.lower(),
+        space={k:distribution_to_json(d) for k,d in self.space.items()}, fixed=self.fixed,
+        run={k:v for k,v in kept.items() if isinstance(v, _plain) and k not in ('path', *self.space, *self.fixed)},
+        points=self.points and sha256(repr(self.points).encode()).hexdigest()[:12])
     trials = self.study.get_trials(deepcopy=False) # before what is said of them, which is written first
     if 'sweep' not in self.study.user_attrs:
         if trials: raise ValueError(f"The study '{self._name}' was not made by a Sweep: name another folder.")
         self.study.set_user_attr('sweep', here)
-        said = dict(sweep=dict(metric=self.metric, direction=here['direction'], seed=self.seed, begun=datetime.now().replace(microsecond=0)),
-            space={k:list(d.choices) if isinstance(d, CategoricalDistribution) and None not in d.choices else _said(d) for k,d in self.space.items()}, fixed={k:v for k,v in ({'path':kept.get('path')}|here['run']|here['fixed']).items() if v is not None})
+        said = dict(
+            sweep=dict(
+                metric=self.metric, direction=here['direction'], seed=self.seed,
+                begun=datetime.now().replace(microsecond=0)),
+            space={
+                k:list(d.choices) if isinstance(d, CategoricalDistribution) and None not in d.choices else _said(d)
+                for k,d in self.space.items()},
+            fixed={
+                k:v for k,v in ({'path':kept.get('path')}|here['run']|here['fixed']).items()
+                if v is not None})
         write_whole(self.folder/'sweep.toml', lambda f: f.write(tomli_w.dumps(said).encode()))
     there = self.study.user_attrs['sweep']
-    flat = lambda o: {'the metric':o['metric'], 'the direction':o['direction'], **{f'space, {k}':_said(json_to_distribution(v)) for k,v in o['space'].items()}, **o['run'], **o['fixed'], 'the points of the grid, which the seed puts in order':o['points']}
+    flat = lambda o: {
+        'the metric':o['metric'], 'the direction':o['direction'],
+        **{f'space, {k}':_said(json_to_distribution(v)) for k,v in o['space'].items()},
+        **o['run'], **o['fixed'],
+        'the points of the grid, which the seed puts in order':o['points']}
     if there!=here:
         a,b = flat(there),flat(here)
         at = next((k for k in a|b if a.get(k)!=b.get(k)), 'the space')
-        raise ValueError(f"{self.folder} holds another sweep. {at[:1].upper()+at[1:]}: {a.get(at, 'absent')} there, {b.get(at, 'absent')} here. Go on with it as it was, or name a new folder.")
+        raise ValueError(f"{self.folder} holds another sweep. {at[:1].upper()+at[1:]}: "
+            f"{a.get(at, 'absent')} there, {b.get(at, 'absent')} here. "
+            "Go on with it as it was, or name a new folder.")
 
 # %% ../../nbs/experiment/08_sweep.ipynb #0fb82ddd
 @patch
@@ -366,7 +433,8 @@ def _dead(self:Sweep,
 )->bool:
     "Is the process that ran it gone? Of other machines nobody knows"
     a = t.user_attrs
-    if not fcntl or a.get('host')!=platform.node() or a['worker']==self.me.get('worker') or (not self.journal and a['folder']!=str(self.folder.resolve())): return False
+    if (not fcntl or a.get('host')!=platform.node() or a['worker']==self.me.get('worker')
+        or (not self.journal and a['folder']!=str(self.folder.resolve()))): return False
     try:
         with open(self.folder/'.working'/a['worker'], 'r+') as f: fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except FileNotFoundError: return True
@@ -377,14 +445,18 @@ def _dead(self:Sweep,
 @patch
 def _queue(self:Sweep, place):
     "Queue a trial for a place, with the parameters that one had there before"
-    before = [t.params for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get('place')==place and set(t.params)==set(self.space)]
-    self.study.enqueue_trial(before[-1] if before else self.points[place] if self.points else {}, user_attrs=dict(place=place, **self.me))
+    before = [t.params for t in self.study.get_trials(deepcopy=False)
+        if t.user_attrs.get('place')==place and set(t.params)==set(self.space)]
+    self.study.enqueue_trial(
+        before[-1] if before else self.points[place] if self.points else {},
+        user_attrs=dict(place=place, **self.me))
 
 @patch
 def _seed(self:Sweep, place):
     "What is drawn depends on the place, and on the trials before"
     if self.sampler is None: return
-    with _quietly(): self.study.sampler = self.sampler(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
+    with _quietly():
+        self.study.sampler = self.sampler(int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0]))
 
 @patch
 def _next(self:Sweep,
@@ -417,10 +489,14 @@ class _Wrong(TypeError): "`run` itself is wrong, not a combination"
 def _metrics(self:Sweep, said):
     "What `run` returned, as numbers"
     if not isinstance(said, dict): said = {self.metric:said}
-    if self.metric not in said: raise _Wrong(f"`run` returned no {self.metric!r}{nearest(self.metric, said)} It returned: {', '.join(map(str, said)) or 'nothing'}.")
+    if self.metric not in said:
+        raise _Wrong(f"`run` returned no {self.metric!r}{nearest(self.metric, said)} "
+            f"It returned: {', '.join(map(str, said)) or 'nothing'}.")
     try: res = {str(k):float(v) for k,v in said.items()}
-    except (TypeError, ValueError) as e: raise _Wrong(f'`run` should return a dictionary of numbers, and returned {said!r}.') from e
-    if not math.isfinite(res[self.metric]): raise ValueError(f'{self.metric} is {res[self.metric]}: the training came to nothing.')
+    except (TypeError, ValueError) as e:
+        raise _Wrong(f'`run` should return a dictionary of numbers, and returned {said!r}.') from e
+    if not math.isfinite(res[self.metric]):
+        raise ValueError(f'{self.metric} is {res[self.metric]}: the training came to nothing.')
     return res
 
 @patch
@@ -456,7 +532,8 @@ def _tell(self:Sweep, trial, value=None, state=None, **attrs):
         self.study.tell(trial, value, state=state)
     except (RuntimeError, ValueError):
         if f'void_{trial.number}' not in self.study.user_attrs: raise
-        warn(f"Trial {trial.user_attrs['place']} was taken for dead and given to another process; what this one found is left out.", ProxyWarning)
+        warn(f"Trial {trial.user_attrs['place']} was taken for dead and given to another process; "
+            "what this one found is left out.", ProxyWarning)
 
 @patch
 def go(self:Sweep,
@@ -464,10 +541,13 @@ def go(self:Sweep,
     quiet:bool=False # No progress bar
 ):
     "Run trials until all are done or being run elsewhere; the same call again goes on"
-    if self.run is None: raise ValueError('This sweep was opened to be looked at: to go on with it, give `run` and the space again.')
-    if n is None and self.points is None: raise ValueError('How many trials? Say go(20); only a grid knows its end.')
+    if self.run is None:
+        raise ValueError('This sweep was opened to be looked at: to go on with it, give `run` and the space again.')
+    if n is None and self.points is None:
+        raise ValueError('How many trials? Say go(20); only a grid knows its end.')
     n = len(self.points) if n is None else n
-    if isinstance(n, bool) or not isinstance(n, int) or n<1: raise ValueError(f'n={n!r} should be a number of trials, 1 or more.')
+    if isinstance(n, bool) or not isinstance(n, int) or n<1:
+        raise ValueError(f'n={n!r} should be a number of trials, 1 or more.')
     if self.points is not None: n = min(n, len(self.points))
     worker = f'{platform.node()}_{os.getpid()}_{uuid4().hex[:8]}'
     file,kind,same = self.folder/'.working'/worker,None,0
@@ -480,7 +560,9 @@ def go(self:Sweep,
                 start,e = time.monotonic(),self._try(trial)
                 same,kind = (0,None) if e is None else (same+1 if type(e)==kind else 1, type(e))
                 if same==3 and not self._done('complete'):
-                    raise ValueError(f'The first three trials failed in the same way ({kind.__name__}: {e}). If that can be mended, `sweep.again()` and then `go` run them again; otherwise `go` tries the next ones.') from e
+                    raise ValueError(f'The first three trials failed in the same way ({kind.__name__}: {e}). '
+                        'If that can be mended, `sweep.again()` and then `go` run them again; '
+                        'otherwise `go` tries the next ones.') from e
                 e = None
                 if time.monotonic()-start>5: gc.collect() # a learner and its callbacks hold each other, and the memory of the device
             bar()
@@ -495,7 +577,9 @@ def again(self:Sweep,
 )->int: # How many
     "Free the places of such trials: `go` runs them again, with the same parameters"
     known = [o for o in _states.values() if o!='complete']
-    if state not in known: raise ValueError(f"state={state!r}: trials to be run again are {', '.join(known[:-1])} or {known[-1]}{nearest(state, known)}")
+    if state not in known:
+        raise ValueError(f"state={state!r}: trials to be run again are "
+            f"{', '.join(known[:-1])} or {known[-1]}{nearest(state, known)}")
     found = [t.number for t in self._placed().values() if _states.get(t.state)==state]
     with _quietly():
         for o in found: self._void(o)
@@ -535,11 +619,18 @@ def df(self:Sweep)->pd.DataFrame:
     rows = []
     for p,t in self._placed().items():
         if t.state==TrialState.WAITING: continue
-        end = dict(state=_states[t.state], seconds=round(t.duration.total_seconds(), 1) if t.duration else None, problem=t.user_attrs.get('problem'), run=f'trial_{p:04d}')
+        end = dict(
+            state=_states[t.state], seconds=round(t.duration.total_seconds(), 1) if t.duration else None,
+            problem=t.user_attrs.get('problem'), run=f'trial_{p:04d}')
         rows.append(({k:t.params.get(k) for k in self.space}, t.user_attrs.get('metrics', {}), end, p, found.get(p, {})))
-    cols = list(dict.fromkeys(['trial', *self.space, *(k for r in rows for k in r[1]), 'state','seconds','problem','run', *(k for r in rows for k in r[4])]))
-    df = pd.DataFrame([r[4] | r[0] | r[1] | r[2] | dict(trial=r[3]) | ({'run':r[4]['run']} if r[4] else {}) for r in rows], columns=cols)
-    return df.drop(columns=[c for c in df.columns[len(self.space)+1:] if c not in ('state','seconds','run') and df[c].isna().all()])
+    cols = list(dict.fromkeys([
+        'trial', *self.space, *(k for r in rows for k in r[1]),
+        'state','seconds','problem','run', *(k for r in rows for k in r[4])]))
+    df = pd.DataFrame(
+        [r[4] | r[0] | r[1] | r[2] | dict(trial=r[3]) | ({'run':r[4]['run']} if r[4] else {}) for r in rows],
+        columns=cols)
+    return df.drop(columns=[c for c in df.columns[len(self.space)+1:]
+        if c not in ('state','seconds','run') and df[c].isna().all()])
 
 @patch
 def table(self:Sweep,
@@ -548,7 +639,9 @@ def table(self:Sweep,
     "Trials, the best first, then those that came to nothing"
     df = self.df
     df = df.loc[:, :'run'].assign(metric=df[self.metric] if self.metric in df else np.nan)
-    df = df.sort_values(['state','metric'], ascending=[True, self.study.direction.name=='MINIMIZE'], key=lambda c: c!='complete' if c.name=='state' else c, kind='stable')
+    df = df.sort_values(
+        ['state','metric'], ascending=[True, self.study.direction.name=='MINIMIZE'],
+        key=lambda c: c!='complete' if c.name=='state' else c, kind='stable')
     return df.drop(columns='metric').head(n) if n else df.drop(columns='metric')
 
 @patch(as_prop=True)
@@ -585,7 +678,8 @@ def _optunas_plot(self):
     rc = plt.rcParams.copy()
     try:
         with _quietly(): yield optuna.visualization.matplotlib
-    finally: dict.update(plt.rcParams, {k:v for k,v in rc.items() if k not in ('backend','interactive')}) # the first plot of a session sets these two
+    finally: # the first plot of a session sets these two
+        dict.update(plt.rcParams, {k:v for k,v in rc.items() if k not in ('backend','interactive')})
 
 @patch
 def plot(self:Sweep,
@@ -593,19 +687,25 @@ def plot(self:Sweep,
     figsize=None # In inches
 ):
     "A line a trial, through its parameters (parallel coordinates)"
-    with _optunas_plot(self) as plots: ax = plots.plot_parallel_coordinate(self.study, params=None if params is None else list(L(params)), target_name=self.metric)
+    with _optunas_plot(self) as plots:
+        ax = plots.plot_parallel_coordinate(
+            self.study, params=None if params is None else list(L(params)), target_name=self.metric)
     lines,fig,least = ax.collections[0], ax.figure, self.study.direction.name=='MINIMIZE'
     fig.set_size_inches(figsize or (1.2+1.7*(len(ax.get_xticks())-1), 3.2))
     value = np.asarray(lines.get_array())
     order = np.argsort(-value if least else value)
-    lines.set(segments=[lines.get_segments()[i] for i in order], array=value[order], cmap='viridis' if least else 'viridis_r', linewidths=np.where(np.arange(len(order))==len(order)-1, 3, 1.2), alpha=.8)
+    lines.set(
+        segments=[lines.get_segments()[i] for i in order], array=value[order],
+        cmap='viridis' if least else 'viridis_r',
+        linewidths=np.where(np.arange(len(order))==len(order)-1, 3, 1.2), alpha=.8)
     lines.colorbar.remove() # it says what the first axis says
     ax.set_title('')
     ax.set_xticks(ax.get_xticks(), [o.get_text() for o in ax.get_xticklabels()], rotation=0)
     ax.xaxis.set_tick_params(length=0, pad=8)
     for o in fig.axes:
         for side in ('top','bottom'): o.spines[side].set_visible(False)
-        for tick in o.get_yticklabels(): tick.set(fontsize=8, bbox=dict(facecolor='white', alpha=.7, linewidth=0, pad=.6))
+        for tick in o.get_yticklabels():
+            tick.set(fontsize=8, bbox=dict(facecolor='white', alpha=.7, linewidth=0, pad=.6))
     return ax
 
 @patch
@@ -614,7 +714,9 @@ def plot_slices(self:Sweep,
     figsize=None # In inches
 ):
     "A point a trial, over each parameter"
-    with _optunas_plot(self) as plots: axs = plots.plot_slice(self.study, params=None if params is None else list(L(params)), target_name=self.metric)
+    with _optunas_plot(self) as plots:
+        axs = plots.plot_slice(
+            self.study, params=None if params is None else list(L(params)), target_name=self.metric)
     axs = np.atleast_1d(axs)
     fig = axs[0].figure
     fig.set_size_inches(figsize or (1.4+2.4*len(axs), 2.6))
@@ -623,7 +725,8 @@ def plot_slices(self:Sweep,
         ax.set(title='', facecolor='white')
         ax.grid(color='.92')
         for o in ax.collections: o.set(cmap='viridis_r', edgecolors='white', linewidths=.5, alpha=.9)
-        if labels := [o.get_text() for o in ax.get_xticklabels() if o.get_text().startswith(("'",'"'))]: ax.set_xticks(range(len(labels)), [o[1:-1] for o in labels])
+        if labels := [o.get_text() for o in ax.get_xticklabels() if o.get_text().startswith(("'",'"'))]:
+            ax.set_xticks(range(len(labels)), [o[1:-1] for o in labels])
     return axs
 
 # %% ../../nbs/experiment/08_sweep.ipynb #31f9fd0c
@@ -632,12 +735,14 @@ def _text(df): return df.to_string(index=False, max_colwidth=60, na_rep='', floa
 @patch
 def __repr__(self:Sweep):
     ends = [f'{n} {o}' for o in _states.values() if (n := self._done(o))]
-    return f"Sweep of {self.metric} in {self.folder.name}: {', '.join(ends) or 'nothing run yet'}" + (f'\n{_text(self.table(5))}' if ends else '')
+    return (f"Sweep of {self.metric} in {self.folder.name}: {', '.join(ends) or 'nothing run yet'}"
+        + (f'\n{_text(self.table(5))}' if ends else ''))
 
 @patch
 def _repr_html_(self:Sweep):
     head,_,rows = repr(self).partition('\n')
-    return html.escape(head) + (self.table(5).to_html(index=False, border=0, na_rep='', float_format=lambda v: f'{v:.4g}') if rows else '')
+    return html.escape(head) + (
+        self.table(5).to_html(index=False, border=0, na_rep='', float_format=lambda v: f'{v:.4g}') if rows else '')
 
 # %% ../../nbs/experiment/08_sweep.ipynb #d1a1f919
 def sweep_folder(

@@ -17,22 +17,31 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastai.vision.data import get_grid
 from ..core import *
-from ..data.loaders import aside, has_items, items_dl, plain_dl, train_items
+from ..data.loaders import has_items, items_dl, plain_dl, train_items
+from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from ..attribution.targets import as_target
-from ..attribution.methods import as_attribution
+from ..attribution.methods import as_attribution, default_attribution, default_target
 from .heats import heat_on, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #79d73426
 def _refuse_unfit(dl):
     "Refuse, in a sentence, what cannot be interpreted class by class"
     ds = plain_dl(dl).dataset
-    if not has_items(ds): raise TypeError(f'A {type(ds).__name__} does not list its items, so none could be shown again: use loaders made with `DataBlock` or `ImageDataLoaders`.')
-    if not len(ds): raise ValueError('There are no images to interpret. An exported learner carries none: give `dl=learn.dls.test_dl(files, with_labels=True)`.')
+    if not has_items(ds):
+        raise TypeError(f'A {type(ds).__name__} does not list its items, so none could be shown again: '
+            'use loaders made with `DataBlock` or `ImageDataLoaders`.')
+    if not len(ds):
+        raise ValueError('There are no images to interpret. '
+            'An exported learner carries none: give `dl=learn.dls.test_dl(files, with_labels=True)`.')
     with keep_rng(): item = ds[0]
-    if not isinstance(item, (tuple,list)) or len(item)<=plain_dl(dl).n_inp: raise ValueError('The items have no labels, so there is no loss: `dls.test_dl(files, with_labels=True)`.')
-    if plain_dl(dl).n_inp!=1: raise TypeError(f'The model takes {plain_dl(dl).n_inp} inputs; heat is for models that take one image.')
-    if not hasattr(dl, 'vocab'): raise TypeError('The labels are no classes, so there are none to tell apart: for a regression, use `show_where(learn, files)`.')
+    if not isinstance(item, (tuple,list)) or len(item)<=plain_dl(dl).n_inp:
+        raise ValueError('The items have no labels, so there is no loss: `dls.test_dl(files, with_labels=True)`.')
+    if plain_dl(dl).n_inp!=1:
+        raise TypeError(f'The model takes {plain_dl(dl).n_inp} inputs; heat is for models that take one image.')
+    if not hasattr(dl, 'vocab'):
+        raise TypeError('The labels are no classes, so there are none to tell apart: '
+            'for a regression, use `show_where(learn, files)`.')
 
 class ProxyInterpretation(ClassificationInterpretation):
     "What fastai's `ClassificationInterpretation` tells, and where the model looked"
@@ -41,13 +50,15 @@ class ProxyInterpretation(ClassificationInterpretation):
         dl, # `DataLoader` of labelled images
         losses:Tensor, # (n,), in the order of `dl`
         act=None, # Activation for predictions; None: that of the loss function
-        attribution='LayerCAM', # Where it looks: name, class or function
-        target='pred', # What is explained: 'pred', 'label', 'margin', an index, see `as_target`
+        attribution=default_attribution, # Where it looks: name, class or function
+        target=default_target, # What is explained: 'pred', 'label', 'margin', an index, see `as_target`
         layer=None # Of a CAM; None: found by itself
     ):
         _refuse_unfit(dl)
         super().__init__(learn, dl, losses, act)
-        as_attribution(attribution), as_target(target) # each refuses what it does not know
+        # each refuses what it does not know
+        as_attribution(attribution)
+        as_target(target)
         self.how = dict(attribution=attribution, target=target, layer=layer)
 
     @classmethod
@@ -60,7 +71,9 @@ class ProxyInterpretation(ClassificationInterpretation):
     ):
         "From one pass over the images; the learner is afterwards as it was before"
         with aside(learn):
-            if dl is None: dl = items_dl(learn.dls, train_items(learn.dls)) if ds_idx==0 else learn.dls[ds_idx].new(shuffle=False, drop_last=False)
+            if dl is None:
+                dl = (items_dl(learn.dls, train_items(learn.dls)) if ds_idx==0
+                    else learn.dls[ds_idx].new(shuffle=False, drop_last=False))
             _refuse_unfit(dl)
             losses = learn.get_preds(dl=dl, with_preds=False, with_targs=False, with_loss=True, act=act)[-1]
         return cls(learn, dl, losses, act, **kwargs)
@@ -77,14 +90,17 @@ class ProxyInterpretation(ClassificationInterpretation):
         "Inputs, predictions, labels, decoded predictions and losses of some items"
         with aside(self.learn): return super().__getitem__(idxs)
 
-    def __repr__(self): return f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; heat: {called(self.how['attribution'])} of the {as_target(self.how['target'])}"
+    def __repr__(self):
+        return (f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; "
+            f"heat: {called(self.how['attribution'])} of the {as_target(self.how['target'])}")
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #7bded2d4
 def _numbers(idxs, n):
     "Item numbers as a list, from a number, a list or a tensor"
     idxs = np.arange(n) if idxs is None else np.atleast_1d(np.asarray(idxs))
     if not len(idxs): raise ValueError('No item is asked for: give item numbers.')
-    if (bad := (idxs<0)|(idxs>=n)).any(): raise IndexError(f'There is no item {idxs[bad][0]}: there are {n}, from 0 to {n-1}.')
+    if (bad := (idxs<0)|(idxs>=n)).any():
+        raise IndexError(f'There is no item {idxs[bad][0]}: there are {n}, from 0 to {n-1}.')
     return idxs.tolist()
 
 @patch
@@ -101,7 +117,8 @@ def heats(self:ProxyInterpretation,
     whole:bool=False # Over each whole image? Otherwise over what the model was shown of it
 )->Tensor: # (n,h,w) in [0,1]; all zeros where the map says nothing
     "Where the model looked in these items"
-    return normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=whole, **self.how)) # your own function may have a scale of its own
+    # your own function may have a scale of its own
+    return normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=whole, **self.how))
 
 @patch
 def decoded(self:ProxyInterpretation,
@@ -148,7 +165,8 @@ def show_heats(self:ProxyInterpretation,
     "Items as the model was shown them, and where it looked; in brackets what was predicted, where that is not the label"
     how = [self.how['attribution']] if attributions is None else L(attributions)
     rows = self.decoded(idxs)
-    heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs) for o in how]
+    heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs)
+        for o in how]
     return _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
 
 def _caption(label, pred): return label if label==pred else f'{label} ({pred})'
@@ -164,8 +182,10 @@ def plot_where(self:ProxyInterpretation,
     by = by_name(by, dict(pred=2, label=1), 'grouping')
     refuse_number(1, 10**9, n=n)
     idxs = np.unique(np.linspace(0, len(self.losses)-1, min(int(n), len(self.losses))).round().astype(int))
-    with aside(self.learn): cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
-    if cls.ndim!=1: raise TypeError('A mean map of each class is for one label an image; here an image has several: use `show_heats`.')
+    with aside(self.learn):
+        cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
+    if cls.ndim!=1:
+        raise TypeError('A mean map of each class is for one label an image; here an image has several: use `show_heats`.')
     heat = self.heats(idxs, whole=True)
     ok = ~degenerate(heat)
     names = [str(o) for o in self.vocab]
@@ -181,15 +201,17 @@ class HeatDrift(Callback):
         items=None, # Which pictures, labelled: items as in `dls.valid_ds.items`; None: `n` of validation, spread evenly
         n:int=8, # How many, unless `items` says it
         every:int=1, # Epochs between two looks; the last of a fit is always looked at
-        attribution='LayerCAM', # Name, class or function
-        target='label', # What is explained, see `as_target`
+        attribution=default_attribution, # Name, class or function
+        target=default_target, # What is explained, see `as_target`
         layer=None, # Of a CAM; None: found by itself
         grid:int=28 # Keep at most so many cells a side
     ):
         refuse_number(1, 10**6, n=n)
         refuse_number(1, 10**6, every=every)
         refuse_number(2, 4096, grid=grid)
-        as_attribution(attribution), as_target(target) # each refuses what it does not know
+        # each refuses what it does not know
+        as_attribution(attribution)
+        as_target(target)
         self.items,self.n,self.every,self.maps,self.epochs,self.done = items,int(n),int(every),[],[],0
         self.how = dict(attribution=attribution, target=target, layer=layer, side=grid)
 
@@ -211,7 +233,8 @@ def find(self:HeatDrift):
     "The pictures, and what they are labelled; of validation and spread evenly, unless they were given"
     dls,ds = self.learn.dls,plain_dl(self.learn.dls.valid).dataset
     if self.items is None:
-        if not has_items(ds) or not len(ds): raise ValueError('Which pictures? There are no validation items to choose from: `HeatDrift(items)`.')
+        if not has_items(ds) or not len(ds):
+            raise ValueError('Which pictures? There are no validation items to choose from: `HeatDrift(items)`.')
         idxs = np.unique(np.linspace(0, len(ds)-1, min(self.n, len(ds))).round().astype(int))
         self.items = getattr(ds.items, 'iloc', L(ds.items))[idxs.tolist()]
     with keep_rng():
@@ -227,11 +250,16 @@ def look(self:HeatDrift):
     self.epochs.append(self.done-1)
 
 @patch
-def moved(self:HeatDrift)->pd.DataFrame: # A row a look: epoch (from 0, over all fits); mean rank correlation and overlap of the hottest tenth with the last look; maps that say nothing
+def moved(self:HeatDrift
+)->pd.DataFrame: # A row a look: epoch (from 0, over all fits); mean rank correlation and overlap of the hottest tenth with the last look;
+    # maps that say nothing
     "How far attention still was from where it ended"
-    if not len(self.maps): raise ValueError('Nothing has been looked at: the callback has to be on the learner while it is fitted, and an export leaves its maps behind.')
+    if not len(self.maps):
+        raise ValueError('Nothing has been looked at: the callback has to be on the learner while it is fitted, '
+            'and an export leaves its maps behind.')
     last = self.maps[-1].float()
-    rows = [(*(o.nanmean().item() for o in agreement(resize_heat(m, last.shape[-2:]), last)), int(degenerate(m).sum())) for m in self.maps]
+    rows = [(*(o.nanmean().item() for o in agreement(resize_heat(m, last.shape[-2:]), last)), int(degenerate(m).sum()))
+        for m in self.maps]
     return pd.DataFrame(rows, columns=['rank','iou','empty'], index=pd.Index(self.epochs, name='epoch'))
 
 @patch
@@ -243,7 +271,8 @@ def show(self:HeatDrift,
     moved = self.moved()
     at = np.unique(np.linspace(0, len(moved)-1, min(most, len(moved))).round().astype(int))
     imgs,labels = zip(*self.pictures)
-    return _show_heats(imgs, [self.maps[i].float() for i in at], [f'epoch {moved.index[i]}\n{moved.iou.iloc[i]:.0%}' for i in at], labels, **kwargs)
+    return _show_heats(imgs, [self.maps[i].float() for i in at],
+        [f'epoch {moved.index[i]}\n{moved.iou.iloc[i]:.0%}' for i in at], labels, **kwargs)
 
 @patch
 def plot_drift(self:ProxyInterpretation,
@@ -252,7 +281,9 @@ def plot_drift(self:ProxyInterpretation,
 ): # The axes
     "How attention moved over the epochs, for the same pictures"
     drift = getattr(self.learn, 'heat_drift', None) if drift is None else drift
-    if drift is None: raise ValueError('A trained model does not know where it looked before: put a `HeatDrift()` on the learner (`cbs=`) before a fit. If it was given to `fit(cbs=…)`, pass it here.')
+    if drift is None:
+        raise ValueError('A trained model does not know where it looked before: '
+            'put a `HeatDrift()` on the learner (`cbs=`) before a fit. If it was given to `fit(cbs=…)`, pass it here.')
     return drift.show(**kwargs)
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #fb639ba8
@@ -262,11 +293,15 @@ def proxies_of(self:ProxyInterpretation,
 ):
     "The learner's `ProxyAttention`, if it has made proxies"
     pa = getattr(self.learn, 'proxy_attention', None) if proxy is None else proxy
-    if pa is None: raise ValueError('The learner has no ProxyAttention, so it was trained on no proxies: `learn.add_cb(ProxyAttention())` before a fit. If it was given to `fit(cbs=…)`, pass it here.')
-    if pa.interp is None or not len(pa.store): raise ValueError('No proxy image has been made: no proxy step has come yet, it found nothing (see `log`), or the learner was exported, which leaves proxies behind.')
+    if pa is None:
+        raise ValueError('The learner has no ProxyAttention, so it was trained on no proxies: '
+            '`learn.add_cb(ProxyAttention())` before a fit. If it was given to `fit(cbs=…)`, pass it here.')
+    if pa.interp is None or not len(pa.store):
+        raise ValueError('No proxy image has been made: no proxy step has come yet, it found nothing (see `log`), '
+            'or the learner was exported, which leaves proxies behind.')
     return pa
 
-def _served(dl, items):
+def _transformed(dl, items):
     "Items as a training batch shows them, decoded for the eye"
     b = dl.after_batch(to_device(dl.do_batch([dl.after_item(o) for o in items]), dl.device))
     return [o[0] for o in dl._pre_show_batch(b, max_n=len(items))[2]]
@@ -277,18 +312,22 @@ def show_proxies(self:ProxyInterpretation,
     proxy=None, # A `ProxyAttention` that was given to `fit` alone; None: that of the learner
     **kwargs # Passed to `show_grid`
 ): # The axes
-    "Training images, the heat of the last proxy step, the proxy images, and as they were served"
+    "Training images, the heat of the last proxy step, the proxy images as they were served, and how augmentation may turn them"
     pa = self.proxies_of(proxy)
-    idxs = [i for i in pa.interp.losses.argsort(descending=True).tolist() if i in pa.store][:n]
+    was = set(pa.log.item[pa.log.served>0])
+    idxs = [i for i in pa.interp.losses.argsort(descending=True).tolist() if i in pa.store and i in was][:n]
+    if not idxs: raise ValueError('No proxy image has been served yet: the epoch after a step is the first that serves some.')
     with keep_rng():
         items,dl = [self.learn.dls.train_ds[i] for i in idxs],plain_dl(self.learn.dls.train)
         made = pa.proxy_images(idxs)
-        served = _served(dl, [(p,*o[1:]) for p,o in zip(made, items)])
+        shown = _transformed(dl, [(p,*o[1:]) for p,o in zip(made, items)])
     heats = [normalize_heat(pa.store[i][None])[0] for i in idxs]
     imgs = [o[0] for o in items]
-    rows = [[(o,None) for o in imgs], [*zip(imgs, heats)], [(o,None) for o in made], [(o,None) for o in served]]
+    rows = [[(o,None) for o in imgs], [*zip(imgs, heats)], [(o,None) for o in made], [(o,None) for o in shown]]
     where = dict(replace='in its place', augment='beside it')[pa.mode]
-    return show_grid(rows, ['original','heatmap','proxy',f'served\n{where}, p={pa.p:g}'], [pa.name_of(pa.interp.targs[i]) for i in idxs], **kwargs)
+    named = dict(zip(pa.log.item, pa.log.targ))
+    return show_grid(rows, ['original','heatmap',f'proxy, served\n{where}, p={pa.p:g}','augmented\n(drawn anew)'],
+        [named[i] for i in idxs], **kwargs)
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #d3954c4c
 @patch
@@ -303,7 +342,9 @@ def compare_with(self:ProxyInterpretation,
     if isinstance(other, Learner):
         with keep_rng(): dl = other.dls.test_dl(self.items_at(), with_labels=True)
         other = type(self).from_learner(other, dl=dl, **self.how)
-    if not _same_items(self.items_at(), other.items_at()): raise ValueError('The two interpretations are of different images: pass the learner instead, and it is shown those of this one.')
+    if not _same_items(self.items_at(), other.items_at()):
+        raise ValueError('The two interpretations are of different images: '
+            'pass the learner instead, and it is shown those of this one.')
     if idxs is None: idxs = (self.losses-other.losses).abs().nan_to_num().topk(min(k, len(self.losses))).indices
     both = [(o.decoded(idxs), normalize_heat(heat_on(o.learn, self.items_at(idxs), **self.how))) for o in (self,other)]
     rows,heats = zip(*both)

@@ -22,7 +22,7 @@ from ..data.loaders import has_items, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
 from ..attribution.targets import Index, Label, Target, as_target
 from ..attribution.layers import looking_into, outputs_of, unwrap
-from ..attribution.methods import as_attribution, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
 from ..masking.rules import area_budget, max_share
 from ..masking.fills import fills
 from ..masking.masker import stretch_mask
@@ -52,8 +52,12 @@ def _of_mask(metric):
     "Checked tensors in; NaN where the map says nothing, or the mask is empty"
     @wraps(metric)
     def scored(heat, mask, *args, **kwargs):
-        if not isinstance(mask, Tensor) or mask.dtype!=torch.bool: raise TypeError(f'The mask is {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}: give a tensor of True and False, such as `mask>0`.')
-        if not isinstance(heat, Tensor) or heat.ndim!=3 or mask.ndim!=3 or len(heat)!=len(mask): raise ValueError(f'The heat has the shape {tuple(heat.shape)}, the mask {tuple(mask.shape)}: give tensors with one map and one mask an image, (images, height, width).')
+        if not isinstance(mask, Tensor) or mask.dtype!=torch.bool:
+            raise TypeError(f'The mask is {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}: '
+                'give a tensor of True and False, such as `mask>0`.')
+        if not isinstance(heat, Tensor) or heat.ndim!=3 or mask.ndim!=3 or len(heat)!=len(mask):
+            raise ValueError(f'The heat has the shape {tuple(heat.shape)}, the mask {tuple(mask.shape)}: '
+                'give tensors with one map and one mask an image, (images, height, width).')
         return torch.where(degenerate(heat) | ~mask.flatten(1).any(1), torch.nan, metric(heat, mask, *args, **kwargs).float())
     return scored
 
@@ -86,9 +90,10 @@ def iou(heat, mask,
     threshold:float=0.5, # Hot is what is over this share of the maximum
     share:float=None # Or: hot is the hottest share of the pixels
 )->Tensor: # (n,) in [0,1]
-    """Intersection over union of the hot pixels and the object
+    ("""Intersection over union of the hot pixels and the object
 
-    Higher is better. The threshold decides who wins: choose it on other images, for each attribution by itself (Choe et al. 2020, arXiv 2001.07437)."""
+    Higher is better. The threshold decides who wins: """
+     "choose it on other images, for each attribution by itself (Choe et al. 2020, arXiv 2001.07437).")
     if share is not None: refuse_number(1e-6, 1, share=share)
     refuse_number(0, 1, threshold=threshold)
     hot = max_share(_over(heat, mask), threshold) if share is None else area_budget(_over(heat, mask), share)
@@ -96,9 +101,10 @@ def iou(heat, mask,
 
 @_of_mask
 def best_iou(heat, mask)->Tensor: # (n,) in [0,1]
-    """`iou` at the threshold that is best for each image
+    ("""`iou` at the threshold that is best for each image
 
-    Higher is better. An upper limit that has seen the answer: compare it with itself and with the controls, never with an IoU at a fixed threshold."""
+    Higher is better. An upper limit that has seen the answer: """
+     "compare it with itself and with the controls, never with an IoU at a fixed threshold.")
     hot,order = _over(heat, mask).flatten(1).sort(1, descending=True)
     hit = mask.flatten(1).gather(1, order).cumsum(1)
     n = torch.arange(1, hot.shape[1]+1, device=hot.device)
@@ -110,8 +116,11 @@ mask_metrics = dict(pointing_game=pointing_game, energy=energy, iou=iou, best_io
 # %% ../../nbs/interpret/03_metrics.ipynb #e52557e9
 def _asked(f, x, heat, y):
     "Plain tensors, on one device"
-    if getattr(f, 'training', False): raise ValueError('The model is in training mode, and would learn from changed images: call `model.eval()` first.')
-    if x.ndim!=4 or heat.ndim!=3 or not len(x)==len(heat)==len(y): raise ValueError(f'The images have the shape {tuple(x.shape)}, the heat {tuple(heat.shape)}, and there are {len(y)} classes: give (n,channels,height,width), (n,height,width) and n.')
+    if getattr(f, 'training', False):
+        raise ValueError('The model is in training mode, and would learn from changed images: call `model.eval()` first.')
+    if x.ndim!=4 or heat.ndim!=3 or not len(x)==len(heat)==len(y):
+        raise ValueError(f'The images have the shape {tuple(x.shape)}, the heat {tuple(heat.shape)}, and there are {len(y)} classes: '
+            'give (n,channels,height,width), (n,height,width) and n.')
     return x.as_subclass(Tensor), heat.as_subclass(Tensor).to(x.device).float(), torch.as_tensor(y).as_subclass(Tensor).to(x.device)
 
 def _prob(f, x, y):
@@ -163,7 +172,9 @@ def _filled(x, fill):
     "What comes in place of pixels: whole pictures"
     fill = by_name(fill, fills, 'fill')
     refuse_unknown(fill, ('img','mask','other','rng'), 'fill')
-    if 'other' in takes(fill) and len(x)<2: raise ValueError('The fill needs another image, and there is only one: give at least two images, or choose another fill.')
+    if 'other' in takes(fill) and len(x)<2:
+        raise ValueError('The fill needs another image, and there is only one: '
+            'give at least two images, or choose another fill.')
     mask = torch.ones(len(x), *x.shape[-2:], dtype=torch.bool, device=x.device)
     return given(fill, img=x, mask=mask, other=x.roll(1, 0), rng=torch.Generator().manual_seed(0)).to(x)
 
@@ -187,9 +198,10 @@ def removal_curve(
 
 @_of_model
 def deletion(f, x, heat, y, steps=20, fill='mean')->Tensor: # (n,) in [0,1]
-    """Area under the probability as the hottest pixels go first (RISE, Petsiuk et al. 2018, arXiv 1806.07421)
+    ("""Area under the probability as the hottest pixels go first (RISE, Petsiuk et al. 2018, arXiv 1806.07421)
 
-    Lower is better. Images with holes were never trained on, and the model may lose its class for that alone; one trained on proxies knows their fill: choose another."""
+    Lower is better. Images with holes were never trained on, and the model may lose its class for that alone; """
+     "one trained on proxies knows their fill: choose another.")
     share,p = removal_curve(f, x, heat, y, steps, fill)
     return torch.trapezoid(p, share, dim=1)
 
@@ -217,7 +229,8 @@ def impute(
     tol:float=1e-3 # Residual to stop at, relative
 )->Tensor: # (n,channels,H,W)
     "Each masked pixel becomes the weighted mean of its neighbours, plus noise (ROAD, Rong et al. 2022, arXiv 2202.00449)"
-    if mask.flatten(1).all(1).any(): raise ValueError('All pixels of an image are masked: there is nothing left to fill in from.')
+    if mask.flatten(1).all(1).any():
+        raise ValueError('All pixels of an image are masked: there is nothing left to fill in from.')
     dot = lambda a,b: (a*b).sum((2,3), keepdim=True)
     hole,tiny = mask[:,None].to(x),torch.finfo(x.dtype).tiny
     total,known = _around(torch.ones_like(hole)),x*(1-hole)
@@ -240,9 +253,10 @@ def road(f, x, heat, y,
     shares=(.1,.3,.5,.7,.9), # Of the pixels, how many are taken away
     noise:float=0.01 # As in `impute`
 )->Tensor: # (n,) in [-0.5,0.5]
-    """Probability with the coldest pixels imputed, minus that with the hottest, halved; mean over `shares` (ROAD, Rong et al. 2022, arXiv 2202.00449)
+    ("Probability with the coldest pixels imputed, minus that with the hottest, halved; "
+     """mean over `shares` (ROAD, Rong et al. 2022, arXiv 2202.00449)
 
-    Higher is better, 0 is chance. Large holes become smooth patches, as strange to the model as any other fill."""
+    Higher is better, 0 is chance. Large holes become smooth patches, as strange to the model as any other fill.""")
     for o in shares: refuse_number(1e-6, 1-1e-6, share=o)
     rank,n,rng,res = _ranks(x, heat)[:,0],x[0,0].numel(),torch.Generator().manual_seed(0),[]
     for k in (min(n-1, max(1, round(o*n))) for o in shares):
@@ -269,7 +283,8 @@ def _chosen(items, masks, n):
     if isinstance(items, (str,Path)): items = [items]
     if not len(items): raise ValueError('There are no items to look at.')
     if n is not None: refuse_number(1, 10**9, n=n)
-    at = list(range(len(items))) if n is None or n>=len(items) else np.linspace(0, len(items)-1, int(n)).round().astype(int).tolist()
+    at = (list(range(len(items))) if n is None or n>=len(items)
+        else np.linspace(0, len(items)-1, int(n)).round().astype(int).tolist())
     some = items if len(at)==len(items) else items.iloc[at] if hasattr(items, 'iloc') else L(items)[at]
     if masks is None: return some, None, at
     found,of = (masks(some),some) if callable(masks) else (masks,items)
@@ -279,30 +294,37 @@ def _chosen(items, masks, n):
 
 def _as_mask(mask):
     "A mask (h,w) of one image, from a tensor, an array, a PIL image or its file"
-    mask = mask.detach().as_subclass(Tensor).cpu() if isinstance(mask, Tensor) else np.array(Image.open(mask) if isinstance(mask, (str,Path)) else mask)
-    if mask.ndim!=2: raise ValueError(f'A mask has the shape {tuple(mask.shape)}: give (height, width), True or over 0 where the object is.')
+    mask = (mask.detach().as_subclass(Tensor).cpu() if isinstance(mask, Tensor)
+        else np.array(Image.open(mask) if isinstance(mask, (str,Path)) else mask))
+    if mask.ndim!=2:
+        raise ValueError(f'A mask has the shape {tuple(mask.shape)}: give (height, width), True or over 0 where the object is.')
     return torch.as_tensor(mask>0)
 
 class AttentionOn(Metric):
-    "How much of its attention a model gives to a region, the object or a shortcut, as a fastai metric: in every epoch, or for any loader with `validate`"
+    ("How much of its attention a model gives to a region, the object or a shortcut, as a fastai metric: "
+     "in every epoch, or for any loader with `validate`")
     name = 'on object'
     def __init__(self,
-        masks, # Where the region is: a mask (height,width) over each whole image, of any size, as a tensor, an array, a PIL image or its file; or a function of items that gives them
+        masks, # Where the region is: a mask (height,width) over each whole image, of any size, as a tensor, an array,
+        # a PIL image or its file; or a function of items that gives them
         name='on object', # Of the column
         metric='energy', # Name in `mask_metrics`, or a function of heat and mask
-        attribution='GradCAM', # Name, class or function
+        attribution=default_attribution, # Name, class or function
         n:int=64, # At most so many items, spread evenly; None: all
         items=None, # Which; None: those of the loader that is validated on
         **kwargs # Passed to `heat_on`: target, layer
     ):
-        if masks is None: raise TypeError('Attention on what? Pass `masks`: one for each item, or a function of items that gives them.')
+        if masks is None:
+            raise TypeError('Attention on what? Pass `masks`: one for each item, or a function of items that gives them.')
         metric = by_name(metric, mask_metrics, 'metric')
         store_attr()
         self.kwargs = kwargs
         self.reset()
 
     def reset(self): self.learn,self.found = None,None
-    def __repr__(self): return f"AttentionOn: {self.name}, {called(self.metric)} of {called(self.attribution)}, {'all' if self.n is None else f'at most {self.n}'} items"
+    def __repr__(self):
+        return (f"AttentionOn: {self.name}, {called(self.metric)} of {called(self.attribution)}, "
+            f"{'all' if self.n is None else f'at most {self.n}'} items")
     def accumulate(self, learn):
         if not hasattr(learn, 'gather_preds'): self.learn = learn # nobody reads the metrics of `get_preds`
     @property
@@ -316,7 +338,8 @@ class AttentionOn(Metric):
     )->float: # NaN where no map says anything
         "The mean over the items, now"
         ds = plain_dl(learn.dl).dataset
-        if self.items is None and not has_items(ds): raise TypeError(f'A {type(ds).__name__} does not list its items: say which to look at, `AttentionOn(…, items=…)`.')
+        if self.items is None and not has_items(ds):
+            raise TypeError(f'A {type(ds).__name__} does not list its items: say which to look at, `AttentionOn(…, items=…)`.')
         with keep_rng():
             items,masks,_ = _chosen(ds.items if self.items is None else self.items, self.masks, self.n)
             heat = heat_on(learn, items, self.attribution, **self.kwargs)
@@ -329,51 +352,62 @@ def _named(some):
     some = list(some) if isinstance(some, (list,tuple,L)) else [some]
     if not some: raise ValueError('The list is empty: name at least one attribution and one metric.')
     names = [o if isinstance(o, str) else getattr(getattr(o, 'func', o), '__name__', 'heat') for o in some]
-    if len(set(names))<len(names): raise ValueError(f"Several have the same name ({', '.join(names)}): give a dict of your own names.")
+    if len(set(names))<len(names):
+        raise ValueError(f"Several have the same name ({', '.join(names)}): give a dict of your own names.")
     return dict(zip(names, some))
 
 def _as_metrics(metrics, masks):
     "Name → function of any of f, x, heat, y, mask"
     shipped = mask_metrics|model_metrics
-    res = {k:by_name(o, shipped, 'metric') for k,o in _named([k for k in shipped if masks is not None or k in model_metrics] if metrics is None else metrics).items()}
+    res = {k:by_name(o, shipped, 'metric') for k,o in _named(
+        [k for k in shipped if masks is not None or k in model_metrics] if metrics is None else metrics).items()}
     for k,f in res.items():
         refuse_unknown(f, ('f','x','heat','y','mask'), 'metric')
-        if masks is None and 'mask' in takes(f): raise ValueError(f"The metric {k} has to know where the object is: pass `masks`, or choose among {', '.join(model_metrics)}.")
+        if masks is None and 'mask' in takes(f):
+            raise ValueError(f"The metric {k} has to know where the object is: "
+                f"pass `masks`, or choose among {', '.join(model_metrics)}.")
     return res
 
 def _scores(metrics, known):
     "Each metric on one batch"
     res = {k:f(**{o:v for o,v in known.items() if o in takes(f)}) for k,f in metrics.items()}
     for k,o in res.items():
-        if not isinstance(o, Tensor) or o.shape!=known['heat'].shape[:1]: raise TypeError(f"The metric {k} returned {tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__}: it should be one number an image, a tensor of shape ({len(known['heat'])},).")
+        if not isinstance(o, Tensor) or o.shape!=known['heat'].shape[:1]:
+            raise TypeError(f"The metric {k} returned {tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__}: "
+                f"it should be one number an image, a tensor of shape ({len(known['heat'])},).")
     return {k:o.float().cpu().numpy() for k,o in res.items()}
 
 def _batches(learn, items, target):
     "Plain images, and labels if the target is about them"
     labels = isinstance(getattr(target, 'of', target), Label)
-    for b in whole_dl(learn.dls, items, with_labels=labels): yield b[0].as_subclass(Tensor), b[1].as_subclass(Tensor) if labels else None
+    for b in whole_dl(learn.dls, items, with_labels=labels):
+        yield b[0].as_subclass(Tensor), b[1].as_subclass(Tensor) if labels else None
 
 def _class_of(target, out, yb):
     "The class that a target is about"
     fixed = getattr(target, 'of', target).fix(out, yb)
-    if fixed is None or fixed.ndim!=1: raise TypeError(f"The target {target} is about no single class, and some of the metrics ask the model for one: choose 'pred', 'label' or an index, or metrics among {', '.join(mask_metrics)}.")
+    if fixed is None or fixed.ndim!=1:
+        raise TypeError(f"The target {target} is about no single class, and some of the metrics ask the model for one: "
+            f"choose 'pred', 'label' or an index, or metrics among {', '.join(mask_metrics)}.")
     return fixed if out.ndim==2 and out.shape[1]>1 else (fixed>0).long()
 
 # %% ../../nbs/interpret/03_metrics.ipynb #b45bf143
 def explanation_scores(
     learn:Learner, # A trained learner
     items, # Items as in `dls.train_ds.items`: files, or rows of the data frame
-    attribution='LayerCAM', # Name, class or function; several in a list, or in a dict of name → attribution
+    attribution=default_attribution, # Name, class or function; several in a list, or in a dict of name → attribution
     masks=None, # Where the object is, as in `AttentionOn`
-    metrics=None, # Names, or functions of any of f, x, heat, y, mask; one, a list, or a dict of name → metric. None: all that can be computed
+    metrics=None, # Names, or functions of any of f, x, heat, y, mask; one, a list, or a dict of name → metric.
+    # None: all that can be computed
     n:int=64, # At most so many items, spread evenly; None: all
-    target='pred', # What is explained, see `as_target`; the model is asked for its class
+    target=default_target, # What is explained, see `as_target`; the model is asked for its class
     layer=None, # None: found by itself
     each:bool=False # A row for each image, not their means?
 )->pd.DataFrame: # A row for each attribution and control, a column for each metric
     "Is an explanation right? Its scores, beside those of noise and of the centre on the same images"
     metrics,target,attribution = _as_metrics(metrics, masks),as_target(target),_named(attribution)
-    if clash := {'random','centre'} & set(attribution): raise ValueError(f'{clash.pop()!r} is the name of a control: give the attribution another one.')
+    if clash := {'random','centre'} & set(attribution):
+        raise ValueError(f'{clash.pop()!r} is the name of a control: give the attribution another one.')
     items,masks,at = _chosen(items, masks, n)
     net,asked = unwrap(learn.model),set().union(*map(takes, metrics.values()))
     f,rng,rows,lost,i = lambda x: outputs_of(net(x), net),torch.Generator().manual_seed(0),[],[],0
@@ -386,11 +420,16 @@ def explanation_scores(
             heats,bad = zip(*(heat_of(o, [(x,yb)]) for o in attrs.values()))
             lost += [o for o,b in zip(at[here], torch.stack(bad).any(0)) if b]
             heats = dict(zip(attrs, heats), random=random_heat(x, size=heats[0].shape[-2:], rng=rng), centre=centre_heat(x))
-            rows += [pd.DataFrame(dict(attribution=k, item=at[here]) | _scores(metrics, dict(known, heat=o.to(x.device)))) for k,o in heats.items()]
+            rows += [pd.DataFrame(dict(attribution=k, item=at[here]) | _scores(metrics, dict(known, heat=o.to(x.device))))
+                for k,o in heats.items()]
     df = pd.concat(rows, ignore_index=True)
-    if lost: warn(f'{len(lost)} of {len(at)} images have a heatmap that is flat or not finite: they are left out, for the controls as well.', ProxyWarning)
-    if len(lost)==len(at): raise ValueError('No image has a heatmap that says something: choose another attribution, layer or target.')
-    if 'mask' in asked and (empty := sum(not o.any() for o in masks)): warn(f'{empty} of {len(at)} masks are empty: these images have no score where the object is asked for.', ProxyWarning)
+    if lost:
+        warn(f'{len(lost)} of {len(at)} images have a heatmap that is flat or not finite: '
+            'they are left out, for the controls as well.', ProxyWarning)
+    if len(lost)==len(at):
+        raise ValueError('No image has a heatmap that says something: choose another attribution, layer or target.')
+    if 'mask' in asked and (empty := sum(not o.any() for o in masks)):
+        warn(f'{empty} of {len(at)} masks are empty: these images have no score where the object is asked for.', ProxyWarning)
     df = df[~df['item'].isin(lost)]
     return df if each else df.groupby('attribution', sort=False)[list(metrics)].mean()
 
@@ -410,21 +449,25 @@ def _redraw(m):
 def randomised(
     learn:Learner, # A trained learner; a copy of its model is taken
     items, # Items as in `dls.train_ds.items`
-    attribution='LayerCAM', # Name, class, or function `(model, layer, target) -> attribution`
-    target='pred', # What is explained, see `as_target`: what the trained model said, all along
+    attribution=default_attribution, # Name, class, or function `(model, layer, target) -> attribution`
+    target=default_target, # What is explained, see `as_target`: what the trained model said, all along
     layer=None, # None: found by itself
     steps:int=8, # In how many steps; the first is the last layer alone
     n:int=32, # At most so many items, spread evenly; None: all
     seed:int=0 # Draws the weights
-)->pd.DataFrame: # A row a step: down to which layer, share of the parameters redrawn; mean rank correlation and overlap of the hottest tenth with the map before; images compared
-    """How much of a map is left as the weights are redrawn, from the last layer down (cascading randomisation, Adebayo et al. 2018, arXiv 1810.03292)
+)->pd.DataFrame: # A row a step: down to which layer, share of the parameters redrawn; mean rank correlation and overlap
+    # of the hottest tenth with the map before; images compared
+    ("How much of a map is left as the weights are redrawn, from the last layer down "
+     """(cascading randomisation, Adebayo et al. 2018, arXiv 1810.03292)
 
-    Lower is better. A map that stays shows the image, not what was learned; one that goes may still be wrong."""
+    Lower is better. A map that stays shows the image, not what was learned; one that goes may still be wrong.""")
     refuse_number(1, 10**6, steps=steps)
     (items,_,_),target = _chosen(items, None, n),as_target(target)
     model,layer = deepcopy((unwrap(learn.model), layer))
     attr = as_attribution(attribution)(model, layer=layer, target=_Fixed(target))
-    if attr is attribution: raise TypeError('The attribution is a function of a batch, and knows its own model: give its name, its class, or a function `(model, layer, target) -> attribution`.')
+    if attr is attribution:
+        raise TypeError('The attribution is a function of a batch, and knows its own model: '
+            'give its name, its class, or a function `(model, layer, target) -> attribution`.')
     size = lambda m: sum(p.numel() for p in m.parameters(recurse=False))
     layers = [(k,m) for k,m in model.named_modules() if size(m)][::-1]
     if not layers: raise ValueError('The model has no weights that could be redrawn.')
@@ -437,5 +480,6 @@ def randomised(
         for a,b in zip([0,*ends], ends):
             for _,m in layers[a:b]: _redraw(m)
             rank,overlap = agreement(before, heat_of(attr, batches)[0])
-            rows.append(dict(layer=layers[b-1][0], redrawn=sum(size(m) for _,m in layers[:b])/total, rank=rank.nanmean().item(), iou=overlap.nanmean().item(), n=int((~rank.isnan()).sum())))
+            rows.append(dict(layer=layers[b-1][0], redrawn=sum(size(m) for _,m in layers[:b])/total,
+                rank=rank.nanmean().item(), iou=overlap.nanmean().item(), n=int((~rank.isnan()).sum())))
     return pd.DataFrame(rows)

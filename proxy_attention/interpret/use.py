@@ -27,11 +27,12 @@ from ..data.loaders import has_items, plain_dls, whole_dl
 from ..attribution.heatmap import agreement, heat_share, resize_heat
 from ..attribution.targets import as_target
 from ..attribution.cams import Explainer
-from ..attribution.methods import as_attribution, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
 from .heats import show_heat
 
 # %% ../../nbs/interpret/04_use.ipynb #e5d74ff9
-_no_export = (pickle.UnpicklingError, EOFError, BadZipFile, RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError)
+_no_export = (pickle.UnpicklingError, EOFError, BadZipFile, RuntimeError, LookupError, TypeError, ValueError,
+    ArithmeticError, MemoryError)
 
 class _Absent(Exception): "Code that an export needs cannot be imported"
 
@@ -47,28 +48,41 @@ def open_learner(
 )->Learner:
     "Load an exported learner through fastai. **Loading one runs the code in it: only open those you trust**"
     if isinstance(model, Learner): return model
-    if not isinstance(model, (str,os.PathLike)): raise TypeError(f'The model is a {type(model).__name__}: give the file of an exported learner, such as model.pkl, or a `Learner`.')
+    if not isinstance(model, (str,os.PathLike)):
+        raise TypeError(f'The model is a {type(model).__name__}: '
+            'give the file of an exported learner, such as model.pkl, or a `Learner`.')
     path = Path(model).expanduser()
     if not path.exists(): raise FileNotFoundError(f'There is no model {path}.')
-    if not path.is_file(): raise IsADirectoryError(f"{path} is no file: give the exported learner itself, such as {path/'model.pkl'}.")
+    if not path.is_file():
+        raise IsADirectoryError(f"{path} is no file: give the exported learner itself, such as {path/'model.pkl'}.")
     say = f'{path} is no learner that fastai exported'
     try:
         with catch_warnings():
             filterwarnings('ignore', 'load_learner', UserWarning) # it says what we say above
             learn = load_learner(path, cpu=not torch.cuda.is_available(), pickle_module=_pickle)
     except (AttributeError, ImportError, UnboundLocalError, _Absent) as e:
-        if isinstance(e, AttributeError) and 'Custom classes' not in str(e): raise ValueError(f'{say}: make one with `learn.export`. Weights alone (`learn.save`) do not say what the network is.') from e
+        if isinstance(e, AttributeError) and 'Custom classes' not in str(e):
+            raise ValueError(f'{say}: make one with `learn.export`. '
+                'Weights alone (`learn.save`) do not say what the network is.') from e
         why = 'a module cannot be imported' if isinstance(e, UnboundLocalError) else str(e).splitlines()[-1].strip()
-        raise ValueError(f"{path} needs code that is not here ({why}): install or define it as where the model was trained, then load it.") from e
-    except _no_export as e: raise ValueError(f'{say} ({str(e).strip().splitlines()[0][:100] if str(e).strip() else type(e).__name__}): make one with `learn.export`.') from e
-    if not isinstance(learn, Learner): raise ValueError(f'{say}, but a {type(learn).__name__}: make one with `learn.export`.')
+        raise ValueError(f"{path} needs code that is not here ({why}): "
+            "install or define it as where the model was trained, then load it.") from e
+    except _no_export as e:
+        raise ValueError(f'{say} ({str(e).strip().splitlines()[0][:100] if str(e).strip() else type(e).__name__}): '
+            'make one with `learn.export`.') from e
+    if not isinstance(learn, Learner):
+        raise ValueError(f'{say}, but a {type(learn).__name__}: make one with `learn.export`.')
     return learn
 
 def _vocab(learn):
     "The labels that a model tells apart"
     vocab,dls = getattr(learn.dls, 'vocab', None), plain_dls(learn.dls)
-    if not has_items(dls.loaders[0].dataset): raise TypeError('The loaders of this learner are made of a plain data set, which does not say how an image is read: use one made with `DataBlock` or `ImageDataLoaders`.')
-    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or hasattr(learn.loss_func, 'thresh'): raise TypeError('This learner does not say one label an image, and that is what is told here: for others use `show_where`.')
+    if not has_items(dls.loaders[0].dataset):
+        raise TypeError('The loaders of this learner are made of a plain data set, which does not say how an image is read: '
+            'use one made with `DataBlock` or `ImageDataLoaders`.')
+    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or hasattr(learn.loss_func, 'thresh'):
+        raise TypeError('This learner does not say one label an image, and that is what is told here: '
+            'for others use `show_where`.')
     return [str(o) for o in vocab]
 
 # %% ../../nbs/interpret/04_use.ipynb #5819bd6e
@@ -87,9 +101,11 @@ def find_images(
             found = [f for f in map(Path, sorted(glob.glob(str(p), recursive=True))) if not f.is_dir()]
             root = [f.parent for f in found]
         else: raise FileNotFoundError(f'There is no image, folder or pattern {clean_text(o)}.')
-        if not found: raise ValueError(f'There is no image in {clean_text(o)}.' if p.is_dir() else f'No file is called {clean_text(o)}.')
+        if not found:
+            raise ValueError(f'There is no image in {clean_text(o)}.' if p.is_dir() else f'No file is called {clean_text(o)}.')
         here = Path.cwd().resolve()
-        roots += [d for d in map(Path.resolve, root) if p.is_dir() or d not in (here,*here.parents)] # who works beside an image has not named a data folder
+        # who works beside an image has not named a data folder
+        roots += [d for d in map(Path.resolve, root) if p.is_dir() or d not in (here,*here.parents)]
         for f in found: files.setdefault(os.path.abspath(f), f)
     return list(files.values()), sorted(set(roots))
 
@@ -107,8 +123,10 @@ class Looker:
         with keep_rng(), keep_modes(learn.model), learn.no_bar(), learn.no_logging():
             size = tuple(learn.dls.test_dl(files[:1], **kw).one_batch()[0].shape[-2:])
             probs = learn.get_preds(dl=dl)[0].as_subclass(Tensor).float().cpu()
-            if probs.shape!=(len(files), len(self.vocab)): raise ValueError(f'the model returns {tuple(probs.shape)} for {len(files)} images and {len(self.vocab)} labels')
-            if isinstance(self.attr, Explainer) and self.target=='pred': self.attr.target = as_target(probs.argmax(1).to(learn.dls.device))
+            if probs.shape!=(len(files), len(self.vocab)):
+                raise ValueError(f'the model returns {tuple(probs.shape)} for {len(files)} images and {len(self.vocab)} labels')
+            if isinstance(self.attr, Explainer) and self.target=='pred':
+                self.attr.target = as_target(probs.argmax(1).to(learn.dls.device))
             heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=size, with_labels=False, **kw))
         return probs, torch.where(bad[:,None,None], torch.zeros(()), heat)
 
@@ -120,7 +138,9 @@ def look_at_files(lookers, files):
         said = [o(files) for o in lookers]
         return [(f, [(p[i],h[i]) for p,h in said]) for i,f in enumerate(files)], []
     except model_failures as e:
-        if len(files)==1: return [], [(files[0], f'the model cannot take it: {(str(e).strip() or type(e).__name__).splitlines()[0][:150].rstrip(".")}')]
+        if len(files)==1:
+            return [], [(files[0],
+                f'the model cannot take it: {(str(e).strip() or type(e).__name__).splitlines()[0][:150].rstrip(".")}')]
     parts = [look_at_files(lookers, [f]) for f in files]
     return [o for done,_ in parts for o in done], [o for _,left in parts for o in left]
 
@@ -182,15 +202,16 @@ def patient(parts, show):
 def _note(f, problem=None, detail=None):
     "What a person should know about an image that can be read"
     with Image.open(f) as im: turned = im.getexif().get(274, 1) not in (0,1)
-    return '; '.join([f'{problem} ({detail})']*bool(problem) + ['turned by its EXIF tag, which fastai does not heed: the model sees it as it is shown']*turned)
+    return '; '.join([f'{problem} ({detail})']*bool(problem)
+        + ['turned by its EXIF tag, which fastai does not heed: the model sees it as it is shown']*turned)
 
 def explain_images(
     model, # An exported learner (`model.pkl`), or a `Learner`. Loading a file runs the code in it: only open those you trust
     images, # A file, a folder, a pattern such as 'photos/*.jpg', or several of them
     against=None, # Another model for the same images, such as one trained without proxies
     out='runs', # Folder of all runs; this one gets a new folder in it
-    attribution='LayerCAM', # Where: a CAM, a captum class, the name of one, or a function `(xb, yb) -> heat`
-    target='pred', # What is explained: 'pred', 'margin', an index, a function
+    attribution=default_attribution, # Where: a CAM, a captum class, the name of one, or a function `(xb, yb) -> heat`
+    target=default_target, # What is explained: 'pred', 'margin', an index, a function
     layer=None, # Layer of a CAM; None: found by itself
     singles:bool=True, # A picture an image, beside the sheets of twelve?
     quiet:bool=False, # Tell nothing?
@@ -200,12 +221,14 @@ def explain_images(
     "What one or two models say of new images, and where they look: `predictions.csv`, contact sheets, a picture an image"
     files,roots = find_images(images)
     for d in roots: refuse_inside(out, d)
-    lookers = {k:Looker(open_learner(o), attribution, target, layer) for k,o in dict(model=model, against=against).items() if o is not None}
+    lookers = {k:Looker(open_learner(o), attribution, target, layer)
+        for k,o in dict(model=model, against=against).items() if o is not None}
     wrong = check_images(files, progress=not (quiet or as_json))
     skipped = list(wrong.loc[wrong.problem=='unreadable', ['file','detail']].itertuples(index=False, name=None))
     notes,bad = {o.file:(o.problem,o.detail) for o in wrong.itertuples()}, {f for f,_ in skipped}
     files = [f for f in files if f not in bad]
-    if not files: raise ValueError(f'None of the {len(bad)} images can be read; the first is {clean_text(skipped[0][0])} ({skipped[0][1]}).')
+    if not files:
+        raise ValueError(f'None of the {len(bad)} images can be read; the first is {clean_text(skipped[0][0])} ({skipped[0][1]}).')
     run,rows = new_run(out, 'explain'),[]
     try:
         if singles: (run/'images').mkdir()
@@ -219,10 +242,19 @@ def explain_images(
             for name,df in dict(predictions=table, skipped=lost).items():
                 if len(df): write_whole(run/f'{name}.csv', lambda f: df.to_csv(f, index=False, encoding='utf-8'))
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f'{len(rows)} of {len(files)} images are done: {run}') from e
-    except OSError as e: raise type(e)(f'The results cannot be written to {run} ({e.strerror or e}): make room, or name another folder, and run again.') from e
-    if not rows: raise ValueError(f'None of the {len(lost)} images could be explained. The last is {lost.file.iloc[-1]}: {lost.problem.iloc[-1]}. What was skipped stands in {run/"skipped.csv"}.')
-    if len(lost): warn(f"{len(lost)} of {len(lost)+len(table)} images were skipped: {', '.join(Path(o).name for o in lost.file[:3])}{' …' if len(lost)>3 else ''} ({lost.problem[0]}).", ProxyWarning)
-    if as_json and not quiet: say(json.dumps(dict(run=str(run), images=json.loads(table.to_json(orient='records')), skipped=lost.to_dict('records')), indent=1, ensure_ascii=False))
+    except OSError as e:
+        raise type(e)(f'The results cannot be written to {run} ({e.strerror or e}): '
+            'make room, or name another folder, and run again.') from e
+    if not rows:
+        raise ValueError(f'None of the {len(lost)} images could be explained. '
+            f'The last is {lost.file.iloc[-1]}: {lost.problem.iloc[-1]}. What was skipped stands in {run/"skipped.csv"}.')
+    if len(lost):
+        warn(f"{len(lost)} of {len(lost)+len(table)} images were skipped: "
+            f"{', '.join(Path(o).name for o in lost.file[:3])}{' …' if len(lost)>3 else ''} ({lost.problem[0]}).", ProxyWarning)
+    if as_json and not quiet:
+        say(json.dumps(
+            dict(run=str(run), images=json.loads(table.to_json(orient='records')), skipped=lost.to_dict('records')),
+            indent=1, ensure_ascii=False))
     elif not quiet: say(_told(table, run))
     return Explained(table, run, lost)
 
@@ -231,13 +263,16 @@ def _row(f, said, lookers, note):
     row,heats = dict(file=clean_text(f)),[]
     for (k,o),(p,h) in zip(lookers.items(), said):
         pre = '' if k=='model' else f'{k}_'
-        row |= {f'{pre}pred':clean_text(o.vocab[p.argmax()]), f'{pre}prob':round(float(p.max()), 4), f'{pre}spread':round(float(heat_spread(h[None])), 3), f'{pre}border':round(float(heat_border(h[None])), 3)}
+        row |= {
+            f'{pre}pred':clean_text(o.vocab[p.argmax()]), f'{pre}prob':round(float(p.max()), 4),
+            f'{pre}spread':round(float(heat_spread(h[None])), 3), f'{pre}border':round(float(heat_border(h[None])), 3)}
         heats.append(h[None])
     if len(heats)>1:
         size = [max(o.shape[i] for o in heats) for i in (1,2)]
         rank,iou = agreement(*(resize_heat(o, size) for o in heats))
         row |= dict(same_label=row['pred']==row['against_pred'], heat_rank=round(float(rank), 3), heat_iou=round(float(iou), 3))
-    return row | dict(note='; '.join(o for o in [note, *[f'no heat from {k}' for k,h in zip(lookers, heats) if not h.any()]] if o))
+    return row | dict(note='; '.join(
+        o for o in [note, *[f'no heat from {k}' for k,h in zip(lookers, heats) if not h.any()]] if o))
 
 def _page(done, lookers, run, page, n, notes, singles):
     "The rows of some images, their sheet, and a picture each"
@@ -266,5 +301,6 @@ def _told(table, run, n=40):
     if len(table)>n: text += f'\n… and {len(table)-n} more in predictions.csv'
     text += f'\n\n{len(table)} image{"s"*(len(table)!=1)}'
     if 'same_label' in table: text += f', of which the models agree on {table.same_label.sum()}'
-    if 'heat_iou' in table and table.heat_iou.notna().any(): text += f'; their heat overlaps by {table.heat_iou.mean():.0%} where it is hottest'
+    if 'heat_iou' in table and table.heat_iou.notna().any():
+        text += f'; their heat overlaps by {table.heat_iou.mean():.0%} where it is hottest'
     return f'{text}\nPictures and table: {run}'

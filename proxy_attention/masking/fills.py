@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['fills', 'fill_zero', 'fill_mean', 'fill_max', 'fill_min', 'fill_halfmax', 'dataset_mean', 'dataset_max',
-           'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'swap_both', 'soften']
+           'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'swap_both', 'either',
+           'soften']
 
 # %% ../../nbs/masking/01_fills.ipynb #378e9153
 import torch, torch.nn.functional as F
@@ -65,16 +66,25 @@ def noise(img, mask, rng=None):
 def shuffle(img, mask, rng=None):
     "Pixels from all over the image"
     return _under(img, mask, lambda o,at: o[:,torch.randint(o.shape[1], (len(at),), generator=rng).to(o.device)])
+
+# %% ../../nbs/masking/01_fills.ipynb #2c70bec0
 def swap(other):
     "The same place in another training image"
     return other
 swap.pasted = True # nothing is computed: a piece of a PIL image can be pasted as it is
-def swap_both(other):
-    "The same place in another training image, wherever either of the two was looked at: what told the classes apart goes, and what tells another class comes in"
-    return other
-swap_both.pasted = swap_both.both = True
 
-fills = dict(swap=swap, swap_both=swap_both, zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, blur=blur, noise=noise, shuffle=shuffle,
+def swap_both(other):
+    "As `swap`, wherever either of the two images was looked at: what told the classes apart goes, and what tells another class comes in"
+    return other
+swap_both.pasted = True
+
+def either(own, theirs):
+    "The places of both"
+    return own|theirs
+swap_both.where = either
+
+fills = dict(swap=swap, swap_both=swap_both, zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend,
+             blur=blur, noise=noise, shuffle=shuffle,
              dataset_mean=dataset_mean, dataset_max=dataset_max, dataset_min=dataset_min, dataset_halfmax=dataset_halfmax)
 
 # %% ../../nbs/masking/01_fills.ipynb #23f162d0

@@ -46,7 +46,8 @@ def random_place(heat, grid, area=0.1):
 def centre(heat, area=0.1):
     "A control: the middle of the image, whatever the heat"
     y,x = (torch.linspace(-1, 1, o, device=heat.device) for o in heat.shape[-2:])
-    return area_budget((-(y[:,None]**2+x**2) - 1e-3*(y[:,None]+x/2)).expand_as(heat), area) # tilted a little: no two places are equally far
+    near = -(y[:,None]**2+x**2) - 1e-3*(y[:,None]+x/2) # tilted a little: no two places are equally far
+    return area_budget(near.expand_as(heat), area)
 
 rules = dict(area=area_budget, absolute=absolute, max_share=max_share, mean_std=mean_std, top_cells=top_cells, random=random_place, centre=centre)
 
@@ -59,6 +60,7 @@ def bound_area(
 )->Tensor: # (…,h,w) bool
     "Where a mask covers more than `most`, its hottest part; where less than `least`, the hottest `least`"
     area = mask.float().mean((-2,-1), keepdim=True)
-    if (big := area>most).any(): mask = torch.where(big, mask & area_budget(torch.where(mask, heat, heat.amin()-1), most), mask)
+    if (big := area>most).any():
+        mask = torch.where(big, mask & area_budget(torch.where(mask, heat, heat.amin()-1), most), mask)
     if (small := area<least).any(): mask = torch.where(small, area_budget(heat, least), mask)
     return mask

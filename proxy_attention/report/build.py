@@ -13,6 +13,7 @@ from fastcore.all import patch
 from fastcore.xml import *
 from ..core import *
 from ..data.images import refuse_inside
+from ..attribution.methods import default_attribution, default_target
 from .page import asset, page_html, page_list
 from .look import Report
 from .sections import *
@@ -20,7 +21,9 @@ from .sections import *
 # %% ../../nbs/report/04_build.ipynb #177b9a6c
 def usual_sections()->dict: # Heading → `report -> tags`
     "The sections of a page, in their order"
-    return {'In short':in_short, 'What was run':what_was_run, 'Curves':curves, 'Results':results_table, 'Pictures':gallery, 'Mean attention':mean_attention, 'Proxy steps':audit, 'Run it again':configuration}
+    return {
+        'In short':in_short, 'What was run':what_was_run, 'Curves':curves, 'Results':results_table,
+        'Pictures':gallery, 'Mean attention':mean_attention, 'Proxy steps':audit, 'Run it again':configuration}
 
 # %% ../../nbs/report/04_build.ipynb #409d6b02
 _ours = 'proxy_attention report'
@@ -29,25 +32,47 @@ _ours = 'proxy_attention report'
 def html(self:Report)->str:
     "The page"
     names = list(self.groups) if len(self.runs)==len(self.trainings)>1 else [o.name for o in self.runs]
-    title = (f'{len(self.runs)} runs: ' if len(self.runs)>1 else 'Report: ') + ', '.join(map(clean_text, names[:4])) + (f' and {len(names)-4} more' if len(names)>4 else '')
-    parts = [(k, f'part-{i}', f(self)) for i,(k,f) in enumerate((usual_sections() if self.sections is None else self.sections).items())]
+    title = ((f'{len(self.runs)} runs: ' if len(self.runs)>1 else 'Report: ') +
+        ', '.join(map(clean_text, names[:4])) +
+        (f' and {len(names)-4} more' if len(names)>4 else ''))
+    parts = [(k, f'part-{i}', f(self))
+             for i,(k,f) in enumerate((usual_sections() if self.sections is None else self.sections).items())]
     parts = [(k,i,P(o) if isinstance(o, str) else o) for k,i,o in parts if o is not None]
     missing = self.all_missing
-    aside = Aside(H2('What is missing', id='missing'), page_list(with_code(clean_text(o)) for o in missing), aria_labelledby='missing') if missing else None
+    aside = Aside(
+        H2('What is missing', id='missing'),
+        page_list(with_code(clean_text(o)) for o in missing),
+        aria_labelledby='missing') if missing else None
     nav = Nav(Ul(*(Li(A(k, href=f'#{i}')) for k,i,_ in parts)), aria_label='Sections')
-    return page_html(title, A('Skip to the content', href='#main', cls='skip'), Header(H1(title), P(f'Made {datetime.now():%Y-%m-%d %H:%M} by proxy_attention. This page needs no network.', cls='soft')), nav,
-        Main(*([aside] if aside else []), *(Section(H2(k, id=i), o, aria_labelledby=i) for k,i,o in parts), id='main'), css=asset('report.css'), js=asset('report.js'), made_by=_ours)
+    return page_html(
+        title,
+        A('Skip to the content', href='#main', cls='skip'),
+        Header(
+            H1(title),
+            P(f'Made {datetime.now():%Y-%m-%d %H:%M} by proxy_attention. This page needs no network.', cls='soft')),
+        nav,
+        Main(
+            *([aside] if aside else []),
+            *(Section(H2(k, id=i), o, aria_labelledby=i) for k,i,o in parts),
+            id='main'),
+        css=asset('report.css'), js=asset('report.js'), made_by=_ours)
 
 def _is_ours(f):
     with open(f, 'rb') as o: return _ours.encode() in o.read(1000)
 
 def _refuse_out(out):
     "Refuse to write over what is no report"
-    if out.is_dir(): raise IsADirectoryError(f'{out} is a folder: name the file that the report is to be, such as {out/"report.html"}.')
+    if out.is_dir():
+        raise IsADirectoryError(f'{out} is a folder: name the file that the report is to be, such as {out/"report.html"}.')
     try: foreign = out.exists() and not _is_ours(out)
-    except OSError as e: raise type(e)(f'{out} cannot be read ({e.strerror or e}): name another file.') from e
-    if foreign: raise FileExistsError(f'{out} is there already and is no report of this library: nothing is written over, name another file.')
-    if not out.resolve().parent.is_dir(): raise FileNotFoundError(f'There is no folder {out.resolve().parent} for the report: make it, or name another place.')
+    except OSError as e:
+        raise type(e)(f'{out} cannot be read ({e.strerror or e}): name another file.') from e
+    if foreign:
+        raise FileExistsError(
+            f'{out} is there already and is no report of this library: nothing is written over, name another file.')
+    if not out.resolve().parent.is_dir():
+        raise FileNotFoundError(
+            f'There is no folder {out.resolve().parent} for the report: make it, or name another place.')
 
 @patch
 def save(self:Report,
@@ -60,7 +85,9 @@ def save(self:Report,
         if d := o.images_at(self.images): refuse_inside(out.resolve().parent, d)
     page = self.html().encode('utf-8', 'replace')
     try: return write_whole(out, lambda f: f.write(page))
-    except OSError as e: raise type(e)(f'The report cannot be written to {out} ({e.strerror or e}): make room, or name another place.') from e
+    except OSError as e:
+        raise type(e)(
+            f'The report cannot be written to {out} ({e.strerror or e}): make room, or name another place.') from e
 
 def report_runs(
     runs, # Folders of runs (of a training, a comparison, a demo), or folders that hold such
@@ -68,8 +95,8 @@ def report_runs(
     n:int=200, # Pictures, at most
     images=None, # Where the images lie now, if they have moved
     models:bool=True, # Load the models? Loading one runs the code in it: only report runs that you trust
-    attribution='LayerCAM', # Where: LayerCAM, GradCAM, LeGrad and others, or a captum class
-    target='margin', # What is explained: 'margin', 'pred'
+    attribution=default_attribution, # Where: LayerCAM, GradCAM, LeGrad and others, or a captum class
+    target=default_target, # What is explained: 'margin', 'pred'
     quiet:bool=False, # Tell nothing?
     as_json:bool=False, # Tell one line of JSON?
     say=print # What is told goes here
@@ -78,10 +105,16 @@ def report_runs(
     runs = [runs] if isinstance(runs, (str,os.PathLike)) else list(runs)
     rep = Report(runs, n, images, models, attribution, target, bar=not (quiet or as_json))
     first = Path(runs[0]).expanduser()
-    out = Path(out).expanduser() if out is not None else (first if len(runs)==1 else first.resolve().parent)/'report.html'
+    out = (Path(out).expanduser() if out is not None else
+        (first if len(runs)==1 else first.resolve().parent)/'report.html')
     if out.is_dir(): out = out/'report.html'
     rep.save(out)
-    told = dict(report=str(out), runs=[str(o.path) for o in rep.runs], pictures=len(rep.looked.shots), bytes=out.stat().st_size, missing=rep.all_missing)
+    told = dict(
+        report=str(out), runs=[str(o.path) for o in rep.runs],
+        pictures=len(rep.looked.shots), bytes=out.stat().st_size, missing=rep.all_missing)
     if as_json and not quiet: say(json.dumps(told, ensure_ascii=False))
-    elif not quiet: say('\n'.join([*(f'Note: {o}' for o in told['missing']), f"{out}: {len(rep.runs)} run{'s'*(len(rep.runs)>1)}, {told['pictures']} pictures, {told['bytes']/1e6:.1f} MB"]))
+    elif not quiet:
+        say('\n'.join([
+            *(f'Note: {o}' for o in told['missing']),
+            f"{out}: {len(rep.runs)} run{'s'*(len(rep.runs)>1)}, {told['pictures']} pictures, {told['bytes']/1e6:.1f} MB"]))
     return out

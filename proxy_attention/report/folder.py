@@ -17,25 +17,32 @@ from ..attribution.heatmap import HeatmapStore
 from ..proxy.schedule import Steps
 from ..experiment.config import Config, all_settings, from_toml
 from ..experiment.runs import Run, Runs
-from ..experiment.train import proxy_args, recipes
+from ..proxy.recipes import recipes
+from ..experiment.train import proxy_args
 from ..experiment.compare import Comparison
 
 # %% ../../nbs/report/01_folder.ipynb #39b41676
-_log_cols,_step_cols = 'file pred targ method fit# epoch# item# loss# area# degenerate', 'fit# epoch# chosen# made# degenerate# mean_loss? area? seconds?'
+_log_cols = 'file pred targ method fit# epoch# item# loss# area# degenerate'
+_step_cols = 'fit# epoch# chosen# made# degenerate# mean_loss? area? seconds?'
 
 def _typed(df, cols):
     "The rows that are whole; `#`: a number, `?`: a number that may be missing"
-    if gone := {o.rstrip('#?') for o in cols.split()}-set(df): raise ValueError(f'it has no column {", ".join(sorted(gone))}')
+    if gone := {o.rstrip('#?') for o in cols.split()}-set(df):
+        raise ValueError(f'it has no column {", ".join(sorted(gone))}')
     for o in cols.split():
         if o[-1] in '#?': df[o[:-1]] = pd.to_numeric(df[o[:-1]], errors='coerce')
     df = df.dropna(subset=[o.rstrip('#') for o in cols.split() if o[-1]!='?'])
     return df.astype({o[:-1]:int for o in cols.split() if o[-1]=='#' and o not in ('loss#','area#')}).reset_index(drop=True)
 
-def _table_of(f, cols): return _typed(pd.read_csv(f, dtype={o:str for o in cols.split() if o[-1] not in '#?' and o!='degenerate'}, keep_default_na='#' in cols), cols)
+def _table_of(f, cols):
+    return _typed(
+        pd.read_csv(f, dtype={o:str for o in cols.split() if o[-1] not in '#?' and o!='degenerate'}, keep_default_na='#' in cols),
+        cols)
 
 def _asked_of(f):
     asked = json.loads(f.read_text(encoding='utf-8'))
-    if not isinstance(asked, dict) or not {'arms','seeds','tests'}<=set(asked): raise ValueError('it is not that of a comparison')
+    if not isinstance(asked, dict) or not {'arms','seeds','tests'}<=set(asked):
+        raise ValueError('it is not that of a comparison')
     return asked
 
 class RunFolder:
@@ -48,11 +55,17 @@ class RunFolder:
         self.path,self.missing = Path(path),[]
         self.run,self.fold = run or Run(self.path, self.path.name), cfg is not None
         self.cfg = cfg or self._try('config.toml', from_toml)
-        self.log,self.split,self.problems = (self._try(o, _table_of, cols=cols) for o,cols in (('proxy_log.csv',_log_cols), ('folds.csv' if not self.fold else '../folds.csv','file label part fold'), ('problems.csv','file problem')))
+        self.log,self.split,self.problems = (
+            self._try(o, _table_of, cols=cols) for o,cols in (
+                ('proxy_log.csv',_log_cols),
+                ('folds.csv' if not self.fold else '../folds.csv','file label part fold'),
+                ('problems.csv','file problem')))
         self.store = self._try('heat.npz', HeatmapStore.load)
-        if self.fold and self.split is not None: self.split['part'] = np.where(self.split.fold==self.path.name.removeprefix('fold_'), 'valid', 'train')
+        if self.fold and self.split is not None:
+            self.split['part'] = np.where(self.split.fold==self.path.name.removeprefix('fold_'), 'valid', 'train')
         self.asked_for = self._try('asked.json', _asked_of) or {}
-        self.told = self._try('verdict.txt', lambda f: f.read_text(encoding='utf-8').strip()) if not self.asked_for else None # of a demo
+        # of a demo
+        self.told = self._try('verdict.txt', lambda f: f.read_text(encoding='utf-8').strip()) if not self.asked_for else None
         self.model = self.path/'model.pkl' if (self.path/'model.pkl').is_file() else None
 
     def _try(self, name, read, **kw):
@@ -60,10 +73,12 @@ class RunFolder:
         f = self.path/name
         if not f.is_file(): return None
         try: return read(f, **kw)
-        except (OSError, ValueError, TypeError, BadZipFile) as e: self.missing.append(f'{f.name} of {self.name} cannot be read ({str(e).splitlines()[0][:150]}).')
+        except (OSError, ValueError, TypeError, BadZipFile) as e:
+            self.missing.append(f'{f.name} of {self.name} cannot be read ({str(e).splitlines()[0][:150]}).')
 
     @property
-    def name(self): return f'{self.path.resolve().parent.name}/{self.path.resolve().name}' if self.fold else self.path.resolve().name
+    def name(self):
+        return f'{self.path.resolve().parent.name}/{self.path.resolve().name}' if self.fold else self.path.resolve().name
     @property
     def settings(self):
         "What was asked for, by name"
@@ -72,7 +87,8 @@ class RunFolder:
     @property
     def asked(self):
         "How many epochs were asked for, where that is known"
-        return None if self.cfg is None else self.cfg.fit.epochs or (Steps(self.cfg.proxy.steps).n_epoch if self.cfg.proxy.steps else 10)
+        return None if self.cfg is None else (
+            self.cfg.fit.epochs or (Steps(self.cfg.proxy.steps).n_epoch if self.cfg.proxy.steps else 10))
     @property
     def finished(self): return self.model is not None or 'history.csv' in self.run.kept
 
@@ -84,7 +100,8 @@ def epochs(self:RunFolder)->pd.DataFrame:
     "A row an epoch of the last fit: epoch, losses and metrics"
     df = self.run.epochs
     if 'fit' in df: df = df[df.fit==df.fit.max()]
-    keep = [c for c in df if c not in _no_metric and '/' not in c and not c.startswith('proxy_') and pd.api.types.is_numeric_dtype(df[c])]
+    keep = [c for c in df if c not in _no_metric and '/' not in c and not c.startswith('proxy_')
+            and pd.api.types.is_numeric_dtype(df[c])]
     at = df.epoch if 'epoch' in df else df.step if 'step' in df else pd.Series(dtype=float)
     return df[keep].assign(epoch=at.astype(float)).reset_index(drop=True)
 
@@ -94,7 +111,12 @@ def steps(self:RunFolder)->pd.DataFrame:
     kept = self._try('proxy_steps.csv', _table_of, cols=_step_cols)
     if kept is not None or self.log is None: return pd.DataFrame() if kept is None else kept
     g = self.log.groupby(['fit','epoch'])
-    df = g.agg(chosen=('item','size'), made=('area',lambda o: int((o>0).sum())), degenerate=('degenerate','sum'), mean_loss=('loss','mean'), area=('area',lambda o: o[o>0].mean())).reset_index()
+    df = g.agg(
+        chosen=('item','size'),
+        made=('area',lambda o: int((o>0).sum())),
+        degenerate=('degenerate','sum'),
+        mean_loss=('loss','mean'),
+        area=('area',lambda o: o[o>0].mean())).reset_index()
     spent = self.run.scalars.query("tag=='proxy/seconds'").value.tolist()
     return df.assign(seconds=spent if len(spent)==len(df) else np.nan)
 
@@ -103,7 +125,8 @@ def proxies(self:RunFolder):
     "The `ProxyAttention` that the configuration asks for; None without one"
     if self.cfg is None or self.cfg.proxy.recipe=='none': return None
     try: return recipes[self.cfg.proxy.recipe](**proxy_args(self.cfg))
-    except (ValueError, TypeError, KeyError) as e: self.missing.append(f'The proxy settings of {self.name} are not understood ({e}).')
+    except (ValueError, TypeError, KeyError) as e:
+        self.missing.append(f'The proxy settings of {self.name} are not understood ({e}).')
 
 # %% ../../nbs/report/01_folder.ipynb #7e7c3769
 @patch
@@ -111,13 +134,20 @@ def comparison(self:RunFolder): # A `Comparison`; None: not one yet
     "What came of a comparison so far"
     arms = [o.strip() for o in self.asked_for['arms'].split(',') if o.strip()]
     try: cmp = Comparison.kept(self.path/'records', arms, arms[0])
-    except (ValueError, KeyError) as e: return self.missing.append(f'The comparison {self.name} cannot be read yet ({e}).')
-    if cmp is None: return self.missing.append(f'No run of the comparison {self.name} is done yet: go on with `proxy-compare --resume {self.path}`.')
+    except (ValueError, KeyError) as e:
+        return self.missing.append(f'The comparison {self.name} cannot be read yet ({e}).')
+    if cmp is None:
+        return self.missing.append(
+            f'No run of the comparison {self.name} is done yet: go on with `proxy-compare --resume {self.path}`.')
     done,all_ = len(cmp.df[['arm','seed']].drop_duplicates()), len(arms)*self.asked_for['seeds']
-    if done<all_: self.missing.append(f'{done} of {all_} runs of the comparison {self.name} are done: go on with `proxy-compare --resume {self.path}`.')
+    if done<all_:
+        self.missing.append(
+            f'{done} of {all_} runs of the comparison {self.name} are done: go on with `proxy-compare --resume {self.path}`.')
     shared = lambda a: set(cmp.df[cmp.df.arm==a].seed) & set(cmp.df[cmp.df.arm==arms[0]].seed)
     ok = [a for a in cmp.arms if shared(a)]
-    return cmp if len(ok)==len(cmp.arms) else Comparison(cmp.df[cmp.df.arm.isin(ok)], arms[0], cmp.level, cmp.groups[cmp.groups.arm.isin(ok)], [o for o in cmp.notes if o[0] in ok])
+    return cmp if len(ok)==len(cmp.arms) else Comparison(
+        cmp.df[cmp.df.arm.isin(ok)], arms[0], cmp.level,
+        cmp.groups[cmp.groups.arm.isin(ok)], [o for o in cmp.notes if o[0] in ok])
 
 # %% ../../nbs/report/01_folder.ipynb #403e4d40
 def _below(path, missing):
@@ -129,8 +159,12 @@ def _below(path, missing):
     missing += [f'{f.name} of {f.parent.name} cannot be read, or not to the end ({why}).' for f,why in runs.broken.items()]
     found = {o.path:o for o in runs}
     folds = {o:o.parent for o in found if o.parent in found and re.fullmatch(r'fold_\d+', o.name)}
-    res = [RunFolder(p, o, RunFolder(folds[p]).cfg if p in folds else None) for p,o in found.items() if p not in folds.values()]
-    if not res: raise ValueError(f'{path} holds no run: no configuration, history or log, there or below. Name the folder that `proxy-train` or `proxy-compare` has made.')
+    res = [RunFolder(p, o, RunFolder(folds[p]).cfg if p in folds else None)
+           for p,o in found.items() if p not in folds.values()]
+    if not res:
+        raise ValueError(
+            f'{path} holds no run: no configuration, history or log, there or below. '
+            'Name the folder that `proxy-train` or `proxy-compare` has made.')
     return res
 
 def open_runs(
@@ -151,7 +185,10 @@ def open_runs(
 def settings_that_differ(runs):
     "Settings in which runs differ, the recipe first"
     all_ = [o.settings for o in runs]
-    return sorted((k for k in dict.fromkeys(k for o in all_ for k in o) if k not in ('seed','save_images','workers') and len({str(o.get(k)) for o in all_})>1), key=lambda k: k!='recipe')
+    return sorted(
+        (k for k in dict.fromkeys(k for o in all_ for k in o)
+         if k not in ('seed','save_images','workers') and len({str(o.get(k)) for o in all_})>1),
+        key=lambda k: k!='recipe')
 
 def _told(k, v):
     "A setting, as a name"
@@ -163,7 +200,8 @@ def group_runs(
 )->dict: # Name → the runs of that name
     "Runs of equal settings, the seed apart"
     differ,by = settings_that_differ(runs),{}
-    for o in runs: by.setdefault(tuple(str(o.settings.get(k)) for k in differ) if o.settings else o.path, []).append(o)
+    for o in runs:
+        by.setdefault(tuple(str(o.settings.get(k)) for k in differ) if o.settings else o.path, []).append(o)
     name = lambda o,n: short_text(', '.join(t for k in differ[:n] if (t := _told(k, o.settings.get(k)))), 50)
     for n in range(1, len(differ)+1): # as few words as tell them apart
         names = [name(v[0], n) for v in by.values()]

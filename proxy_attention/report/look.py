@@ -16,12 +16,11 @@ from fastcore.all import chunked, patch, store_attr
 from fastcore.xml import *
 from fastai.vision.core import PILImage
 from ..core import *
-from ..data.loaders import ImageStats
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import as_target
-from ..attribution.methods import as_attribution
+from ..attribution.methods import as_attribution, default_attribution, default_target
 from ..interpret.use import Looker, look_at_files, model_failures, open_learner, patient
-from ..proxy.serving import Proxies
+from ..proxy.record import last_served, read_proxies, remade
 from ..experiment.train import images_of
 from .page import fmt
 from .folder import RunFolder, group_runs, open_runs
@@ -96,15 +95,17 @@ class Report:
         n:int=200, # Pictures, at most
         images=None, # Where the images lie now; None: where they lay
         models:bool=True, # Load the models? Loading one runs the code in it
-        attribution='LayerCAM', # Where: a CAM, a captum class, the name of one
-        target='margin', # What is explained: 'margin', 'pred'
+        attribution=default_attribution, # Where: a CAM, a captum class, the name of one
+        target=default_target, # What is explained: 'margin', 'pred'
         sections:dict=None, # Heading → `report -> tags`; None: `sections`
         bar:bool=False # A progress bar, once two seconds have gone by?
     ):
         refuse_number(0, 10_000, n=n)
         as_attribution(attribution), as_target(target)
-        if target=='label': raise ValueError("target='label' is not what a page shows: 'margin' or 'pred', which need no labels.")
-        if images is not None and not Path(images).expanduser().is_dir(): raise FileNotFoundError(f'There is no folder {clean_text(images)}: name the one that the images lie in now.')
+        if target=='label':
+            raise ValueError("target='label' is not what a page shows: 'margin' or 'pred', which need no labels.")
+        if images is not None and not Path(images).expanduser().is_dir():
+            raise FileNotFoundError(f'There is no folder {clean_text(images)}: name the one that the images lie in now.')
         store_attr('n,images,models,attribution,target,bar')
         self.missing,self.sections = [],sections
         self.runs = open_runs(runs, self.missing)
@@ -113,7 +114,9 @@ class Report:
         for o in self.trainings:
             if o.finished: continue
             of = f' of {o.asked}' if o.asked else ''
-            self.missing.append(f'{o.name} has trained {len(o.epochs)}{of} epochs: it is running, or was stopped' + (f'; go on with `proxy-train --resume {shlex.quote(str(o.path))}`.' if o.cfg and not o.fold else '.'))
+            self.missing.append(
+                f'{o.name} has trained {len(o.epochs)}{of} epochs: it is running, or was stopped' +
+                (f'; go on with `proxy-train --resume {shlex.quote(str(o.path))}`.' if o.cfg and not o.fold else '.'))
 
     @cached_property
     def comparisons(self):
@@ -134,7 +137,10 @@ class Report:
 def _asked(self:Report)->dict:
     "Name → the run that stands for a group; at most four, the first and the last among them"
     reps = {k:next((o for o in v if o.model), v[0]) for k,v in self.groups.items()}
-    if len(reps)>4: self.note(f'Pictures are of {len(keep := [*list(reps)[:3], list(reps)[-1]])} of {len(reps)} groups of runs: the first three and the last.')
+    if len(reps)>4:
+        self.note(
+            f'Pictures are of {len(keep := [*list(reps)[:3], list(reps)[-1]])} of {len(reps)} groups of runs: '
+            'the first three and the last.')
     else: keep = list(reps)
     return {k:reps[k] for k in keep}
 
@@ -142,14 +148,20 @@ def _asked(self:Report)->dict:
 def _lookers(self:Report, reps, roots)->dict:
     "Name → what can be asked about images"
     res,home = {},next(o for o in roots.values() if o)
-    if not self.models: return self.note('The models were not loaded, as asked: no validation images, and no mean attention.') or res
+    if not self.models:
+        return self.note('The models were not loaded, as asked: no validation images, and no mean attention.') or res
     for k,o in reps.items():
         if roots[k] is None: continue # which is told already
-        if roots[k]!=home: self.note(f'{o.name} was trained on other images ({clean_text(o.cfg.data.path) if o.cfg else "unknown"}): its curves are shown, and no pictures.')
-        elif o.model is None: self.note(f'{o.name} has no model yet: of its pictures there is what its proxy steps kept, and no more.')
+        if roots[k]!=home:
+            self.note(
+                f'{o.name} was trained on other images ({clean_text(o.cfg.data.path) if o.cfg else "unknown"}): '
+                'its curves are shown, and no pictures.')
+        elif o.model is None:
+            self.note(f'{o.name} has no model yet: of its pictures there is what its proxy steps kept, and no more.')
         else:
             try: res[k] = Looker(open_learner(o.model), self.attribution, self.target, None)
-            except model_failures as e: self.note(f'The model of {o.name} cannot be used ({str(e).splitlines()[0][:200]}).')
+            except model_failures as e:
+                self.note(f'The model of {o.name} cannot be used ({str(e).splitlines()[0][:200]}).')
     return res
 
 @patch
@@ -158,8 +170,13 @@ def _unseen(self:Report, runs)->list:
     sets = [set(o.split.file[o.split.part=='valid']) for o in runs]
     if all(o==sets[0] for o in sets): return sorted(sets[0])
     both = set.intersection(*sets)
-    if not both: return self.note('The runs share no validation image, and a model is not asked about images that it was trained on: there are no validation pictures.') or []
-    self.note(f'The runs draw their split with other seeds: validation pictures are of the {len(both)} images that none of them was trained on.')
+    if not both:
+        return self.note(
+            'The runs share no validation image, and a model is not asked about images that it was trained on: '
+            'there are no validation pictures.') or []
+    self.note(
+        'The runs draw their split with other seeds: '
+        f'validation pictures are of the {len(both)} images that none of them was trained on.')
     return sorted(both)
 
 @patch
@@ -170,14 +187,16 @@ def _ask(self:Report, lookers, files):
     for part in patient(list(chunked(files, 32)), self.bar):
         d,l = look_at_files(list(lookers.values()), part)
         done,left = done+d, left+l
-    if left: self.note(f'{len(left)} images cannot be shown; the first is {clean_text(left[0][0].name)} ({left[0][1]}).')
+    if left:
+        self.note(f'{len(left)} images cannot be shown; the first is {clean_text(left[0][0].name)} ({left[0][1]}).')
     return dict(done)
 
 # %% ../../nbs/report/02_look.ipynb #950d0e82
 @patch
 def _last_step(self:RunFolder):
     "The rows of the last proxy step whose heat is kept"
-    if self.log is None or self.store is None or not len(self.log): return pd.DataFrame(columns=['item'])
+    if self.log is None or self.store is None or not len(self.log):
+        return pd.DataFrame(columns=['item'])
     last = self.log[(self.log.fit==self.log.fit.max())]
     last = last[(last.epoch==last.epoch.max()) & last.item.isin(list(self.store))]
     return last.drop_duplicates('item')
@@ -187,7 +206,8 @@ def _moved_to(self:RunFolder, files, root):
     "Where files of the log lie now"
     first,names = str(files[0]), set(self.split.file) if self.split is not None else set()
     old = max((o for o in names if first.endswith('/'+o)), key=len, default=None)
-    return [Path(o) if old is None or root is None else root/str(o).removeprefix(first[:-len(old)]) for o in files]
+    return [Path(o) if old is None or root is None else root/str(o).removeprefix(first[:-len(old)])
+            for o in files]
 
 def open_small(f, side=512):
     img = PILImage.create(f)
@@ -195,52 +215,67 @@ def open_small(f, side=512):
     return img
 
 @patch
+def _file_of(self:RunFolder, i, root):
+    "Where the file of a training item lies now, by its number; None where nothing says it"
+    if self.log is not None and len(at := self.log.file[self.log.item==i]): return self._moved_to([at.iloc[0]], root)[0]
+    names = self.split.file[self.split.part=='train'] if self.split is not None else ()
+    return root/names.iloc[i] if root is not None and 0<=i<len(names) else None
+
+@patch
 def _proxy_of(self:RunFolder, root):
-    "`(item, file) -> proxy image`; None where the rule is not known"
+    "`item -> proxy image` as it was served last; None where nothing says how"
     kept = self._try('manifest.csv', pd.read_csv)
     if kept is not None and len(kept):
         at = dict(zip(kept.item, kept.proxy))
-        return lambda i,f: open_small(self.path/at[i]) if i in at else None
-    if (pa := self.proxies) is None or self.split is None: return None
-    files = [root/o for o in self.split.file[self.split.part=='train'].sample(frac=1, random_state=0)[:100]]
-    files = [o for o in files if o.is_file()]
-    data = ImageStats.of(map(open_small, files)) if pa.masker.needs_data and files else None
-    area = self.log.area.median() # a schedule may have chosen it
-    m = pa.masker.having(area=float(min(area, pa.masker.max_area))) if area>0 and 'area' in pa.masker.rule_takes else pa.masker
-    make,items = Proxies(self.store, m, data=data).make, dict(zip(self._moved_to(self.log.file.tolist(), root), self.log['item'])) if m.both else {} # whose heat counts, too
-    def made(i, f):
-        others = [o for o in files if o!=f] or [f]
-        img = open_small(f)
-        other = others[i%len(others)]
-        return make(img, i, lambda: (items.get(other, -1), open_small(other)))
-    return made
+        return lambda i: open_small(self.path/at[i]) if i in at else None
+    proxies,served = self._try('proxies.json', lambda f: read_proxies(f.parent)),self._try('served.csv', lambda f: last_served(f.parent))
+    if proxies is None or served is None: return None
+    def image(i): return open_small(self._file_of(i, root))
+    return lambda i: remade(proxies, served.loc[i], i, image) if i in served.index else None
 
 # %% ../../nbs/report/02_look.ipynb #7168b9ae
 @patch
 def _masked(self:Report, reps, roots, lookers):
     "Training images that were masked, a `Shot` each"
-    name,run = next(((k,o) for k,o in reps.items() if len(o._last_step()) and (roots[k] or o.split is None)), (None,None))
+    name,run = next(
+        ((k,o) for k,o in reps.items() if len(o._last_step()) and (roots[k] or o.split is None)),
+        (None,None))
     if run is None: return []
     n = min(self.n//2 if lookers else self.n, len(rows := run._last_step()))
     rows = rows.sample(n, random_state=0).sort_values('loss', ascending=False)
     if not len(rows): return []
     files,proxy = run._moved_to(rows.file.tolist(), roots.get(name)), run._proxy_of(roots.get(name))
-    if proxy is None: self.note(f'{run.name} does not say how its proxies were made: they are not shown.')
-    if lookers and not (how := str(rows.method.iloc[0])).startswith(called(self.attribution)): self.note(f'Heat at the step is from {clean_text(how.split(" of ")[0])}, that of the models from {called(self.attribution)}: what moved between them is no change of the model alone.')
+    if proxy is None:
+        self.note(f'{run.name} does not say how its proxies were made: they are not shown.')
+    if lookers and not (how := str(rows.method.iloc[0])).startswith(called(self.attribution)):
+        self.note(
+            f'Heat at the step is from {clean_text(how.split(" of ")[0])}, that of the models from {called(self.attribution)}: '
+            'what moved between them is no change of the model alone.')
     at = 'heat at the step' + (f', {name}' if len(reps)>1 else '')
     there = [o.is_file() for o in files]
-    if not all(there): self.note(f'{len(there)-sum(there)} of {len(there)} masked images of {run.name} are not where they were; the first is {clean_text(files[there.index(False)].name)}.')
+    if not all(there):
+        self.note(
+            f'{len(there)-sum(there)} of {len(there)} masked images of {run.name} are not where they were; '
+            f'the first is {clean_text(files[there.index(False)].name)}.')
     said = self._ask(lookers, [f for f,ok in zip(files, there) if ok])
     res = []
     for f,ok,r in zip(files, there, rows.itertuples()):
         if not ok: continue
-        heats = {at:normalize_heat(run.store[r.item][None])[0]} | {k:h for k,(_,h) in zip(_heat_names(lookers), said.get(f, ()))}
-        trail = f'Masked after epoch {r.epoch}: loss {fmt(float(r.loss))}, {r.area:.0%} of the image, then taken for {clean_text(r.pred)}.'
-        res.append(Shot(f, str(r.targ), 'training', heats, _said(lookers, said.get(f, ())) or [('at the step',str(r.pred),None)], float(r.loss), None if proxy is None else lambda i=r.item,f=f: proxy(i, f), trail))
+        heats = ({at:normalize_heat(run.store[r.item][None])[0]} |
+            {k:h for k,(_,h) in zip(_heat_names(lookers), said.get(f, ()))})
+        trail = (f'Masked after epoch {r.epoch}: loss {fmt(float(r.loss))}, {r.area:.0%} of the image, '
+            f'then taken for {clean_text(r.pred)}.')
+        res.append(Shot(
+            f, str(r.targ), 'training', heats,
+            _said(lookers, said.get(f, ())) or [('at the step',str(r.pred),None)],
+            float(r.loss),
+            None if proxy is None else lambda i=r.item: proxy(i),
+            trail))
     return res
 
 def _heat_names(lookers): return ['heat'] if len(lookers)==1 else [f'heat, {k}' for k in lookers]
-def _said(lookers, said): return [(k, o.vocab[int(p.argmax())], float(p.max())) for (k,o),(p,_) in zip(lookers.items(), said)]
+def _said(lookers, said):
+    return [(k, o.vocab[int(p.argmax())], float(p.max())) for (k,o),(p,_) in zip(lookers.items(), said)]
 
 # %% ../../nbs/report/02_look.ipynb #5ef246bf
 @dataclass
@@ -254,10 +289,14 @@ def _picked(shots, n):
     "A third with the largest loss, a third whose heat or label changes most, the others as they come"
     if len(shots)<=n: return shots
     change = lambda i: -(shots[i].differs+np.nan_to_num(shots[i].moved))
-    by = [sorted(range(len(shots)), key=lambda i: -np.nan_to_num(shots[i].loss))[:n//3], sorted(range(len(shots)), key=change)[:n//3 if len(shots[0].heats)>1 else 0], range(len(shots))]
+    by = [
+        sorted(range(len(shots)), key=lambda i: -np.nan_to_num(shots[i].loss))[:n//3],
+        sorted(range(len(shots)), key=change)[:n//3 if len(shots[0].heats)>1 else 0],
+        range(len(shots))]
     return [shots[i] for i in list(dict.fromkeys(i for o in by for i in o))[:n]]
 
-def _loss(looker, probs, label): return -float(np.log(max(float(probs[looker.vocab.index(label)]), 1e-9))) if label in looker.vocab else np.nan
+def _loss(looker, probs, label):
+    return -float(np.log(max(float(probs[looker.vocab.index(label)]), 1e-9))) if label in looker.vocab else np.nan
 
 @patch(as_prop=True)
 def looked(self:Report)->Looked:
@@ -270,9 +309,13 @@ def _look(self:Report):
     reps = self._asked()
     roots = {k:o.images_at(self.images) for k,o in reps.items()}
     for k,o in reps.items():
-        if roots[k] is None and o.split is not None: self.note(f'The images of {o.name} are not at {clean_text(self.images or (o.cfg.data.path if o.cfg else "their place"))}: name the folder that they are in now with `--images`.')
+        if roots[k] is None and o.split is not None:
+            self.note(
+                f'The images of {o.name} are not at {clean_text(self.images or (o.cfg.data.path if o.cfg else "their place"))}: '
+                'name the folder that they are in now with `--images`.')
     demos = {o.name:o for o in self.runs if o.told}
-    if not any(roots.values()): return Looked(self._masked(demos, dict.fromkeys(demos), {})) if demos else Looked()
+    if not any(roots.values()):
+        return Looked(self._masked(demos, dict.fromkeys(demos), {})) if demos else Looked()
     lookers = self._lookers(reps, roots)
     masked = self._masked(reps, roots, lookers)
     home = next(k for k in reps if roots[k])
@@ -280,9 +323,16 @@ def _look(self:Report):
     names = [names[i] for i in sorted(np.random.default_rng(0).permutation(len(names))[:max(2*self.n, 100)])]
     label = dict(zip(reps[home].split.file, reps[home].split.label))
     there = [o for o in names if (roots[home]/o).is_file()]
-    if len(there)<len(names): self.note(f'{len(names)-len(there)} of {len(names)} validation images are not in {clean_text(roots[home])} any more.')
+    if len(there)<len(names):
+        self.note(
+            f'{len(names)-len(there)} of {len(names)} validation images are not in {clean_text(roots[home])} any more.')
     said = self._ask(lookers, [roots[home]/o for o in there])
-    shots = [Shot(f, nm, 'validation', dict(zip(_heat_names(lookers), [h for _,h in o])), _said(lookers, o), _loss(list(lookers.values())[-1], o[-1][0], nm)) for f,o in said.items() for nm in [label[f.relative_to(roots[home]).as_posix()]]]
+    shots = [
+        Shot(f, nm, 'validation',
+             dict(zip(_heat_names(lookers), [h for _,h in o])),
+             _said(lookers, o),
+             _loss(list(lookers.values())[-1], o[-1][0], nm))
+        for f,o in said.items() for nm in [label[f.relative_to(roots[home]).as_posix()]]]
     heat = {k:torch.stack([o[i][1] for o in said.values()]) for i,k in enumerate(lookers) if said}
     preds = {k:[o.said[i][1] for o in shots] for i,k in enumerate(lookers)}
     return Looked(masked+_picked(shots, self.n-len(masked)), heat, preds)

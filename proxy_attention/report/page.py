@@ -32,7 +32,8 @@ def fmt(v):
     if isinstance(v, FT): return v
     if isinstance(v, str): return clean_text(v)
     if v is None or pd.isna(v): return '–'
-    return f'{v:,}' if isinstance(v, (int,np.integer)) else f'{v:.0f}' if abs(v)>=1000 else f'{v:.3g}' if abs(v)<.1 else f'{v:.3f}'
+    return (f'{v:,}' if isinstance(v, (int,np.integer)) else
+        f'{v:.0f}' if abs(v)>=1000 else f'{v:.3g}' if abs(v)<.1 else f'{v:.3f}')
 
 def page_table(
     rows, # Of cells: text, numbers, or tags
@@ -42,7 +43,9 @@ def page_table(
     "A table with a caption; the first cell of a row names it"
     caption = clean_text(caption)
     body = [Tr(Th(fmt(r[0]), scope='row'), *(Td(fmt(c)) for c in r[1:])) for r in rows]
-    return Div(Table(Caption(caption), Thead(Tr(*(Th(fmt(o), scope='col') for o in head))), Tbody(*body)), cls='scroll', tabindex='0', role='region', aria_label=caption)
+    return Div(
+        Table(Caption(caption), Thead(Tr(*(Th(fmt(o), scope='col') for o in head))), Tbody(*body)),
+        cls='scroll', tabindex='0', role='region', aria_label=caption)
 
 def page_list(items)->FT:
     "A list of sentences"
@@ -70,7 +73,9 @@ def line_chart(
     h:int=230 # Height
 )->FT:
     "Curves over epochs, with a table of their numbers"
-    lines = [Curve(o.name, *(np.asarray(v, float)[np.isfinite(np.asarray(o.y, float))] if v is not None else None for v in (o.x,o.y,o.sd))) for o in lines]
+    lines = [Curve(o.name, *(np.asarray(v, float)[np.isfinite(np.asarray(o.y, float))] if v is not None else None
+                             for v in (o.x,o.y,o.sd)))
+             for o in lines]
     lines,title = [o for o in lines if len(o.y)],clean_text(title)
     if not lines: return None
     band = lambda o: np.zeros_like(o.y) if o.sd is None else np.nan_to_num(o.sd)
@@ -79,21 +84,44 @@ def line_chart(
     x0,x1 = min(o.x.min() for o in lines), max(o.x.max() for o in lines)
     X,Y = _scale(x0, x1, 46, w-12), _scale(ticks[0], ticks[-1], h-36, 10)
     at = lambda o,y: ' '.join(f'{X(a)},{Y(b)}' for a,b in zip(o.x, y))
-    grid = [G(Line(x1=46, x2=w-12, y1=Y(t), y2=Y(t), stroke='#8884', cls='grid'), Text(f'{t:.4g}', x=40, y=Y(t)+4, text_anchor='end')) for t in ticks]
+    grid = [G(Line(x1=46, x2=w-12, y1=Y(t), y2=Y(t), stroke='#8884', cls='grid'),
+              Text(f'{t:.4g}', x=40, y=Y(t)+4, text_anchor='end'))
+            for t in ticks]
     xs = [t for t in MaxNLocator(7, integer=True).tick_values(x0, x1) if x0<=t<=x1]
-    grid += [Text(f'{t:.0f}', x=X(t), y=h-20, text_anchor='middle') for t in xs] + [Text(xlabel, x=(w+34)/2, y=h-4, text_anchor='middle')]
-    grid += [Line(Title(f'proxy step after epoch {m:.0f}'), x1=X(m), x2=X(m), y1=10, y2=h-36, stroke='currentColor', stroke_dasharray='2 3', cls='mark') for m in marks if x0<=m<=x1]
+    grid += ([Text(f'{t:.0f}', x=X(t), y=h-20, text_anchor='middle') for t in xs] +
+        [Text(xlabel, x=(w+34)/2, y=h-4, text_anchor='middle')])
+    grid += [Line(Title(f'proxy step after epoch {m:.0f}'), x1=X(m), x2=X(m), y1=10, y2=h-36,
+                  stroke='currentColor', stroke_dasharray='2 3', cls='mark')
+             for m in marks if x0<=m<=x1]
     curves = []
     for i,o in enumerate(lines):
-        if o.sd is not None: curves.append(Polygon(points=f"{at(o, o.y+band(o))} {' '.join(reversed(at(o, o.y-band(o)).split()))}", fill='currentColor', opacity=.15, cls=f'band s{i%6}'))
-        curves.append(Polyline(points=at(o, o.y), fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]))
-        if len(o.y)<=40: curves += [Circle(Title(f'{clean_text(o.name)}, {xlabel} {a:.0f}: {fmt(b)}'), cx=X(a), cy=Y(b), r=3, cls=f'dot s{i%6}') for a,b in zip(o.x, o.y)]
-    key = Ul(*(Li(Svg(Line(x1=0, x2=28, y1=5, y2=5, fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), bdi(o.name)) for i,o in enumerate(lines)),
-        *([Li(Svg(Line(x1=14, x2=14, y1=0, y2=10, stroke='currentColor', stroke_dasharray='2 3', cls='mark'), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), 'proxy step')] if len(marks) else []), cls='key')
+        if o.sd is not None:
+            curves.append(Polygon(
+                points=f"{at(o, o.y+band(o))} {' '.join(reversed(at(o, o.y-band(o)).split()))}",
+                fill='currentColor', opacity=.15, cls=f'band s{i%6}'))
+        curves.append(Polyline(
+            points=at(o, o.y), fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]))
+        if len(o.y)<=40:
+            curves += [Circle(Title(f'{clean_text(o.name)}, {xlabel} {a:.0f}: {fmt(b)}'), cx=X(a), cy=Y(b), r=3, cls=f'dot s{i%6}')
+                       for a,b in zip(o.x, o.y)]
+    key = Ul(
+        *(Li(Svg(Line(x1=0, x2=28, y1=5, y2=5, fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]),
+                 viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'),
+             bdi(o.name))
+          for i,o in enumerate(lines)),
+        *([Li(Svg(Line(x1=14, x2=14, y1=0, y2=10, stroke='currentColor', stroke_dasharray='2 3', cls='mark'),
+                  viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'),
+              'proxy step')]
+          if len(marks) else []),
+        cls='key')
     table = pd.DataFrame({i:pd.Series(o.y, index=o.x) for i,o in enumerate(lines)}).sort_index()
     rows = [(f'{x:.0f}', *v) for x,v in zip(table.index, table.itertuples(index=False, name=None))]
     last = '; '.join(f'{clean_text(o.name)} from {fmt(o.y[0])} to {fmt(o.y[-1])}' for o in lines[:6])
-    return Figure(Figcaption(title), Svg(Title(title), Desc(last), *grid, *curves, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {last}', width=w, fill='currentColor', font_size=12, cls='chart'), key,
+    return Figure(
+        Figcaption(title),
+        Svg(Title(title), Desc(last), *grid, *curves, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {last}',
+            width=w, fill='currentColor', font_size=12, cls='chart'),
+        key,
         Details(Summary('Numbers'), page_table(rows, [xlabel, *(bdi(o.name) for o in lines)], title)))
 
 # %% ../../nbs/report/00_page.ipynb #0bf4255a
@@ -109,13 +137,22 @@ def dot_chart(
     h,lo,hi = 34+26*len(rows), v.min(), v.max()
     ticks = MaxNLocator(5).tick_values(lo, hi) if hi>lo else np.array([lo-1,lo,lo+1])
     X = _scale(ticks[0], ticks[-1], 132, w-14)
-    marks = [G(Line(x1=X(t), x2=X(t), y1=4, y2=h-28, stroke='#8884', cls='grid'), Text(f'{t:.4g}', x=X(t), y=h-10, text_anchor='middle')) for t in ticks]
-    if base is not None: marks.append(Line(x1=X(base), x2=X(base), y1=4, y2=h-28, stroke='currentColor', stroke_dasharray='2 3', cls='mark'))
+    marks = [G(Line(x1=X(t), x2=X(t), y1=4, y2=h-28, stroke='#8884', cls='grid'),
+               Text(f'{t:.4g}', x=X(t), y=h-10, text_anchor='middle'))
+             for t in ticks]
+    if base is not None:
+        marks.append(Line(x1=X(base), x2=X(base), y1=4, y2=h-28, stroke='currentColor', stroke_dasharray='2 3', cls='mark'))
     for i,(name,o) in enumerate(rows):
         y,m = 18+26*i, float(np.mean(o))
-        marks += [Text(short_text(name, 20), x=124, y=y+4, text_anchor='end'), *(Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in o), Line(x1=X(m), x2=X(m), y1=y-9, y2=y+9, stroke='currentColor', cls='line s1')]
+        marks += [
+            Text(short_text(name, 20), x=124, y=y+4, text_anchor='end'),
+            *(Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in o),
+            Line(x1=X(m), x2=X(m), y1=y-9, y2=y+9, stroke='currentColor', cls='line s1')]
     said = '; '.join(f'{clean_text(n)} {np.mean(o):.1f}' for n,o in rows)
-    return Figure(Figcaption(title), Svg(Title(title), Desc(said), *marks, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {said}', width=w, fill='currentColor', font_size=12, cls='chart'))
+    return Figure(
+        Figcaption(title),
+        Svg(Title(title), Desc(said), *marks, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {said}',
+            width=w, fill='currentColor', font_size=12, cls='chart'))
 
 # %% ../../nbs/report/00_page.ipynb #a5de795a
 def _uri(data, kind): return f'data:image/{kind};base64,{b64encode(data).decode()}'
@@ -142,7 +179,8 @@ def photo_uri(
 def _palette(alpha):
     "64 colours from cold to hot; with `alpha` the cold ones are transparent"
     x = np.linspace(0, 1, 64)
-    return (plt.get_cmap('inferno')(x)[:,:3]*255).round().astype(np.uint8).tobytes(), (x**.8*255).round().astype(np.uint8).tobytes() if alpha else None
+    return ((plt.get_cmap('inferno')(x)[:,:3]*255).round().astype(np.uint8).tobytes(),
+        (x**.8*255).round().astype(np.uint8).tobytes() if alpha else None)
 
 def heat_uri(
     heat:Tensor, # (h,w) in [0,1]
@@ -167,7 +205,10 @@ def asset(
 # %% ../../nbs/report/00_page.ipynb #48901f63
 def copy_box(text:str)->FT:
     "Text to be copied, with a button for it where there is a script to run"
-    return Div(Button('Copy', type='button', cls='copy', hidden=True), Pre(Code(_clean_lines(text)), tabindex='0'), cls='copybox')
+    return Div(
+        Button('Copy', type='button', cls='copy', hidden=True),
+        Pre(Code(_clean_lines(text)), tabindex='0'),
+        cls='copybox')
 
 def _clean_lines(text): return '\n'.join(map(clean_text, text.split('\n')))
 
@@ -180,7 +221,14 @@ def page_html(
 )->str:
     "A whole page, which loads nothing"
     script = asset('page.js')+js
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'; base-uri 'none'; form-action 'none'"
-    head = Head(Meta(charset='utf-8'), Meta(name='generator', content=made_by), Meta(http_equiv='Content-Security-Policy', content=policy), Meta(name='viewport', content='width=device-width, initial-scale=1'),
-        Title(clean_text(title)), Link(rel='icon', href='data:,'), Style(Safe(asset('page.css')+css)))
+    policy = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'; base-uri 'none'; form-action 'none'")
+    head = Head(
+        Meta(charset='utf-8'),
+        Meta(name='generator', content=made_by),
+        Meta(http_equiv='Content-Security-Policy', content=policy),
+        Meta(name='viewport', content='width=device-width, initial-scale=1'),
+        Title(clean_text(title)),
+        Link(rel='icon', href='data:,'),
+        Style(Safe(asset('page.css')+css)))
     return to_xml(*Html(head, Body(*body, Script(Safe(script))), lang='en'), indent=False)

@@ -1,6 +1,11 @@
+// The gallery: which pictures are shown, in which order, and which layer of each
 const form = document.getElementById('filter')
 if (form) {
-  const box = document.getElementById('shots'), told = document.getElementById('told'), shots = [...box.children]
+  const box = document.getElementById('shots'),
+    told = document.getElementById('told'),
+    shots = [...box.children]
+
+  // Layers of one picture
   const layers = s => [...s.querySelectorAll('.l')]
   const show = (s, k) => { // the layer called k; without one of that name the original
     let name = 'original'
@@ -8,19 +13,32 @@ if (form) {
     for (const l of layers(s)) {
       const on = l.dataset.k == k
       l.classList.toggle('on', on)
-      if (on) { name = l.dataset.n; s.dataset.k = k }
+      if (on) {
+        name = l.dataset.n
+        s.dataset.k = k
+      }
     }
     s.querySelector('.badge').textContent = name
   }
-  const fits = (s, f) => ['part','label'].every(k => !f.get(k) || s.dataset[k] == f.get(k)) && (!f.get('right') || [s.dataset.right, s.dataset.differs].includes(f.get('right')))
-  const order = { moved: s => -s.dataset.moved, loss: s => -s.dataset.loss, prob: s => +s.dataset.prob }
+
+  // Which pictures, and their order
+  const fits = (s, f) =>
+    ['part','label'].every(k => !f.get(k) || s.dataset[k] == f.get(k)) &&
+    (!f.get('right') || [s.dataset.right, s.dataset.differs].includes(f.get('right')))
+  const order = {
+    moved: s => -s.dataset.moved,
+    loss: s => -s.dataset.loss,
+    prob: s => +s.dataset.prob }
   const filter = () => {
-    const f = new FormData(form), by = order[f.get('sort')]
+    const f = new FormData(form),
+      by = order[f.get('sort')]
     for (const s of shots) s.hidden = !fits(s, f)
     box.append(...(by ? [...shots].sort((a, b) => by(a) - by(b)) : shots))
     const n = shots.filter(s => !s.hidden).length
     told.textContent = n ? `${n} of ${shots.length} pictures` : 'No picture is like that.'
   }
+
+  // The bar above them
   form.hidden = false
   form.onsubmit = e => e.preventDefault()
   form.oninput = e => {
@@ -28,6 +46,8 @@ if (form) {
     else if (e.target.name == 'heat') box.style.setProperty('--heat', e.target.value/100)
     else filter()
   }
+
+  // A press shows the next layer, the mouse over a picture lifts it
   for (const s of shots) {
     const b = s.querySelector('button')
     b.onclick = () => {
@@ -40,7 +60,9 @@ if (form) {
     show(s, new FormData(form).get('show'))
   }
   filter()
+
   addEventListener('beforeprint', () => { // on paper heat lies over the picture again, beside it
-    for (const s of shots) for (const l of s.querySelectorAll('.heat')) l.style.backgroundImage = `url(${s.querySelector('img').src})`
+    for (const s of shots)
+      for (const l of s.querySelectorAll('.heat')) l.style.backgroundImage = `url(${s.querySelector('img').src})`
   })
 }

@@ -17,6 +17,7 @@ from fastcore.xml import *
 from fastcore.xml import Output
 from ..core import *
 from ..interpret.probe import too_coarse, zone_energy
+from ..proxy.selection import takes_share, usual_share
 from ..experiment.config import Config, all_settings, to_toml
 from ..experiment.compare import paired
 from .page import *
@@ -28,15 +29,20 @@ def _main_metric(runs):
     "The metric that is judged: accuracy, or else the first that all have"
     cols = [c for c in runs[0].epochs if c!='epoch'] if runs else []
     cols = [c for c in cols if all(c in o.epochs for o in runs)]
-    return next((c for c in ['accuracy', *(c for c in cols if 'loss' not in c), 'valid_loss', *cols] if c in cols), None)
+    return next(
+        (c for c in ['accuracy', *(c for c in cols if 'loss' not in c), 'valid_loss', *cols] if c in cols),
+        None)
 
 def _values(runs, metric):
     "(seed, fold) → last value, of runs that came to their end"
-    return {(o.settings.get('seed'), o.path.name if o.fold else None):float(o.epochs[metric].iloc[-1]) for o in runs if o.finished and metric in o.epochs and len(o.epochs)}
+    return {(o.settings.get('seed'), o.path.name if o.fold else None):float(o.epochs[metric].iloc[-1])
+            for o in runs if o.finished and metric in o.epochs and len(o.epochs)}
 
 def _against(rep):
     "The group that others are compared with: without proxies, or the first"
-    return next((k for k,v in rep.groups.items() if v[0].cfg and v[0].cfg.proxy.recipe=='none'), next(iter(rep.groups), None))
+    return next(
+        (k for k,v in rep.groups.items() if v[0].cfg and v[0].cfg.proxy.recipe=='none'),
+        next(iter(rep.groups), None))
 
 def _difference(rep, name, metric):
     "`paired` for a group, over the seeds it shares with the one it is compared with"
@@ -53,10 +59,14 @@ def _one_run(run):
     e,metric = run.epochs,_main_metric([run])
     if metric is None or not len(e): return [f'{run.name} has told nothing yet.']
     v,n = float(e[metric].iloc[-1]), int((run.split.part=='valid').sum()) if run.split is not None else 0
-    ci = binomtest(round(np.clip(v, 0, 1)*n), n).proportion_ci(method='wilson') if metric=='accuracy' and n and np.isfinite(v) else None
+    ci = (binomtest(round(np.clip(v, 0, 1)*n), n).proportion_ci(method='wilson')
+          if metric=='accuracy' and n and np.isfinite(v) else None)
     said = f'{metric} {v:.1%}' if metric=='accuracy' else f'{metric} {fmt(v)}'
-    lines = [f"{run.name}: {said} on {n or 'the'} validation images after {len(e)} epochs" + (f' (95 % interval for images like these: {ci.low:.1%} to {ci.high:.1%}).' if ci else '.')]
-    if len(s := run.steps): lines.append(f'{int(s.made.sum())} proxy images were made in {len(s)} step{"s"*(len(s)>1)}.')
+    lines = [
+        f"{run.name}: {said} on {n or 'the'} validation images after {len(e)} epochs" +
+        (f' (95 % interval for images like these: {ci.low:.1%} to {ci.high:.1%}).' if ci else '.')]
+    if len(s := run.steps):
+        lines.append(f'{int(s.made.sum())} proxy images were made in {len(s)} step{"s"*(len(s)>1)}.')
     return lines
 
 def _by(named, f):
@@ -68,27 +78,43 @@ def _by(named, f):
 def in_short(rep:Report):
     "Verdicts"
     out = []
-    for k,(_,cmp) in rep.comparisons.items(): out += [H3('Comparison ', bdi(k)), page_list(map(clean_text, cmp.verdict().splitlines()))]
+    for k,(_,cmp) in rep.comparisons.items():
+        out += [H3('Comparison ', bdi(k)), page_list(map(clean_text, cmp.verdict().splitlines()))]
     for o in rep.runs:
         if o.told: out.append(P(clean_text(o.told)))
     lines,base = [],_against(rep)
-    if len(rep.trainings)==1: lines += [*_one_run(rep.trainings[0]), 'One run cannot say whether proxies helped: `proxy-compare` trains with and without them, with several seeds.']
+    if len(rep.trainings)==1:
+        lines += [
+            *_one_run(rep.trainings[0]),
+            'One run cannot say whether proxies helped: `proxy-compare` trains with and without them, with several seeds.']
     elif rep.trainings:
         metric = _main_metric([o for o in rep.trainings if len(o.epochs)])
         for k in rep.groups:
             v = list(_values(rep.groups[k], metric).values()) if metric else []
-            if not v: lines.append(f'{k}: no run has come to its end.'); continue
+            if not v:
+                lines.append(f'{k}: no run has come to its end.')
+                continue
             lines.append(f'{clean_text(k)}: {metric} {_spread(v)} ({len(v)} run{"s"*(len(v)>1)}).')
             if k==base or not (d := _difference(rep, k, metric)): continue
             what = f"{d['diff']:+.3f} compared with {clean_text(base)}"
-            lines[-1] += f" One seed in common: {what}, and no verdict." if d['n']<2 else f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, 95 % interval {d['lo']:+.3f} to {d['hi']:+.3f}."
-        if len({len(o.epochs) for o in rep.trainings if o.finished})>1: lines.append('The runs are not of the same length, so a difference may be one of time.')
+            lines[-1] += (
+                f" One seed in common: {what}, and no verdict." if d['n']<2 else
+                f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, "
+                f"95 % interval {d['lo']:+.3f} to {d['hi']:+.3f}.")
+        if len({len(o.epochs) for o in rep.trainings if o.finished})>1:
+            lines.append('The runs are not of the same length, so a difference may be one of time.')
     heat = rep.looked.heat
     for size,who in _by({k:h for k,h in heat.items() if too_coarse(h)}, lambda h: tuple(h.shape[1:])).items():
-        lines.append(f"The heat of {' and '.join(map(clean_text, who))} has {size[0]}×{size[1]} cells, too few to say where it lies: train on larger images, or name another attribution.")
+        lines.append(
+            f"The heat of {' and '.join(map(clean_text, who))} has {size[0]}×{size[1]} cells, too few to say where it lies: "
+            'train on larger images, or name another attribution.')
     for k,h in heat.items():
         z = zone_energy(h)
-        if not too_coarse(h): lines.append(f"{'It' if len(heat)==1 else clean_text(k)} looks at the edge (hottest place) in {z.hottest['edge']:.0%} of {len(h)} validation images drawn at random, at the centre in {z.hottest['centre']:.0%}; in flat maps that would be {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
+        if not too_coarse(h):
+            lines.append(
+                f"{'It' if len(heat)==1 else clean_text(k)} looks at the edge (hottest place) in {z.hottest['edge']:.0%} "
+                f"of {len(h)} validation images drawn at random, at the centre in {z.hottest['centre']:.0%}; "
+                f"in flat maps that would be {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
     return (*out, page_list(with_code(o) for o in lines) if lines else None) if out or lines else None
 
 def _spread(v): return f'{np.mean(v):.3f}' + (f' ± {np.std(v, ddof=1):.3f}' if len(v)>1 else '')
@@ -101,30 +127,52 @@ def with_code(text):
 def _about(o):
     "What a run was, as a column"
     s,n = o.settings, Counter(o.split.part) if o.split is not None else {}
-    bad = '' if o.problems is None or not len(o.problems) else f'{len(o.problems)}: '+', '.join(f'{k} {v}' for k,v in Counter(o.problems.problem).items())
-    return {'folder':bdi(o.path.parent), 'started':'–' if pd.isna(o.run.when) else f'{o.run.when:%Y-%m-%d %H:%M}', 'images':bdi(s.get('path') or '–'), 'training, validation':f"{n.get('train', '–')}, {n.get('valid', '–')}", 'images with problems':bad or '–',
-        'classes':str(o.split.label.nunique()) if o.split is not None else '–', 'architecture':bdi(s.get('arch') or s.get('model') or '–') , 'pretrained':{True:'yes',False:'no'}.get(s.get('pretrained'), '–'), 'recipe':bdi(s.get('recipe') or '–'), 'seed':str(s.get('seed', '–')),
-        'epochs':f'{len(o.epochs)}' + (f' of {o.asked}' if o.asked and o.asked!=len(o.epochs) else ''), 'proxy images':str(int(o.steps.made.sum())) if len(o.steps) else '–'}
+    bad = '' if o.problems is None or not len(o.problems) else (
+        f'{len(o.problems)}: '+', '.join(f'{k} {v}' for k,v in Counter(o.problems.problem).items()))
+    return {
+        'folder':bdi(o.path.parent),
+        'started':'–' if pd.isna(o.run.when) else f'{o.run.when:%Y-%m-%d %H:%M}',
+        'images':bdi(s.get('path') or '–'),
+        'training, validation':f"{n.get('train', '–')}, {n.get('valid', '–')}",
+        'images with problems':bad or '–',
+        'classes':str(o.split.label.nunique()) if o.split is not None else '–',
+        'architecture':bdi(s.get('arch') or s.get('model') or '–'),
+        'pretrained':{True:'yes',False:'no'}.get(s.get('pretrained'), '–'),
+        'recipe':bdi(s.get('recipe') or '–'),
+        'seed':str(s.get('seed', '–')),
+        'epochs':f'{len(o.epochs)}' + (f' of {o.asked}' if o.asked and o.asked!=len(o.epochs) else ''),
+        'proxy images':str(int(o.steps.made.sum())) if len(o.steps) else '–'}
 
 _alike = ('','all runs')
 
 def what_was_run(rep:Report):
     "The runs, side by side"
     more = [k for k in settings_that_differ(rep.trainings) if k not in ('path','arch','pretrained','recipe')]
-    about = {o.name:_about(o)|{k:bdi('as usual' if (v := o.settings.get(k)) is None else v) for k in more} for o in rep.trainings}
+    about = {o.name:_about(o)|{k:bdi('as usual' if (v := o.settings.get(k)) is None else v) for k in more}
+             for o in rep.trainings}
     out = []
     if about:
         first = next(iter(about.values()))
         alike = [p for p in first if len({str(o[p]) for o in about.values()})==1]
         out.append(page_table([(p, first[p]) for p in alike], ['',_alike[len(about)>1]], 'What was run'))
-        if len(about)>1: out.append(page_table([(bdi(k), *(o[p] for p in first if p not in alike)) for k,o in about.items()], ['run', *(p for p in first if p not in alike)], 'In what they differ'))
+        if len(about)>1:
+            out.append(page_table(
+                [(bdi(k), *(o[p] for p in first if p not in alike)) for k,o in about.items()],
+                ['run', *(p for p in first if p not in alike)],
+                'In what they differ'))
     for k,(o,cmp) in rep.comparisons.items():
-        out.append(P('Comparison ', bdi(k), f": {', '.join(map(clean_text, cmp.arms))}; {cmp.df.seed.nunique()} seeds; tested on {', '.join(map(clean_text, cmp.tests))}; {clean_text(o.settings.get('arch', ''))} on ", bdi(o.settings.get('path', '')), '.'))
-    out += [P('Demo ', bdi(o.path), ': digits with a coloured patch, the same network trained without and with proxies.') for o in rep.runs if o.told]
+        out.append(P(
+            'Comparison ', bdi(k),
+            f": {', '.join(map(clean_text, cmp.arms))}; {cmp.df.seed.nunique()} seeds; "
+            f"tested on {', '.join(map(clean_text, cmp.tests))}; {clean_text(o.settings.get('arch', ''))} on ",
+            bdi(o.settings.get('path', '')), '.'))
+    out += [P('Demo ', bdi(o.path), ': digits with a coloured patch, the same network trained without and with proxies.')
+            for o in rep.runs if o.told]
     return tuple(out) or None
 
 def curves(rep:Report):
-    "Losses and metrics by epoch, proxy steps as dotted lines where all runs have the same; of several runs alike their mean, and a band of one standard deviation"
+    ("Losses and metrics by epoch, proxy steps as dotted lines where all runs have the same; "
+     "of several runs alike their mean, and a band of one standard deviation")
     runs = [o for o in rep.trainings if len(o.epochs)]
     if not runs: return None
     one,ends = len(runs)==1, {tuple(s.epoch[s.fit==s.fit.max()]) for o in runs if len(s := o.steps)}
@@ -132,26 +180,45 @@ def curves(rep:Report):
     cols = list(dict.fromkeys(c for o in runs for c in o.epochs if c!='epoch'))[:8]
     if one:
         e,losses = runs[0].epochs,[c for c in cols if 'loss' in c]
-        charts = [line_chart([Curve(c, e.epoch, e[c]) for c in losses], 'Loss', marks)] + [line_chart([Curve(c, e.epoch, e[c])], c, marks) for c in cols if c not in losses]
-    else: charts = [line_chart([o for k,v in rep.groups.items() for o in _group_line(k, v, c)], c, marks) for c in cols]
-    return P('Several runs: the mean of those alike, with a band of one standard deviation.') if not one else None, Div(*(o for o in charts if o is not None), cls='charts')
+        charts = ([line_chart([Curve(c, e.epoch, e[c]) for c in losses], 'Loss', marks)] +
+            [line_chart([Curve(c, e.epoch, e[c])], c, marks) for c in cols if c not in losses])
+    else:
+        charts = [line_chart([o for k,v in rep.groups.items() for o in _group_line(k, v, c)], c, marks) for c in cols]
+    return (P('Several runs: the mean of those alike, with a band of one standard deviation.') if not one else None,
+        Div(*(o for o in charts if o is not None), cls='charts'))
 
 def _group_line(name, runs, c):
     "The mean of the runs of a group, over the epochs that all of them have"
     runs = [o.epochs.set_index('epoch')[c] for o in runs if c in o.epochs and len(o.epochs)]
     if not runs: return []
     df = pd.concat([o[~o.index.duplicated(keep='last')] for o in runs], axis=1).dropna()
-    return [Curve(name, df.index.to_numpy(), df.mean(axis=1).to_numpy(), df.std(axis=1).to_numpy() if df.shape[1]>1 else None)] if len(df) else []
+    return [Curve(
+        name, df.index.to_numpy(), df.mean(axis=1).to_numpy(),
+        df.std(axis=1).to_numpy() if df.shape[1]>1 else None)] if len(df) else []
 
 def results_table(rep:Report):
     "Last values, mean ± standard deviation over runs that differ in nothing but the seed"
     out = []
     for k,(o,cmp) in rep.comparisons.items():
         t = cmp.table()
-        out.append(page_table([(bdi(a), *r) for a,r in zip(t.index, t.values.tolist())], ['arm', *(f'{clean_text(a)}: {clean_text(b)}' for a,b in t.columns)], f'Accuracy in % ({clean_text(k)}), {cmp.df.seed.nunique()} seeds, with {cmp.level:.0%} intervals'))
-        out.append(Div(*(dot_chart([(a, 100*d[d.arm==a].accuracy) for a in cmp.arms], f'{clean_text(t)}: accuracy in %, a dot a seed', 100*d[d.arm==cmp.baseline].accuracy.mean()) for t in cmp.tests for d in [cmp.df[cmp.df.test==t]]), cls='charts'))
+        out.append(page_table(
+            [(bdi(a), *r) for a,r in zip(t.index, t.values.tolist())],
+            ['arm', *(f'{clean_text(a)}: {clean_text(b)}' for a,b in t.columns)],
+            f'Accuracy in % ({clean_text(k)}), {cmp.df.seed.nunique()} seeds, with {cmp.level:.0%} intervals'))
+        out.append(Div(
+            *(dot_chart(
+                [(a, 100*d[d.arm==a].accuracy) for a in cmp.arms],
+                f'{clean_text(t)}: accuracy in %, a dot a seed',
+                100*d[d.arm==cmp.baseline].accuracy.mean())
+              for t in cmp.tests for d in [cmp.df[cmp.df.test==t]]),
+            cls='charts'))
     for o in rep.runs:
-        if o.told and (t := o._try('table.csv', pd.read_csv)) is not None: out.append(page_table([(bdi(r[0]), *(f'{v:.1%}' if c!='seconds' else f'{v:.0f}' for c,v in zip(t.columns[1:], r[1:]))) for r in t.values.tolist()], ['', *map(clean_text, t.columns[1:])], 'Accuracy on test sets; share of the heat on digit, shortcut and rest'))
+        if o.told and (t := o._try('table.csv', pd.read_csv)) is not None:
+            out.append(page_table(
+                [(bdi(r[0]), *(f'{v:.1%}' if c!='seconds' else f'{v:.0f}' for c,v in zip(t.columns[1:], r[1:])))
+                 for r in t.values.tolist()],
+                ['', *map(clean_text, t.columns[1:])],
+                'Accuracy on test sets; share of the heat on digit, shortcut and rest'))
     done = {k:[o for o in v if o.finished and len(o.epochs)] for k,v in rep.groups.items()}
     cols = list(dict.fromkeys(c for v in done.values() for o in v for c in o.epochs if c!='epoch'))
     if not cols: return tuple(out) or None
@@ -160,13 +227,22 @@ def results_table(rep:Report):
     apart = {k:_difference(rep, k, metric) for k in done if k!=base} if metric else {}
     if any(apart.values()): head.append(f'{metric} minus {base}')
     for k,v in done.items():
-        cells = [_spread([float(o.epochs[c].iloc[-1]) for o in v if c in o.epochs]) if any(c in o.epochs for o in v) else '–' for c in cols]
-        row = [bdi(k), str(len(v)), ', '.join(dict.fromkeys(str(o.settings.get('seed', '–')) for o in v)) or '–', ', '.join(dict.fromkeys(str(len(o.epochs)) for o in v)) or '–', *cells]
+        cells = [_spread([float(o.epochs[c].iloc[-1]) for o in v if c in o.epochs]) if any(c in o.epochs for o in v) else '–'
+                 for c in cols]
+        row = [
+            bdi(k), str(len(v)),
+            ', '.join(dict.fromkeys(str(o.settings.get('seed', '–')) for o in v)) or '–',
+            ', '.join(dict.fromkeys(str(len(o.epochs)) for o in v)) or '–',
+            *cells]
         if len(head)>len(row):
             d = apart.get(k)
-            row.append('' if d is None else f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['n']>1 else ''))
+            row.append(
+                '' if d is None else
+                f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['n']>1 else ''))
         rows.append(row)
-    out.append(page_table(rows, [clean_text(o) for o in head], 'Last epoch, mean ± standard deviation of the runs that came to their end'))
+    out.append(page_table(
+        rows, [clean_text(o) for o in head],
+        'Last epoch, mean ± standard deviation of the runs that came to their end'))
     return tuple(out)
 
 # %% ../../nbs/report/03_sections.ipynb #cdab60a6
@@ -179,20 +255,44 @@ def _card(shot, rep, keys):
         src,(w,h) = photo_uri(img)
         proxy = shot.proxy() if shot.proxy is not None else None
     except (OSError, ValueError, TypeError, RuntimeError, Image.DecompressionBombError) as e:
-        return rep.note(f'{clean_text(shot.file.name)} cannot be shown ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__}).')
+        return rep.note(
+            f'{clean_text(shot.file.name)} cannot be shown '
+            f'({str(e).splitlines()[0][:100] if str(e) else type(e).__name__}).')
     px = 'px' if max(w,h)<=64 else None
-    layers = [Img(src=heat_uri(v), alt='', cls='l heat', data_k=keys.index(k), data_n=k, decoding='async') for k,v in sorted(shot.heats.items(), key=lambda o: keys.index(o[0])) if v.max()>0]
-    if proxy is not None: layers.append(Img(src=photo_uri(proxy)[0], alt='', cls=f'l {px or ""}', data_k=keys.index('proxy'), data_n='proxy', decoding='async'))
+    layers = [Img(src=heat_uri(v), alt='', cls='l heat', data_k=keys.index(k), data_n=k, decoding='async')
+              for k,v in sorted(shot.heats.items(), key=lambda o: keys.index(o[0])) if v.max()>0]
+    if proxy is not None:
+        layers.append(Img(
+            src=photo_uri(proxy)[0], alt='', cls=f'l {px or ""}', data_k=keys.index('proxy'), data_n='proxy', decoding='async'))
     name,prob = _short_name(shot.file), shot.said[-1][2] if shot.said else None
-    says = [f'{clean_text(k)}: ' * (len(shot.said)>1) + f'{clean_text(p)}' + (f' {v:.0%}' if v is not None else '') for k,p,v in shot.said]
+    says = [f'{clean_text(k)}: ' * (len(shot.said)>1) + f'{clean_text(p)}' + (f' {v:.0%}' if v is not None else '')
+            for k,p,v in shot.said]
     last = list(shot.heats.values())[-1] if shot.heats else None
-    alt = f"{name}. Label {clean_text(shot.label)}. Said: {', '.join(says)}." + (f' Hottest: {heat_place(last)}.' if last is not None else '')
-    marks = [Span(Span('✓ ' if p==shot.label else '✗ ', aria_hidden='true'), Span('right: ' if p==shot.label else 'wrong: ', cls='sr'), ft('bdi', o), cls='yes' if p==shot.label else 'no') for o,(_,p,_) in zip(says, shot.said)]
+    alt = (f"{name}. Label {clean_text(shot.label)}. Said: {', '.join(says)}." +
+        (f' Hottest: {heat_place(last)}.' if last is not None else ''))
+    marks = [
+        Span(Span('✓ ' if p==shot.label else '✗ ', aria_hidden='true'),
+             Span('right: ' if p==shot.label else 'wrong: ', cls='sr'),
+             ft('bdi', o),
+             cls='yes' if p==shot.label else 'no')
+        for o,(_,p,_) in zip(says, shot.said)]
     moved = [] if np.isnan(shot.moved) else [Span(f'{shot.moved:.0%} of the heat moved')]
-    return Figure(Button(Span(Img(src=src, width=w, height=h, alt=alt, cls=px, decoding='async'), *layers, cls='pic'), Span('original', cls='badge'), type='button'),
-        Figcaption(ft('bdi', name, cls='name'), Span('label ', bdi(shot.label)), *marks, *moved, *([Small(shot.trail)] if shot.trail else [])), cls='shot',
-        data_label=clean_text(shot.label), data_part=shot.part, data_right={None:'',True:'right',False:'wrong'}[shot.right], data_differs='differ' if shot.differs else 'agree',
-        data_moved=f'{shot.differs+np.nan_to_num(shot.moved):.3f}', data_loss=f'{np.nan_to_num(shot.loss):.4f}', data_prob=f'{1 if prob is None else prob:.4f}')
+    return Figure(
+        Button(
+            Span(Img(src=src, width=w, height=h, alt=alt, cls=px, decoding='async'), *layers, cls='pic'),
+            Span('original', cls='badge'),
+            type='button'),
+        Figcaption(
+            ft('bdi', name, cls='name'),
+            Span('label ', bdi(shot.label)),
+            *marks, *moved, *([Small(shot.trail)] if shot.trail else [])),
+        cls='shot',
+        data_label=clean_text(shot.label), data_part=shot.part,
+        data_right={None:'',True:'right',False:'wrong'}[shot.right],
+        data_differs='differ' if shot.differs else 'agree',
+        data_moved=f'{shot.differs+np.nan_to_num(shot.moved):.3f}',
+        data_loss=f'{np.nan_to_num(shot.loss):.4f}',
+        data_prob=f'{1 if prob is None else prob:.4f}')
 
 def _choice(name, label, options):
     "A labelled choice"
@@ -201,22 +301,46 @@ def _choice(name, label, options):
 def gallery(rep:Report):
     "Original, heat and proxy of single images"
     shots = rep.looked.shots
-    keys = ['original', *dict.fromkeys(k for o in sorted(shots, key=lambda o: o.part, reverse=True) for k in o.heats), 'proxy'] # those of the models first
+    # those of the models first
+    keys = ['original', *dict.fromkeys(k for o in sorted(shots, key=lambda o: o.part, reverse=True) for k in o.heats), 'proxy']
     shots = [(o,c) for o in shots if (c := _card(o, rep, keys)) is not None]
-    if not shots: return P('There are no pictures to show.' + (' A comparison keeps no models.' if rep.comparisons and not rep.trainings else ''))
+    if not shots:
+        return P(
+            'There are no pictures to show.' +
+            (' A comparison keeps no models.' if rep.comparisons and not rep.trainings else ''))
     labels,parts = sorted({o.label for o,_ in shots}), sorted({o.part for o,_ in shots})
     models = len(rep.looked.heat)
     proxies = any(o.proxy for o,_ in shots)
     shown = [k for k in keys if k!='proxy' or proxies]
-    controls = [_choice('part', 'Images', [('','all'),*((o,o) for o in parts)]), _choice('label', 'Class', [('','all'),*((o,o) for o in labels)]),
-        _choice('right', 'Said', [('','anything'),('right','right'),('wrong','wrong'),*([('differ','models differ')] if models>1 else [])]),
-        _choice('sort', 'First', [('','as they come'),('moved','biggest change'),('loss','largest loss'),('prob','least sure')])]
-    show = Fieldset(Legend('Show'), *(Label(Input(type='radio', name='show', value=keys.index(k), checked=i==min(1, len(shown)-1)), Span(bdi(k))) for i,k in enumerate(shown)))
-    form = Form(Div(*controls), show, Label('Strength of heat', Input(type='range', name='heat', min=0, max=100, value=75)), Output(f'{len(shots)} pictures', id='told', aria_live='polite'), id='filter', hidden=True, aria_label='Which pictures, and what is shown of them')
-    who = 'right and wrong are those of the last model; the biggest change is between the first and the last' if models>1 else 'the biggest change is from the proxy step to the model as it is now' if models else 'predictions are those of the proxy step, as there is no model'
-    text = f'Point at a picture to see it without heat, tap it (or press Enter) for the next layer. Heat is from {clean_text(called(rep.attribution))}, over the whole image, bright where it is hot; {who}.'
-    if any(o.part=='validation' for o,_ in shots): text += ' Of the validation images a third are those with the largest loss, so these pictures are no fair sample.'
-    return P(text, cls='screen'), P(f"From left to right, where there is one: {' | '.join(map(clean_text, shown))}.", cls='paper'), form, Div(*(c for _,c in shots), id='shots')
+    controls = [
+        _choice('part', 'Images', [('','all'),*((o,o) for o in parts)]),
+        _choice('label', 'Class', [('','all'),*((o,o) for o in labels)]),
+        _choice('right', 'Said',
+            [('','anything'),('right','right'),('wrong','wrong'),*([('differ','models differ')] if models>1 else [])]),
+        _choice('sort', 'First',
+            [('','as they come'),('moved','biggest change'),('loss','largest loss'),('prob','least sure')])]
+    show = Fieldset(
+        Legend('Show'),
+        *(Label(Input(type='radio', name='show', value=keys.index(k), checked=i==min(1, len(shown)-1)), Span(bdi(k)))
+          for i,k in enumerate(shown)))
+    form = Form(
+        Div(*controls),
+        show,
+        Label('Strength of heat', Input(type='range', name='heat', min=0, max=100, value=75)),
+        Output(f'{len(shots)} pictures', id='told', aria_live='polite'),
+        id='filter', hidden=True, aria_label='Which pictures, and what is shown of them')
+    who = (
+        'right and wrong are those of the last model; the biggest change is between the first and the last' if models>1 else
+        'the biggest change is from the proxy step to the model as it is now' if models else
+        'predictions are those of the proxy step, as there is no model')
+    text = ('Point at a picture to see it without heat, tap it (or press Enter) for the next layer. '
+        f'Heat is from {clean_text(called(rep.attribution))}, over the whole image, bright where it is hot; {who}.')
+    if any(o.part=='validation' for o,_ in shots):
+        text += ' Of the validation images a third are those with the largest loss, so these pictures are no fair sample.'
+    return (P(text, cls='screen'),
+        P(f"From left to right, where there is one: {' | '.join(map(clean_text, shown))}.", cls='paper'),
+        form,
+        Div(*(c for _,c in shots), id='shots'))
 
 # %% ../../nbs/report/03_sections.ipynb #aea6ca01
 def mean_attention(rep:Report):
@@ -230,32 +354,56 @@ def mean_attention(rep:Report):
         h = of[k,c]
         if not len(h): return Td('–')
         said = f"{clean_text(k)}, {'all' if c is None else clean_text(c)}: hottest {heat_place(h.mean(0))}"
-        return Td(Img(src=heat_uri(h.mean(0)/most, alpha=False), alt=said, width=96, height=96, cls='map', decoding='async'), Br(), Small(f'{len(h)} images'))
+        return Td(
+            Img(src=heat_uri(h.mean(0)/most, alpha=False), alt=said, width=96, height=96, cls='map', decoding='async'),
+            Br(), Small(f'{len(h)} images'))
     rows = [Tr(Th('all' if c is None else bdi(c), scope='row'), *(tile(k, c) for k in heat)) for c in top]
     what = 'Mean heat by predicted class, all on one scale'
-    maps = Div(Table(Caption(what), Thead(Tr(Th('predicted', scope='col'), *(Th(bdi(k), scope='col') for k in heat))), Tbody(*rows)), cls='scroll', tabindex='0', role='region', aria_label=what)
+    maps = Div(
+        Table(
+            Caption(what),
+            Thead(Tr(Th('predicted', scope='col'), *(Th(bdi(k), scope='col') for k in heat))),
+            Tbody(*rows)),
+        cls='scroll', tabindex='0', role='region', aria_label=what)
     zones = {k:zone_energy(h) for k,h in heat.items()}
     flat = next(iter(zones.values())).flat
-    table = page_table([(o, *(f'{z.hottest[o]:.0%}' for z in zones.values()), f'{flat[o]:.0%}') for o in ('edge','border','corners','centre')], ['hottest place', *map(bdi, zones), 'flat maps'], 'How often the hottest place lies where')
-    return P(f'Of {len(next(iter(heat.values())))} validation images drawn at random.'), Div(maps, table, cls='charts')
+    table = page_table(
+        [(o, *(f'{z.hottest[o]:.0%}' for z in zones.values()), f'{flat[o]:.0%}') for o in ('edge','border','corners','centre')],
+        ['hottest place', *map(bdi, zones), 'flat maps'],
+        'How often the hottest place lies where')
+    return (P(f'Of {len(next(iter(heat.values())))} validation images drawn at random.'),
+        Div(maps, table, cls='charts'))
 
 # %% ../../nbs/report/03_sections.ipynb #8eaee151
 def _rule(pa):
     "The four answers of a `ProxyAttention`, in words"
-    a = pa.args
-    area = f" ({a['area']:.0%} of the image)" if a['rule']=='area' and not callable(a['steps']) else ''
-    return page_list([f"Which: {called(a['select'])}" + ('' if a['select']=='all' else f", share {a['share']}"), f"Where: {called(a['attribution'])} of the {called(a['target'])}", f"What: {called(a['rule'])}{area}, filled with {called(a['fill'])}",
+    a,s = pa.args,pa.settings
+    area = f" ({s.masker.kwargs['area']:.0%} of the image)" if a['rule']=='area' and not callable(a['steps']) else ''
+    share = f', share {usual_share if s.share is None else s.share}' if takes_share(s.select) else ''
+    donor = f' of another image ({called(a["donor"])})' if s.masker.needs_other else ''
+    return page_list([
+        f"Which: {called(a['select'])}{share}",
+        f"Where: {called(a['attribution'])} of the {called(a['target'])}",
+        f"What: {called(a['rule'])}{area}, filled with {called(a['fill'])}{donor}",
         f"Served: {'in place of the original' if a['mode']=='replace' else 'beside the original'}, with a chance of {a['p']}"])
 
 def _warned(o):
     "What a run's records say went wrong"
-    res = [] if o.problems is None else [f'{n} images {k}: {clean_text(Path(o.problems.file[o.problems.problem==k].iloc[0]).name)}{" …" if n>1 else ""}.' for k,n in Counter(o.problems.problem).items()]
+    res = [] if o.problems is None else [
+        f'{n} images {k}: {clean_text(Path(o.problems.file[o.problems.problem==k].iloc[0]).name)}{" …" if n>1 else ""}.'
+        for k,n in Counter(o.problems.problem).items()]
     for r in o.steps.itertuples():
-        if r.degenerate: res.append(f'After epoch {r.epoch}: {r.degenerate} of {r.chosen} heatmaps are flat or not finite; these items kept their original images.')
+        if r.degenerate:
+            res.append(
+                f'After epoch {r.epoch}: {r.degenerate} of {r.chosen} heatmaps are flat or not finite; '
+                'these items kept their original images.')
         if not r.made: res.append(f'After epoch {r.epoch}: no proxy image was made.')
     if o.log is not None and len(o.log):
         last = o.log[o.log.epoch==o.log.epoch.max()]
-        if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()): res.append(f'{wrong} of the {len(last)} items of the last step were predicted otherwise than labelled: hard ones, wrong labels, or a model that had just begun.')
+        if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()):
+            res.append(
+                f'{wrong} of the {len(last)} items of the last step were predicted otherwise than labelled: '
+                'hard ones, wrong labels, or a model that had just begun.')
     return res
 
 def audit(rep:Report):
@@ -265,16 +413,32 @@ def audit(rep:Report):
         if o.proxies is None and not len(o.steps): continue
         if len(rep.trainings)>1: out.append(H3(bdi(o.name)))
         if (pa := o.proxies) is not None: out.append(_rule(pa))
-        rows = [(f'after epoch {r.epoch}', int(r.chosen), int(r.made), int(r.degenerate), float(r.mean_loss), '–' if pd.isna(r.area) else f'{r.area:.1%}', '–' if pd.isna(r.seconds) else f'{r.seconds:.1f}') for r in o.steps.itertuples()]
-        out.append(page_table(rows, ['step','chosen','made','flat maps','mean loss','area','seconds'], f'Proxy steps of {o.name}') if rows else P('No proxy step was made.'))
+        rows = [
+            (f'after epoch {r.epoch}', int(r.chosen), int(r.made), int(r.degenerate), float(r.mean_loss),
+             '–' if pd.isna(r.area) else f'{r.area:.1%}',
+             '–' if pd.isna(r.seconds) else f'{r.seconds:.1f}')
+            for r in o.steps.itertuples()]
+        out.append(
+            page_table(rows, ['step','chosen','made','flat maps','mean loss','area','seconds'], f'Proxy steps of {o.name}')
+            if rows else P('No proxy step was made.'))
         if lines := _warned(o): out += [P('What to know:'), page_list(lines)]
         if o.log is not None and len(o.log):
             top = o.log[o.log.epoch==o.log.epoch.max()].sort_values('loss', ascending=False)[:25]
-            table = page_table([(bdi(_short_name(Path(str(r.file)))), bdi(r.targ), bdi(r.pred), float(r.loss), f'{r.area:.0%}') for r in top.itertuples()], ['image','label','predicted','loss','masked'], f'Of {o.name}, the items of the last step with the largest loss')
-            out.append(Details(Summary(f'{len(top)} items of the last step; all {len(o.log)} rows are in proxy_log.csv'), table, P(Small('Method: ', bdi(o.log.method.iloc[-1])))))
+            table = page_table(
+                [(bdi(_short_name(Path(str(r.file)))), bdi(r.targ), bdi(r.pred), float(r.loss), f'{r.area:.0%}')
+                 for r in top.itertuples()],
+                ['image','label','predicted','loss','masked'],
+                f'Of {o.name}, the items of the last step with the largest loss')
+            out.append(Details(
+                Summary(f'{len(top)} items of the last step; all {len(o.log)} rows are in proxy_log.csv'),
+                table,
+                P(Small('Method: ', bdi(o.log.method.iloc[-1])))))
     for k,(_,cmp) in rep.comparisons.items():
         d = cmp.df.drop_duplicates(['arm','seed']).groupby('arm', sort=False)[['steps','seconds','proxies','proxy_seconds']].mean()
-        out.append(page_table([(bdi(a), *(f'{v:.0f}' if v==round(v) else f'{v:.1f}' for v in r)) for a,r in zip(d.index, d.values)], ['arm','optimizer steps','seconds','proxy images','seconds of proxy steps'], f'Work of each arm, mean over seeds ({clean_text(k)})'))
+        out.append(page_table(
+            [(bdi(a), *(f'{v:.0f}' if v==round(v) else f'{v:.1f}' for v in r)) for a,r in zip(d.index, d.values)],
+            ['arm','optimizer steps','seconds','proxy images','seconds of proxy steps'],
+            f'Work of each arm, mean over seeds ({clean_text(k)})'))
     return tuple(out) or None
 
 # %% ../../nbs/report/03_sections.ipynb #bb022f40
@@ -282,7 +446,8 @@ def _flags(cfg, but=()):
     "What differs from the usual, as options of a command"
     usual = all_settings(Config())
     said = {k:v for k,v in all_settings(cfg).items() if v is not None and v!=usual[k] and k not in ('path',*but)}
-    return ' '.join(f"--{k} {({True:'yes',False:'no'}[v] if isinstance(v, bool) else shlex.quote(str(v)))}" for k,v in said.items())
+    return ' '.join(
+        f"--{k} {({True:'yes',False:'no'}[v] if isinstance(v, bool) else shlex.quote(str(v)))}" for k,v in said.items())
 
 def run_again(
     run:RunFolder
@@ -290,9 +455,15 @@ def run_again(
     "How to run it again, here and from nothing but this page"
     if run.cfg is None: return []
     path = shlex.quote(str(run.cfg.data.path))
-    if a := run.asked_for: return [f"proxy-compare {path} --arms {shlex.quote(a['arms'])} --seeds {a['seeds']}" + (f" --tests {shlex.quote(a['tests'])}" if a['tests'] else '') + f" {_flags(run.cfg, ('recipe',))}"]
+    if a := run.asked_for:
+        return [
+            f"proxy-compare {path} --arms {shlex.quote(a['arms'])} --seeds {a['seeds']}" +
+            (f" --tests {shlex.quote(a['tests'])}" if a['tests'] else '') +
+            f" {_flags(run.cfg, ('recipe',))}"]
     home = run.path.parent if run.fold else run.path
-    return [f'proxy-train --config {shlex.quote(str(home/"config.toml"))}', f'proxy-train {path} {_flags(run.cfg)}'.strip()]
+    return [
+        f'proxy-train --config {shlex.quote(str(home/"config.toml"))}',
+        f'proxy-train {path} {_flags(run.cfg)}'.strip()]
 
 def configuration(rep:Report):
     "Commands and TOML of each group of runs"
@@ -303,6 +474,9 @@ def configuration(rep:Report):
         if len(heads)>1: out.append(H3(bdi(k)))
         seeds = list(dict.fromkeys(str(r.settings.get('seed')) for r in rep.groups.get(k, [o])))
         if len(seeds)>1: out.append(P(f"Seeds: {', '.join(seeds)}; this is the first."))
-        out += [P('From the command line', ', with the file of the run or with everything spelt out' if not o.asked_for else '', ':'), *map(copy_box, run_again(o)), Details(Summary('config.toml'), copy_box(to_toml(o.cfg)))]
+        out += [
+            P('From the command line', ', with the file of the run or with everything spelt out' if not o.asked_for else '', ':'),
+            *map(copy_box, run_again(o)),
+            Details(Summary('config.toml'), copy_box(to_toml(o.cfg)))]
     if any(o.told for o in rep.runs): out += [P('The demo:'), copy_box('proxy-demo')]
     return tuple(out) or None
