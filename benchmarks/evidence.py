@@ -16,7 +16,7 @@ from fastai.torch_core import set_seed, to_float
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from timm.models.vision_transformer import VisionTransformer
-from proxy_attention.arms import *
+from proxy_attention.experiment.arms import *
 from proxy_attention.proxy.callback import ProxyAttention
 from proxy_attention.experiment.compare import Comparison, compare
 from proxy_attention.data.digits import digits_net, fc_net, regions

@@ -13,6 +13,7 @@ import pytorch_grad_cam
 from fastai.vision.all import *
 from fastai.callback.all import ShortEpochCallback
 from proxy_attention.all import *
+from proxy_attention.proxy.step import step
 from proxy_attention.data.loaders import ImageStats, train_items, whole_dl
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.proxy.serving import Proxies, serving

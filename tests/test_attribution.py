@@ -8,6 +8,7 @@ from captum.attr import (InputXGradient, IntegratedGradients, GuidedGradCam,
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.masking.fills import either
 from proxy_attention.data.loaders import whole_dl
 from proxy_attention.attribution.cams import first_component, half_type
 from proxy_attention.attribution.heatmap import agreement, degenerate, normalize_heat, points_at, resize_heat

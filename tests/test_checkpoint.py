@@ -15,6 +15,8 @@ from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.experiment.checkpoint import read_checkpoint
 import proxy_attention.experiment.checkpoint as room
 import proxy_attention.core as core
+import proxy_attention.proxy.callback as callback_room
+import proxy_attention.proxy.step as step_room
 
 N = 4 # epochs
 
@@ -24,7 +26,8 @@ def make(path, folder=None, cbs=(), resume=True, best='accuracy', proxy=None, wo
     dls = ImageDataLoaders.from_folder(
         Path(path), train='train', valid='valid', bs=bs, num_workers=workers, batch_tfms=[Flip(), Brightness()])
     net = nn.Sequential(*digits_net()[:-1], nn.Dropout(.3), nn.Linear(64,10)) if net is None else net
-    pa = [] if proxy is False else [ProxyAttention(**(dict(start=1, p=.5, clear=True, folder=own)|(proxy or {})))]
+    usual = dict(p=.5, clear=True, folder=own) | ({} if 'steps' in (proxy or {}) else dict(start=1))
+    pa = [] if proxy is False else [ProxyAttention(**(usual|(proxy or {})))]
     ckpt = [Checkpoint(folder, best=best, resume=resume)] if folder else []
     return Learner(dls, net, metrics=accuracy, cbs=[*pa, *cbs, *ckpt], **(dict(model_dir=Path.cwd()/'models')|kwargs))
 
@@ -61,7 +64,7 @@ def ends(learn, folder=None):
             idxs=bits(pa.store.idxs), grids=bits(pa.store.grids),
             interp=bits([pa.interp.losses, pa.interp.preds, pa.interp.targs]) if pa.interp else '')
         if pa.folder:
-            res |= dict(csv=bits((pa.folder/'proxy_log.csv').read_text()), heat=bits(HeatmapStore.load(pa.folder/'heat.npz').grids))
+            res |= dict(csv=bits([(pa.folder/o).read_text() for o in ('proxy_log.csv','served.csv','proxies.json')]), heat=bits(HeatmapStore.load(pa.folder/'heat.npz').grids))
     if folder: res |= dict(best=bits({k:v for k,v in read_checkpoint(folder/'best.pth').items()}))
     return res
 
@@ -96,19 +99,25 @@ def at_point(point):
             replace(*a)
             if 'pth' in str(a[1]) and name=='renamed': reached()
         core.os.replace = killing
-    elif name=='heat': # in a proxy step, its heat half computed
-        own = ProxyAttention.attribute
-        def attribute(self, idxs):
-            res = own(self, idxs)
+    elif name=='heat': # in a proxy step, its heat computed
+        own = step_room.heat_of_items
+        def heat_of_items(*args, **kwargs):
+            res = own(*args, **kwargs)
             reached()
             return res
-        ProxyAttention.attribute = attribute
+        step_room.heat_of_items = heat_of_items
     elif name=='logged': # the step is in the log on disk, and not in a checkpoint
-        own = ProxyAttention.save
-        def save(self):
-            own(self)
+        own = callback_room.keep_step
+        def keep_step(*args):
+            own(*args)
             reached()
-        ProxyAttention.save = save
+        callback_room.keep_step = keep_step
+    elif name=='served': # what an epoch has served is on disk, and not in a checkpoint
+        own = callback_room.append_served
+        def append_served(*args):
+            own(*args)
+            reached()
+        callback_room.append_served = append_served
     else: return [type('Killer', (Callback,), {name:reached, 'order':999})()]
     return []
 
@@ -159,7 +168,7 @@ def server(path, tmp):
     placed = [
         # in the first epoch and around its checkpoints
         'after_batch:1','half:1','half:2','whole:1','renamed:1','whole:2','heat:1','logged:1','renamed:2',
-        'after_loss:9','logged:1','heat:1','before_validate:1','renamed:1','after_epoch:1','half:1',
+        'after_loss:9','served:1','logged:1','heat:1','before_validate:1','renamed:1','after_epoch:1','half:1',
         'before_train:1','whole:1','after_epoch:1','after_fit:1','before_fit:1']
     kills = sum(live('placed.json', tmp/'placed', tmp/'placed_own', o) for o in placed)
     said['placed'],said['placed_of'] = kills,len(placed)
@@ -240,7 +249,7 @@ cases = dict(
     running=proxies(losses='running', select='random'),
     augment=proxies(mode='augment', fill='noise'),
     data_fill=proxies(fill='mean', rule='random'),
-    plateau=proxies(start=.3, steps=Plateau('accuracy')),
+    plateau=proxies(steps=Plateau('accuracy')),
     accumulation=plain(partial(GradientAccumulation, 40)),
     mixup=plain(MixUp, GradientClip),
     half=plain(MixedPrecision),
@@ -268,7 +277,7 @@ def test_what_callbacks_know(small, tmp_path):
 def test_fine_tune_cut_in_either_phase(small, tmp_path, cut, across):
     "Two fits, frozen and unfrozen, and one schedule over both"
     split = lambda m: L(m[0:4], m[4:]).map(params)
-    proxy = dict(losses='running', fill='mean', **(dict(start=.3, steps=[1,'p',1,'p',1], across=3) if across else {}))
+    proxy = dict(losses='running', fill='mean', **(dict(steps=[1,'p',1,'p',1], across=3) if across else {}))
     again = cut_and_gone_on(small, tmp_path, 'fine_tune', (2, 3e-3), cut, lambda: dict(splitter=split, proxy=proxy))
     assert again.checkpoint.fits==2 and len(again.proxy_attention.history)
 
@@ -511,7 +520,7 @@ def test_with_a_progress_bar(small, whole, half, capsys):
 def test_a_run_that_never_began_is_no_run(small, tmp_path, resume):
     "An argument that is refused before the first batch, put right and tried again"
     with pytest.raises(ValueError, match='need 9 epochs'):
-        fit(make(small, tmp_path/'run', resume=resume, proxy=dict(start=.3, steps=[8,'p',1])))
+        fit(make(small, tmp_path/'run', resume=resume, proxy=dict(steps=[8,'p',1])))
     assert read_checkpoint(tmp_path/'run'/'last.pth')['epoch']==0
     assert len(fit(make(small, tmp_path/'run', resume=resume, proxy=False)).recorder.values)==N
 

@@ -117,7 +117,7 @@ def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
 def test_config_again_runs_and_explain(path, tmp_path, fingerprint, capsys):
     "A run's config.toml runs it again, options override it, `proxy-runs` lists both, `proxy-explain` shows them side by side"
     before = fingerprint(path)
-    proxy_train(str(path), out=str(tmp_path/'runs'), steps='1,p,1', share=20, json=True, **few)
+    proxy_train(str(path), out=str(tmp_path/'runs'), steps='1,p,1', fill='mean', json=True, **few)
     out = capsys.readouterr().out
     first = json.loads(out)
     assert len(out.splitlines())==1

@@ -5,9 +5,9 @@ from scipy import stats
 from fastai.callback.core import Callback
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandomErasing
-from proxy_attention.arms import *
+from proxy_attention.experiment.arms import *
 from proxy_attention.data.beds import two_colours
-from proxy_attention.compare import *
+from proxy_attention.experiment.compare import *
 from proxy_attention.data.digits import bed_learner, test_sets
 
 @pytest.fixture(scope='module')
@@ -150,6 +150,6 @@ def test_masktune_trains_its_last_epoch_on_masked_images_alone(bed, make):
         def after_batch(self):
             if self.training: rates.append(self.opt.hypers[-1]['lr'])
     learn.add_cb(Rates())
-    with learn.no_bar(), learn.no_logging(): masktune(learn, 4, 3e-3)
+    with learn.no_bar(), learn.no_logging(): arms['masktune'](learn, 4, 3e-3)
     n,hist = len(learn.dls.train), learn.proxy_attention.history
     assert list(hist.epoch)==[2] and np.allclose(rates[-n+1:], 1e-3) and rates[3*n-1]<rates[0]

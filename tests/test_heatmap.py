@@ -24,7 +24,7 @@ def test_killed_while_writing_leaves_the_last_good_one(tmp_path):
     f = HeatmapStore(range(50), torch.rand(50,7,7)).save(tmp_path/'heat.npz')
     code = f"""
         import os, numpy as np
-        from proxy_attention.heatmap import *
+        from proxy_attention.attribution.heatmap import HeatmapStore
         from proxy_attention.core import write_whole
         def write(out):
             out.write(b'half a store'); out.flush(); os.kill(os.getpid(), 9)

@@ -4,6 +4,7 @@ import inspect, numpy as np, pytest, random, torch, warnings
 from PIL import Image
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.proxy.step import step
 from proxy_attention.attribution.heatmap import heat_share, points_at, resize_heat
 from proxy_attention.attribution.methods import as_attribution
 from proxy_attention.attribution.targets import Margin
@@ -293,7 +294,7 @@ def test_proxies_are_shown_as_they_were_served(few):
     dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0,
                                        batch_tfms=[Flip(p=1.), Normalize.from_stats(*imagenet_stats)])
     learn = Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat())
-    pa = ProxyAttention(steps=[1,'p',1], share=10, fill='zero')
+    pa = ProxyAttention(steps=[1,'p',1], share=10, fill='zero', p=1.)
     fit(learn, 2, cbs=pa)
     interp = ProxyInterpretation.from_learner(learn)
     with pytest.raises(ValueError, match='no ProxyAttention'): interp.show_proxies() # it went with the fit
@@ -304,7 +305,7 @@ def test_proxies_are_shown_as_they_were_served(few):
         assert np.abs(orig-proxy).max()>.1 and np.abs(proxy[:,::-1]-served).max()<.02
     top = pa.log.sort_values('loss', ascending=False).head(4)
     assert [o.get_title() for o in axs[0]]==top.targ.tolist()
-    assert 'in its place, p=0.5' in axs[3,0].texts[0].get_text()
+    assert 'in its place, p=1' in axs[2,0].texts[0].get_text() and 'drawn anew' in axs[3,0].texts[0].get_text()
 
 class Wander(Callback):
     "Moves what the model sees, epoch by epoch"

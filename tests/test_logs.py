@@ -13,6 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
 from proxy_attention.all import *
+from proxy_attention.proxy.step import step
 from proxy_attention.experiment.logs import show_confusion
 from proxy_attention.experiment.runs import Run, Runs, runs_table
 
@@ -62,7 +63,8 @@ def test_log_says_what_the_recorder_says_and_no_more(fit, tmp_path):
     h = learn.proxy_attention.history
     assert [o.step for o in log.Scalars('proxy/made')]==[n,2*n]
     for k in ('chosen','made','mean_loss','area','seconds'): assert np.allclose(one(f'proxy/{k}'), h[k], rtol=1e-6)
-    assert [o.step for o in log.Images('proxy/images')]==[n,2*n]
+    assert [o.step for o in log.Images('proxy/images')]==[2*n,3*n]==[o.step for o in log.Scalars('proxy/served')], 'served in the epoch after the step'
+    assert one('proxy/served')==[o['served'] for o in learn.proxy_attention.fit_state.record.epochs]
     w,height = Image.open(io.BytesIO(log.Images('proxy/images')[0].encoded_image_string)).size
     assert w>height>100
 

@@ -78,10 +78,11 @@ def test_a_batch_is_its_images(rule, seed):
 def test_kept_masks_are_those_drawn_anew(h, w, seed):
     store = HeatmapStore(range(3), torch.rand(3, 7, 7, generator=torch.Generator().manual_seed(seed)))
     for fill in ('swap','swap_both','mean'):
-        kept,new = (Proxies(store, Masker(fill=fill), keep=o) for o in (True,False))
+        kept,new = (Proxies(store, Masker(fill=fill), size=o) for o in ((h,w),None))
         assert len(kept.bits)==3 and not len(new.bits)
         img,other = image('RGB', (h,w), seed), image('RGB', (h,w), seed+1)
-        assert np.array_equal(*(np.asarray(o.make(img, 1, lambda: (2,other))) for o in (kept,new)))
+        (a,*said),(b,*again) = (o.make(img, 1, lambda: (2,other)) for o in (kept,new))
+        assert np.array_equal(np.asarray(a), np.asarray(b)) and said==again and said[1]==(-1 if fill=='mean' else 2)
 
 @each(h=st.integers(20,200), w=st.integers(20,200), seed=seeds)
 def test_swap_both_takes_the_places_of_both(h, w, seed):
@@ -90,10 +91,12 @@ def test_swap_both_takes_the_places_of_both(h, w, seed):
     m,img,other = Masker(fill='swap_both'),image('RGB', (h,w), seed),image('RGB', (h,w), seed+1)
     here,there = (m.mask_over(store.at(i), (h,w)) for i in (0,1))
     for j,mask in ((5,here|there), (4,here)): # an item that has no heat gives its pixels alone
-        res = planes(Proxies(store, m).make(img, 3, lambda: (j,other)))
+        res,area,donor = Proxies(store, m).make(img, 3, lambda: (j,other))
+        assert donor==j and area==pytest.approx(mask.float().mean().item(), abs=1e-6)
+        res = planes(res)
         assert torch.equal(res[:,mask], planes(other)[:,mask]) and torch.equal(res[:,~mask], planes(img)[:,~mask])
     x,y = planes(img).float(),planes(other).float()
-    assert torch.equal(Proxies(store, m).make(x, 3, lambda: (5,y)), torch.where(here|there, y, x))
+    assert torch.equal(Proxies(store, m).make(x, 3, lambda: (5,y))[0], torch.where(here|there, y, x))
 
 def test_a_donor_of_another_size_and_mode():
     heat,img = torch.rand(4,4), image('RGB', (40,60), 0)
@@ -111,7 +114,7 @@ def test_a_fill_that_draws_is_drawn_anew_each_epoch_and_the_same_in_any_worker()
         def made(epoch):
             p = Proxies(store, Masker(fill=fill))
             p.draw(epoch)
-            return np.asarray(p.make(img, 4)).tolist()
+            return np.asarray(p.make(img, 4)[0]).tolist()
         assert made(1)==made(1)!=made(2)
 
 @pytest.mark.parametrize('p', [0., .05, .5, 1.])

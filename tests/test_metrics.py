@@ -382,7 +382,7 @@ def test_items_of_a_data_frame(path):
 
 def test_randomised_is_a_cascade_and_leaves_the_learner(trained, files):
     before = state_of(trained)
-    df = randomised(trained, files, 'GradCAM', n=12, steps=100)
+    df = randomised(trained, files, 'GradCAM', n=12, steps=100, target='pred')
     assert untouched(before, state_of(trained))
     names = [k for k,m in trained.model.named_modules() if len(list(m.parameters(recurse=False)))][::-1]
     assert df.layer.tolist()==names and df.redrawn.is_monotonic_increasing and df.redrawn.iloc[-1]==1
@@ -483,7 +483,7 @@ def test_a_fit_is_the_same_to_the_bit(path):
     items = watched.dls.valid_ds.items
     at = np.linspace(0, len(items)-1, 12).round().astype(int)
     some = [items[i] for i in at]
-    now = energy(heat_on(watched, some, 'GradCAM'), torch.from_numpy(regions(path, some)['digit'])).nanmean().item()
+    now = energy(heat_on(watched, some), torch.from_numpy(regions(path, some)['digit'])).nanmean().item()
     assert got[-1,0]==pytest.approx(now, abs=1e-6) # what one gets by hand at the end
 
 def test_when_nobody_reads_it_no_heat_is_made(path, monkeypatch):

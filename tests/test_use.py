@@ -49,8 +49,7 @@ def test_says_what_predict_says_and_shows_what_heat_on_shows(resized, photos, tm
         with learn.no_bar(): label,_,probs = learn.predict(o.file)
         assert o.pred==label and o.prob==pytest.approx(float(probs.max()), abs=1e-3)
     files = [Path(o) for o in res.table.file]
-    idx = torch.tensor([learn.dls.vocab.o2i[o] for o in res.table.pred])
-    attr = LayerCAM(learn.model, target=idx)
+    attr = LayerCAM(learn.model, target='margin')
     heat,_ = heat_of(attr, whole_dl(learn.dls, files, size=(48,48), with_labels=False, bs=9, num_workers=0))
     assert res.table.spread.tolist()==pytest.approx(heat_spread(heat).tolist(), abs=2e-3)
     assert res.table.border.tolist()==pytest.approx(heat_border(heat).tolist(), abs=2e-3)
@@ -271,7 +270,7 @@ def test_a_bar_after_two_seconds_only(monkeypatch):
         shown.clear()
         now[0] = 0.
         res = []
-        for o in use._patient(list(range(6)), show):
+        for o in use.patient(list(range(6)), show):
             res.append(o)
             now[0] += seconds
         assert res==list(range(6))
@@ -289,25 +288,25 @@ def test_pages(model, photos, tmp_path):
 def test_ctrl_c_keeps_what_is_done(model, photos, tmp_path, monkeypatch):
     for i in range(3,14): shutil.copy(photos/'0.png', photos/f'{i}.png')
     (photos/'00.png').touch()
-    look,pages = use._look,[]
+    look,pages = use.look_at_files,[]
     def stop(*args):
         if pages: raise KeyboardInterrupt
         pages.append(1)
         return look(*args)
-    monkeypatch.setattr(use, '_look', stop)
+    monkeypatch.setattr(use, 'look_at_files', stop)
     with pytest.raises(KeyboardInterrupt, match='12 of 14 images are done: ') as e: run(model, photos, out=tmp_path/'runs')
     o, = (tmp_path/'runs').iterdir()
     assert (str(e.value).endswith(str(o)) and len(pd.read_csv(o/'predictions.csv'))==12
         and pd.read_csv(o/'skipped.csv').file.str.endswith('00.png').all())
 
 def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tmp_path, monkeypatch):
-    import proxy_attention.data as data
+    import proxy_attention.data.images as data
     asked,parallel = [],data.parallel
     monkeypatch.setattr(data, 'parallel', lambda f, o, n_workers, progress: (
         asked.append((n_workers,progress)) or parallel(f, o, n_workers=0, progress=False)))
     monkeypatch.setattr(data, 'num_cpus', lambda: 7)
-    monkeypatch.setattr(use, '_Looker', lambda *args: None)
-    monkeypatch.setattr(use, '_look', lambda lookers, files: ([], [(f,'no') for f in files]))
+    monkeypatch.setattr(use, 'Looker', lambda *args: None)
+    monkeypatch.setattr(use, 'look_at_files', lambda lookers, files: ([], [(f,'no') for f in files]))
     many = [photos/f'{i}.png' for i in range(2100)]
     for f in many:
         if not f.exists(): os.link(photos/'0.png', f)

@@ -62,7 +62,11 @@ class _Parting(Pipeline):
     "A loader's `after_batch`, which takes the notes off first; copied into another loader it is the pipeline that it was"
     def __init__(self, after, keep):
         self.after,self.keep = after,keep
-        self.fs,self.split_idx,self.default = (getattr(after, o, None) for o in ('fs','split_idx','default'))
+        self.fs,self.default = after.fs,getattr(after, 'default', None)
+    @property
+    def split_idx(self): return self.after.split_idx
+    @split_idx.setter
+    def split_idx(self, i): self.after.split_idx = i # a loader says here, before each pass, whether it trains
     def __call__(self, b): return _parted(self.after, self.keep, b)
     def __getattr__(self, k): return getattr(self.__dict__['after'], k)
 

@@ -162,6 +162,7 @@ def after_batch(self:RunBoard):
 @patch
 def before_validate(self:RunBoard):
     "Only the last pass counts, and only one over the validation set"
+    if self.begun: self.picture()
     self.own = self.begun and self.learn.dl is self.dls.valid
     if self.own: self.found = []
 
@@ -174,6 +175,14 @@ def collect(self:RunBoard):
         self.found.append(self.learn.to_detach(decoded_batch(self.learn)))
 
 @patch
+def picture(self:RunBoard):
+    "Proxy images of a step, once it has been served for an epoch, and before the next step"
+    steps = self.proxies.history if self.n and self.writer is not None and self.proxies else ()
+    if len(steps)<=self.pictured or not steps.served.iloc[-1]: return
+    with keep_rng(), _writing(self): self.writer.add_figure('proxy/images', self.proxies.show(self.n)[0,0].figure, self.done)
+    self.pictured = len(steps)
+
+@patch
 def after_epoch(self:RunBoard):
     "The recorder's row and the proxy step of this epoch"
     if self.begun: self.catch_up()
@@ -184,10 +193,6 @@ def catch_up(self:RunBoard):
     rec,pa = getattr(self.learn, 'recorder', None),self.proxies
     rows,names = (rec.values[self.rows:],rec.metric_names[1:]) if rec else ([],[])
     steps,epochs = (pa.history[self.told:],pa.fit_state.record.epochs[self.served:]) if pa else ([],[])
-    fig,told = None,len(pa.history) if pa else 0
-    if self.n and self.pictured<told and pa.history.served.iloc[-1] and self.writer is not None: # a step is served from the next epoch on
-        with keep_rng(): fig = pa.show(self.n)[0,0].figure
-        self.pictured = told
     if self.writer is not None:
         with _writing(self):
             for i,row in enumerate(rows):
@@ -199,7 +204,6 @@ def catch_up(self:RunBoard):
             for o in steps.to_dict('records') if len(steps) else []:
                 for k in ('chosen','made','degenerate','mean_loss','area','seconds'): self.scalar(f'proxy/{k}', o[k])
             for o in epochs: self.scalar('proxy/served', o['served'])
-            if fig is not None: self.writer.add_figure('proxy/images', fig, self.done)
             self.writer.flush()
     self.rows,self.told,self.served = self.rows+len(rows),self.told+len(steps),self.served+len(epochs)
 

@@ -314,8 +314,7 @@ def show_proxies(self:ProxyInterpretation,
 ): # The axes
     "Training images, the heat of the last proxy step, the proxy images as they were served, and how augmentation may turn them"
     pa = self.proxies_of(proxy)
-    was = set(pa.log.item[pa.log.served>0])
-    idxs = [i for i in pa.interp.losses.argsort(descending=True).tolist() if i in pa.store and i in was][:n]
+    idxs = pa.fit_state.record.largest(pa.interp.losses, pa.store, n)
     if not idxs: raise ValueError('No proxy image has been served yet: the epoch after a step is the first that serves some.')
     with keep_rng():
         items,dl = [self.learn.dls.train_ds[i] for i in idxs],plain_dl(self.learn.dls.train)
@@ -325,9 +324,8 @@ def show_proxies(self:ProxyInterpretation,
     imgs = [o[0] for o in items]
     rows = [[(o,None) for o in imgs], [*zip(imgs, heats)], [(o,None) for o in made], [(o,None) for o in shown]]
     where = dict(replace='in its place', augment='beside it')[pa.mode]
-    named = dict(zip(pa.log.item, pa.log.targ))
     return show_grid(rows, ['original','heatmap',f'proxy, served\n{where}, p={pa.p:g}','augmented\n(drawn anew)'],
-        [named[i] for i in idxs], **kwargs)
+        [str(self.vocab[o]) for o in pa.interp.targs[idxs].tolist()], **kwargs)
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #d3954c4c
 @patch

@@ -229,9 +229,9 @@ def __call__(self:Masker,
     img, # (…,c,h,w) tensor, or a PIL image
     heat:Tensor, # (…,h',w') grid over the whole image
     other=None, # The donor's image, for fills that need one
-    other_heat:Tensor=None, # (…,h',w') and its heat, for fills that say where; None: not known, so only the own place counts
     data=None, # `ImageStats`, for fills that need them
-    rng=None # `torch.Generator`, for fills that draw
+    rng=None, # `torch.Generator`, for fills that draw
+    other_heat:Tensor=None # (…,h',w') heat of the donor, for fills that say where; None: not known, so only the own place counts
 ): # As `img`
     "The proxy image: bit-equal to `img` outside the mask"
     return self.fill_in(img, self.drawn(heat, size_of(img), other_heat), heat, other, data, rng)

@@ -204,7 +204,7 @@ class ProxyAttention(Callback):
         s,m = self.fit_state,self.settings.masker
         classes = None if s.seen is None else Classes(np.where(s.seen['known'], s.seen['targs'], -1))
         return Proxies(s.store, [m.having(**o) for o in s.how] or m, self.mode, self.p, self.donor, classes,
-                       s.proven and s.proven.data, s.proven and s.proven.image, s.made if len(s.how) else None)
+                       s.proven and s.proven.data, s.proven and s.proven.image, s.made if s.how else None, len(s.record.steps)-len(s.how))
 
 # %% ../../nbs/proxy/08_callback.ipynb #ce0eb4b2
 @patch(as_prop=True)
@@ -383,7 +383,7 @@ def load_state_dict(self:ProxyAttention,
     self.fit_state = s = FitState.of(state)
     if hasattr(source, 'load_state_dict'): source.load_state_dict(state['losses'])
     with keep_rng(): self.now.interp = s.seen and interpretation_of(self.learn, **s.seen)
-    self.now.proxies = self.proxies() if s.serves else None
+    self.now.proxies = self.proxies() if s.serves or s.going else None
     if self.folder and not rank_distrib(): put_back(self.folder, s.record)
 
 # %% ../../nbs/proxy/08_callback.ipynb #85e86504

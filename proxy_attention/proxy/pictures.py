@@ -34,9 +34,7 @@ def show_served(
     "Originals, where the model looked, and what it was trained on instead: the items with the largest losses first"
     if not len(proxies.store):
         raise ValueError('There is no proxy image to show: no proxy step has been made, or it found nothing (see `log`).')
-    if idxs is None:
-        order = interp.losses.argsort(descending=True).tolist()
-        idxs = [i for i in order if i in proxies.store and record.was_served(i)][:n]
+    if idxs is None: idxs = record.largest(interp.losses, proxies.store, n)
     if not len(idxs):
         raise ValueError('No proxy image has been served yet: the epoch after a step is the first that serves some (or none, if `p` is small).')
     ds = interp.learn.dls.train_ds

@@ -95,6 +95,7 @@ def epochs_to_step(
 
 # %% ../../nbs/proxy/09_recipes.ipynb #1a89e589
 recipes = {} # Name → `Recipe`
+_belongs = dict(steps=('start','finish','every'), select=('share',)) # settings of a recipe that go when another one is given
 
 @dataclass
 class Recipe:
@@ -116,11 +117,12 @@ class Recipe:
 
     def __call__(self, _cls=None, **kwargs)->ProxyAttention: # Any argument of `ProxyAttention` overrides the recipe's
         "The callback"
-        d,own_steps = self.decides,kwargs.get('steps') is not None
-        if d in kwargs and not own_steps:
+        d = self.decides
+        if d in kwargs and kwargs.get('steps') is None:
             raise TypeError(f'`{self.name}` finds its {d} by itself: leave `{d}={kwargs[d]!r}` out, or take another recipe, '
                             f'such as `ProxyAttention.shortcut({d}={kwargs[d]!r})`.')
-        usual = {k:v for k,v in self.settings.items() if not own_steps or k not in ('start','finish','every')}
+        out = [k for o,ks in _belongs.items() if kwargs.get(o) is not None for k in ks]
+        usual = {k:v for k,v in self.settings.items() if k not in out}
         return (_cls or ProxyAttention)(**(usual|kwargs))
 
     def train(self,

@@ -113,17 +113,27 @@ def log(self:Record,
 
 @patch(as_prop=True)
 def served(self:Record)->pd.DataFrame:
-    "A row for every proxy of the last epoch that served any: fit, epoch, item, donor (-1: none), share of the image that was masked, seed"
-    if not self.epochs: return _table([], 'fit epoch item donor area seed'.split())
+    "A row for every proxy of the last epoch that served any: fit, epoch, item, donor (-1: none), share of the image that was masked, step, seed"
+    if not self.epochs: return _table([], 'fit epoch item donor area step seed'.split())
     rows,last = np.concatenate([np.empty((0,4), np.int64), *self.rows]),self.epochs[-1]
-    return pd.DataFrame(dict(fit=last['fit'], epoch=last['epoch'], item=rows[:,0], donor=rows[:,2], area=rows[:,3]/1e6, seed=last['seed']))
+    return pd.DataFrame(dict(fit=last['fit'], epoch=last['epoch'], item=rows[:,0], donor=rows[:,2], area=rows[:,3]/1e6,
+                             step=last['step'], seed=last['seed']))
 
 @patch
 def was_served(self:Record,
     i:int # Item number
 )->bool:
-    "Was the item served as a proxy, with the mask that it has now?"
+    "Was the item served as a proxy since the step that chose it last?"
     return bool(len(self.items) and self.items['epoch'][i]>=0)
+
+@patch
+def largest(self:Record,
+    losses:Tensor, # (n,) of all training items
+    among, # Items that have a mask now: a store, or numbers
+    n:int # At most so many
+)->list: # Item numbers
+    "Items that were served with the mask that they have now, the largest losses first"
+    return [i for i in losses.argsort(descending=True).tolist() if i in among and self.was_served(i)][:n]
 
 @patch
 def serving_of(self:Record,
@@ -135,13 +145,13 @@ def serving_of(self:Record,
 
 def remade(
     proxies:Proxies, # As they were served
-    how:dict, # seed, donor: from `serving_of`, or a row of `served.csv`
+    how:dict, # seed, step, donor: from `serving_of`, or a row of `served.csv`
     i:int, # Item number
     image # `item number -> image`
 ): # A proxy image
     "The proxy image of an item as it was served: the same mask, the same donor, the same draw"
-    proxies.seed = int(how['seed'])
-    return proxies.make(image(i), i, lambda: (int(how['donor']), image(int(how['donor']))))[0]
+    seed,step,donor = (int(how[k]) for k in ('seed','step','donor'))
+    return proxies.make(image(i), i, lambda: (donor, image(donor)), seed, step)[0]
 
 def served_image(
     record:Record,
@@ -189,7 +199,7 @@ def keep_step(
     "What a step has found"
     steps = [dict(rule=_name(m.rule, rules), fill=_name(m.fill, fills), max_area=m.max_area, min_area=m.min_area, edge=m.edge, kwargs=m.kwargs)
              for m in proxies.maskers]
-    how = dict(mode=proxies.mode, p=proxies.p, donor=called(proxies.donor), data=proxies.data and asdict(proxies.data), steps=steps)
+    how = dict(mode=proxies.mode, p=proxies.p, donor=called(proxies.donor), first=proxies.first, data=proxies.data and asdict(proxies.data), steps=steps)
     write_whole(folder/'proxies.json', lambda f: f.write(json.dumps(how, default=str).encode()))
     proxies.store.save(folder/'heat.npz', made=proxies.made)
     _append(folder/'proxy_log.csv', rows.drop(columns=['rule','served','donor','changed']))
@@ -228,13 +238,16 @@ def read_proxies(
     maskers = [Masker(**{k:v for k,v in o.items() if k!='kwargs'}, **o['kwargs']) for o in said['steps']]
     data = said['data'] and ImageStats(**(said['data']|dict(mean=tuple(said['data']['mean']))))
     with np.load(Path(folder)/'heat.npz', allow_pickle=False) as o: made = o['made']
-    return Proxies(HeatmapStore.load(Path(folder)/'heat.npz'), maskers, said['mode'], said['p'], data=data, made=made)
+    return Proxies(HeatmapStore.load(Path(folder)/'heat.npz'), maskers, said['mode'], said['p'], data=data, made=made, first=said['first'])
 
 def last_served(
-    folder # That a run has kept its proxies in
+    folder, # That a run has kept its proxies in
+    proxies:Proxies # From `read_proxies`
 )->pd.DataFrame: # Indexed by the item
-    "How each item was served last: fit, epoch, donor, area, seed"
-    return pd.read_csv(Path(folder)/'served.csv').drop_duplicates('item', keep='last').set_index('item')
+    "How each item was served last with the mask that it has now: fit, epoch, donor, area, step, seed"
+    last = pd.read_csv(Path(folder)/'served.csv').drop_duplicates('item', keep='last').set_index('item')
+    has = pd.Series(proxies.first+proxies.made, index=proxies.store.idxs) # the step that each mask is from
+    return last[last.step>=has.reindex(last.index)]
 
 def put_back(
     folder:Path,

@@ -40,11 +40,12 @@ class Proxies:
         classes=None, # `Classes` of the training items, for donors that ask for them
         data=None, # `ImageStats` of the training images, for fills that need them
         size=None, # (height, width) of the images, if masks are to be kept drawn
-        made=None # (n,) which of the maskers each item of the store has; None: the last
+        made=None, # (n,) which of the maskers each item of the store has; None: the last
+        first:int=0 # Number of the step that the first masker belongs to
     ):
         if mode not in modes: raise ValueError(f"mode={mode!r} should be 'replace' or 'augment'{nearest(mode, modes)}")
         refuse_number(0, 1, p=p)
-        store_attr('store,mode,p,classes,data')
+        store_attr('store,mode,p,classes,data,first')
         self.donor = by_name(donor, donors, 'donor')
         refuse_unknown(self.donor, donor_asks, 'donor strategy')
         self.maskers = list(masker) if isinstance(masker, (list,tuple)) else [masker]
@@ -113,14 +114,19 @@ def mask(self:Proxies,
 def make(self:Proxies,
     img, # PIL image or tensor
     i:int, # Item number
-    donor=None # `() -> (item number, img)`: another training image, for fills that need one
+    donor=None, # `() -> (item number, img)`: another training image, for fills that need one
+    seed:int=None, # Of the epoch that serves it; None: of the present one
+    step:int=None # Number of the last step then; None: the last one there is. A donor that got its heat later gives its pixels alone
 )->tuple: # the proxy image, the share of it that is masked, the number of the donor (-1: none)
     "The proxy of item `i`"
     row = self.rows[i] if i in self.rows else self.store.row(i)
     m,(h,w) = self.maskers[self.made[row]],size_of(img)
     j,other = donor() if m.needs_other else (-1,None)
-    mask = self.mask(row, (h,w), self.store.row(j) if m.where and j in self.store else None).resize((w,h), Image.NEAREST)
-    rng = torch.Generator().manual_seed((self.seed*1_000_003+i)%2**63) if 'rng' in m.fill_takes else None
+    there = self.store.row(j) if m.where and j in self.store else None
+    if there is not None and step is not None and self.first+self.made[there]>step: there = None
+    mask = self.mask(row, (h,w), there).resize((w,h), Image.NEAREST)
+    seed = self.seed if seed is None else seed
+    rng = torch.Generator().manual_seed((seed*1_000_003+i)%2**63) if 'rng' in m.fill_takes else None
     return m.fill_in(img, mask, self.store.at(row), other, self.data, rng), mask_area(mask), j
 
 # %% ../../nbs/proxy/03_serving.ipynb #5bc98738

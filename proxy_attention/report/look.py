@@ -228,8 +228,9 @@ def _proxy_of(self:RunFolder, root):
     if kept is not None and len(kept):
         at = dict(zip(kept.item, kept.proxy))
         return lambda i: open_small(self.path/at[i]) if i in at else None
-    proxies,served = self._try('proxies.json', lambda f: read_proxies(f.parent)),self._try('served.csv', lambda f: last_served(f.parent))
-    if proxies is None or served is None: return None
+    proxies = self._try('proxies.json', lambda f: read_proxies(f.parent))
+    served = None if proxies is None else self._try('served.csv', lambda f: last_served(f.parent, proxies))
+    if served is None: return None
     def image(i): return open_small(self._file_of(i, root))
     return lambda i: remade(proxies, served.loc[i], i, image) if i in served.index else None
 
