@@ -1,6 +1,6 @@
 """Attribution against pytorch-grad-cam, captum and torchcam: time, memory, agreement.
 
-`python benchmarks/attribution.py` writes `benchmarks/attribution.csv` (time and memory) and, \
+`python benchmarks/attribution.py` writes `benchmarks/attribution.csv` (time and memory) and,
 where `--cifar` finds the trained ResNet-20, `benchmarks/agreement.csv`.
 All ways of one case take turns within one process, so a ratio compares like with like; figures are medians."""
 import contextlib, ctypes, io, statistics, time, warnings, zipfile

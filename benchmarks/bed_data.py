@@ -1,6 +1,6 @@
 """Test beds from real data, for other benchmarks: `make(name, data, out, seed)`.
 
-`python benchmarks/bed_data.py DATA OUT` makes all. \
+`python benchmarks/bed_data.py DATA OUT` makes all.
 DATA holds `mnist_10k_images_idx3.gz`, `mnist_10k_labels_idx1.gz` and `cifar10_jpg.zip` (with `train/<class>/*.jpg` in it)."""
 import io, zipfile
 from functools import lru_cache, partial

@@ -1,6 +1,6 @@
 """The evidence: does it help? `python benchmarks/evidence.py DATA` trains every arm on every bed and writes `benchmarks/evidence.csv`
 
-Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing. \
+Every run is kept in OUT: the same command goes on where it was stopped, and trains only what is missing.
 DATA holds MNIST's 10,000 test digits and CIFAR-10, see `bed_data.py`. `nbs/results.ipynb` reads the table."""
 import sys, warnings
 from functools import partial
@@ -56,10 +56,10 @@ def learner(path, seed, net=digits_net, bs=64, valid='valid'):
 def part(name): return lambda learn: learn.dls.test_dl(get_image_files(learn.dls.path/name).sorted(), with_labels=True)
 
 def attention(learn, n=200):
-    ("Where the model looks in images with the shortcut, as shares of GradCAM's heat; "
-     """how much of its probability hangs on the hottest pixels of images without one
+    """Where the model looks in images with the shortcut, and how much hangs on the hottest pixels of images without one
 
-    GradCAM is another method than the one that masks, and a blur no fill that was trained with.""")
+    The first is a share of GradCAM's heat, another method than the one that masks;
+    the second is measured with a blur, no fill that was trained with."""
     some = lambda part,n: (files := get_image_files(learn.dls.path/part).sorted())[::max(1, len(files)//n)][:n]
     files = some('aligned', n)
     heat = heat_on(learn, files, 'GradCAM')

@@ -1,6 +1,6 @@
 """What a proxy step costs, and what serving proxies costs: against an epoch, the plain loader, and the thesis' way of doing it.
 
-`python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process; \
+`python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process;
 figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
 The images are crops of scikit-learn's two photographs, as JPEG files."""
 import contextlib, ctypes, gc, io, resource, statistics, sys, tempfile, time, warnings, zipfile
@@ -103,8 +103,7 @@ def loader(path, side, rounds):
     torch.set_num_threads(threads)
 
 def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
-    """The thesis' step, from its description: GradCAM++ of pytorch-grad-cam batch by batch, the hot pixels replaced, \
-each image written as a JPEG"""
+    "The thesis' step, from its description: GradCAM++ of pytorch-grad-cam, the hot pixels replaced, each image written as a JPEG"
     learn.add_cb(ProxyAttention(start=1, losses='running', share=.2, p=1.))
     quietly(learn, 2)
     pa,idxs = learn.proxy_attention,torch.tensor(sorted(learn.proxy_attention.log.item))

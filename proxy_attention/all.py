@@ -1,4 +1,7 @@
-"Everything a notebook needs: `from proxy_attention.all import *`, after `from fastai.vision.all import *`. What is not here is imported from its module"
+"""Everything a notebook needs: `from proxy_attention.all import *`, after `from fastai.vision.all import *`
+
+What is not here is imported from its module."""
+from types import ModuleType as _ModuleType
 from .core import ProxyWarning
 from .data.images import ImageFolder, ImageTable, check_images
 from .data.digits import accuracy_on, digits, digits_learner, digits_net, regions, test_sets
@@ -31,4 +34,4 @@ from .experiment.sweep import Sweep, read_sweep
 from .report.look import Report
 from .report.build import report_runs
 
-__all__ = [o for o in dir() if not o.startswith('_') and o not in ('core','data','attribution','masking','interpret','proxy','experiment','report')]
+__all__ = [k for k,v in globals().items() if not k.startswith('_') and not isinstance(v, _ModuleType)]

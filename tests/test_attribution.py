@@ -48,9 +48,10 @@ both = [o for o in attributions if hasattr(pytorch_grad_cam, o) and o!='FinerCAM
 @pytest.mark.parametrize('net', ['cnn','vit','swin'])
 @pytest.mark.parametrize('how', both)
 def test_agrees_with_pytorch_grad_cam(nets, batch, how, net, monkeypatch):
-    ("To 0.002 of the range: it works in numpy and adds 1e-7 to denominators. "
-     """In GradCAMPlusPlus it adds 1e-6, as much as small squared gradients, so there to a rank
-    correlation of .98. It stretches maps for ScoreCAM with aligned corners; for this test it does as we do, with half-pixel centres""")
+    """To 0.002 of the range: it works in numpy and adds 1e-7 to denominators
+
+    In GradCAMPlusPlus it adds 1e-6, as much as small squared gradients, so there to a rank correlation of .98.
+    It stretches maps for ScoreCAM with aligned corners; for this test it does as we do, with half-pixel centres."""
     monkeypatch.setattr(torch.nn, 'UpsamplingBilinear2d', lambda size: nn.Upsample(size, mode='bilinear', align_corners=False))
     if how=='AblationCAM' and net!='cnn': pytest.skip('it takes channels that can be negative to -1e7, we to 0 as in the paper')
     (model,layer,read),x,y = nets[net],batch[0][:6],batch[1][:6]
@@ -72,9 +73,10 @@ def test_agrees_with_pytorch_grad_cam(nets, batch, how, net, monkeypatch):
 
 @pytest.mark.parametrize('how,peer', [(GradCAM,'GradCAM'), (XGradCAM,'XGradCAM'), (LayerCAM,'LayerCAM'), (ScoreCAM,'ScoreCAM')])
 def test_agrees_with_torchcam(trained, batch, how, peer):
-    ("torchcam scales like we do; where its map is empty it has NaN, and ours is empty. "
-     """For ScoreCAM it scales before it stretches, the paper after, hence .01 there.
-    Its GradCAMpp is left out: it divides a copy (`alpha[mask].div_`), so that its weights are not those of the paper""")
+    """torchcam scales like we do; where its map is empty it has NaN, and ours is empty
+
+    For ScoreCAM it scales before it stretches, the paper after, hence .01 there.
+    Its GradCAMpp is left out: it divides a copy (`alpha[mask].div_`), so that its weights are not those of the paper."""
     model,(x,y) = trained.model.eval(), batch
     ours = how(model, layer='4')(x, y)
     with getattr(torchcam.methods, peer)(model, '4') as cam:
@@ -416,8 +418,9 @@ def test_on_a_gpu_and_under_amp(trained, batch, dtype):
 @pytest.mark.skipif(half_type('cpu') is None, reason='this processor has no bfloat16')
 @pytest.mark.parametrize('net', ['cnn','vit','swin'])
 def test_fast_agrees(nets, batch, net):
-    ("On trained networks, at the resolution of the image, as the issue asks: rank correlation .99, top-tenth overlap .95. "
-     "A step asks for itself whether it holds")
+    """On trained networks, at the resolution of the image: rank correlation .99, top-tenth overlap .95
+
+    A step asks for itself whether it holds."""
     (model,layer,_),(x,y) = nets[net],batch
     slow,fast = (resize_heat(GradCAM(model, layer, target='pred', fast=o)(x), (32,32)) for o in (False,True))
     rank,iou = agreement(slow, fast)
@@ -562,10 +565,10 @@ def test_models_that_rollout_is_not_for(model, words):
 @pytest.mark.limit(120)
 @pytest.mark.parametrize('how', [o for o in [*attributions, *captum_methods] if o not in ('AttentionRollout','LeGrad')])
 def test_maps_depend_on_the_model(trained, batch, how):
-    ("Adebayo et al. 2018: a map of a network that has forgotten everything should not be that of the trained one. "
-     "All of them change; "
-     """the methods that sum positive parts of ever-positive 
-    activations (GradCAMPlusPlus, LayerCAM, ScoreCAM) change least, as the table in 04_attribution says""")
+    """Adebayo et al. 2018: a map of a network that has forgotten everything should not be that of the trained one
+
+    All of them change; the methods that sum positive parts of ever-positive activations
+    (GradCAMPlusPlus, LayerCAM, ScoreCAM) change least, as the table in attribution/03_cams says."""
     x,idx = batch[0],trained.model.eval()(batch[0]).argmax(1)
     torch.manual_seed(0)
     fresh = deepcopy(trained.model)

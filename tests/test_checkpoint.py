@@ -64,7 +64,8 @@ def ends(learn, folder=None):
             idxs=bits(pa.store.idxs), grids=bits(pa.store.grids),
             interp=bits([pa.interp.losses, pa.interp.preds, pa.interp.targs]) if pa.interp else '')
         if pa.folder:
-            res |= dict(csv=bits([(pa.folder/o).read_text() for o in ('proxy_log.csv','served.csv','proxies.json')]), heat=bits(HeatmapStore.load(pa.folder/'heat.npz').grids))
+            res |= dict(csv=bits([(pa.folder/o).read_text() for o in ('proxy_log.csv','served.csv','proxies.json')]),
+                        heat=bits(HeatmapStore.load(pa.folder/'heat.npz').grids))
     if folder: res |= dict(best=bits({k:v for k,v in read_checkpoint(folder/'best.pth').items()}))
     return res
 

@@ -137,12 +137,12 @@ def test_comparison_and_probe():
     assert '<imgs>' in text and '90%' in text
 
 def test_attention_on():
-    assert (repr(AttentionOn(lambda items: None, n=9))=='AttentionOn: on object, energy of GradCAM, at most 9 items'
+    assert (repr(AttentionOn(lambda items: None, n=9))=='AttentionOn: on object, energy of LayerCAM, at most 9 items'
         and repr(AttentionOn(lambda items: None, n=None)).endswith('all items'))
 
 def test_interpretation(trained):
     assert (repr(ProxyInterpretation.from_learner(trained, attribution='GradCAM'))
-        =='ProxyInterpretation of 360 images, mean loss {:.3f}; heat: GradCAM of the pred'.format(
+        =='ProxyInterpretation of 360 images, mean loss {:.3f}; heat: GradCAM of the margin of the pred'.format(
             float(ProxyInterpretation.from_learner(trained).losses.mean())))
 
 # ---- the site

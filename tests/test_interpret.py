@@ -1,5 +1,4 @@
-("ProxyInterpretation: fastai's numbers, heat of the input that the loss comes from, known places, other kinds of learners, "
- "nothing left behind")
+"ProxyInterpretation: fastai's numbers, heat of the input that the loss comes from, known places, other kinds of learners"
 import inspect, numpy as np, pytest, random, torch, warnings
 from PIL import Image
 from fastai.vision.all import *

@@ -63,7 +63,8 @@ def test_log_says_what_the_recorder_says_and_no_more(fit, tmp_path):
     h = learn.proxy_attention.history
     assert [o.step for o in log.Scalars('proxy/made')]==[n,2*n]
     for k in ('chosen','made','mean_loss','area','seconds'): assert np.allclose(one(f'proxy/{k}'), h[k], rtol=1e-6)
-    assert [o.step for o in log.Images('proxy/images')]==[2*n,3*n]==[o.step for o in log.Scalars('proxy/served')], 'served in the epoch after the step'
+    told = [[o.step for o in of] for of in (log.Images('proxy/images'),log.Scalars('proxy/served'))]
+    assert told==[[2*n,3*n]]*2, 'served in the epoch after the step'
     assert one('proxy/served')==[o['served'] for o in learn.proxy_attention.fit_state.record.epochs]
     w,height = Image.open(io.BytesIO(log.Images('proxy/images')[0].encoded_image_string)).size
     assert w>height>100
@@ -415,8 +416,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 w = EventFileWriter(sys.argv[1])
 for i in range(100_000):
-    w.add_event(Event(step=i, wall_time=1., summary=Summary(value=[Summary.Value(tag='loss', simple_value=i)]))); \
-w.flush(); time.sleep(.001)
+    loss = Summary.Value(tag='loss', simple_value=i)
+    w.add_event(Event(step=i, wall_time=1., summary=Summary(value=[loss])))
+    w.flush()
+    time.sleep(.001)
     if not i: print('on', flush=True)
 """
 

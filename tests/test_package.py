@@ -81,14 +81,14 @@ def test_no_line_is_longer_than_140_characters():
     assert not long, '\n'.join(long[:20])
 
 everything = """
-    AblationCAM AttentionOn AttentionRollout CAM Captum Checkpoint Comparison \
-EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
-    HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau \
-ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
-    ScoreCAM Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net \
-dominoes explain_images explanation_scores find_layer
-    find_layers heat_on interpret_train known_sets load_best no_shortcut one_colour open_images \
-pitfalls probe randomised read_runs read_sweep
+    AblationCAM AttentionOn AttentionRollout CAM Captum Checkpoint Comparison
+    EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
+    HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
+    ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
+    ScoreCAM Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
+    dominoes explain_images explanation_scores find_layer
+    find_layers heat_on interpret_train known_sets load_best no_shortcut one_colour open_images
+    pitfalls probe randomised read_runs read_sweep
     recipes regions report_runs resume_run show_where swatches test_sets train_folder two_colours with_proxies"""
 
 def test_what_all_brings():

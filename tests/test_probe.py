@@ -1,12 +1,12 @@
-"""The probe: a planted patch is found where it is, an honest network is not accused, \
-a swap brings the donor's pixels, nothing is left behind"""
+"The probe: a planted patch is found where it is, an honest network is not accused, a swap brings the donor's pixels"
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.data.digits import digit_images, palette, plant
 from proxy_attention.data.loaders import train_items
-from proxy_attention.interpret.probe import Probe, alike_donor, any_donor, likely_to_help, zone_energy, zones
+from proxy_attention.interpret.probe import Probe, draw_donors, likely_to_help, probe_donors, zone_energy, zones
+from proxy_attention.masking.donors import alike
 from proxy_attention.proxy.serving import modes
 
 root = Path(__file__).parent.parent
@@ -68,7 +68,7 @@ def test_the_patch_is_found_in_its_corner(cheats):
     assert 'in the corner top right in' in p.verdict() and 'masking is likely to help' in p.verdict()
     assert (p.flips.masked<=p.flips.index+.02).all() and p.where.shape[0]==10
     assert (p.where[:,:4,4:].amax((1,2))==p.where.amax((1,2))).float().mean()>=.7, 'the class means are hottest there too'
-    assert probe(cheats, 'train', n=100).likely and probe(cheats, donor='any').likely
+    assert probe(cheats, 'train', n=100).likely and probe(cheats, donor='other_class').likely
 
 def test_an_honest_network_is_not_accused(honest):
     p = probe(honest)
@@ -80,7 +80,7 @@ def test_a_swap_brings_the_donors_pixels():
     colours = [0,1,2,0,1,2,0,1]
     learn = by_hand(colours)
     # 0→1, 1→2, …, the last (1) gets the first (0): always another class
-    near = lambda heat,preds,rng: (torch.arange(len(preds))+1)%len(preds)
+    near = lambda i,n: (i+1)%n
     p = probe(learn, areas=[1/64], attribution=hot_at((0,0)), donor=near)
     assert p.flips.loc[1/64, ['changes','follows']].tolist()==[1,1] and p.area==1/64 and p.preds.tolist()==colours
     p = probe(learn, areas=[1/64], attribution=hot_at((0,0),(5,5)), donor=near) # every second image is hot where nothing is
@@ -88,7 +88,7 @@ def test_a_swap_brings_the_donors_pixels():
     p = probe(learn, areas=[1/64], attribution=hot_at((5,5)), donor=near)
     assert p.flips.loc[1/64, ['changes','follows']].tolist()==[0,0] and p.grade=='unlikely'
     assert (p.flips.masked>0).all()
-    itself = lambda heat,preds,rng: torch.arange(len(preds))
+    itself = lambda i: i
     assert probe(learn, areas=[1.], attribution=lambda xb,yb: torch.rand(len(xb),8,8), donor=itself).flips.changes[1.]==0
 
 def test_the_control_is_maskings_random_place():
@@ -101,15 +101,14 @@ def test_the_control_is_maskings_random_place():
         assert p.flips.random_follows[a]==pytest.approx(float(hit)) and p.flips.carried[a]==pytest.approx(p.flips.follows[a]-float(hit))
 
 def test_donors_are_predicted_otherwise():
-    g = np.random.default_rng(0)
     heat,preds = torch.rand(40,7,7),torch.randint(3, (40,))
-    for f in (any_donor, alike_donor):
-        at = f(heat, preds, g)
+    for f in probe_donors.values():
+        at = draw_donors(f, heat, preds)
         assert (preds[at]!=preds).all() and len(at.unique())>5
-    at = alike_donor(heat, preds, g, among=1)
+        assert torch.equal(at, draw_donors(f, heat, preds)) and not torch.equal(at, draw_donors(f, heat, preds, seed=1))
+    at = draw_donors(partial(alike, among=1), heat, preds)
     x = F.normalize(heat.flatten(1))
     for i,j in enumerate(at.tolist()): assert x[i]@x[j]>=max(x[i]@x[k] for k in range(40) if preds[k]!=preds[i])-1e-6
-    assert alike_donor(heat, torch.zeros(40).long(), g).tolist()==list(range(40)), 'nobody is predicted otherwise'
 
 def test_zones_by_hand():
     z = zones()
@@ -174,7 +173,7 @@ def test_after_an_error_too(cheats):
     cheats.model.train()
     state = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError): probe(cheats, attribution=broken)
-    with pytest.raises(ZeroDivisionError): probe(cheats, n=20, donor=lambda heat,preds,rng: 1/0)
+    with pytest.raises(ZeroDivisionError): probe(cheats, n=20, donor=lambda i: 1/0)
     assert torch.equal(torch.get_rng_state(), state) and all(o.training for o in cheats.model.modules())
 
 def test_in_the_middle_of_a_fit(path, quiet, weights, same):

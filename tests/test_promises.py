@@ -8,7 +8,7 @@ from proxy_attention.data.loaders import whole_dl
 from proxy_attention.attribution.heatmap import resize_heat
 from proxy_attention.attribution.methods import heat_of
 from proxy_attention.masking.rules import centre
-from proxy_attention.proxy.callback import probe_cycle
+from proxy_attention.proxy.recipes import probe_cycle
 from proxy_attention.proxy.serving import modes
 
 nothing = lambda losses: []
@@ -56,7 +56,7 @@ def test_dataset_is_not_touched(path, quiet, fingerprint, tmp_path):
     quiet(learn, 'fit_one_cycle', 3, 3e-3)
     learn.proxy_attention.show()
     assert fingerprint(path)==before
-    assert len(list((tmp_path/'run').rglob('*.png')))==len(learn.proxy_attention.store)>0
+    assert len(list((tmp_path/'run').rglob('*.png')))==learn.proxy_attention.served['item'].nunique()>0
 
 @pytest.mark.parametrize('below', ['', 'out', 'train/out', 'train/0', 'valid/0/deeper'])
 def test_refuses_to_write_among_the_images(path, quiet, below):

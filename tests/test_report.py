@@ -14,8 +14,12 @@ from proxy_attention.masking.fills import noise
 from proxy_attention.proxy.selection import choose
 from proxy_attention.experiment.arms import arms
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
+from proxy_attention.core import short_text
+from proxy_attention.report import build, page
 from proxy_attention.report.build import usual_sections
-from proxy_attention import page, report
+from proxy_attention.report.folder import RunFolder
+from proxy_attention.report.look import heat_moved
+from proxy_attention.report.sections import run_again
 from proxy_attention.cli import CliError, proxy_report
 from browser import Page, chromium
 
@@ -161,18 +165,23 @@ def test_pictures_are_of_the_run(made, run, photos):
 def test_proxies_are_what_was_served(made, run, photos):
     "The masked share of each proxy picture is the one in the log; the rest is the original"
     t,log,store = tree(made),pd.read_csv(run/'proxy_log.csv'),HeatmapStore.load(run/'heat.npz')
-    last = log[log.epoch==log.epoch.max()].set_index('file')
+    last,served = log[log.epoch==log.epoch.max()].set_index('file'),set(pd.read_csv(run/'served.csv').item)
+    assert served<set(last['item']), 'with p=.5 some are served, and some are not'
     for i,o in enumerate(t.all):
         if o[0]!='figure' or o[1].get('data-part')!='training': continue
         pics = [p[1] for p in t.all[i:i+12] if p[0]=='img']
-        black = np.asarray(opened(pics[-1]['src']).convert('RGB')).max(-1)<30
         name = t.text(next(x for x in t.all[i:] if x[1].get('class')=='name'))
-        file = next(f for f in last.index if name==report.short_text('/'.join(Path(f).parts[-2:]), 40))
-        mask = Masker('area', 'zero', area=.1).mask_over(store[last.item[file]][None], black.shape)[0].bool().numpy()
+        file = next(f for f in last.index if name==short_text('/'.join(Path(f).parts[-2:]), 40))
+        item = last.item[file]
+        if item not in served:
+            assert pics[-1]['data-n']=='heat at the step' and 'Chosen after epoch 0: loss' in t.text(o)
+            continue
+        black = np.asarray(opened(pics[-1]['src']).convert('RGB')).max(-1)<30
+        mask = Masker('area', 'zero', area=.1).mask_over(store[item][None], black.shape)[0].bool().numpy()
         assert pics[-1]['data-n']=='proxy' and (black&mask).sum()/(black|mask).sum()>.8, 'black where the kept heat is hottest'
-        assert "Masked after epoch 0: loss" in t.text(o) and '10% of the image' in t.text(o)
+        assert 'Served as a proxy, with 10% of the image masked, after epoch 0: loss' in t.text(o)
     files = {f'{f.parent.name}/{f.name}' for f in map(Path, last.index)}
-    assert {report.short_text('/'.join(Path(f).parts[-2:]), 40) for f in files}=={
+    assert {short_text('/'.join(Path(f).parts[-2:]), 40) for f in files}=={
         t.text(n) for i,o in enumerate(t.all)
         if o[0]=='figure' and o[1].get('data-part')=='training'
         for n in [next(x for x in t.all[i:] if x[1].get('class')=='name')]}
@@ -192,7 +201,7 @@ def test_command_makes_the_same_configuration(run):
     from proxy_attention.cli import proxy_train
     from fastcore.script import anno_parser
     import shlex
-    for line in report.run_again(report.RunFolder(run)):
+    for line in run_again(RunFolder(run)):
         args = shlex.split(line)
         assert args[0]=='proxy-train'
         said = {k:v for k,v in vars(anno_parser(proxy_train, 'proxy-train', pos=['path']).parse_args(args[1:])).items()
@@ -354,7 +363,7 @@ def test_errors_are_sentences(run, photos, tmp_path, args, kw, words):
 
 def test_full_disk_and_no_permission(run, tmp_path, monkeypatch):
     def full(path, write): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(report, 'write_whole', full)
+    monkeypatch.setattr(build, 'write_whole', full)
     with pytest.raises(OSError, match='cannot be written to .*No space left on device.*make room'):
         report_runs(run, tmp_path/'x.html', n=0, quiet=True)
     monkeypatch.undo()
@@ -379,15 +388,20 @@ def test_200_of_the_worst_pictures_are_under_10_MB():
 def test_moved_heat_by_hand():
     a = torch.zeros(4,4); a[0,0] = 1
     b = torch.zeros(4,4); b[3,3] = 1
-    assert (report.heat_moved(a, a)==0 and report.heat_moved(a, b)==pytest.approx(1)
-        and report.heat_moved(a, a+b)==pytest.approx(.5, abs=1e-6) and np.isnan(report.heat_moved(a, a*0)))
-    assert report.heat_moved(a*7, a+b)==pytest.approx(report.heat_moved(a, a+b)), 'the scale does not count'
+    assert (heat_moved(a, a)==0 and heat_moved(a, b)==pytest.approx(1)
+        and heat_moved(a, a+b)==pytest.approx(.5, abs=1e-6) and np.isnan(heat_moved(a, a*0)))
+    assert heat_moved(a*7, a+b)==pytest.approx(heat_moved(a, a+b)), 'the scale does not count'
 
 contrast = """(() => {
   const lum = c => c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v+.055)/1.055)**2.4).reduce((s, v, i) => s + v*[.2126,.7152,.0722][i], 0)
   const rgb = s => s.match(/[\\d.]+/g).map(Number)
-  const under = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); \
-if (c.length < 4 || c[3] > .7) return c.slice(0, 3) } return [255,255,255] }
+  const under = e => {
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor)
+      if (c.length < 4 || c[3] > .7) return c.slice(0, 3)
+    }
+    return [255,255,255]
+  }
   let worst = [99, '']
   for (const e of document.querySelectorAll('body *')) {
     if (![...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) || !e.checkVisibility()) continue

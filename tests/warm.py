@@ -21,8 +21,9 @@ def _in_child(f, args, kwargs, out, cwd, env):
 
 @contextmanager
 def begin(f, *args, out, cwd='.', env={}, **kwargs):
-    ("A process that calls `f`, with `out/'stdout'` and `out/'stderr'` to read while it runs; "
-     "what still runs when the context ends is killed, with all that it started")
+    """A process that calls `f`, with `out/'stdout'` and `out/'stderr'` to read while it runs
+
+    What still runs when the context ends is killed, with all that it started."""
     p = ctx.Process(target=_in_child, args=(f, args, kwargs, Path(out), os.path.abspath(cwd), os.environ|env))
     p.start()
     try: yield p

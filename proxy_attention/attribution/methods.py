@@ -82,7 +82,8 @@ class Captum(Explainer, base=True):
     def __repr__(self): return f'{self.name} of the {self.target}'
 
 # %% ../../nbs/attribution/06_methods.ipynb #c8151e09
-default_attribution,default_target = 'LayerCAM','margin' # of everything that looks: callback, probe, interpretation, metrics, report, commands
+# of everything that looks: callback, probe, interpretation, metrics, report, commands
+default_attribution,default_target = 'LayerCAM','margin'
 
 def as_attribution(
     how # A name, a `CAM` or another `Explainer`, a captum class, or a function `(xb, yb) -> heat`

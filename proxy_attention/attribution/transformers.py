@@ -123,9 +123,8 @@ class _Transformer(Explainer, base=True):
         return rows[:,self.tokens-h*w:].unflatten(1, (h,w))
 
     def __repr__(self):
-        return f"""{super().__repr__()} over {
-            f'{len(self.blocks)} blocks up to {self.name}, tokens on {self.grid[0]}×{self.grid[1]}'
-            if self.blocks else 'blocks to be found'}"""
+        if not self.blocks: return f'{super().__repr__()} over blocks to be found'
+        return f'{super().__repr__()} over {len(self.blocks)} blocks up to {self.name}, tokens on {self.grid[0]}×{self.grid[1]}'
 
 # %% ../../nbs/attribution/05_transformers.ipynb #1f7e3e41
 class AttentionRollout(_Transformer):

@@ -36,7 +36,12 @@ def _refuse_share(**named):
     refuse_number(0, 1, **named)
     if not 0<v<1: raise ValueError(f'{k}={v} should be a share between 0 and 1, such as 0.2.')
 
-def refuse_count(least, why, **named):
+def refuse_count(
+    least:int, # Lower bound, allowed
+    why:str, # For the message
+    **named # One argument
+):
+    "Refuse what is no whole number, or too few"
     (k,v), = named.items()
     if isinstance(v, bool) or not isinstance(v, Integral): raise TypeError(f'{k}={v!r} should be a whole number.')
     if v<least: raise ValueError(f'{k}={v} should be {least} or more: {why}.')
@@ -143,8 +148,7 @@ class ImageFolder(ImageSet):
     "The images of a folder, labelled by the folder that each lies in"
     @delegates(ImageSet.__init__, but='parts')
     def __init__(self,
-        path, # `path/class/image`, or `path/train/class/image` and `path/valid/class/image`;
-        # of `train` without `valid` only `train` is used
+        path, # `path/class/image`, or `path/train/class/image` and `path/valid/class/image` (or the first of these alone)
         valid_pct:float=0.2, # Share kept for validation, unless the folder is split already
         seed:int=42, # Draws the subset, the split and the folds
         **kwargs

@@ -119,7 +119,8 @@ def input_size(
     if len(dls.loaders)>1 and len(dls.valid_ds): dl = dls.valid.new(bs=1, num_workers=0)
     elif len(dls.train_ds): dl = items_dl(dls, train_items(dls, [0]), bs=1, num_workers=0)
     elif items is None:
-        raise ValueError('These loaders are empty, as those of an exported learner are: there is no image to tell the size of the input from.')
+        raise ValueError('These loaders are empty, as those of an exported learner are: '
+                         'there is no image to tell the size of the input from.')
     else: dl = items_dl(dls, getattr(items, 'iloc', L(items))[:1], with_labels=False, bs=1, num_workers=0)
     with keep_rng(): return tuple(dl.one_batch()[0].shape[-2:])
 
@@ -187,8 +188,9 @@ def check_whole(
     should = torch.stack(torch.meshgrid((torch.arange(w)+.5)/w, (torch.arange(h)+.5)/h, indexing='xy'))
     if (ramps-should).abs().max() <= 1.5/min(h, w, side)+.02: return
     (left,top),(right,bottom) = ramps[:,0,0].tolist(),ramps[:,-1,-1].tolist()
-    raise ValueError(f'The transforms of these loaders do not show the whole image in validation: it goes from {left:.0%} to {right:.0%} of the width '
-                     f'and from {top:.0%} to {bottom:.0%} of the height, so heat would not lie where the model looked. Crop, pad, flip and turn with '
+    raise ValueError('The transforms of these loaders do not show the whole image in validation: '
+                     f'it goes from {left:.0%} to {right:.0%} of the width and from {top:.0%} to {bottom:.0%} of the height, '
+                     'so heat would not lie where the model looked. Crop, pad, flip and turn with '
                      "fastai's own transforms (`Resize`, `RandomResizedCrop`, …), or in training only (`split_idx = 0`).")
 
 # %% ../../nbs/data/01_loaders.ipynb #f1878e52

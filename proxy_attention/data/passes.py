@@ -80,7 +80,9 @@ def item_number(
 class Notes:
     "What is noted of the items of each batch that a loader makes"
     def __init__(self): self.made,self.now = [],None
-    def keep(self, b, notes): self.made.append((b, notes))
+    def keep(self, b, notes):
+        "A batch has come out of the loader"
+        self.made.append((b, notes))
     def of(self,
         b # A batch, as the loader gave it
     )->Tensor: # (items,columns) whole numbers; None: the loader did not make this batch

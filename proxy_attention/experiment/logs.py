@@ -45,8 +45,9 @@ def show_confusion(
 
 # %% ../../nbs/experiment/03_logs.ipynb #e97d5b23
 class RunBoard(Callback):
-    ("Writes a fit into a TensorBoard log: losses, metrics, rates, hyperparameters, proxy steps with their images; "
-     "at its end the confusion matrix and a report")
+    """Writes a fit into a TensorBoard log
+
+    Losses, metrics, rates, hyperparameters, proxy steps with their images; at its end the confusion matrix and a report."""
     order,remove_on_fetch = ProxyAttention.order+10,True
     _stateattrs = ('writer','found') # what an exported learner does without
     writer,found = None,()

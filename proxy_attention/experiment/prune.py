@@ -49,8 +49,9 @@ def prune_filters(
     share:float, # Of the filters of each convolution, how many are to be gone; one always stays
     n=2 # Which norm makes a filter small
 )->dict: # Name → bool
-    ("Whole filters of each convolution, those with the least norm (`ln_structured`; Li et al. 2017, arXiv 1608.08710); "
-     "linear layers are left alone")
+    """Whole filters of each convolution, those with the least norm; linear layers are left alone
+
+    `ln_structured`; Li et al. 2017, arXiv 1608.08710."""
     modules = _stand_ins({k:o for k,o in weights.items() if o.ndim>2}, masks)
     for m in modules.values():
         gone = int((~m.weight_mask.bool().flatten(1).any(1)).sum())
@@ -99,8 +100,7 @@ class Prune(Callback):
         finish=0.8, # No step once this is done; what is left of the fit heals
         every=1, # Between two steps; None: one step only
         steps=None, # When, as `[5,'p',9]` or a function `(epoch, n_epoch) -> bool`; None: `start`, `finish`, `every`
-        method='l1', # Which weights: 'l1', 'random', 'filters', one of torch's unstructured pruning classes,
-        # or a function `(weights, masks, share) -> masks`
+        method='l1', # Which weights: 'l1', 'random', 'filters', a pruning class of torch, or `(weights, masks, share) -> masks`
         ramp='cubic', # How many at a time: 'cubic', 'linear', 'whole' (all at the first step), or a function
         layers=(_ConvNd, nn.Linear), # Types of the layers whose weights are pruned, frozen or not; biases and norms stay
     ):
@@ -111,7 +111,8 @@ class Prune(Callback):
         store_attr('amount,layers')
         self.schedule = Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps)
         if depends(self.schedule):
-            raise ValueError(f'Nobody can know how many steps the schedule {called(self.schedule)} will bring, and pruning ends at a given share: '
+            raise ValueError(f'Nobody can know how many steps the schedule {called(self.schedule)} will bring, '
+                             'and pruning ends at a given share: '
                              'give epochs.')
         if isinstance(method, type) and issubclass(method, torch_prune.BasePruningMethod):
             method = partial(prune_globally, method=method)

@@ -261,8 +261,7 @@ class Sweep:
     "Trials of `run` over a space, kept in a folder"
     def __init__(self,
         run, # `run(folder, **params)` → metrics as a dictionary; None: only look at a sweep that is there
-        space=None, # What is tried: name → a list, `(lo, hi)`, `(lo, hi, 'log')`, an Optuna distribution, or one value;
-        # or a text for `read_space`
+        space=None, # What is tried: name → list, `(lo, hi)`, `(lo, hi, 'log')`, distribution, value; or a text, see `read_space`
         folder='runs/sweep', # Everything goes there; the same folder again goes on with its sweep
         sampler='tpe', # grid, random, tpe, a function `(space, seed)`, or an Optuna sampler
         metric:str='accuracy', # What is to be best: the least loss or error, the most of anything else

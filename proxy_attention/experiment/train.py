@@ -233,7 +233,7 @@ def last_of(
     return dict(run=str(run), **last.round(6).to_dict())
 
 def _last_row(run):
-    return pd.read_csv(Path(run)/'history.csv', float_precision='round_trip').drop(columns='epoch').iloc[-1]
+    return pd.read_csv(Path(run)/'history.csv').drop(columns='epoch').iloc[-1]
 
 def _train(cfg, images, run, epochs, say, cbs):
     "`_trained`, and a word on how to go on if it is stopped"

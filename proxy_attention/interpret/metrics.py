@@ -90,10 +90,10 @@ def iou(heat, mask,
     threshold:float=0.5, # Hot is what is over this share of the maximum
     share:float=None # Or: hot is the hottest share of the pixels
 )->Tensor: # (n,) in [0,1]
-    ("""Intersection over union of the hot pixels and the object
+    """Intersection over union of the hot pixels and the object
 
-    Higher is better. The threshold decides who wins: """
-     "choose it on other images, for each attribution by itself (Choe et al. 2020, arXiv 2001.07437).")
+    Higher is better. The threshold decides who wins:
+    choose it on other images, for each attribution by itself (Choe et al. 2020, arXiv 2001.07437)."""
     if share is not None: refuse_number(1e-6, 1, share=share)
     refuse_number(0, 1, threshold=threshold)
     hot = max_share(_over(heat, mask), threshold) if share is None else area_budget(_over(heat, mask), share)
@@ -101,10 +101,10 @@ def iou(heat, mask,
 
 @_of_mask
 def best_iou(heat, mask)->Tensor: # (n,) in [0,1]
-    ("""`iou` at the threshold that is best for each image
+    """`iou` at the threshold that is best for each image
 
-    Higher is better. An upper limit that has seen the answer: """
-     "compare it with itself and with the controls, never with an IoU at a fixed threshold.")
+    Higher is better. An upper limit that has seen the answer:
+    compare it with itself and with the controls, never with an IoU at a fixed threshold."""
     hot,order = _over(heat, mask).flatten(1).sort(1, descending=True)
     hit = mask.flatten(1).gather(1, order).cumsum(1)
     n = torch.arange(1, hot.shape[1]+1, device=hot.device)
@@ -198,10 +198,10 @@ def removal_curve(
 
 @_of_model
 def deletion(f, x, heat, y, steps=20, fill='mean')->Tensor: # (n,) in [0,1]
-    ("""Area under the probability as the hottest pixels go first (RISE, Petsiuk et al. 2018, arXiv 1806.07421)
+    """Area under the probability as the hottest pixels go first (RISE, Petsiuk et al. 2018, arXiv 1806.07421)
 
-    Lower is better. Images with holes were never trained on, and the model may lose its class for that alone; """
-     "one trained on proxies knows their fill: choose another.")
+    Lower is better. Images with holes were never trained on, and the model may lose its class for that alone.
+    One that was trained on proxies knows their fill: choose another."""
     share,p = removal_curve(f, x, heat, y, steps, fill)
     return torch.trapezoid(p, share, dim=1)
 
@@ -253,10 +253,10 @@ def road(f, x, heat, y,
     shares=(.1,.3,.5,.7,.9), # Of the pixels, how many are taken away
     noise:float=0.01 # As in `impute`
 )->Tensor: # (n,) in [-0.5,0.5]
-    ("Probability with the coldest pixels imputed, minus that with the hottest, halved; "
-     """mean over `shares` (ROAD, Rong et al. 2022, arXiv 2202.00449)
+    """Probability with the coldest pixels imputed, minus that with the hottest, halved; the mean over `shares`
 
-    Higher is better, 0 is chance. Large holes become smooth patches, as strange to the model as any other fill.""")
+    Higher is better, 0 is chance. Large holes become smooth patches, as strange to the model as any other fill.
+    ROAD, Rong et al. 2022, arXiv 2202.00449."""
     for o in shares: refuse_number(1e-6, 1-1e-6, share=o)
     rank,n,rng,res = _ranks(x, heat)[:,0],x[0,0].numel(),torch.Generator().manual_seed(0),[]
     for k in (min(n-1, max(1, round(o*n))) for o in shares):
@@ -301,12 +301,12 @@ def _as_mask(mask):
     return torch.as_tensor(mask>0)
 
 class AttentionOn(Metric):
-    ("How much of its attention a model gives to a region, the object or a shortcut, as a fastai metric: "
-     "in every epoch, or for any loader with `validate`")
+    """How much of its attention a model gives to a region, the object or a shortcut, as a fastai metric
+
+    It is computed in every epoch, or for any loader with `validate`."""
     name = 'on object'
     def __init__(self,
-        masks, # Where the region is: a mask (height,width) over each whole image, of any size, as a tensor, an array,
-        # a PIL image or its file; or a function of items that gives them
+        masks, # Of the region, over each whole image (height,width), of any size: tensors, arrays, PIL images, files; or `items -> masks`
         name='on object', # Of the column
         metric='energy', # Name in `mask_metrics`, or a function of heat and mask
         attribution=default_attribution, # Name, class or function
@@ -397,8 +397,7 @@ def explanation_scores(
     items, # Items as in `dls.train_ds.items`: files, or rows of the data frame
     attribution=default_attribution, # Name, class or function; several in a list, or in a dict of name → attribution
     masks=None, # Where the object is, as in `AttentionOn`
-    metrics=None, # Names, or functions of any of f, x, heat, y, mask; one, a list, or a dict of name → metric.
-    # None: all that can be computed
+    metrics=None, # Names or functions of f, x, heat, y, mask; one, a list, or name → metric. None: all that can be computed
     n:int=64, # At most so many items, spread evenly; None: all
     target=default_target, # What is explained, see `as_target`; the model is asked for its class
     layer=None, # None: found by itself
@@ -455,12 +454,14 @@ def randomised(
     steps:int=8, # In how many steps; the first is the last layer alone
     n:int=32, # At most so many items, spread evenly; None: all
     seed:int=0 # Draws the weights
-)->pd.DataFrame: # A row a step: down to which layer, share of the parameters redrawn; mean rank correlation and overlap
-    # of the hottest tenth with the map before; images compared
-    ("How much of a map is left as the weights are redrawn, from the last layer down "
-     """(cascading randomisation, Adebayo et al. 2018, arXiv 1810.03292)
+)->pd.DataFrame: # A row a step: layer, redrawn, rank, overlap, images
+    """How much of a map is left as the weights are redrawn, from the last layer down
 
-    Lower is better. A map that stays shows the image, not what was learned; one that goes may still be wrong.""")
+    `redrawn` is a share of the parameters, `rank` a mean rank correlation with the map before,
+    `overlap` that of the hottest tenth of both, `images` how many were compared.
+
+    Lower is better. A map that stays shows the image, not what was learned; one that goes may still be wrong.
+    Cascading randomisation, Adebayo et al. 2018, arXiv 1810.03292."""
     refuse_number(1, 10**6, steps=steps)
     (items,_,_),target = _chosen(items, None, n),as_target(target)
     model,layer = deepcopy((unwrap(learn.model), layer))

@@ -113,10 +113,10 @@ def swap_flips(
     bs:int=64, # So many images at a time
     device=None # Where the model is
 )->pd.DataFrame: # A row an area: masked, changes, follows, random_changes, random_follows, carried
-    ("""How often the prediction changes, and how often it becomes the donor's, when the hottest `area` is swapped
+    """How often the prediction changes, and how often it becomes the donor's, when the hottest `area` is swapped
 
-    The control is a place of the same shape drawn at random (the rule 'random' of `masking`); """
-     "`carried` is how much more often the hottest place is followed.")
+    The control is a place of the same shape drawn at random (the rule 'random' of `masking`).
+    `carried` is how much more often the hottest place is followed."""
     def said(m):
         return _predicted(model, (m(xb[i], heat[i], other=xb[other[i]]).to(device)
             for i in torch.arange(len(xb)).split(bs)))[0]

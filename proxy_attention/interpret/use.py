@@ -112,7 +112,12 @@ def find_images(
 # %% ../../nbs/interpret/04_use.ipynb #17b01d2b
 class Looker:
     "Probabilities, and heat for the prediction"
-    def __init__(self, learn, attribution, target, layer):
+    def __init__(self,
+        learn:Learner,
+        attribution, # Name, class or function
+        target, # What is explained, see `as_target`
+        layer=None # Of a CAM; None: found by itself
+    ):
         if target=='label': raise ValueError("target='label' needs labels, and new images have none: 'pred' or 'margin'.")
         store_attr('learn,target')
         self.vocab,self.attr = _vocab(learn), as_attribution(attribution)(learn.model, layer=layer, target=target)
@@ -132,7 +137,10 @@ class Looker:
 
 model_failures = (RuntimeError, ValueError, TypeError, OSError, LookupError, ArithmeticError)
 
-def look_at_files(lookers, files):
+def look_at_files(
+    lookers, # `Looker`s
+    files # Of images
+)->tuple:
     "What each model says: a list of (file, [(probs, heat) of each model]), and of (file, why not)"
     try:
         said = [o(files) for o in lookers]
@@ -192,7 +200,10 @@ def _draw(groups, path, across=1, size=1.7):
 Explained = namedtuple('Explained', 'table run skipped')
 Explained.__doc__ = 'A row an image; the run folder; what could not be read or taken: file, problem'
 
-def patient(parts, show):
+def patient(
+    parts:list,
+    show:bool # Or never a bar?
+):
     "The parts one by one, with a progress bar once two seconds have gone by"
     began = time.perf_counter()
     for i,o in enumerate(parts):

@@ -92,5 +92,6 @@ def choose_donor(
     j = given(donor, i=i, n=n, rng=rng, recent=recent, **known)
     if j is None: return (i+1+rng.randrange(n-1)) % n if n>1 else i
     if isinstance(j, bool) or not isinstance(j, (Integral,np.integer)) or not 0<=j<n:
-        raise ValueError(f'The donor strategy {called(donor)} returned {j!r} for item {i}: it should be the number of an item, from 0 to {n-1}, or None.')
+        raise ValueError(f'The donor strategy {called(donor)} returned {j!r} for item {i}: '
+                         f'it should be the number of an item, from 0 to {n-1}, or None.')
     return int(j)

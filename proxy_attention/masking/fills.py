@@ -78,7 +78,10 @@ def swap_both(other):
     return other
 swap_both.pasted = True
 
-def either(own, theirs):
+def either(
+    own, # (…,h,w) bool: where the image itself was looked at
+    theirs # (…,h,w) bool: where the donor was
+):
     "The places of both"
     return own|theirs
 swap_both.where = either

@@ -64,7 +64,7 @@ _numbers = dict(area=(1e-6,1), weight=(1e-6,1), radius=(1e-6,1), cells=(1e-6,10*
 class Masker:
     "Heat and an image make a proxy image: `rule` says where, `fill` with what"
     def __init__(self,
-        rule='area', # Which pixels: 'area', 'top_cells', 'absolute', 'max_share', 'mean_std', 'random', 'centre', or a function of heat, grid
+        rule='area', # Which pixels: 'area', 'top_cells', 'absolute', 'max_share', 'mean_std', 'random', 'centre', or a function
         fill='swap', # What comes there: the name of one of `fills`, or a function of any of img, mask, heat, other, data, rng
         max_area:float=0.4, # A mask never covers more than this share of the image
         min_area:float=0., # Nor less than this
@@ -156,7 +156,8 @@ def drawn(self:Masker,
     a,b = large if own.shape==large[0].shape else (heat,other)
     mask = given(self.where, own=own, theirs=theirs, heat=a, other_heat=b, **self.kwargs)
     if not isinstance(mask, Tensor) or mask.dtype!=torch.bool or mask.shape!=own.shape:
-        raise TypeError(f'`where` of the fill {called(self.fill)} returned {_what(mask)}: it should be a tensor of True and False of shape {tuple(own.shape)}.')
+        raise TypeError(f'`where` of the fill {called(self.fill)} returned {_what(mask)}: '
+                        f'it should be a tensor of True and False of shape {tuple(own.shape)}.')
     return bound_area(mask, torch.maximum(a, b), self.min_area, self.max_area)
 
 @patch
@@ -191,7 +192,8 @@ def _filled(self:Masker, img, mask, heat, other, data, rng):
     over = resize_heat(heat, size) if 'heat' in self.fill_takes else None
     new = given(self.fill, img=img, mask=mask, heat=over, other=other, data=data, rng=rng, **self.kwargs)
     if not isinstance(new, Tensor) or new.shape!=img.shape:
-        raise TypeError(f'The fill {called(self.fill)} returned {_what(new)}: it should be the whole picture, a tensor of shape {tuple(img.shape)}.')
+        raise TypeError(f'The fill {called(self.fill)} returned {_what(new)}: '
+                        f'it should be the whole picture, a tensor of shape {tuple(img.shape)}.')
     if self.edge: new = img + self.weights(mask).unsqueeze(-3)*(new.to(img.device)-img.float())
     if new.is_floating_point() and not img.is_floating_point(): new = new.round()
     return new.to(img.dtype)

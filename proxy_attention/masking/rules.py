@@ -49,7 +49,8 @@ def centre(heat, area=0.1):
     near = -(y[:,None]**2+x**2) - 1e-3*(y[:,None]+x/2) # tilted a little: no two places are equally far
     return area_budget(near.expand_as(heat), area)
 
-rules = dict(area=area_budget, absolute=absolute, max_share=max_share, mean_std=mean_std, top_cells=top_cells, random=random_place, centre=centre)
+rules = dict(area=area_budget, absolute=absolute, max_share=max_share, mean_std=mean_std, top_cells=top_cells,
+             random=random_place, centre=centre)
 
 # %% ../../nbs/masking/00_rules.ipynb #8a410d0e
 def bound_area(

@@ -36,7 +36,9 @@ from .proof import Proven, prove
 from .pictures import label_name, show_served, show_suspected, suspects_of
 
 # %% ../../nbs/proxy/08_callback.ipynb #7ce2da03
-def _lives(life, usual=None): return field(metadata=dict(life=life), **({'default_factory':usual} if callable(usual) else {'default':usual}))
+def _lives(life, usual=None):
+    "A field that is forgotten with its run, fit or step, and what it is then"
+    return field(metadata=dict(life=life), **({'default_factory':usual} if callable(usual) else {'default':usual}))
 
 @dataclass
 class FitState:
@@ -89,7 +91,8 @@ class FitState:
         data = p and p['data'] and ImageStats(**(p['data']|dict(mean=tuple(p['data']['mean']))))
         proven = p and Proven(tuple(p['size']), tuple(p['image']), data)
         names = {f.name for f in fields(cls)}
-        return cls(**{k:v for k,v in state.items() if k in names} | dict(proven=proven, record=Record(**state['record']), store=HeatmapStore(**state['store'])))
+        own = dict(proven=proven, record=Record(**state['record']), store=HeatmapStore(**state['store']))
+        return cls(**{k:v for k,v in state.items() if k in names} | own)
 
 # %% ../../nbs/proxy/08_callback.ipynb #ee2a8455
 def _schedule(steps, when):
@@ -197,7 +200,8 @@ class ProxyAttention(Callback):
         due = not s.idle and on_first(lambda: given(self.schedule, at, self.across or self.n_epoch, values=values, learn=self.learn))
         if not due or at+1<(self.across or self.n_epoch): return due
         if not depends(self.schedule):
-            warn('The schedule asks for a proxy step after the last epoch; nothing would train on its result, so it is left out.', ProxyWarning)
+            warn('The schedule asks for a proxy step after the last epoch; nothing would train on its result, so it is left out.',
+                 ProxyWarning)
 
     def proxies(self)->Proxies:
         "What is served, as things stand"
@@ -262,7 +266,8 @@ def _said(v): return getattr(v, '__name__', repr(v))
 @patch
 def __repr__(self:ProxyAttention):
     usual = {k:p.default for k,p in inspect.signature(type(self)).parameters.items()}
-    return f"{type(self).__name__}({', '.join(f'{k}={_said(v)}' for k,v in self.args.items() if k not in usual or v is not usual[k] and v!=usual[k])})"
+    own = {k:v for k,v in self.args.items() if k not in usual or v is not usual[k] and v!=usual[k]}
+    return f"{type(self).__name__}({', '.join(f'{k}={_said(v)}' for k,v in own.items())})"
 
 @patch
 def _repr_html_(self:ProxyAttention):
@@ -270,7 +275,8 @@ def _repr_html_(self:ProxyAttention):
     say = 'no proxy step yet'
     if len(steps): say = f'{len(steps)} proxy step{"s"*(len(steps)!=1)}; {n} item{"s"*(n!=1)} served as proxies ({self.mode}, p={self.p:g})'
     method = self.fit_state.record.steps[-1]['method'] if len(steps) else called(self.args['attribution'])
-    facts = {'which':called(self.settings.select), 'where':method, 'what':self.masker, 'donor':called(self.donor), 'when':self.schedule, 'so far':say}
+    facts = {'which':called(self.settings.select), 'where':method, 'what':self.masker, 'donor':called(self.donor),
+             'when':self.schedule, 'so far':say}
     return as_html(repr(self), facts, steps.tail(5).drop(columns='rule').round(3))
 
 # %% ../../nbs/proxy/08_callback.ipynb #069aa123
@@ -297,9 +303,11 @@ def check_schedule(
     try: sure,may,last = proxy_epochs(own, total),possible_epochs(own, total),given(own, total-1, total)
     except TypeError as e: raise TypeError(f'The schedule should be a function of the epoch and the number of epochs: {e}.') from e
     if not may and last:
-        raise ValueError(f'The only proxy step of this schedule comes after the last of {total} epochs, and nothing would train on its result: '
-                         'choose an earlier one.')
-    if not may: warn(f'No epoch of this fit ends in a proxy step ({own}, {total} epochs): it trains as if ProxyAttention were not there.', ProxyWarning)
+        raise ValueError(f'The only proxy step of this schedule comes after the last of {total} epochs, '
+                         'and nothing would train on its result: choose an earlier one.')
+    if not may:
+        warn(f'No epoch of this fit ends in a proxy step ({own}, {total} epochs): '
+             'it trains as if ProxyAttention were not there.', ProxyWarning)
     if cb.epoch and any(e<cb.epoch for e in sure):
         warn(f'The fit starts at epoch {cb.epoch}, after a proxy step of the schedule: that step is not made up for.', ProxyWarning)
     return False
@@ -312,7 +320,8 @@ def begin(cb:ProxyAttention):
         raise ValueError(f"This learner was exported, and your own function for {', '.join(cb.lost)} could not go along: "
                          '`learn.remove_cb(ProxyAttention)`, then add a new one.')
     if len(L(learn.cbs).filter(risinstance(ProxyAttention)))>1:
-        raise ValueError('The learner has more than one ProxyAttention: `learn.remove_cb(ProxyAttention)` takes them all off, then add the one you want.')
+        raise ValueError('The learner has more than one ProxyAttention: '
+                         '`learn.remove_cb(ProxyAttention)` takes them all off, then add the one you want.')
     s.forget('fit')
     if not going:
         s.forget('step')
@@ -364,7 +373,8 @@ def keep_served(cb:ProxyAttention):
     append_served(cb.folder, rec)
     if not cb.save_images: return
     targs = cb.fit_state.seen['targs']
-    keep_images(cb.folder, rec, cb.now.proxies, ds, lambda idxs: (item_files(cb.learn.dls, idxs), [label_name(cb.interp, targs[i]) for i in idxs]))
+    def named(idxs): return item_files(cb.learn.dls, idxs), [label_name(cb.interp, targs[i]) for i in idxs]
+    keep_images(cb.folder, rec, cb.now.proxies, ds, named)
 
 # %% ../../nbs/proxy/08_callback.ipynb #46b75e38
 @patch

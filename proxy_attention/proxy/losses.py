@@ -94,7 +94,8 @@ def _one_pass(learn, dl, inner, keep):
     with ExitStack() as stack:
         stack.enter_context(aside(learn, inner, keep))
         stack.enter_context(own_attributes(learn, model=unwrap(learn.model)))
-        stack.enter_context(own_attributes(dl, to_detach=lambda b,cpu=True,gather=True: to_detach(b, cpu, False))) # nobody waits for another
+        # no process waits for another one here
+        stack.enter_context(own_attributes(dl, to_detach=lambda b,cpu=True,gather=True: to_detach(b, cpu, False)))
         found = _Collect(stack.enter_context(numbered_batches(learn, dl)))
         learn.get_preds(dl=dl, with_preds=False, with_targs=False, with_loss=True, inner=inner, reorder=False, cbs=found)
     return [torch.cat(o) for o in zip(*found.got)]
@@ -164,8 +165,9 @@ class RunningLosses(ExactLosses):
             raise TypeError("losses='running' reads the loss of each item in training, and a callback has put another loss function in: "
                             "choose losses='exact'.")
         if notes is None or len(notes)!=len(learn.yb[0]):
-            raise RuntimeError(f'A batch has {len(learn.yb[0])} items, and {"none" if notes is None else len(notes)} were made for it by the '
-                               "training loader, so it is not known which they are: choose losses='exact'.")
+            made = 'none' if notes is None else len(notes)
+            raise RuntimeError(f'A batch has {len(learn.yb[0])} items, and {made} were made for it by the training loader, '
+                               "so it is not known which they are: choose losses='exact'.")
         as_is = notes[:,1]==0
         with torch.no_grad(): loss = losses_of(learn.loss_func, learn.pred.detach(), *learn.yb)
         self.got.append([o.as_subclass(Tensor).cpu()[as_is] for o in (notes[:,0], loss, *decoded_batch(learn))])
@@ -203,5 +205,6 @@ def as_loss_source(
     "A loss source, from whatever names it"
     if isinstance(losses, str): losses = by_name(losses, loss_sources, 'loss source')
     if isinstance(losses, type): losses = losses()
-    if not hasattr(losses, 'interpret'): raise TypeError(f"losses={losses!r} should be 'exact', 'running', or a class such as `ExactLosses`.")
+    if not hasattr(losses, 'interpret'):
+        raise TypeError(f"losses={losses!r} should be 'exact', 'running', or a class such as `ExactLosses`.")
     return losses

@@ -36,7 +36,8 @@ def show_served(
         raise ValueError('There is no proxy image to show: no proxy step has been made, or it found nothing (see `log`).')
     if idxs is None: idxs = record.largest(interp.losses, proxies.store, n)
     if not len(idxs):
-        raise ValueError('No proxy image has been served yet: the epoch after a step is the first that serves some (or none, if `p` is small).')
+        raise ValueError('No proxy image has been served yet: '
+                         'the epoch after a step is the first that serves some (or none, if `p` is small).')
     ds = interp.learn.dls.train_ds
     return show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
                         [served_image(record, proxies, ds, i) for i in idxs],
@@ -60,4 +61,5 @@ def show_suspected(
     if not len(rows): raise ValueError('No item of the last step is predicted otherwise than labelled.')
     heat = [normalize_heat(store[i][None])[0] if i in store else None for i in rows['item']]
     ds = interp.learn.dls.train_ds
-    return show_heats([image_of(ds[i]) for i in rows['item']], [heat], captions=[f'{r.targ} ({r.pred})' for r in rows.itertuples()], **kwargs)
+    said = [f'{r.targ} ({r.pred})' for r in rows.itertuples()]
+    return show_heats([image_of(ds[i]) for i in rows['item']], [heat], captions=said, **kwargs)

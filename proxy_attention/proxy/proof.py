@@ -13,8 +13,8 @@ import numpy as np, torch
 from torch import Tensor
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import (ImageStats, check_whole, has_items, image_of, input_size, items_dl, plain_dls, stats_of, train_items,
-                                          whole_dl)
+from ..data.loaders import ImageStats, check_whole, has_items, image_of, input_size
+from ..data.loaders import items_dl, plain_dls, stats_of, train_items, whole_dl
 from ..attribution.layers import looking_into, unwrap
 from ..attribution.methods import heat_of
 from ..masking.masker import size_of
@@ -26,7 +26,9 @@ from .step import Settings
 # %% ../../nbs/proxy/06_proof.ipynb #f8d7faac
 def _same(a, b): return torch.equal(a, b) if isinstance(a, Tensor) else np.array_equal(np.asarray(a), np.asarray(b))
 
-def prove_item(dls)->object: # The image of the first item
+def prove_item(
+    dls # As they train
+): # The image of the first item
     "Each item begins with an image, the same one each time, and has one label"
     item = check_loader(dls.train)
     y = item[1] if isinstance(item, (tuple,list)) and len(item)==2 else item
@@ -49,8 +51,8 @@ def prove_loss(
     with looking_into(learn.model), torch.no_grad():
         try: losses = losses_of(loss_func, unwrap(learn.model)(b[0]), *b[1:])
         except (TypeError, ValueError, RuntimeError, AttributeError) as e:
-            raise TypeError(f'The loss function {name} cannot be had item by item ({str(e).splitlines()[0][:120]}): give it an argument or an '
-                            "attribute `reduction`, as torch's and fastai's losses have.") from e
+            raise TypeError(f'The loss function {name} cannot be had item by item ({str(e).splitlines()[0][:120]}): '
+                            "give it an argument or an attribute `reduction`, as torch's and fastai's losses have.") from e
     if losses.shape!=(n,): raise TypeError(f'The loss function {name} gives {tuple(losses.shape)} losses for {n} items.')
 
 def prove_heat(
@@ -62,7 +64,8 @@ def prove_heat(
     dls = plain_dls(learn.dls)
     b = whole_dl(dls, train_items(dls, [0]), size=size, bs=1, num_workers=0).one_batch()
     with looking_into(learn.model): heat = heat_of(settings.look_with(learn.model), [b], side=settings.grid)[0][0]
-    n = n_of(usual_share if settings.share is None else settings.share, len(dls.train_ds)) if takes_share(settings.select) else len(dls.train_ds)
+    n = len(dls.train_ds)
+    if takes_share(settings.select): n = n_of(usual_share if settings.share is None else settings.share, n)
     if (big := heat.numel()*2*n)>2**30:
         warn(f'A heatmap of this attribution has {heat.shape[0]}×{heat.shape[1]} cells; those of up to {n} items take {big/2**30:.0f} GB. '
              '`grid=14` keeps 14×14 of each.', ProxyWarning)

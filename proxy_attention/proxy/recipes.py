@@ -68,18 +68,33 @@ def fit_with(
     learn.fit(n_epoch, wd=wd, cbs=[sched, *L(cbs)], reset_opt=reset_opt)
 
 @delegates(fit_with, but='sched')
-def one_probe_epoch(learn, n_epoch, lr_max=None, **kwargs):
+def one_probe_epoch(
+    learn:Learner,
+    n_epoch:int, # Epochs in all
+    lr_max=None, # Largest rate; None: `learn.lr`
+    **kwargs
+):
     "An epoch at a constant rate, then one cycle; of a single epoch, one cycle"
     if n_epoch==1: return learn.fit_one_cycle(1, lr_max, **kwargs)
     fit_with(learn, n_epoch, probe_cycle(learn, n_epoch, 1, lr_max), **kwargs)
 
 @delegates(fit_with, but='sched')
-def probe_to_the_step(learn, n_epoch, lr_max=None, **kwargs):
+def probe_to_the_step(
+    learn:Learner,
+    n_epoch:int, # Epochs in all
+    lr_max=None, # Largest rate; None: `learn.lr`
+    **kwargs
+):
     "A constant rate until the first proxy step, then one cycle"
     fit_with(learn, n_epoch, probe_cycle(learn, n_epoch, epochs_to_step(learn.proxy_attention.schedule, n_epoch), lr_max), **kwargs)
 
 @delegates(fit_with, but='sched')
-def masked_at_the_end(learn, n_epoch, lr_max=None, **kwargs):
+def masked_at_the_end(
+    learn:Learner,
+    n_epoch:int, # Epochs in all
+    lr_max=None, # Largest rate; None: `learn.lr`
+    **kwargs
+):
     "One cycle, then an epoch on masked images alone at a third of the rate"
     fit_with(learn, n_epoch, cycle_then_constant(learn, n_epoch, lr_max), **kwargs)
 
@@ -91,7 +106,8 @@ def epochs_to_step(
     if sure := proxy_epochs(schedule, n_epoch): return sure[0]+1
     if possible_epochs(schedule, n_epoch):
         raise ValueError(f'Nobody can know when the first step of a {called(schedule)} comes: say how long the probe is, `probe=…`.')
-    raise ValueError(f'A fit of {n_epoch} epochs has no proxy step ({called(schedule)}): train for at least 2 epochs, or change the schedule.')
+    raise ValueError(f'A fit of {n_epoch} epochs has no proxy step ({called(schedule)}): '
+                     'train for at least 2 epochs, or change the schedule.')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #1a89e589
 recipes = {} # Name → `Recipe`
@@ -144,7 +160,8 @@ class Recipe:
 
     def _repr_markdown_(self):
         said = ', '.join(f'{k}={_said(v)}' for k,v in self.settings.items()) or 'as `ProxyAttention` has them'
-        facts = {'When':self.use, 'Settings':f'`{said}`' if self.settings else said, 'Fitted by':f'{self.fit.__doc__[0].lower()}{self.fit.__doc__[1:]}',
+        fitted = f'{self.fit.__doc__[0].lower()}{self.fit.__doc__[1:]}'
+        facts = {'When':self.use, 'Settings':f'`{said}`' if self.settings else said, 'Fitted by':fitted,
                  'Cost':self.cost, 'Evidence':self.evidence, 'How it fails':self.fails, 'Source':self.source}
         return f'**`{self.call}`**\n\n' + '\n'.join(f'- *{k}*: {v}' for k,v in facts.items() if v)
 
@@ -183,7 +200,8 @@ Recipe('shortcut', 'A small shortcut that is learned first (a watermark, a patch
     dict(_once, target='margin', rule='area', area=0.1, fill='swap_both', start=0.1, p=1.), probe_to_the_step,
     cost='a pass over the training set; 13 points of accuracy where there is no shortcut',
     evidence='two colours: 93.9 ± 1.0 % where the shortcut says the wrong class (no proxy 0.0, MaskTune\'s rule 4.6; 5 seeds)',
-    fails='Where there is no shortcut it hides the object; where the background is the shortcut it masks the object and makes things worse.')
+    fails='Where there is no shortcut it hides the object; '
+          'where the background is the shortcut it masks the object and makes things worse.')
 
 Recipe('late', 'A small shortcut that is learned slowly: all items, once at half time, a small area, half of the time',
     dict(_once, target='margin', rule='area', area=0.03, fill='swap_both', start=0.5, p=0.5),
@@ -216,12 +234,14 @@ class IfCarried:
         if carried>=self.enough:
             by_area = found.flips.carried[:m.max_area]
             return 'area' not in m.rule_takes or dict(area=float(by_area[by_area>=self.near*by_area.max()].index[0]))
-        warn(f'The probe after epoch {epoch} finds no small place that carries the predictions ({max(0, np.nan_to_num(carried)):.0%} follow a '
-             f'swap of the hottest {found.small:.0%}; {self.enough:.0%} would be enough): nothing is masked.', ProxyWarning)
+        warn(f'The probe after epoch {epoch} finds no small place that carries the predictions '
+             f'({max(0, np.nan_to_num(carried)):.0%} follow a swap of the hottest {found.small:.0%}; '
+             f'{self.enough:.0%} would be enough): nothing is masked.', ProxyWarning)
         return False
     def __repr__(self): return f'if a small place carries {self.enough:.0%} of the predictions'
 
-Recipe('probed', 'Nobody knows whether there is a shortcut: as `shortcut` where a probe finds a small place that carries the predictions, nothing otherwise',
+Recipe('probed', 'Nobody knows whether there is a shortcut: '
+       'as `shortcut` where a probe finds a small place that carries the predictions, nothing otherwise',
     dict(_kept, target='margin', rule='area', fill='swap_both', steps=IfCarried(), p=1.), probe_to_the_step,
     cost='a probe of 600 images; where it finds nothing, the fit is bit for bit the plain one',
     evidence='masked in 5 of 5 seeds of each small square, in 0 of 10 honest ones, in 3 of 10 of a shortcut that fills half of the image',
@@ -230,8 +250,8 @@ Recipe('probed', 'Nobody knows whether there is a shortcut: as `shortcut` where 
 
 # %% ../../nbs/proxy/09_recipes.ipynb #8543066d
 Recipe('thesis', 'For comparison: the author\'s settings, his schedule 5,p,9,p,9,p,9,p,4 scaled to the fit',
-    dict(select='misclassified', share=1., attribution='Saliency', target='label', scale=False, rule='absolute', threshold=0.008, fill='zero',
-         max_area=1., start=5/36, every=9/36, p=1., clear=True),
+    dict(select='misclassified', share=1., attribution='Saliency', target='label', scale=False,
+         rule='absolute', threshold=0.008, fill='zero', max_area=1., start=5/36, every=9/36, p=1., clear=True),
     cost='a pass over the training set per step',
     evidence='two colours: 0.0 % where the shortcut says the wrong class (as without proxies; 5 seeds)',
     fails='It masks what the model gets wrong, which is the evidence against a shortcut: the shortcut gets stronger.',

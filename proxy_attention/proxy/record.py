@@ -23,15 +23,16 @@ from ..interpret.heats import as_picture
 from .serving import Proxies
 
 # %% ../../nbs/proxy/04_record.ipynb #01b4524a
-_usual = dict(step=np.int32(-1), loss=np.float32(np.nan), pred=np.int64(-1), targ=np.int64(-1), area=np.float32(0), degenerate=np.bool_(False),
+_usual = dict(step=np.int32(-1), loss=np.float32(np.nan), pred=np.int64(-1), targ=np.int64(-1),
+              area=np.float32(0), degenerate=np.bool_(False),
               served=np.int32(0), epoch=np.int32(-1), donor=np.int64(-1), changed=np.float32(0))
 
 @dataclass
 class Record:
     "What each step chose, and what was served"
-    steps:list=field(default_factory=list) # a dictionary per step: fit, epoch, known, chosen, made, degenerate, mean_loss, area, seconds, rule, target, method
-    epochs:list=field(default_factory=list) # a dictionary per epoch that served proxies: fit, epoch, step (its number), seed, served, area
-    items:dict=field(default_factory=dict) # name → (n,) a value per training item: the step that chose it last and what it found, and how it was served last
+    steps:list=field(default_factory=list) # a dictionary per step, see `history`; also its target and method
+    epochs:list=field(default_factory=list) # a dictionary per epoch that served proxies: fit, epoch, number of the step, seed, served, area
+    items:dict=field(default_factory=dict) # name → (n,) per training item: what the step found that chose it last, how it was served last
     def __post_init__(self): self.rows = [] # what was noted in the present epoch
 
     def of(self,
@@ -51,7 +52,8 @@ def note_step(self:Record,
     interp,at,i = found.interp,found.idxs,self.of(len(found.interp.losses)).items
     made,bad = found.area>0,int(found.bad.sum())
     mean = lambda o: float(o.float().mean()) if len(o) else np.nan
-    self.steps.append(dict(fit=fit, epoch=epoch, known=int(interp.known.sum()), chosen=len(found.chosen), made=int(made.sum()), degenerate=bad,
+    self.steps.append(dict(
+        fit=fit, epoch=epoch, known=int(interp.known.sum()), chosen=len(found.chosen), made=int(made.sum()), degenerate=bad,
         mean_loss=mean(interp.losses[found.chosen]), area=mean(found.area[made]), seconds=found.seconds,
         rule=repr(found.masker), target=found.target, method=found.method))
     idxs = at.numpy()
@@ -92,7 +94,9 @@ def _table(rows, columns): return pd.DataFrame(rows, columns=columns)
 
 @patch(as_prop=True)
 def history(self:Record)->pd.DataFrame:
-    "A row for every step: items whose loss is known, items chosen, proxies made, degenerate maps, proxies served since, mean loss, mean area, seconds, rule"
+    """A row for every step
+
+    Items whose loss is known, items chosen, proxies made, degenerate maps, proxies served since, mean loss, mean area, seconds, rule."""
     served = pd.Series([o['served'] for o in self.epochs], dtype=int).groupby([o['step'] for o in self.epochs]).sum()
     return _table([o|dict(served=int(served.get(k, 0))) for k,o in enumerate(self.steps)], _history)
 
@@ -113,7 +117,9 @@ def log(self:Record,
 
 @patch(as_prop=True)
 def served(self:Record)->pd.DataFrame:
-    "A row for every proxy of the last epoch that served any: fit, epoch, item, donor (-1: none), share of the image that was masked, step, seed"
+    """A row for every proxy of the last epoch that served any
+
+    Fit, epoch, item, donor (-1: none), share of the image that was masked, step, seed."""
     if not self.epochs: return _table([], 'fit epoch item donor area step seed'.split())
     rows,last = np.concatenate([np.empty((0,4), np.int64), *self.rows]),self.epochs[-1]
     return pd.DataFrame(dict(fit=last['fit'], epoch=last['epoch'], item=rows[:,0], donor=rows[:,2], area=rows[:,3]/1e6,
@@ -197,9 +203,10 @@ def keep_step(
     clear:bool # Are the proxies of the steps before forgotten? Then their images go, too
 ):
     "What a step has found"
-    steps = [dict(rule=_name(m.rule, rules), fill=_name(m.fill, fills), max_area=m.max_area, min_area=m.min_area, edge=m.edge, kwargs=m.kwargs)
-             for m in proxies.maskers]
-    how = dict(mode=proxies.mode, p=proxies.p, donor=called(proxies.donor), first=proxies.first, data=proxies.data and asdict(proxies.data), steps=steps)
+    steps = [dict(rule=_name(m.rule, rules), fill=_name(m.fill, fills),
+                  max_area=m.max_area, min_area=m.min_area, edge=m.edge, kwargs=m.kwargs) for m in proxies.maskers]
+    how = dict(mode=proxies.mode, p=proxies.p, donor=called(proxies.donor), first=proxies.first,
+               data=proxies.data and asdict(proxies.data), steps=steps)
     write_whole(folder/'proxies.json', lambda f: f.write(json.dumps(how, default=str).encode()))
     proxies.store.save(folder/'heat.npz', made=proxies.made)
     _append(folder/'proxy_log.csv', rows.drop(columns=['rule','served','donor','changed']))
@@ -224,7 +231,7 @@ def keep_images(
         how = record.serving_of(i)
         name = f"proxies/fit{how['fit']}_epoch{how['epoch']}_item{i}.png"
         as_picture(served_image(record, proxies, ds, i)).save(folder/name)
-        rows.append(dict(proxy=name, source=f, item=i, fit=how['fit'], epoch=how['epoch'], label=label, donor=how['donor'], area=how['area']))
+        rows.append(dict(proxy=name, source=f, item=i, label=label, **{k:how[k] for k in ('fit','epoch','donor','area')}))
     manifest = folder/'manifest.csv'
     old = pd.read_csv(manifest) if manifest.exists() else pd.DataFrame()
     write_whole(manifest, lambda f: pd.concat([old, pd.DataFrame(rows)]).to_csv(f, index=False))

@@ -18,10 +18,12 @@ class Steps:
     def __init__(self,
         steps # Whole numbers of epochs with 'p' between them
     ):
-        if not isinstance(steps, (str,list,tuple)): raise TypeError(f"steps={steps!r} should be a list such as [5,'p',9], or the text '5,p,9'.")
+        if not isinstance(steps, (str,list,tuple)):
+            raise TypeError(f"steps={steps!r} should be a list such as [5,'p',9], or the text '5,p,9'.")
         if isinstance(steps, str): steps = [o for o in re.split(r'[\s,]+', steps.strip(' []')) if o]
         steps = [o.strip('\'"') if isinstance(o, str) else o for o in steps]
-        self.steps = [int(o) if isinstance(o, Integral) and not isinstance(o, bool) or isinstance(o, str) and o.isdecimal() else o for o in steps]
+        def number(o): return isinstance(o, Integral) and not isinstance(o, bool) or isinstance(o, str) and o.isdecimal()
+        self.steps = [int(o) if number(o) else o for o in steps]
         s,say = self.steps, "write epochs and 'p' in turn, as [5,'p',9]"
         for o in s:
             if o!='p' and (isinstance(o, bool) or not isinstance(o, int) or o<1):

@@ -96,7 +96,8 @@ def refuse_selection(
     if share is None: return
     n_of(share, 1)
     if not takes_share(select):
-        raise TypeError(f'The selection {called(select)} says itself how many items it takes, so share={share} would change nothing: leave it out.')
+        raise TypeError(f'The selection {called(select)} says itself how many items it takes, '
+                        f'so share={share} would change nothing: leave it out.')
 
 def choose(
     select, # Name or function

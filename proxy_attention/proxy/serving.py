@@ -36,7 +36,7 @@ class Proxies:
         masker, # `Masker`: heat and an image make a proxy image; or a list of them, where steps masked in several ways
         mode:str='replace', # 'replace': in place of the original; 'augment': beside it, and the epoch is longer
         p:float=1., # Chance that a chosen item is served as a proxy, drawn anew each epoch
-        donor='previous', # Whose pixels come in: 'previous', 'balanced', 'other_class', 'same_class', 'alike', or a function, see `choose_donor`
+        donor='previous', # Whose pixels come in: a name in `donors`, or a function, see `choose_donor`
         classes=None, # `Classes` of the training items, for donors that ask for them
         data=None, # `ImageStats` of the training images, for fills that need them
         size=None, # (height, width) of the images, if masks are to be kept drawn
@@ -140,7 +140,10 @@ def plain_note(
 
 class ServedItem:
     "A loader's `create_item` that asks `Proxies` first, and notes what it did"
-    def __init__(self, dl, proxies):
+    def __init__(self,
+        dl, # The training loader
+        proxies:Proxies
+    ):
         self.read,self.n,self.proxies = dl.create_item,len(dl.dataset),proxies
         self.replace,self.by_class = proxies.mode=='replace','classes' in takes(proxies.donor)
         self.images,self.told = {},None # the class, or 0 → the last item of it and its image
@@ -204,7 +207,8 @@ def serving(
     dl = plain_dl(dl)
     drawn = proxies.draw(loader_seed(dl) if seed is None else seed)
     served = ServedItem(dl, proxies)
-    attrs = dict(create_item=MethodType(served, dl)) | (_beside(dl, proxies, served.n) if proxies.mode=='augment' else {}) if len(drawn) else {}
+    attrs = dict(create_item=MethodType(served, dl)) if len(drawn) else {}
+    if len(drawn) and proxies.mode=='augment': attrs |= _beside(dl, proxies, served.n)
     with own_attributes(dl, **attrs): yield served.note if len(drawn) else None
 
 # %% ../../nbs/proxy/03_serving.ipynb #3667c59e
@@ -224,7 +228,8 @@ def check_loader(
     if not isinstance(img, (Image.Image,Tensor)):
         raise TypeError(f'An item begins with a {type(img).__name__}, where a PIL image or a tensor is needed.')
     if isinstance(img, Tensor) and img.ndim!=3:
-        raise TypeError(f'An item begins with a tensor of shape {tuple(img.shape)}, where an image of shape (channels, height, width) is needed.')
+        raise TypeError(f'An item begins with a tensor of shape {tuple(img.shape)}, '
+                        'where an image of shape (channels, height, width) is needed.')
     return item
 
 # %% ../../nbs/proxy/03_serving.ipynb #b5e9475f

@@ -44,12 +44,14 @@ class Settings:
 
     def __post_init__(self):
         "Each refuses what is out of range"
-        self.select,self.losses,self.masker = by_name(self.select, selections, 'selection'),as_loss_source(self.losses),self.masker or Masker()
+        self.select,self.losses = by_name(self.select, selections, 'selection'),as_loss_source(self.losses)
+        self.masker = self.masker or Masker()
         refuse_selection(self.select, self.share)
         as_target(self.target)
         self.attribution = as_attribution(self.attribution)
         if isinstance(self.target, Tensor) and self.target.numel()>1:
-            raise TypeError('A tensor of one index an item belongs to one batch: in a training run, give an index, a name or a function of outputs and labels.')
+            raise TypeError('A tensor of one index an item belongs to one batch: '
+                            'in a training run, give an index, a name or a function of outputs and labels.')
         if self.grid is not None: refuse_number(2, 4096, grid=self.grid)
         if self.fast not in (None,True,False): raise TypeError(f'fast={self.fast!r} should be True, False, or None for where it agrees.')
 
@@ -177,6 +179,6 @@ def warn_of_step(
     right = interp.preds==interp.targs
     wrong,good = int((~right[found.chosen]).sum()),right[interp.known].float().mean()
     if good<.9 or wrong<max(3, .2*len(found.chosen)): return False
-    warn(f'{wrong} of the {len(found.chosen)} chosen items are predicted otherwise than labelled, by a model that is right on {good:.0%} of all: '
-         'such labels are often wrong. `show_suspects()` shows them.', ProxyWarning)
+    warn(f'{wrong} of the {len(found.chosen)} chosen items are predicted otherwise than labelled, '
+         f'by a model that is right on {good:.0%} of all: such labels are often wrong. `show_suspects()` shows them.', ProxyWarning)
     return True

@@ -78,6 +78,7 @@ class RunFolder:
 
     @property
     def name(self):
+        "That of the folder; of a fold, with the folder that it lies in"
         return f'{self.path.resolve().parent.name}/{self.path.resolve().name}' if self.fold else self.path.resolve().name
     @property
     def settings(self):
@@ -90,7 +91,9 @@ class RunFolder:
         return None if self.cfg is None else (
             self.cfg.fit.epochs or (Steps(self.cfg.proxy.steps).n_epoch if self.cfg.proxy.steps else 10))
     @property
-    def finished(self): return self.model is not None or 'history.csv' in self.run.kept
+    def finished(self):
+        "Was the run trained to its end?"
+        return self.model is not None or 'history.csv' in self.run.kept
 
 # %% ../../nbs/report/01_folder.ipynb #d3f3587a
 _no_metric = ('epoch','step','fit','time','Unnamed: 0')
@@ -182,7 +185,9 @@ def open_runs(
     return list(found.values())
 
 # %% ../../nbs/report/01_folder.ipynb #c3496e9f
-def settings_that_differ(runs):
+def settings_that_differ(
+    runs # `RunFolder`s
+)->list:
     "Settings in which runs differ, the recipe first"
     all_ = [o.settings for o in runs]
     return sorted(

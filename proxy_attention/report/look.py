@@ -9,6 +9,7 @@ __all__ = ['heat_moved', 'heat_place', 'Shot', 'Report', 'open_small', 'Looked']
 import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
@@ -78,9 +79,13 @@ class Shot:
     trail:str='' # What the log of proxies says
 
     @property
-    def right(self): return None if not self.said else self.said[-1][1]==self.label
+    def right(self):
+        "Is the last model right? None: none was asked"
+        return None if not self.said else self.said[-1][1]==self.label
     @property
-    def differs(self): return len({o[1] for o in self.said})>1
+    def differs(self):
+        "Do the models say different things?"
+        return len({o[1] for o in self.said})>1
     @property
     def moved(self):
         "The share of the heat that moved from the first map to the last"
@@ -209,7 +214,11 @@ def _moved_to(self:RunFolder, files, root):
     return [Path(o) if old is None or root is None else root/str(o).removeprefix(first[:-len(old)])
             for o in files]
 
-def open_small(f, side=512):
+def open_small(
+    f, # File of an image
+    side:int=512 # At most so many pixels a side
+):
+    "An image that is large enough to be looked at on a page"
     img = PILImage.create(f)
     img.thumbnail((side,side))
     return img
@@ -223,16 +232,14 @@ def _file_of(self:RunFolder, i, root):
 
 @patch
 def _proxy_of(self:RunFolder, root):
-    "`item -> proxy image` as it was served last; None where nothing says how"
+    "Item → share of it that was masked, and `() -> proxy image`, as it was served; None where nothing says how"
     kept = self._try('manifest.csv', pd.read_csv)
-    if kept is not None and len(kept):
-        at = dict(zip(kept.item, kept.proxy))
-        return lambda i: open_small(self.path/at[i]) if i in at else None
+    if kept is not None and len(kept): return {o.item:(o.area, partial(open_small, self.path/o.proxy)) for o in kept.itertuples()}
     proxies = self._try('proxies.json', lambda f: read_proxies(f.parent))
     served = None if proxies is None else self._try('served.csv', lambda f: last_served(f.parent, proxies))
     if served is None: return None
     def image(i): return open_small(self._file_of(i, root))
-    return lambda i: remade(proxies, served.loc[i], i, image) if i in served.index else None
+    return {i:(how['area'], partial(remade, proxies, how, i, image)) for i,how in served.iterrows()}
 
 # %% ../../nbs/report/02_look.ipynb #7168b9ae
 @patch
@@ -245,8 +252,9 @@ def _masked(self:Report, reps, roots, lookers):
     n = min(self.n//2 if lookers else self.n, len(rows := run._last_step()))
     rows = rows.sample(n, random_state=0).sort_values('loss', ascending=False)
     if not len(rows): return []
-    files,proxy = run._moved_to(rows.file.tolist(), roots.get(name)), run._proxy_of(roots.get(name))
-    if proxy is None:
+    files,proxies = run._moved_to(rows.file.tolist(), roots.get(name)), run._proxy_of(roots.get(name))
+    if proxies is None:
+        proxies = {}
         self.note(f'{run.name} does not say how its proxies were made: they are not shown.')
     if lookers and not (how := str(rows.method.iloc[0])).startswith(called(self.attribution)):
         self.note(
@@ -264,14 +272,14 @@ def _masked(self:Report, reps, roots, lookers):
         if not ok: continue
         heats = ({at:normalize_heat(run.store[r.item][None])[0]} |
             {k:h for k,(_,h) in zip(_heat_names(lookers), said.get(f, ()))})
-        trail = (f'Masked after epoch {r.epoch}: loss {fmt(float(r.loss))}, {r.area:.0%} of the image, '
-            f'then taken for {clean_text(r.pred)}.')
+        area,proxy = proxies.get(r.item, (None,None))
+        done = 'Chosen' if area is None else f'Served as a proxy, with {area:.0%} of the image masked,'
+        trail = f'{done} after epoch {r.epoch}: loss {fmt(float(r.loss))}, then taken for {clean_text(r.pred)}.'
         res.append(Shot(
             f, str(r.targ), 'training', heats,
             _said(lookers, said.get(f, ())) or [('at the step',str(r.pred),None)],
             float(r.loss),
-            None if proxy is None else lambda i=r.item: proxy(i),
-            trail))
+            proxy, trail))
     return res
 
 def _heat_names(lookers): return ['heat'] if len(lookers)==1 else [f'heat, {k}' for k in lookers]

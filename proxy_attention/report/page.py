@@ -23,11 +23,15 @@ from ..core import *
 from ..attribution.heatmap import resize_heat, shrink_heat
 
 # %% ../../nbs/report/00_page.ipynb #b29a73e7
-def bdi(o):
+def bdi(
+    o # A name
+):
     "A name from outside, in its own direction of writing"
     return Bdi(clean_text(o))
 
-def fmt(v):
+def fmt(
+    v # A number, a text, or nothing
+)->str:
     "A number as a person reads it"
     if isinstance(v, FT): return v
     if isinstance(v, str): return clean_text(v)
@@ -47,7 +51,9 @@ def page_table(
         Table(Caption(caption), Thead(Tr(*(Th(fmt(o), scope='col') for o in head))), Tbody(*body)),
         cls='scroll', tabindex='0', role='region', aria_label=caption)
 
-def page_list(items)->FT:
+def page_list(
+    items # Sentences
+)->FT:
     "A list of sentences"
     return Ul(*(Li(o) for o in items))
 

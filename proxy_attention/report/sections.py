@@ -119,7 +119,9 @@ def in_short(rep:Report):
 
 def _spread(v): return f'{np.mean(v):.3f}' + (f' ± {np.std(v, ddof=1):.3f}' if len(v)>1 else '')
 
-def with_code(text):
+def with_code(
+    text:str
+)->tuple:
     "What stands in backticks, as code"
     return tuple(Code(o) if i%2 else o for i,o in enumerate(text.split('`')))
 
@@ -171,8 +173,9 @@ def what_was_run(rep:Report):
     return tuple(out) or None
 
 def curves(rep:Report):
-    ("Losses and metrics by epoch, proxy steps as dotted lines where all runs have the same; "
-     "of several runs alike their mean, and a band of one standard deviation")
+    """Losses and metrics by epoch; of several runs alike their mean, and a band of one standard deviation
+
+    Proxy steps are dotted lines where all runs have the same."""
     runs = [o for o in rep.trainings if len(o.epochs)]
     if not runs: return None
     one,ends = len(runs)==1, {tuple(s.epoch[s.fit==s.fit.max()]) for o in runs if len(s := o.steps)}
