@@ -105,17 +105,6 @@ def test_running_losses_of_proxies_do_not_count(few, quiet, mode):
 def test_running_losses_say_what_they_cannot(few, quiet, cbs, words):
     with pytest.raises(TypeError, match=words): quiet(digits_learner(few, cbs=[ProxyAttention(losses='running', start=1), cbs()]), 'fit', 2)
 
-def test_running_losses_notice_skipped_items(few, quiet):
-    class Skip(Transform):
-        def encodes(self, x:Image.Image):
-            if np.random.rand()<.2: raise SkipItemException()
-            return x
-    set_seed(0)
-    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, item_tfms=Skip)
-    dls.train.drop_last = False
-    with pytest.raises(RuntimeError, match='not known which they are'):
-        quiet(Learner(dls, digits_net(), cbs=ProxyAttention(losses='running', start=1)), 'fit', 4)
-
 @pytest.mark.parametrize('workers', [0,2])
 def test_running_losses_with_workers_and_other_loaders(few, quiet, workers):
     block = DataBlock((ImageBlock,CategoryBlock), get_items=partial(get_image_files, folders=['train','valid']),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain_dl', 'plain_dls', 'has_items', 'train_items', 'pick_items', 'items_dl', 'item_files', 'refuse_among',
-           'input_size', 'whole_dl', 'whole_ramps', 'check_whole', 'ImageStats', 'image_of', 'stats_of']
+           'input_size', 'whole_dl', 'image_of', 'items_had', 'first_item', 'whole_ramps', 'check_whole', 'ImageStats',
+           'stats_of']
 
 # %% ../../nbs/data/01_loaders.ipynb #9767a059
 import os
@@ -15,6 +16,7 @@ import numpy as np, torch
 from PIL import Image
 from torch import Tensor
 from fastcore.all import L, delegates, store_attr
+from fastai.data.load import SkipItemException
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import ColReader
 from fastai.torch_core import to_device
@@ -142,6 +144,30 @@ def whole_dl(
     squish = Resize(size or input_size(dls, items), method=ResizeMethod.Squish)
     return items_dl(dls, items, after_item=[squish,*keep], after_batch=batch, **kwargs)
 
+# %% ../../nbs/data/01_loaders.ipynb #c3f0a5e7
+def image_of(
+    item # Of a data set
+): # A PIL image or a tensor
+    "The image of an item, which stands first"
+    return item[0] if isinstance(item, (tuple,list)) else item
+
+def items_had(
+    read, # `item number -> item`
+    idxs # Item numbers
+): # (number, item) of each
+    "The items that can be had: not those that say `SkipItemException`"
+    for i in idxs:
+        try: yield i,read(i)
+        except SkipItemException: pass
+
+def first_item(
+    dl # A fastai `DataLoader`
+):
+    "The first item that can be had, as it comes from the data set"
+    found = next(items_had(dl.create_item, range(len(dl.dataset))), None)
+    if found is None: raise ValueError('No item of the data set can be had: every one of them says `SkipItemException`.')
+    return found[1]
+
 # %% ../../nbs/data/01_loaders.ipynb #b356e9cd
 def _like(img, grey):
     "A picture of the kind of `img`, with these shares (h,w) of white in every channel"
@@ -158,14 +184,15 @@ def whole_ramps(
     size=None # (height, width) of the model's input; None: `input_size`
 )->Tensor: # (2,height,width): where each pixel of the view comes from, from 0 (left, top) to 1 (right, bottom); NaN where nothing tells
     "What the whole-image view makes of the places of an image of the training set"
-    dl = whole_dl(dls, train_items(dls, [0]), size=size, bs=4, num_workers=0)
+    dl = whole_dl(dls, train_items(dls), size=size, bs=4, num_workers=0)
     with keep_rng():
         dl.before_iter() # says to the transforms that this is validation
-        item = dl.create_item(0)
+        item = first_item(dl)
         img,*rest = item if isinstance(item, (tuple,list)) else (item,)
         h,w = img.shape[-2:] if isinstance(img, Tensor) else img.size[::-1]
         y,x = np.broadcast_arrays((np.arange(h)[:,None]+.5)/h, (np.arange(w)+.5)/w)
-        made = [dl.after_item((_like(img, o), *rest)) for o in (x*0, x*0+1, x, y)]
+        made = [o for _,o in items_had(lambda o: dl.after_item((_like(img, o), *rest)), (x*0, x*0+1, x, y))]
+        if len(made)<4: return torch.full((2,*(size or input_size(dls))), torch.nan) # a transform lets none of these pictures through
         b = dl.do_batch(made)
         black,white,*ramps = dl.after_batch(b if dl.device is None else to_device(b, dl.device))[0].as_subclass(Tensor).float().cpu()
     span = white-black
@@ -180,10 +207,9 @@ def check_whole(
     ramps = whole_ramps(dls, size)
     h,w = ramps.shape[1:]
     if not ramps.isfinite().all():
-        return warn('A black and a white picture come out alike of the transforms of these loaders, so nothing tells whether they crop: '
-                    'see with `show_where` that heat lies where it should.', ProxyWarning)
-    first = plain_dl(dls.train).dataset[0]
-    img = first[0] if isinstance(first, (tuple,list)) else first
+        return warn('Nothing tells whether the transforms of these loaders crop: a black and a white picture come out of them alike, '
+                    'or not at all. See with `show_where` that heat lies where it should.', ProxyWarning)
+    img = image_of(first_item(plain_dl(dls.train)))
     side = min(img.shape[-2:] if isinstance(img, Tensor) else img.size)
     should = torch.stack(torch.meshgrid((torch.arange(w)+.5)/w, (torch.arange(h)+.5)/h, indexing='xy'))
     if (ramps-should).abs().max() <= 1.5/min(h, w, side)+.02: return
@@ -210,15 +236,10 @@ class ImageStats:
         if len({len(o) for o in means})>1: means = [o.mean(keepdims=True) for o in means]
         return cls(tuple(np.mean(means, 0).tolist()), float(min(o.min() for o in arrays)), float(max(o.max() for o in arrays)))
 
-def image_of(
-    item # Of a data set
-): # A PIL image or a tensor
-    "The image of an item, which stands first"
-    return item[0] if isinstance(item, (tuple,list)) else item
-
 def stats_of(
     ds, # A data set of images
     n:int=1000 # At most so many of them, spread evenly
 )->ImageStats:
     "Statistics of the images of a data set"
-    return ImageStats.of(image_of(ds[int(i)]) for i in np.linspace(0, len(ds)-1, min(n, len(ds))).round())
+    at = np.linspace(0, len(ds)-1, min(n, len(ds))).round().astype(int).tolist()
+    return ImageStats.of(image_of(o) for _,o in items_had(ds.__getitem__, at))

@@ -55,9 +55,9 @@ class HeatIndex:
         return known[(x[1:]@x[0]).topk(min(most, len(known))).indices.numpy()].tolist()
 
 # %% ../../nbs/masking/02_donors.ipynb #83e3fd69
-def previous(recent):
+def previous(i, recent):
     "The image that was read just before, whatever its class: costs nothing"
-    return recent[-1] if recent else None
+    return next((j for j in reversed(recent) if j!=i), None)
 def balanced(i, classes, rng, recent=()):
     "An image of any class, each class equally often: what comes in is independent of the label"
     return classes.draw(rng.choice(list(classes.members)), rng, recent, but=i) if classes.members else None

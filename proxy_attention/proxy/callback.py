@@ -163,12 +163,6 @@ class ProxyAttention(Callback):
         vars(self.now).update(real=real, trained=False, loss=self.loss_func, proxies=self.proxies() if real and s.going else None)
         leave_training(self.learn)
 
-    def before_train(self):
-        "The first one of a fit checks everything that can be checked"
-        if self.now.real and not self.fit_state.begun:
-            with _in_words(): begin(self)
-        self.now.trained = self.now.real
-
     def before_epoch(self):
         "The training part of this epoch is served with proxies, and watched by the loss source; nothing else is"
         if self.now.real: around_training(self.learn, lambda: _training(self))
@@ -354,8 +348,11 @@ def make_step(
 
 @contextmanager
 def _training(cb):
-    "The training part of an epoch: proxies are served, and what was served is written down"
-    s,proxies,source,whole = cb.fit_state,cb.now.proxies,cb.settings.losses,False
+    "The training part of an epoch: proxies are served, and what was served is written down; the first one of a fit checks everything"
+    s = cb.fit_state
+    if not s.begun:
+        with _in_words(): begin(cb)
+    proxies,source,whole,cb.now.trained = cb.now.proxies,cb.settings.losses,False,True
     with training_on(cb.learn, proxies, source.watches, s.record.note) as cb.now.notes:
         if proxies: s.record.begin_epoch(s.fits, cb.learn.epoch, proxies.seed)
         try:

@@ -13,7 +13,7 @@ import numpy as np, torch
 from torch import Tensor
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import ImageStats, check_whole, has_items, image_of, input_size
+from ..data.loaders import ImageStats, check_whole, first_item, has_items, image_of, input_size
 from ..data.loaders import items_dl, plain_dls, stats_of, train_items, whole_dl
 from ..attribution.layers import looking_into, unwrap
 from ..attribution.methods import heat_of
@@ -35,7 +35,7 @@ def prove_item(
     if not (isinstance(y, Integral) or isinstance(y, Tensor) and not y.ndim and not y.is_floating_point()):
         like = f' of shape {tuple(y.shape)}' if hasattr(y, 'shape') else f' of {len(y)}' if isinstance(y, (tuple,list)) else ''
         raise TypeError(f'ProxyAttention is for one label an image; the target here is a {type(y).__name__}{like}.')
-    if not has_items(dls.train_ds) and not _same(image_of(item), image_of(dls.train.create_item(0))):
+    if not has_items(dls.train_ds) and not _same(image_of(item), image_of(first_item(dls.train))):
         raise TypeError('The data set gives item 0 another image each time, so heat would not lie where the model looked: '
                         'move what is random into `item_tfms` or `batch_tfms` of the loader.')
     return image_of(item)
@@ -45,8 +45,8 @@ def prove_loss(
     loss_func # That of the fit, before MixUp and its like put theirs in
 ):
     "The loss can be had item by item"
-    n = min(2, len(train_items(learn.dls)))
-    b = items_dl(learn.dls, train_items(learn.dls, range(n)), bs=n, num_workers=0).one_batch()
+    b = items_dl(learn.dls, train_items(learn.dls), bs=2, num_workers=0).one_batch()
+    n = len(b[0])
     name = getattr(loss_func, '__name__', type(loss_func).__name__)
     with looking_into(learn.model), torch.no_grad():
         try: losses = losses_of(loss_func, unwrap(learn.model)(b[0]), *b[1:])
@@ -62,7 +62,7 @@ def prove_heat(
 )->Tensor: # (h,w)
     "One image can be explained"
     dls = plain_dls(learn.dls)
-    b = whole_dl(dls, train_items(dls, [0]), size=size, bs=1, num_workers=0).one_batch()
+    b = whole_dl(dls, train_items(dls), size=size, bs=1, num_workers=0).one_batch()
     with looking_into(learn.model): heat = heat_of(settings.look_with(learn.model), [b], side=settings.grid)[0][0]
     n = len(dls.train_ds)
     if takes_share(settings.select): n = n_of(usual_share if settings.share is None else settings.share, n)

@@ -19,7 +19,7 @@ from fastcore.all import patch, store_attr
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import image_of, plain_dl
+from ..data.loaders import first_item, image_of, items_had, plain_dl
 from ..data.passes import numbered_batches, own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..masking.donors import HeatIndex, choose_donor, donor_asks, donors
@@ -157,9 +157,11 @@ class ServedItem:
 
     def donor(self, i):
         "Another training item, number and image: one that is at hand, or else read for the purpose"
-        hand,p = {j:o for j,o in self.images.values()},self.proxies
-        j = choose_donor(p.donor, i, self.n, random.Random(f'{p.seed} {i}'), list(hand), classes=p.classes, heat=p.heat)
-        return j, hand[j] if j in hand else image_of(self.read(j))
+        hand,p,rng = dict(self.images.values()),self.proxies,random.Random(f'{self.proxies.seed} {i}')
+        drawn = (choose_donor(p.donor, i, self.n, rng, list(hand), classes=p.classes, heat=p.heat) for _ in range(20))
+        found = next(items_had(lambda j: hand[j] if j in hand else self.read(j), drawn), None)
+        if found is None: raise RuntimeError(f'None of 20 donors that were drawn for item {i} can be had: they say `SkipItemException`.')
+        return found[0],image_of(found[1])
 
     def __call__(self, dl, s):
         beside,i = divmod(int(s or 0), self.n) # 'augment': numbers after the last item are the proxies beside
@@ -223,7 +225,7 @@ def check_loader(
     if not getattr(dl, 'indexed', True) or dl.n is None or isinstance(dl.dataset, IterableDataset):
         raise TypeError(f'The training data ({kind}) is a stream without item numbers, so no item of it can be served as a proxy.')
     if getattr(dl, 'n_inp', 1)!=1: raise TypeError(f'The model takes {dl.n_inp} inputs; proxies are made for models that take one image.')
-    item = dl.create_item(0)
+    item = first_item(dl)
     img = image_of(item)
     if not isinstance(img, (Image.Image,Tensor)):
         raise TypeError(f'An item begins with a {type(img).__name__}, where a PIL image or a tensor is needed.')
