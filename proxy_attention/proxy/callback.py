@@ -307,7 +307,10 @@ def check_schedule(
     return False
 
 def begin(cb:ProxyAttention):
-    "Check everything that can be checked"
+    "Check everything that can be checked; what one process refuses, all do"
+    on_all(lambda: _begin(cb))
+
+def _begin(cb):
     s,learn = cb.fit_state,cb.learn
     going,s.going = s.going,False
     if cb.lost:
