@@ -14,6 +14,7 @@ import matplotlib
 from fastcore.script import CliError, call_parse
 with warnings.catch_warnings():
     warnings.simplefilter('ignore', FutureWarning) # of other libraries, as they are imported
+    import fastai.torch_basics
 from .core import *
 from .interpret.use import explain_images
 from .experiment.config import flags

@@ -108,7 +108,8 @@ def one_fails(path, out, lr, kw):
     def when(e, n):
         if rank==kw['rank'] and e: raise ValueError('that image is too strange')
         return e==0
-    own = dict(heat=dict(attribution=broken), proof=dict(attribution=broken), selection=dict(select=lambda losses: broken()), schedule=dict(steps=when))[kw['what']]
+    own = dict(heat=dict(attribution=broken), proof=dict(attribution=broken), selection=dict(select=lambda losses: broken()),
+               schedule=dict(steps=when))[kw['what']]
     try: train(path, out, lr, dict(steps=[1,'p',2])|own)
     except Exception as e: (out/f'said{rank}').write_text(str(e))
 

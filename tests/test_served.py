@@ -75,7 +75,8 @@ def make_learner(folder, *cbs, workers=0, kind='usual', skip=(), bs=8, drop_last
     return Learner(dls, Net(), loss_func=CrossEntropyLossFlat(), cbs=list(cbs))
 
 def proxy(folder=None, **kw):
-    return ProxyAttention(**(dict(attribution=look, losses='exact', select='all', share=None, folder=folder, area=.15, steps=[1,'p',1,'p',1])|kw))
+    own = dict(attribution=look, losses='exact', select='all', share=None, folder=folder, area=.15, steps=[1,'p',1,'p',1])
+    return ProxyAttention(**(own|kw))
 
 Read = namedtuple('Read', 'item donor mask pixels')
 
@@ -196,7 +197,8 @@ def test_what_is_told_is_what_was_served(folder, tmp_path, case):
     hold(fit(learn), seen, tmp_path/'run')
 
 @pytest.mark.parametrize('mode', ['replace','augment'])
-@pytest.mark.parametrize('kind,workers,drop_last', [('usual',2,True), ('usual',0,False), ('weighted',0,True), ('weighted',2,False), ('partial',0,True)])
+@pytest.mark.parametrize('kind,workers,drop_last', [
+    ('usual',2,True), ('usual',0,False), ('weighted',0,True), ('weighted',2,False), ('partial',0,True)])
 def test_in_every_loader(folder, tmp_path, kind, workers, drop_last, mode):
     learn = make_learner(folder, proxy(tmp_path/'run', mode=mode), seen := Witness(tmp_path/'seen'), kind=kind, workers=workers,
                          drop_last=drop_last, bs=7)
@@ -211,7 +213,8 @@ def test_saved_images_are_those_that_were_served_first(folder, tmp_path, mode, f
 
 @pytest.mark.parametrize('losses', ['exact','running'])
 def test_across_both_phases_of_fine_tune(folder, tmp_path, losses):
-    learn = make_learner(folder, proxy(tmp_path/'run', across=3, clear=False, select='random', share=12, losses=losses), seen := Witness(tmp_path/'seen'))
+    cb = proxy(tmp_path/'run', across=3, clear=False, select='random', share=12, losses=losses)
+    learn = make_learner(folder, cb, seen := Witness(tmp_path/'seen'))
     hold(fit(learn, 'fine_tune', 2, 0.), seen, tmp_path/'run')
     assert [o['fit'] for o in learn.proxy_attention.fit_state.record.epochs]==[2,2]
 
@@ -256,7 +259,8 @@ def test_never_served(folder, tmp_path):
 def test_a_mask_is_that_of_its_step(folder, tmp_path):
     "With `clear=False` an item keeps its first mask, and a step's own arguments hold for that step alone"
     areas = [dict(area=.3), True]
-    learn = make_learner(folder, proxy(clear=False, select='random', share=12, p=1., steps=lambda e,n: e<2 and areas[e]), seen := Witness(tmp_path/'seen'))
+    cb = proxy(clear=False, select='random', share=12, p=1., steps=lambda e,n: e<2 and areas[e])
+    learn = make_learner(folder, cb, seen := Witness(tmp_path/'seen'))
     rec = fit(learn).proxy_attention.fit_state.record
     assert {rec.items['step'][o.item] for o in seen.proxies()}=={0,1}
     for o in seen.proxies(): assert o.mask.mean()==pytest.approx([.3,.15][rec.items['step'][o.item]], abs=.01)
