@@ -2,6 +2,8 @@
 import ast, configparser, filecmp, importlib.metadata, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
+from fastcore.nbio import read_nb, write_nb
+from proxy_attention.proxy.recipes import recipe_table
 
 root = Path(__file__).parent.parent
 cfg = configparser.ConfigParser(interpolation=None)
@@ -135,13 +137,29 @@ def readme():
     parts = [src(c) if c['cell_type']=='markdown' else f'```python\n{src(c)}\n```' for c in cells if src(c) and '#| hide' not in src(c)]
     return '\n\n'.join(parts).replace('](images/', '](nbs/images/').replace('](tutorials/', '](nbs/tutorials/') + '\n'
 
+def with_recipes(text):
+    "The table of recipes as their objects say it, between its two marks"
+    return re.sub(r'(<!-- recipes: [^>]*-->\n).*?(<!-- end of recipes -->)', lambda m: f'{m[1]}\n{recipe_table()}\n\n{m[2]}', text, flags=re.S)
+
 def test_readme_is_index():
     assert (root/'README.md').read_text(encoding='utf-8')==readme(), (
         'run `python tests/test_package.py` to write README.md from nbs/index.ipynb')
+
+def test_readme_has_the_recipes_as_they_are():
+    text = readme()
+    assert text.count(recipe_table())==1 and with_recipes(text)==text, 'run `python tests/test_package.py`'
 
 def test_readme_has_the_two_commands():
     text = readme()
     assert '\npip install . && proxy-demo\n' in text and '\npip install -e ".[dev]" && pytest\n' in text
     for o in re.findall(r'\]\((nbs/[^)]+)\)', text): assert (root/o).exists()
 
-if __name__=='__main__': (root/'README.md').write_text(readme(), encoding='utf-8')
+def write_readme():
+    "The table of recipes into `index.ipynb`, and that into README.md"
+    nb = read_nb(root/'nbs'/'index.ipynb')
+    for c in nb.cells:
+        if c.cell_type=='markdown': c.source = with_recipes(c.source)
+    write_nb(nb, root/'nbs'/'index.ipynb')
+    (root/'README.md').write_text(readme(), encoding='utf-8')
+
+if __name__=='__main__': write_readme()
