@@ -3,7 +3,7 @@
 `python benchmarks/attribution.py` writes `benchmarks/attribution.csv` (time and memory) and,
 where `--cifar` finds the trained ResNet-20, `benchmarks/agreement.csv`.
 All ways of one case take turns within one process, so a ratio compares like with like; figures are medians."""
-import contextlib, ctypes, io, statistics, time, warnings, zipfile
+import contextlib, copy, ctypes, io, statistics, time, warnings, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
@@ -13,6 +13,7 @@ import captum.attr, timm, torchcam.methods, pytorch_grad_cam
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from proxy_attention.all import *
 from proxy_attention.attribution.cams import half_type
+from proxy_attention.attribution.layers import can_go_last
 from proxy_attention.attribution.heatmap import agreement, normalize_heat, resize_heat
 from proxy_attention.attribution.methods import attributions, captum_methods
 from proxy_attention.interpret.metrics import iou
@@ -56,8 +57,10 @@ def peak(device, f):
     f()
     return max(0, status('VmHWM')-before)
 
+last = 'forward, channels last'
+
 def clock(ways, x, y, rounds, device, base='forward'):
-    "Median seconds of each way, all taking turns"
+    "Median seconds of each way, all taking turns; as ratios of a forward pass, as it comes and channels last"
     secs,mem = {k:[] for k in ways},{}
     for k,f in ways.items(): mem[k] = (f(x, y), peak(device, lambda: f(x, y)))[1] # the first run warms up
     for _ in range(rounds):
@@ -69,12 +72,20 @@ def clock(ways, x, y, rounds, device, base='forward'):
             secs[k].append(time.perf_counter()-began)
     med = {k:statistics.median(o) for k,o in secs.items()}
     return [dict(way=k, seconds=med[k], fastest=min(secs[k]), slowest=max(secs[k]), ratio=med[k]/med[base],
-                 images_per_second=len(x)/med[k], peak_mb=mem[k])
+                 ratio_last=med[k]/med[last] if last in med else float('nan'), images_per_second=len(x)/med[k], peak_mb=mem[k])
             for k in ways]
 
-def plain(model):
+def plain(model, last=False):
+    "A forward pass without gradients; `last`: images and weights channels last"
+    if last: model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     def f(x, y):
-        with torch.no_grad(): return model(x)
+        with torch.no_grad(): return model(x.contiguous(memory_format=torch.channels_last) if last else x)
+    return f
+
+def each_batch(how, model):
+    "A context for every batch, in which the layer is not named"
+    def f(x, y):
+        with how(model, target='label') as attr: return attr(x, y)
     return f
 
 def network(arch, bs, device, side):
@@ -87,7 +98,9 @@ def network(arch, bs, device, side):
 def case(arch, bs, rounds, device, side=224):
     "Gradient CAMs on one network and batch size"
     model,layer,x,y = network(arch, bs, device, side)
-    ways = {c.__name__:c(model, layer, target='label') for c in gradient}
+    ways = {last:plain(model, True)} if can_go_last(model, x) else {}
+    ways |= {c.__name__:c(model, layer, target='label') for c in gradient}
+    ways |= {f'{c.__name__}, a context per batch':each_batch(c, model) for c in (GradCAM,LayerCAM)}
     if half_type(device):
         ways |= {f'{c.__name__} fast':c(model, layer, target='label', fast=True) for c in (GradCAM,LayerCAM,EigenGradCAM)}
     ways |= {f'pytorch-grad-cam {o}':peer_pgc(o, model, layer) for o in ('GradCAM','GradCAMPlusPlus','EigenGradCAM')}

@@ -38,6 +38,7 @@ def main(data:str, # Folder of the real data
          out:str='runs/donors', # Beds and runs are kept here
          held:bool=False, # Report on the seeds that the choice was not made on
          only:str='', # Only these beds, separated by semicolons
+         strategies:str=','.join(donors), # Only these
          n_jobs:int=2, # Processes
          csv:str=str(Path(__file__).with_suffix('.csv')), # Where the table goes
 ):
@@ -49,7 +50,7 @@ def main(data:str, # Folder of the real data
         recipe,make_net,tests = cases[case]
         bed = case.partition(',')[0]
         at = partial(make, bed, str(Path(data).resolve()), str(Path(out).resolve()/'beds'), n_train=4000, n_test=1000)
-        which = {'no proxy':arms['no proxy']}|{o:with_proxies(recipe, donor=o) for o in donors}
+        which = {'no proxy':arms['no proxy']}|{o:with_proxies(recipe, donor=o) for o in strategies.split(',')}
         where = Path(out).resolve()/'runs'/f'{case.replace(", ","-").replace(" ","_")}-{"held" if held else "tuned"}'
         print(f'\n{case}, {recipe}', flush=True)
         res = compare(lambda seed: make_net(at(seed=seed), seed), which, seeds, 8, tests, 3e-3, 'previous', folder=where, n_jobs=n_jobs)

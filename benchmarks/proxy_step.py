@@ -4,6 +4,7 @@
 figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
 The images are crops of scikit-learn's two photographs, as JPEG files."""
 import contextlib, ctypes, gc, io, resource, statistics, sys, tempfile, time, warnings, zipfile
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
@@ -13,9 +14,11 @@ import pytorch_grad_cam
 from fastai.vision.all import *
 from fastai.callback.all import ShortEpochCallback
 from proxy_attention.all import *
-from proxy_attention.proxy.step import step
-from proxy_attention.data.loaders import ImageStats, train_items, whole_dl
+from proxy_attention.proxy.step import heat_of_items, masked_area
+from proxy_attention.data.loaders import ImageStats, image_of, train_items, whole_dl
 from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.masking.donors import Classes, donors
+from proxy_attention.masking.masker import size_of
 from proxy_attention.proxy.serving import Proxies, serving
 warnings.simplefilter('ignore')
 
@@ -82,13 +85,13 @@ def loader(path, side, rounds):
             bs=32, num_workers=workers)
         n = len(dls.train_ds)
         idxs = np.random.default_rng(0).choice(n, n//5, replace=False)
-        store = HeatmapStore(idxs, torch.rand(len(idxs),7,7))
-        served = lambda fill='swap',**kw: Proxies(store, Masker(fill=fill),
-            data=ImageStats.of([Image.open(dls.train_ds.items[0])]), keep=True, **kw)
+        store,stats = HeatmapStore(idxs, torch.rand(len(idxs),7,7)),ImageStats.of([Image.open(dls.train_ds.items[0])])
+        classes = Classes([int(y) for _,y in dls.train_ds])
+        served = lambda fill='swap',**kw: Proxies(store, Masker(fill=fill), classes=classes, data=stats, size=(side,side), **kw)
         main = {'plain':None, '20 % served':served(), 'p=0':served(p=0.)}
-        for ways,turns in [(main,rounds)]+(
-                [({'plain':None}|{f'20 % served, fill={k}':served(k) for k in ('zero','mean','blend','noise')}, rounds//4)]
-                if not workers else []):
+        fills_ = {f'20 % served, fill={k}':served(k) for k in ('zero','mean','blend','noise','swap_both')}
+        from_ = {f'20 % served, donor={k}':served(donor=k) for k in donors}
+        for ways,turns in [(main,rounds)]+([({'plain':None}|fills_|from_, rounds//4)] if not workers else []):
             secs,works = ({k:[] for k in ways} for _ in range(2))
             def epoch(proxies):
                 with serving(dls.train, proxies) if proxies else contextlib.nullcontext():
@@ -106,8 +109,8 @@ def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
     "The thesis' step, from its description: GradCAM++ of pytorch-grad-cam, the hot pixels replaced, each image written as a JPEG"
     learn.add_cb(ProxyAttention(start=1, losses='running', share=.2, p=1.))
     quietly(learn, 2)
-    pa,idxs = learn.proxy_attention,torch.tensor(sorted(learn.proxy_attention.log.item))
-    pa.learn,model = learn,learn.model.eval()
+    pa,idxs,model = learn.proxy_attention,torch.tensor(sorted(learn.proxy_attention.log.item)),learn.model.eval()
+    size = size_of(image_of(learn.dls.train_ds[0]))
     layer = find_layer(model, learn.dls.one_batch()[0]).module
     mean,std = (torch.tensor(o)[:,None,None] for o in stats)
     def thesis():
@@ -120,11 +123,10 @@ def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
                     Image.fromarray((img.clamp(0,1)*255).byte().permute(1,2,0).numpy()).save(f'{d}/{i}.jpg')
                     i += 1
     def ours(fast):
-        pa.fast,pa.slow = fast,False
-        heat,bad,area = pa.attribute(idxs)
-        pa.store = HeatmapStore(idxs, heat)
-        pa.make_proxies()
-        return pa.attr.fast
+        heat,bad,agrees,_ = heat_of_items(learn, replace(pa.settings, fast=fast), idxs)
+        masked_area(pa.masker, heat, size)
+        Proxies(HeatmapStore(idxs[~bad], heat[~bad]), pa.masker, size=size)
+        return agrees
     ways = {'as it comes':None, 'half precision':True, 'full precision':False}
     agrees,secs = ours(None),{k:[] for k in ('thesis',*ways)}
     with learn.no_bar(): # no bar on either side

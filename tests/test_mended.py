@@ -5,6 +5,8 @@ import pytest, torch
 from fastai.vision.all import *
 from fastai.callback.all import *
 from proxy_attention.all import *
+from proxy_attention.experiment.config import changed
+from proxy_attention.proxy.losses import losses_of
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 root = Path(__file__).parent.parent
@@ -315,3 +317,9 @@ def test_a_layer_is_found_once_per_model_and_not_held():
     del model, attr
     gc.collect()
     assert ref() is None
+
+def test_a_loss_keeps_its_mean_after_an_error():
+    "A loss function whose `reduction` we change for a moment has its own again, also where it refuses a batch"
+    loss = nn.CrossEntropyLoss()
+    with pytest.raises(IndexError): losses_of(loss, torch.zeros(2,3), torch.tensor([0,7]))
+    assert loss.reduction=='mean'

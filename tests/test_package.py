@@ -1,5 +1,5 @@
 "The house: metadata, floors, notebooks and modules in step, the README and its source"
-import ast, configparser, filecmp, importlib.metadata, json, re, shutil, subprocess, sys
+import ast, configparser, filecmp, importlib.metadata, json, re, runpy, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from fastcore.nbio import read_nb, write_nb
@@ -129,6 +129,15 @@ def test_notebook_keeps_its_outputs(f):
     assert f.stem in ('00_core','index') or shown, 'a lesson shows something'
     assert f.stat().st_size < 600_000
     assert not re.search(r'/work/|/root/|site-packages', json.dumps(shown)), 'a path of the machine, or a library warning, is in an output'
+
+def test_every_fault_of_the_mutants_can_still_be_made():
+    "`python tests/mutants` breaks the core on purpose; its table has to follow the code"
+    mutants = runpy.run_path(str(root/'tests'/'mutants'/'table.py'))['mutants']
+    assert len(mutants)>=25
+    for m in mutants:
+        m.broken((root/cfg['lib_name']/m.file).read_text(encoding='utf-8'))
+        for file,test in (o.partition('[')[0].split('::') for o in m.tests):
+            assert f'def {test}(' in (root/'tests'/f'test_{file}.py').read_text(encoding='utf-8'), f'{m.what}: {file}::{test}'
 
 def readme():
     "`index.ipynb` as Markdown: its text and its code, without outputs"

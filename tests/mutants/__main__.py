@@ -6,7 +6,6 @@ import os, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from fastcore.script import call_parse
-from fastprogress.fastprogress import progress_bar
 from table import mutants, root
 
 def _node(o):
@@ -16,8 +15,8 @@ def _node(o):
 
 def _pytest(folder, tests, limit, *args):
     "pytest's exit status and output, on the package in `folder`; None: it was still running"
-    cmd = [sys.executable, '-m', 'pytest', '-q', '-x', '--no-header', '--rootdir', root, '-c', root/'pyproject.toml', '-p', 'no:cacheprovider',
-           *(args or ('-n0',)), *map(_node, tests)]
+    cmd = [sys.executable, '-m', 'pytest', '-q', '-x', '--no-header', '-p', 'no:cacheprovider',
+           '--rootdir', root, '-c', root/'pyproject.toml', *(args or ('-n0',)), *map(_node, tests)]
     env = os.environ|dict(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE='1', MPLBACKEND='Agg')
     try: res = subprocess.run([*map(str, cmd)], cwd=folder, env=env, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired: return None,''
@@ -39,7 +38,7 @@ def tried(m, limit):
     if code is None: return f'the tests did not end within {limit} seconds'
     if code==0: return None
     failed = [l for l in out.splitlines() if l.startswith('FAILED')]
-    if code!=1 or not failed: raise RuntimeError(f'The tests of "{m.what}" could not be run:\n{out[-2000:]}')
+    if code!=1 or not failed: raise SystemExit(f'The tests of "{m.what}" could not be run:\n{out[-2000:]}')
     return failed[0].split(' ')[1].rpartition('/')[2]
 
 @call_parse
@@ -55,9 +54,10 @@ def main(only:str='', # Only faults whose words have this text in them
     if code: raise SystemExit(f'Without a fault, too, a test fails:\n{out[-3000:]}')
     print(f'Without a fault, all tests pass ({time.time()-began:.0f} s).', flush=True)
     with ThreadPoolExecutor(jobs) as pool:
-        found = list(progress_bar(pool.map(lambda m: tried(m, limit), chosen), total=len(chosen)))
-    print()
-    for m,o in zip(chosen, found): print(f'{"caught" if o else "MISSED"}  {m.what:72}  {o or ""}')
+        found = []
+        for m,o in zip(chosen, pool.map(lambda m: tried(m, limit), chosen)):
+            print(f'{"caught" if o else "MISSED"}  {m.what:66}  {o or ""}', flush=True)
+            found.append(o)
     n = sum(o is not None for o in found)
     print(f'\n{n} of {len(chosen)} faults are noticed ({time.time()-began:.0f} s).')
     raise SystemExit(n<len(chosen))
