@@ -23,8 +23,7 @@ def unbalanced(path, seed):
     items,vocab = list(learn.dls.train_ds.items),learn.dls.vocab
     second = [i for i,o in enumerate(items) if o.parent.name==vocab[1]]
     keep = sorted(set(range(len(items)))-set(second)|set(second[::5]))
-    learn.dls.train_ds.tls[0].items = learn.dls.train_ds.tls[0].items[keep]
-    learn.dls.train_ds.tls[1].items = learn.dls.train_ds.tls[1].items[keep]
+    for o in learn.dls.train_ds.tls: o.items = [o.items[k] for k in keep]
     learn.dls.train.n = len(keep)
     return learn
 

@@ -144,11 +144,14 @@ def readme():
     cells = json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
     src = lambda c: ''.join(c['source']).strip()
     parts = [src(c) if c['cell_type']=='markdown' else f'```python\n{src(c)}\n```' for c in cells if src(c) and '#| hide' not in src(c)]
-    return '\n\n'.join(parts).replace('](images/', '](nbs/images/').replace('](tutorials/', '](nbs/tutorials/') + '\n'
+    text = '\n\n'.join(parts)
+    for o in ('images/','tutorials/','results.ipynb'): text = text.replace(f']({o}', f'](nbs/{o}')
+    return text + '\n'
 
 def with_recipes(text):
     "The table of recipes as their objects say it, between its two marks"
-    return re.sub(r'(<!-- recipes: [^>]*-->\n).*?(<!-- end of recipes -->)', lambda m: f'{m[1]}\n{recipe_table()}\n\n{m[2]}', text, flags=re.S)
+    marks = r'(<!-- recipes: [^>]*-->\n).*?(<!-- end of recipes -->)'
+    return re.sub(marks, lambda m: f'{m[1]}\n{recipe_table()}\n\n{m[2]}', text, flags=re.S)
 
 def test_readme_is_index():
     assert (root/'README.md').read_text(encoding='utf-8')==readme(), (
