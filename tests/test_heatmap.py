@@ -4,7 +4,7 @@ import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.core import write_whole
-from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.attribution.heatmap import HeatmapStore, resize_heat
 
 def test_store_against_a_dict():
     rng,ref,store = np.random.default_rng(0), {}, HeatmapStore()
@@ -41,3 +41,9 @@ def test_full_disk_leaves_the_last_good_one(tmp_path):
 def test_a_million_items_are_small():
     store = HeatmapStore(np.arange(1_000_000), np.zeros((1_000_000,7,7), np.float16))
     assert store.nbytes/len(store)<=200
+
+@pytest.mark.parametrize('size', [(40,56),(9,8)])
+def test_stretched_as_pil_does(size):
+    x = torch.rand(4,7)
+    want = np.asarray(Image.fromarray(x.numpy()).resize(size[::-1], Image.BILINEAR))
+    assert np.abs(resize_heat(x, size).numpy()-want).max()<1e-5

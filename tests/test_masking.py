@@ -133,3 +133,13 @@ def test_random_place_is_another_place():
     hot,moved = (Masker(o, area=.1).drawn(heat, (60,60)) for o in ('area','random'))
     overlap = ((hot&moved).sum((1,2))/hot.sum((1,2))).mean()
     assert .06<overlap<.14
+
+def test_a_flat_map_masks_nothing():
+    "Nowhere is hotter than elsewhere, so no place is named"
+    for o in ('area','top_cells','random'):
+        assert not Masker(o, **args.get(o, {})).drawn(torch.full((2,5,5), .5), (40,40)).any()
+
+def test_numbers_are_those_of_all_items_where_some_losses_are_not_finite():
+    losses = torch.tensor([torch.nan, 1., 5., torch.inf, 2.])
+    with pytest.warns(ProxyWarning, match='2 of 5 training losses are NaN or infinite'):
+        assert choose('top_losses', losses, share=2).tolist()==[2,4]

@@ -11,6 +11,7 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.proxy.record import last_served, read_proxies, remade
+from proxy_attention.proxy.step import Settings, heat_of_items
 from proxy_attention.report.folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
@@ -368,3 +369,10 @@ def test_images_that_the_data_set_cannot_give(folder, tmp_path, kind):
     assert set(pa.store)==set(range(N))-set(lost)
     assert set(pa.log.donor[pa.log.served>0])<=set(range(N))-set(lost)
     assert [pa.interp.losses[i].item() for i in pa.store]==pytest.approx([loss_of(i) for i in pa.store], abs=1e-5)
+
+def test_heat_where_an_item_cannot_be_had(folder):
+    "It has none, and the others have their own"
+    skip,learn = (1,7,20),make_learner(folder, skip=(1,7,20))
+    heat,lost,*_ = heat_of_items(learn, Settings(attribution=look, scale=False), torch.arange(N), (SIZE,SIZE))
+    assert lost.nonzero()[:,0].tolist()==list(skip)
+    for i in set(range(N))-set(skip): assert torch.equal(heat[i], heat_of_item(i))

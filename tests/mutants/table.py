@@ -28,14 +28,14 @@ def _mutants():
     m('losses: what is skipped shifts the rest', 'proxy/losses.py', 'return mine[at],*columns', 'return mine[:len(at)],*columns',
       'served::test_losses_and_heat_are_those_of_the_item[skip1-usual-0-exact]')
     m('heat: what is skipped shifts the rest', 'proxy/step.py', 'return mine[torch.cat(at)] if', 'return mine[:len(torch.cat(at))] if',
-      'served::test_losses_and_heat_are_those_of_the_item[skip1-usual-0-exact]')
+      'served::test_heat_where_an_item_cannot_be_had')
     m('of an item trained on twice, the first loss counts', 'proxy/losses.py', "'amax')", "'amin')",
       'served::test_losses_and_heat_are_those_of_the_item[skip0-weighted-0-running]', 'strategies::test_weighted_and_partial_loaders')
     m("the loss of a proxy counts as the item's", 'proxy/losses.py', 'as_is = notes[:,1]==0', 'as_is = notes[:,1]>=0',
       'strategies::test_running_losses_of_proxies_do_not_count')
     m('an item of a selection among finite losses has another number', 'proxy/selection.py',
-      'return at[_numbers(res, len(at))].unique()', 'return _numbers(res, len(at)).unique()', 'promises::test_nan_losses_are_said',
-      'mended::test_a_share_that_would_change_nothing')
+      'return at[_numbers(res, len(at))].unique()', 'return _numbers(res, len(at)).unique()',
+      'masking::test_numbers_are_those_of_all_items_where_some_losses_are_not_finite')
     m('within a class, numbers are those of the class', 'proxy/selection.py', 'def within(at): return at[_numbers(',
       'def within(at): return torch.arange(len(losses))[_numbers(', 'strategies::test_per_class_quotas')
     m('the smallest losses are the top ones', 'proxy/selection.py', 'return losses.argsort(descending=True)[:n_of(share, len(losses))]',
@@ -49,8 +49,7 @@ def _mutants():
       'np.packbits(mask.mT.cpu().numpy(), axis=-1)', 'masking::test_kept_masks_are_those_drawn_anew',
       'masking::test_swap_both_takes_the_places_of_both')
     m('heat is stretched from corner to corner', 'attribution/heatmap.py', "tuple(size), mode='bilinear', align_corners=False).reshape",
-      "tuple(size), mode='bilinear', align_corners=True).reshape", 'strategies::test_the_mask_covers_the_mark',
-      'interpret::test_heat_is_that_of_the_explainer')
+      "tuple(size), mode='bilinear', align_corners=True).reshape", 'heatmap::test_stretched_as_pil_does')
     m('the class token is a patch', 'attribution/layers.py', 'return act[:,act.shape[1]-h*w:]', 'return act[:,:h*w]',
       'attribution::test_agrees_with_captum[vit]')
     m('the view of heat keeps the crop', 'data/loaders.py', 'if not isinstance(o, _crops)]', 'if o is not None]',
@@ -60,13 +59,13 @@ def _mutants():
     m('LayerCAM lets negative gradients in', 'attribution/cams.py', '(grad.relu()*act).sum(1).relu()', '(grad*act).sum(1).relu()',
       'attribution::test_agrees_with_torchcam')
     m("a channel's weight is its largest gradient", 'attribution/cams.py', '(grad.mean((2,3), keepdim=True)*act)',
-      '(grad.amax((2,3), keepdim=True)*act)', 'attribution::test_agrees_with_torchcam')
+      '(grad.amax((2,3), keepdim=True)*act)', 'attribution::test_agrees_with_captum')
     # how much, and with what
     m('a pixel more than was asked', 'masking/rules.py', 'flat.topk(max(1, round(area*flat.shape[-1]))',
       'flat.topk(max(1, round(area*flat.shape[-1])+1)', 'masking::test_area_is_what_was_asked',
       'masking::test_bounds_of_the_area_are_kept')
     m('a flat map is masked', 'masking/rules.py', '(mask & (flat>flat.amin(-1, keepdim=True)))', 'mask',
-      'promises::test_a_rule_that_masks_nothing_is_said', 'masking::test_bounds_of_the_area_are_kept')
+      'masking::test_a_flat_map_masks_nothing', 'masking::test_bounds_of_the_area_are_kept')
     m('the largest area is not kept', 'masking/rules.py', 'if (big := area>most).any():', 'if (big := area>1).any():',
       'masking::test_bounds_of_the_area_are_kept')
     m('pixels outside of the mask change', 'masking/masker.py', 'res.paste(new, (0,0), mask)', 'res.paste(new, (0,0))',
