@@ -5,6 +5,7 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.data.loaders import ImageStats
 from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.masking.donors import choose_donor, donors
 from proxy_attention.masking.fills import fills
 from proxy_attention.masking.rules import rules
 from proxy_attention.proxy.selection import choose
@@ -143,3 +144,8 @@ def test_numbers_are_those_of_all_items_where_some_losses_are_not_finite():
     losses = torch.tensor([torch.nan, 1., 5., torch.inf, 2.])
     with pytest.warns(ProxyWarning, match='2 of 5 training losses are NaN or infinite'):
         assert choose('top_losses', losses, share=2).tolist()==[2,4]
+
+def test_where_a_strategy_names_no_donor_it_is_any_other_item():
+    rng = random.Random(0)
+    assert {choose_donor(lambda i: None, 1, 4, rng) for _ in range(100)}=={0,2,3}
+    assert {choose_donor(donors['previous'], 1, 4, rng) for _ in range(100)}=={0,2,3} # nothing was read before

@@ -297,13 +297,14 @@ def test_running_losses_go_by_the_iterator_that_trains(folder):
     assert [pa.interp.losses[i].item() for i in known]==pytest.approx([loss_of(i) for i in known], abs=1e-5) and len(known)>30
 
 @pytest.mark.parametrize('donor', ['previous','balanced'])
-def test_a_donor_has_not_been_transformed(folder, tmp_path, donor):
+@pytest.mark.parametrize('p', [.5,1.])
+def test_a_donor_has_not_been_transformed(folder, tmp_path, p, donor):
     "An item transform that works in place works once on every pixel"
     class Brighter(Transform):
         def encodes(self, x:PILImage):
             x.paste(Image.merge('RGB', [*x.split()[:2], x.split()[2].point(lambda o: o+5)]))
             return x
-    learn = make_learner(folder, proxy(p=1., donor=donor), tfms=[Brighter()])
+    learn = make_learner(folder, proxy(p=p, donor=donor), tfms=[Brighter()])
     blues = []
     class Look(Callback):
         def before_batch(self):

@@ -79,7 +79,7 @@ def _mutants():
     m('a donor of another class is of the same', 'masking/donors.py', 'if c!=classes.of[i]]', 'if c==classes.of[i]]',
       'served::test_classes_of_donors')
     m('an item is its own donor', 'masking/donors.py', '(i+1+rng.randrange(n-1)) % n', '(i+rng.randrange(n-1)) % n',
-      'served::test_what_is_told_is_what_was_served[usual]', 'served::test_what_is_told_is_what_was_served[seldom]')
+      'masking::test_where_a_strategy_names_no_donor_it_is_any_other_item')
     m('an item at hand is its own donor', 'masking/donors.py', 'next((j for j in reversed(recent) if j!=i), None)',
       'next(iter(reversed(recent)), None)', 'served::test_what_is_told_is_what_was_served[beside, every time]',
       'served::test_what_is_told_is_what_was_served[usual]')
