@@ -123,6 +123,12 @@ def test_modes_of_modules_and_loop_survive_a_look_outside_a_fit(path):
     with pytest.raises(ZeroDivisionError), learn.no_bar(): interpret_train(learn)
     assert [m.training for m in learn.model.modules()]==modes
 
+def test_a_look_outside_a_fit_uses_up_no_random_numbers(path):
+    learn = digits_learner(path)
+    before = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state()
+    with learn.no_bar(): interpret_train(learn)
+    assert random.getstate()==before[0] and np.random.get_state()[1].tolist()==before[1] and torch.equal(torch.get_rng_state(), before[2])
+
 @pytest.mark.parametrize('mode', ['replace','augment'])
 def test_loader_is_put_back(path, quiet, mode):
     learn = digits_learner(path, cbs=ProxyAttention(start=1, mode=mode, p=1.))

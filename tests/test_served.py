@@ -153,11 +153,16 @@ def hold(learn, seen, folder=None, images=False):
         assert np.array_equal(o.mask, m.mask_over(heat_of_item(o.item), (SIZE,SIZE), heat_of_item(o.donor) if known else None))
         assert (o.donor>=0)==m.needs_other and o.donor!=o.item
     # every item, since the step that chose it
-    log,last,first = pa.log.set_index('item'),{},{}
+    log,last,first,began = pa.log.set_index('item'),{},{},{}
     for i,row in log.iterrows():
-        mine = [o for f,e,o in seen.rows if o.item==i and o.mask.any() and epochs[f,e]['step']>=rec.items['step'][i]]
+        mine = [(o,at) for *at,o in seen.rows if o.item==i and o.mask.any() and epochs[tuple(at)]['step']>=rec.items['step'][i]]
         assert row.served==len(mine)
-        if mine: last[i],first[i] = mine[-1],mine[0]
+        when = [at for _,at in mine]
+        mine = [o for o,_ in mine]
+        if mine:
+            last[i],first[i],began[i] = mine[-1],mine[0],when[0]
+            how = rec.serving_of(i)
+            assert [how['fit'],how['epoch']]==when[-1]
         assert (row.donor,row.changed)==((mine[-1].donor, pytest.approx(mine[-1].mask.mean(), abs=1e-5)) if mine else (-1,0))
     # pictures
     shown = [i for i in last if i in pa.store]
@@ -181,6 +186,7 @@ def hold(learn, seen, folder=None, images=False):
     for o in kept.itertuples():
         was = first[o.item]
         assert (o.donor, Path(o.source).name, str(o.label))==(was.donor, f'{o.item:03}.png', str(label(o.item)))
+        assert [o.fit,o.epoch]==began[o.item]
         assert o.area==pytest.approx(was.mask.mean(), abs=1e-5)==pages[o.item][0]
         for img in (Image.open(folder/o.proxy), pages[o.item][1]()): assert np.array_equal(img, was.pixels)
 
@@ -225,11 +231,12 @@ def test_a_second_fit(folder, tmp_path):
     hold(fit(fit(learn)), seen, tmp_path/'run')
     assert learn.proxy_attention.history.fit.tolist()==[1,1,2,2]
 
-def test_cut_off_and_gone_on_with(folder, tmp_path):
-    "What was served of an epoch that was cut off and trained again is not told twice"
+@pytest.mark.parametrize('training', [True,False])
+def test_cut_off_and_gone_on_with(folder, tmp_path, training):
+    "What was served of an epoch that was cut off, in training or in validation, and trained again is not told twice"
     class Cut(Callback):
         def after_batch(self):
-            if self.training and (self.epoch,self.iter)==(2,3): raise KeyboardInterrupt
+            if self.training==training and (self.epoch,self.iter)==(2,3 if training else 0): raise KeyboardInterrupt
     def learner(name, *cbs):
         pa = proxy(tmp_path/'run', clear=False, select='random', share=12, save_images=True)
         return make_learner(folder, pa, Checkpoint(tmp_path/'ckpt', best=None, resume=True), *cbs)
