@@ -229,6 +229,7 @@ def test_a_second_fit(folder, tmp_path):
     "It begins with no proxies, and its rows stand below those of the first"
     learn = make_learner(folder, proxy(tmp_path/'run'), seen := Witness(tmp_path/'seen'))
     hold(fit(fit(learn)), seen, tmp_path/'run')
+    assert seen.proxies(1,1) and not seen.proxies(2,0) and seen.proxies(2,1)
     assert learn.proxy_attention.history.fit.tolist()==[1,1,2,2]
 
 @pytest.mark.parametrize('training', [True,False])
