@@ -58,7 +58,7 @@ def steps():
                 yield f'epoch served / plain, {what}', min(secs[3:])/plain
 
 @call_parse
-def main(old:str='', # Folder of an older checkout
+def main(old:str, # Folder of an older checkout
          rounds:int=3, # Turns
          probe:bool=False, # Measure the package that is found, and print JSON
 ):
@@ -69,7 +69,7 @@ def main(old:str='', # Folder of an older checkout
     for r in range(rounds):
         for when,folder in (('before',Path(old).resolve()), ('after',here.parent)):
             env = os.environ|dict(PYTHONPATH=str(folder), PYTHONWARNINGS='ignore')
-            res = subprocess.run([sys.executable, Path(__file__), '--probe'], env=env, cwd=folder, capture_output=True, text=True)
+            res = subprocess.run([sys.executable, Path(__file__), folder, '--probe'], env=env, cwd=folder, capture_output=True, text=True)
             if res.returncode: raise SystemExit(f'{when}: {res.stderr[-2000:]}')
             found[when].append(json.loads(res.stdout.strip().splitlines()[-1]))
     df = pd.DataFrame({k:pd.DataFrame(o).median() for k,o in found.items()})
