@@ -17,6 +17,7 @@ from proxy_attention.attribution.layers import can_go_last
 from proxy_attention.attribution.heatmap import agreement, normalize_heat, resize_heat
 from proxy_attention.attribution.methods import attributions, captum_methods
 from proxy_attention.interpret.metrics import iou
+from bench_tables import keep_table
 
 here = Path(__file__).parent
 gradient = [GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM, EigenCAM, EigenGradCAM, FinerCAM]
@@ -220,11 +221,8 @@ def main(
             rows += new
     if rows and not quick:
         f = out/'attribution.csv'
-        new = pd.DataFrame(rows).round(5)
-        if f.exists() and (only or device): # keep what was not measured again
-            old,key = pd.read_csv(f),['case','device','net','batch','way']
-            new = pd.concat([old[~old.set_index(key).index.isin(new.set_index(key).index)], new])
-        new.to_csv(f, index=False)
+        if not (only or device): f.unlink(missing_ok=True) # all is measured anew
+        keep_table(pd.DataFrame(rows).round(5), f, ['case','device','net','batch','way'])
     if quick or (only and only!='agree'): return
     if not (cifar/'resnet20_cifar10.th').exists():
         return print(f'{cifar} has no resnet20_cifar10.th: agreement on a trained network is not measured.')

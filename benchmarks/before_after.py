@@ -2,46 +2,34 @@
 
 OLD is the folder of another checkout. Each turn is a process of its own, one of the old code, then one of the new;
 figures are medians over the turns, each a ratio within its process. The table is printed, not kept."""
-import json, os, statistics, subprocess, sys, tempfile, time, warnings
+import json, os, statistics, subprocess, sys, tempfile, warnings
 from pathlib import Path
 import pandas as pd
 from fastcore.script import call_parse
 
 here = Path(__file__).parent
 
-def median_of(ways, turns=7):
-    "Median seconds of each of some functions, that take turns"
-    secs = {k:[] for k in ways}
-    for r in range(turns+1):
-        for k,f in ways.items():
-            began = time.perf_counter()
-            f()
-            if r: secs[k].append(time.perf_counter()-began) # the first turn warms up
-    return {k:statistics.median(o) for k,o in secs.items()}
-
 def cams():
     "GradCAM of resnet18 at 224², as a ratio of a forward pass without gradients, channels last"
     import timm, torch
+    from attribution import clock
     from proxy_attention.all import GradCAM
     model = timm.create_model('resnet18').eval()
     lasting = timm.create_model('resnet18').eval().to(memory_format=torch.channels_last)
+    def forward(x, y):
+        with torch.no_grad(): lasting(x.contiguous(memory_format=torch.channels_last))
+    def each(x, y):
+        with GradCAM(model, target='label') as attr: attr(x, y)
     for bs in (1,16):
-        x,y = torch.randn(bs,3,224,224),torch.arange(bs)
-        attr = GradCAM(model, target='label')
-        def forward():
-            with torch.no_grad(): lasting(x.contiguous(memory_format=torch.channels_last))
-        def each():
-            with GradCAM(model, target='label') as a: a(x, y)
-        secs = median_of(dict(forward=forward, open=lambda: attr(x, y), each=each))
-        yield f'GradCAM, batch {bs}, context open', secs['open']/secs['forward']
-        yield f'GradCAM, batch {bs}, a context per batch', secs['each']/secs['forward']
+        ways = {'forward':forward, 'context open':GradCAM(model, target='label'), 'a context per batch':each}
+        for o in clock(ways, torch.randn(bs,3,224,224), torch.arange(bs), 7, 'cpu')[1:]:
+            yield f"GradCAM, batch {bs}, {o['way']}", o['ratio']
 
 def steps():
     "A step as a ratio of an epoch, and an epoch that serves proxies as a ratio of one that does not, on photographs"
     import torch
     from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Resize, set_seed
     from proxy_attention.all import ProxyAttention, digits_net
-    sys.path.insert(0, str(Path.cwd()/'benchmarks')) # of the checkout that is measured
     from proxy_step import Clock, photos
     with tempfile.TemporaryDirectory() as d:
         path = photos(Path(d)/'photos', 400, 160)
@@ -58,13 +46,15 @@ def steps():
                 yield f'epoch served / plain, {what}', min(secs[3:])/plain
 
 @call_parse
-def main(old:str, # Folder of an older checkout
+def main(old:str, # Folder of an older checkout; with `--probe` of the one that is measured
          rounds:int=3, # Turns
-         probe:bool=False, # Measure the package that is found, and print JSON
+         probe:bool=False, # Measure one checkout, and print JSON
 ):
     "Measure an older checkout and this one in turn"
     warnings.simplefilter('ignore')
-    if probe: return print(json.dumps(dict([*cams(), *steps()])))
+    if probe:
+        sys.path.insert(0, str(Path(old)/'benchmarks')) # of the checkout that is measured
+        return print(json.dumps(dict([*cams(), *steps()])))
     found = dict(before=[], after=[])
     for r in range(rounds):
         for when,folder in (('before',Path(old).resolve()), ('after',here.parent)):

@@ -14,6 +14,7 @@ from proxy_attention.masking.donors import donors
 sys.path.insert(0, str(Path(__file__).parent))
 from bed_data import make
 from evidence import fc, flips, learner, part
+from bench_tables import keep_table
 
 tuned,held_out = (0,6,7),(1,2,3,4,5)
 
@@ -56,8 +57,4 @@ def main(data:str, # Folder of the real data
         print(res.table(diff=False).to_string(), flush=True)
         print(res, flush=True)
         tables.append(res.df.assign(bed=case, recipe=recipe, seeds='held out' if held else 'tuned on'))
-    df,csv = pd.concat(tables).round(5),Path(csv)
-    if csv.exists():
-        old = pd.read_csv(csv)
-        df = pd.concat([old[~(old.bed.isin(df.bed) & (old.seeds==df.seeds.iloc[0]))], df])
-    df.to_csv(csv, index=False)
+    keep_table(pd.concat(tables).round(5), Path(csv), ['bed','seeds'])

@@ -20,6 +20,7 @@ from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.masking.donors import Classes, donors
 from proxy_attention.masking.masker import size_of
 from proxy_attention.proxy.serving import Proxies, serving
+from bench_tables import keep_table
 warnings.simplefilter('ignore')
 
 here = Path(__file__).parent
@@ -231,6 +232,4 @@ def main(
         for part,measure in parts.items():
             if only not in ('',part): continue
             measure()
-            new,f = pd.DataFrame(rows).round(5), out/'proxy_step.csv' # each part is kept as soon as it is measured
-            if f.exists(): new = pd.concat([old[~old.part.isin(new.part)], new]) if len(old := pd.read_csv(f)) else new
-            new.to_csv(f, index=False)
+            keep_table(pd.DataFrame(rows).round(5), out/'proxy_step.csv', ['part']) # each part as soon as it is measured

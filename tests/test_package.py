@@ -141,10 +141,8 @@ def test_every_fault_of_the_mutants_can_still_be_made():
 
 def readme():
     "`index.ipynb` as Markdown: its text and its code, without outputs"
-    cells = json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
-    src = lambda c: ''.join(c['source']).strip()
-    parts = [src(c) if c['cell_type']=='markdown' else f'```python\n{src(c)}\n```' for c in cells if src(c) and '#| hide' not in src(c)]
-    text = '\n\n'.join(parts)
+    cells = [(c.cell_type, c.source.strip()) for c in read_nb(root/'nbs'/'index.ipynb').cells]
+    text = '\n\n'.join(src if kind=='markdown' else f'```python\n{src}\n```' for kind,src in cells if src and '#| hide' not in src)
     for o in ('images/','tutorials/','results.ipynb'): text = text.replace(f']({o}', f'](nbs/{o}')
     return text + '\n'
 

@@ -4,7 +4,7 @@ import pytest, torch
 from fastai.vision.all import *
 from PIL import UnidentifiedImageError
 from proxy_attention.all import *
-from proxy_attention.data.loaders import whole_dl
+from proxy_attention.data.loaders import input_size, train_items, whole_dl
 from proxy_attention.attribution.heatmap import resize_heat
 from proxy_attention.attribution.methods import heat_of
 from proxy_attention.masking.rules import centre
@@ -69,6 +69,8 @@ def test_refuses_the_folder_of_another_run(path, quiet, tmp_path):
     fit()
     with pytest.raises(FileExistsError, match='holds the proxies of another run'): fit()
 
+def rng_state(): return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
 class Look(Callback):
     "What an outsider sees before and after the proxy step"
     def __init__(self): self.seen = []
@@ -79,7 +81,7 @@ class Look(Callback):
             modes=[m.training for m in l.model.modules()],
             grads=[None if p.grad is None else p.grad.clone() for p in l.model.parameters()],
             hooks=sum(len(m._forward_hooks)+len(m._backward_hooks)+len(m._forward_pre_hooks) for m in l.model.modules()),
-            rng=(torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
+            rng=rng_state(),
             cbs=[type(o) for o in l.cbs],
             hypers=[dict(h) for h in l.opt.hypers],
             loop=[l.epoch, l.n_iter, l.iter, l.pct_train, l.train_iter, l.training],
@@ -125,9 +127,11 @@ def test_modes_of_modules_and_loop_survive_a_look_outside_a_fit(path):
 
 def test_a_look_outside_a_fit_uses_up_no_random_numbers(path):
     learn = digits_learner(path)
-    before = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state()
-    with learn.no_bar(): interpret_train(learn)
-    assert random.getstate()==before[0] and np.random.get_state()[1].tolist()==before[1] and torch.equal(torch.get_rng_state(), before[2])
+    before = rng_state()
+    looks = (interpret_train, ProxyInterpretation.from_learner, lambda o: input_size(o.dls), lambda o: whole_dl(o.dls, train_items(o.dls)))
+    for look in looks:
+        with learn.no_bar(): look(learn)
+        assert rng_state()==before
 
 @pytest.mark.parametrize('mode', ['replace','augment'])
 def test_loader_is_put_back(path, quiet, mode):

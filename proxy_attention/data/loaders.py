@@ -78,9 +78,10 @@ def items_dl(
 ):
     "A loader of `items` as validation sees them: in this order, no augmentation, nothing dropped"
     dls = plain_dls(dls)
-    if not isinstance(items, _Subset): return dls.test_dl(items, with_labels=with_labels, **kwargs)
-    dl = dls.loaders[min(1, len(dls.loaders)-1)]
-    return dl.new(dataset=items, **(dict(shuffle=False, drop_last=False, n=len(items))|kwargs))
+    with keep_rng(): # a loader draws a seed when it is made
+        if not isinstance(items, _Subset): return dls.test_dl(items, with_labels=with_labels, **kwargs)
+        dl = dls.loaders[min(1, len(dls.loaders)-1)]
+        return dl.new(dataset=items, **(dict(shuffle=False, drop_last=False, n=len(items))|kwargs))
 
 # %% ../../nbs/data/01_loaders.ipynb #9e06b5e6
 def _files_of(ds, items):
@@ -118,13 +119,14 @@ def input_size(
 )->tuple: # (height, width)
     "The size of the images that the model sees in validation"
     dls = plain_dls(dls)
-    if len(dls.loaders)>1 and len(dls.valid_ds): dl = dls.valid.new(bs=1, num_workers=0)
-    elif len(dls.train_ds): dl = items_dl(dls, train_items(dls, [0]), bs=1, num_workers=0)
-    elif items is None:
-        raise ValueError('These loaders are empty, as those of an exported learner are: '
-                         'there is no image to tell the size of the input from.')
-    else: dl = items_dl(dls, getattr(items, 'iloc', L(items))[:1], with_labels=False, bs=1, num_workers=0)
-    with keep_rng(): return tuple(dl.one_batch()[0].shape[-2:])
+    with keep_rng():
+        if len(dls.loaders)>1 and len(dls.valid_ds): dl = dls.valid.new(bs=1, num_workers=0)
+        elif len(dls.train_ds): dl = items_dl(dls, train_items(dls, [0]), bs=1, num_workers=0)
+        elif items is None:
+            raise ValueError('These loaders are empty, as those of an exported learner are: '
+                             'there is no image to tell the size of the input from.')
+        else: dl = items_dl(dls, getattr(items, 'iloc', L(items))[:1], with_labels=False, bs=1, num_workers=0)
+        return tuple(dl.one_batch()[0].shape[-2:])
 
 @delegates(items_dl)
 def whole_dl(

@@ -124,9 +124,8 @@ def interpret_train(
         if not len(mine): return None
         at,*columns = _one_pass(learn, items_dl(learn.dls, pick_items(items, mine)), inner, keep)
         return mine[at],*columns
-    with keep_rng(): # making a loader draws, too
-        _same_buffers(learn.model)
-        return interpretation_of(learn, *by_number(n, *map(torch.cat, zip(*(o for o in on_all(part) if o)))))
+    _same_buffers(learn.model)
+    return interpretation_of(learn, *by_number(n, *map(torch.cat, zip(*(o for o in on_all(part) if o)))))
 
 # %% ../../nbs/proxy/02_losses.ipynb #a6ded37a
 class ExactLosses:

@@ -4,6 +4,7 @@ Each fault stands in `table.py`. It is made in a copy of the package, and at lea
 without a fault all of them have to pass. The command fails where a fault goes unnoticed."""
 import os, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import call_parse
 from table import mutants, root
@@ -22,24 +23,24 @@ def _pytest(folder, tests, limit, *args):
     except subprocess.TimeoutExpired: return None,''
     return res.returncode,res.stdout+res.stderr
 
+@contextmanager
 def _copy():
-    folder = Path(tempfile.mkdtemp(prefix='mutant'))
-    shutil.copytree(root/'proxy_attention', folder/'proxy_attention', ignore=shutil.ignore_patterns('__pycache__'))
-    return folder
+    "A folder with the package in it"
+    with tempfile.TemporaryDirectory(prefix='mutant') as folder:
+        shutil.copytree(root/'proxy_attention', Path(folder)/'proxy_attention', ignore=shutil.ignore_patterns('__pycache__'))
+        yield Path(folder)
 
 def tried(m, limit):
     "Which test noticed the fault; None: none"
-    folder = _copy()
-    try:
+    with _copy() as folder:
         file = folder/'proxy_attention'/m.file
         file.write_text(m.broken(file.read_text(encoding='utf-8')), encoding='utf-8')
         code,out = _pytest(folder, m.tests, limit)
-    finally: shutil.rmtree(folder)
     if code is None: return f'the tests did not end within {limit} seconds'
     if code==0: return None
     failed = [l for l in out.splitlines() if l.startswith('FAILED')]
     if code!=1 or not failed: raise SystemExit(f'The tests of "{m.what}" could not be run:\n{out[-2000:]}')
-    return failed[0].split(' ')[1].rpartition('/')[2]
+    return failed[0].partition(' - ')[0].rpartition('/')[2]
 
 @call_parse
 def main(only:str='', # Only faults whose words have one of these texts in them, separated by semicolons
@@ -48,9 +49,7 @@ def main(only:str='', # Only faults whose words have one of these texts in them,
 ):
     "Break the core in one place at a time, and see whether the tests notice"
     chosen,began = [m for m in mutants if any(o in m.what for o in only.split(';'))],time.time()
-    folder = _copy()
-    code,out = _pytest(folder, sorted({o for m in chosen for o in m.tests}), 3600, '-n', jobs)
-    shutil.rmtree(folder)
+    with _copy() as folder: code,out = _pytest(folder, sorted({o for m in chosen for o in m.tests}), 3600, '-n', jobs)
     if code: raise SystemExit(f'Without a fault, too, a test fails:\n{out[-3000:]}')
     print(f'Without a fault, all tests pass ({time.time()-began:.0f} s).', flush=True)
     with ThreadPoolExecutor(jobs) as pool:
