@@ -50,9 +50,10 @@ def proxy_demo(
     out:str='runs', # Folder of all runs; this one gets a new folder in it
     seed:int=0, # Draws split, patches, weights and order
     epochs:int=10, # Length of each of the two fits
+    n:int=None, # Use only this many of the 1,797 digits
 ):
     "A model that looks at the wrong thing, and the same model looking elsewhere: on real digits, no network, under 3 minutes"
-    with _sentences(): run_demo(out, seed, epochs)
+    with _sentences(): run_demo(out, seed, epochs, n=n)
 
 # %% ../nbs/01_cli.ipynb #c377a652
 def _every_field(f, but=()):

@@ -36,7 +36,7 @@ def nets(trained):
     res = dict(cnn=(trained.model, '4', None))
     for name,make,layer,read in (('vit', small_vit, 'blocks.2.norm1', lambda t: t[:,1:].unflatten(1, (8,8)).permute(0,3,1,2)),
                                  ('swin', small_swin, 'norm', lambda t: t.permute(0,3,1,2))):
-        learn = digits_learner(trained.dls.path) # sets the seed
+        learn = digits_learner(digits(n=400), bs=8) # sets the seed
         learn.model = make()
         with learn.no_bar(), learn.no_logging(): learn.fit(2, 2e-3)
         res[name] = (learn.model.eval(), layer, read)
@@ -303,7 +303,7 @@ def test_as_before_after_an_exception(trained, batch):
 
 @pytest.mark.parametrize('how', [
     GradCAM, EigenGradCAM, partial(AblationCAM, channels=4), partial(ScoreCAM, channels=4), partial(Captum, method=Saliency), LeGrad])
-def test_memory_and_hooks_over_200_calls(trained, how):
+def test_memory_and_hooks_over_100_calls(trained, how):
     import ctypes, gc
     torch.manual_seed(0)
     model = small_vit(depth=2) if how is LeGrad else trained.model
@@ -312,12 +312,12 @@ def test_memory_and_hooks_over_200_calls(trained, how):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         return sum(isinstance(o, Tensor) for o in gc.get_objects()), int(open('/proc/self/statm').read().split()[1])*4096
-    for _ in range(20): attr(x)
+    for _ in range(15): attr(x)
     tensors,resident = alive()
-    for _ in range(200): attr(x)
+    for _ in range(100): attr(x)
     now = alive()
     assert now[0]<=tensors+2
-    assert now[1]<resident+13e6, f'{(now[1]-resident)/1e6:.1f} MB more' # 200 leaked batches of one layer's activations are 26 MB
+    assert now[1]<resident+9e6, f'{(now[1]-resident)/1e6:.1f} MB more' # 100 leaked batches of one layer's activations are 13 MB
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 def test_captum_methods_that_need_more(trained, batch):

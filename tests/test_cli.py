@@ -1,4 +1,4 @@
-"The commands as a user types them: two from a cold start, the others from warm processes"
+"The commands as a user types them: one from a cold start, the others from warm processes"
 import json, os, signal, subprocess, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
@@ -12,14 +12,14 @@ from proxy_attention.cli import CliError, proxy_runs, proxy_train
 
 pytestmark = pytest.mark.limit(170)
 
-few = dict(arch='resnet10t', pretrained=False, size=32, workers=0)
-few_args = ('--arch', 'resnet10t', '--pretrained', 'no', '--size', 32, '--workers', 0)
+small = dict(arch='test_resnet', pretrained=False, size=32, workers=0)
+small_args = ('--arch', 'test_resnet', '--pretrained', 'no', '--size', 32, '--workers', 0)
 def run(*args, **kwargs): return warm.run(warm.script, *args, **kwargs)
 def run_cold(*args, **kwargs):
     return subprocess.run([warm.bin/args[0], *map(str, args[1:])], capture_output=True, text=True, timeout=160, **kwargs)
 
 def test_demo_end_to_end(tmp_path):
-    res = run_cold('proxy-demo', '--epochs', 2, cwd=tmp_path)
+    res = run('proxy-demo', '--epochs', 2, '--n', 300, cwd=tmp_path)
     assert res.returncode==0 and not res.stderr, res.stderr
     assert os.listdir(tmp_path)==['runs']
     o, = (tmp_path/'runs').iterdir()
@@ -37,7 +37,7 @@ def test_runs_that_start_together_have_a_folder_each(tmp_path):
 def test_train_end_to_end(path, tmp_path, fingerprint):
     before = fingerprint(path)
     # a relative path, as people type it
-    res = run('proxy-train', path.name, *few_args, '--steps', '1,p,1', '--out', tmp_path/'runs', '--save-images', '--share', .5,
+    res = run('proxy-train', path.name, *small_args, '--steps', '1,p,1', '--out', tmp_path/'runs', '--save-images', '--share', .5,
               cwd=path.parent)
     assert res.returncode==0, res.stderr
     assert fingerprint(path)==before
@@ -85,7 +85,7 @@ def until(p, log, words):
         time.sleep(.02)
 
 def test_ctrl_c(path, tmp_path):
-    with warm.begin(warm.script, 'proxy-train', path, '--epochs', 50, *few_args, '--out', tmp_path/'runs', out=tmp_path) as p:
+    with warm.begin(warm.script, 'proxy-train', path, '--epochs', 50, *small_args, '--out', tmp_path/'runs', out=tmp_path) as p:
         until(p, tmp_path/'stdout', 'Epoch 2/')
         os.kill(p.pid, signal.SIGINT)
         p.join(30)
@@ -98,12 +98,12 @@ def weights_of(run): return load_learner(run/'model.pkl').model.state_dict()
 
 def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     "kill -9 in the middle of the third epoch; the run that goes on ends with the same bits, and so does its log"
-    with warm.begin(warm.script, 'proxy-train', path, '--steps', '1,p,3', '--share', 50, '--lr', '3e-3', *few_args,
+    with warm.begin(warm.script, 'proxy-train', path, '--steps', '1,p,3', '--share', 50, '--lr', '3e-3', *small_args,
                     '--out', tmp_path/'cut', out=tmp_path) as p:
         until(p, tmp_path/'stdout', 'Epoch 3/')
         p.kill(); p.join()
     assert p.exitcode==-signal.SIGKILL
-    whole = train_folder(path, tmp_path/'whole', steps='1,p,3', share=50, lr=3e-3, say=noop, **few)
+    whole = train_folder(path, tmp_path/'whole', steps='1,p,3', share=50, lr=3e-3, say=noop, **small)
     cut, = (tmp_path/'cut').iterdir()
     capsys.readouterr()
     proxy_train(resume=str(cut), json=True)
@@ -114,10 +114,10 @@ def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(cut), lr=1.)
     with pytest.raises(CliError, match='it has no config.toml'): proxy_train(resume=str(tmp_path))
 
-def test_config_again_runs_and_explain(path, tmp_path, fingerprint, capsys):
+def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
     "A run's config.toml runs it again, options override it, `proxy-runs` lists both, `proxy-explain` shows them side by side"
-    before = fingerprint(path)
-    proxy_train(str(path), out=str(tmp_path/'runs'), steps='1,p,1', fill='mean', json=True, **few)
+    before = fingerprint(few)
+    proxy_train(str(few), out=str(tmp_path/'runs'), steps='1,p,1', fill='mean', json=True, **small)
     out = capsys.readouterr().out
     first = json.loads(out)
     assert len(out.splitlines())==1
@@ -131,20 +131,20 @@ def test_config_again_runs_and_explain(path, tmp_path, fingerprint, capsys):
     assert (len(table)==2 and {o['recipe'] for o in table}=={'default','late'}
             and first['accuracy'] in [round(o['accuracy'], 6) for o in table])
     (tmp_path/'bad.toml').write_text('[model]\nach = "resnet18"')
-    with pytest.raises(CliError, match="did you mean 'arch'?"): proxy_train(str(path), config=str(tmp_path/'bad.toml'))
-    res = run('proxy-explain', a/'model.pkl', path/'plain'/'3', '--against', b/'model.pkl', '--out', tmp_path/'seen')
+    with pytest.raises(CliError, match="did you mean 'arch'?"): proxy_train(str(few), config=str(tmp_path/'bad.toml'))
+    res = run('proxy-explain', a/'model.pkl', few/'plain'/'3', '--against', b/'model.pkl', '--out', tmp_path/'seen')
     assert res.returncode==0, res.stderr
     seen, = (tmp_path/'seen').iterdir()
-    assert (len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(path/'plain'/'3'))
-            and (seen/'sheet_001.png').exists() and fingerprint(path)==before)
+    assert (len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(few/'plain'/'3'))
+            and (seen/'sheet_001.png').exists() and fingerprint(few)==before)
     res = run('proxy-runs', tmp_path/'runs')
-    assert res.returncode==0 and res.stdout.count('resnet10t')==2, res.stderr
+    assert res.returncode==0 and res.stdout.count('test_resnet')==2, res.stderr
 
 def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     "Each image is in validation once; a run that is stopped in its second fold ends with the same table"
     import proxy_attention.experiment.train as t
     told,usual,made = [],t.arch_learner,[]
-    args = dict(steps='1,p,1', folds=2, bs=16, say=told.append, **few)
+    args = dict(steps='1,p,1', folds=2, bs=16, say=told.append, **small)
     o = train_folder(path/'valid', tmp_path/'runs', **args)
     assert (pd.read_csv(o/'folds.csv').fold.value_counts()==32).all() and 'mean ± standard deviation' in told[-1]
     class Stop(Callback):
@@ -167,7 +167,7 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     import proxy_attention.experiment.train as t
     def small_memory(bs):
         learn = t.arch_learner(
-            lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'resnet10t', 32, False)
+            lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'test_resnet', 32, False)
         forward = learn.model.forward
         def limited(x):
             if learn.model.training and len(x)>8: raise RuntimeError('CUDA out of memory. Tried to allocate')
@@ -183,7 +183,7 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     told = []
     monkeypatch.setattr(Learner, 'lr_find', partialmethod(Learner.lr_find, num_it=40)) # of 100
     run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=16, augment='strong',
-                       say=told.append, **few)
+                       say=told.append, **small)
     model = weights_of(run)
     assert any('lr_find suggests a rate of' in o for o in told)
     assert not capsys.readouterr().out, 'no bar of `lr_find` either'

@@ -314,11 +314,11 @@ def test_real_run_folder(tmp_path):
     data = digits(tmp_path/'data', n=100)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        run = train_folder(data, arch='resnet10t', steps='1,p,1', size=32, pretrained=False, out=tmp_path/'runs', workers=0, share=.3,
+        run = train_folder(data, arch='test_resnet', steps='1,p,1', size=32, pretrained=False, out=tmp_path/'runs', workers=0, share=.3,
                            say=lambda o: None)
     row = read_runs(tmp_path/'runs').iloc[0]
     hist = pd.read_csv(run/'history.csv')
-    assert (row.run==run.name and row.arch=='resnet10t' and row.steps=='1,p,1' and row.done==2
+    assert (row.run==run.name and row.arch=='test_resnet' and row.steps=='1,p,1' and row.done==2
             and row.accuracy==hist.accuracy.iloc[-1] and row.proxy_steps==1 and row.share==.3)
     assert row.when.strftime('%Y-%m-%d_%H-%M-%S') in run.name
     per = read_runs(tmp_path/'runs', per_epoch=True, images=True)

@@ -27,7 +27,7 @@ def until(f):
     while not f(): time.sleep(.005)
 
 grid = dict(a=[.1,.2,.3,.4,.5], b=['x','y','z'])
-tiny = dict(arch='resnet10t', pretrained=False, size=16, workers=0, steps='1,p,1', share=.5, bs=32)
+tiny = dict(arch='test_resnet', pretrained=False, size=16, workers=0, steps='1,p,1', share=.5, bs=32)
 
 @pytest.fixture
 def photos(tmp_path): return digits(tmp_path/'digits', n=60)/'train'
@@ -293,7 +293,7 @@ def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, c
             if self.training and self.epoch==1: os.kill(os.getpid(), signal.SIGKILL)
     args = ['proxy-sweep', str(photos), '--space', 'area=0.1,0.3 fill=swap', '--sampler', 'grid', '--metric', 'valid_loss',
         '--out', str(tmp_path/'s'), '--pretrained', 'no',
-        *f"--arch resnet10t --size 16 --workers 0 --steps 1,p,1 --share .5".split()]
+        *f"--arch test_resnet --size 16 --workers 0 --steps 1,p,1 --share .5".split()]
     def cut():
         t.arch_learner = lambda *a: usual(*a).add_cb(Killed())
         proxy_sweep(str(photos), space='area=0.1,0.3 fill=swap', sampler='grid', metric='valid_loss', out=str(tmp_path/'s'),

@@ -94,11 +94,12 @@ def run_demo(
     seed:int=0, # Draws split, patches, weights and order
     epochs:int=10,
     recipe=ProxyAttention.shortcut, # Makes the callback
+    n:int=None, # Use only this many of the 1,797 digits
     say=print # What is told goes here
 )->Path: # The run folder, with `table.csv`, `verdict.txt`, `demo.png`, the digits, the heat and the log
     "Train on digits with a planted shortcut, without and with Proxy Attention: a table, a sentence, a picture"
     run = new_run(out, 'demo')
-    path = digits(run/'digits', seed)
+    path = digits(run/'digits', seed, n=n)
     learns,rows = {},{}
     for name,proxy in {'without':None, 'with proxies':recipe(folder=run)}.items():
         say(f'\nTraining {name} …' if proxy is None else f'\nTraining {name}: {recipe()}')
