@@ -11,7 +11,7 @@ from .attribution.layers import find_layer, find_layers
 from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from .attribution.perturbation import AblationCAM, ScoreCAM
 from .attribution.transformers import AttentionRollout, LeGrad
-from .attribution.methods import Captum
+from .attribution.methods import Captum, Suspect
 from .masking.masker import Masker
 from .interpret.heats import heat_on, show_where
 from .interpret.interpretation import HeatDrift, ProxyInterpretation

@@ -87,7 +87,7 @@ everything = """
     EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
     HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
     ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
-    ScoreCAM Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
+    ScoreCAM Suspect Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
     dominoes explain_images explanation_scores find_layer
     find_layers heat_on interpret_train known_sets load_best no_shortcut one_colour open_images
     pitfalls probe randomised read_runs read_sweep

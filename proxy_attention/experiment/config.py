@@ -69,6 +69,7 @@ class FitConfig:
 class ProxyConfig:
     "What `ProxyAttention` is asked for; what is left out is as the recipe has it"
     recipe:str='default' # A recipe: {recipes}, or none
+    suspect:str=None # Look with a model that was trained before: its run folder, or model.pkl (loading it runs its code)
     steps:str=None # When: epochs and proxy steps in turn, as 5,p,9
     start:number=None # Done before the first step: share of the fit (0.3) or epochs (5)
     finish:number=None # No step once this is done

@@ -4,19 +4,26 @@
 
 # %% auto #0
 __all__ = ['recipes', 'probe_cycle', 'cycle_then_constant', 'fit_with', 'one_probe_epoch', 'probe_to_the_step',
-           'masked_at_the_end', 'epochs_to_step', 'Recipe', 'recipe_table', 'IfCarried']
+           'masked_at_the_end', 'epochs_to_step', 'Recipe', 'recipe_table', 'treatment', 'IfCarried',
+           'suspect_and_successor', 'rehearsed', 'as_suspect']
 
 # %% ../../nbs/proxy/09_recipes.ipynb #bfee7f1d
-import inspect
-from dataclasses import dataclass, field
+import inspect, torch
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from warnings import warn
 import numpy as np
 from fastcore.all import L, delegates, patch
 from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, combined_cos
+from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from ..core import *
-from ..interpret.probe import probe
+from ..attribution.methods import Suspect
+from ..masking.masker import Masker
+from ..interpret.probe import Probe, probe
 from .schedule import Every, possible_epochs, proxy_epochs
+from .record import check_folder
+from .proof import prove
 from .callback import ProxyAttention
 
 # %% ../../nbs/proxy/09_recipes.ipynb #1ad4c0a7
@@ -139,7 +146,9 @@ class Recipe:
                             f'such as `ProxyAttention.shortcut({d}={kwargs[d]!r})`.')
         out = [k for o,ks in _belongs.items() if kwargs.get(o) is not None for k in ks]
         usual = {k:v for k,v in self.settings.items() if k not in out}
-        return (_cls or ProxyAttention)(**(usual|kwargs))
+        made = (_cls or ProxyAttention)(**(deepcopy(usual)|kwargs)) # a schedule may keep what it has been told
+        made.fit_by = self.fit
+        return made
 
     def train(self,
         learn:Learner,
@@ -209,43 +218,134 @@ Recipe('late', 'A small shortcut that is learned slowly: all items, once at half
     evidence='Decoy MNIST: 97.7 ± 0.4 % (no proxy 82.3, MaskTune\'s rule 89.5; 5 seeds)',
     fails='It does nothing against a shortcut that is learned first.')
 
+# %% ../../nbs/proxy/09_recipes.ipynb #521f4069
+def treatment(
+    found:Probe,
+    masker:Masker, # Of the proxies
+    enough:float=0.5, # Share of the predictions that a small place has to carry, over that of a random place
+    hint:float=0.2, # So much is enough where the hottest place is nearly always at the edge
+    near:float=0.85 # The area is the smallest that carries this share of what the best one does
+): # Arguments of the rule (True, if it has no area); False: no small place carries the predictions
+    "What a probe says should be masked"
+    carried = np.nan_to_num(found.flips.carried[found.small])
+    edge = not found.coarse and found.energy.hottest['edge']>=.8
+    if carried<(hint if edge else enough): return False
+    by_area = found.flips.carried[:masker.max_area]
+    return 'area' not in masker.rule_takes or dict(area=float(by_area[by_area>=near*by_area.max()].index[0]))
+
 # %% ../../nbs/proxy/09_recipes.ipynb #16913b8b
 class IfCarried:
-    "One step, early, and only where a small place carries the predictions; see `probe`"
+    "One step, and only where a small place carries the predictions; see `probe`"
+    at_start = True # A suspect is asked before the first epoch
     def __init__(self,
-        start=0.1, # Done before the step: share of the fit (float) or epochs (int)
-        enough:float=0.5, # Share of the predictions that a small place has to carry, over that of a random place
-        near:float=0.85, # The area is the smallest that carries this share of what the best one does
+        start=0.1, # Done before the network in training is asked: share of the fit (float) or epochs (int)
+        enough:float=0.5, # See `treatment`
+        near:float=0.85, # See `treatment`
         n:int=600 # Training images to probe with
     ):
         self.when,self.enough,self.near,self.n = Every(start, every=None),enough,near,n
+        self.load_state_dict({})
 
     def possible(self, n_epoch):
-        "The one epoch that may end in a step"
-        return proxy_epochs(self.when, n_epoch)
+        "A step may come from `start` on, once the network has learned something"
+        first = proxy_epochs(self.when, n_epoch)
+        return list(range(first[0], n_epoch-1)) if first else []
+
+    def ask(self,
+        learn:Learner # With a `ProxyAttention`
+    ): # What `treatment` says; None: the network has learned nothing yet
+        "Probe the suspect or, without one, the network in training; the answer is kept"
+        cb = learn.proxy_attention
+        suspect = cb.suspect and cb.suspect.on(learn.model)
+        found = probe(learn, 'train', self.n, model=suspect)
+        who = 'The suspect' if suspect is not None else 'The network'
+        if found.learned is False:
+            warn(f'{who} has learned nothing yet ({found.accuracy:.0%} right, {found.largest:.0%} are of one class)'
+                 + (': nothing is masked.' if suspect is not None else ': it is asked again after the next epoch.'), ProxyWarning)
+            self.answer = None if suspect is None else False
+            return self.answer
+        self.answer = treatment(found, cb.settings.masker, self.enough, near=self.near)
+        if self.answer is False:
+            warn(f'{who} shows no small place that carries the predictions '
+                 f'({max(0, np.nan_to_num(found.flips.carried[found.small])):.0%} follow a swap of the hottest {found.small:.0%}; '
+                 f'{self.enough:.0%} would be enough): nothing is masked.', ProxyWarning)
+        return self.answer
 
     def __call__(self, epoch, n_epoch,
         learn=None # Of the fit; None: could there be a step?
-    ): # The area (True, if the rule has none), or False
-        due = self.when(epoch, n_epoch)
-        if not due or learn is None: return due
-        found,m = probe(learn, 'train', self.n),learn.proxy_attention.settings.masker
-        carried = found.flips.carried[found.small]
-        if carried>=self.enough:
-            by_area = found.flips.carried[:m.max_area]
-            return 'area' not in m.rule_takes or dict(area=float(by_area[by_area>=self.near*by_area.max()].index[0]))
-        warn(f'The probe after epoch {epoch} finds no small place that carries the predictions '
-             f'({max(0, np.nan_to_num(carried)):.0%} follow a swap of the hottest {found.small:.0%}; '
-             f'{self.enough:.0%} would be enough): nothing is masked.', ProxyWarning)
-        return False
+    ): # Arguments of the rule (True, if it has no area), or False
+        if learn is None: return self.when(epoch, n_epoch)
+        if learn.proxy_attention.suspect is not None:
+            if epoch>=0: return False
+            return (self.ask(learn) if self.answer is None else self.answer) or False
+        if self.asked is not None and epoch<=self.asked: self.load_state_dict({}) # another fit
+        if self.answer is not None or epoch not in self.possible(n_epoch): return False
+        self.asked = epoch
+        return self.ask(learn) or False
+
+    def state_dict(self):
+        "What a checkpoint keeps of it"
+        return dict(asked=self.asked, answer=self.answer)
+    def load_state_dict(self, state):
+        "Go on from there"
+        self.asked,self.answer = (state.get(k) for k in ('asked','answer'))
     def __repr__(self): return f'if a small place carries {self.enough:.0%} of the predictions'
 
-Recipe('probed', 'Nobody knows whether there is a shortcut: '
+Recipe('probed', 'Nobody knows whether there is a shortcut, and it is learned first: '
        'as `shortcut` where a probe finds a small place that carries the predictions, nothing otherwise',
     dict(_kept, target='margin', rule='area', fill='swap_both', steps=IfCarried(), p=1.), probe_to_the_step,
     cost='a probe of 600 images; where it finds nothing, the fit is bit for bit the plain one',
     evidence='masked in 5 of 5 seeds of each small square, in 0 of 10 honest ones, in 3 of 10 of a shortcut that fills half of the image',
-    fails='After one epoch it cannot see a shortcut that is learned slowly, and it looks at small places only.',
+    fails='While the network is young it cannot see a shortcut that is learned slowly, and it looks at small places only.',
+    decides='area')
+
+# %% ../../nbs/proxy/09_recipes.ipynb #52d70432
+def suspect_and_successor(
+    learn:Learner, # With a `ProxyAttention`
+    fit # Trains it, without arguments
+):
+    "Train a suspect, unless the callback has one; where a small place carries its predictions, train a successor that is masked there"
+    cb,first = learn.proxy_attention,deepcopy(learn.model.state_dict())
+    ask = getattr(cb.schedule, 'ask', lambda learn: True)
+    if cb.suspect is not None: return fit()
+    if cb.folder: check_folder(cb.folder, learn.dls, fresh=not (cb.folder/'suspect.pth').exists())
+    prove(learn, cb.settings, learn.loss_func) # what cannot work is said before the suspect is trained
+    learn.logger('First a suspect is trained to the end, to see where it looks.')
+    learn.remove_cb(cb)
+    try: fit()
+    finally: learn.add_cb(cb)
+    _keep_suspect(learn, cb, first)
+    cb.settings = replace(cb.settings, attribution=Suspect(learn, cb.settings.attribution))
+    if ask(learn) is False: return
+    learn.logger('A small place carries its predictions: its successor starts from the same weights, masked there.')
+    learn.model.load_state_dict(first)
+    if learn.opt is not None: learn.opt.clear_state()
+    fit()
+
+def _keep_suspect(learn, cb, first):
+    "On disk, if the callback has a folder: a run that goes on in the second fit has passed over the first"
+    if not cb.folder: return
+    f,now = cb.folder/'suspect.pth',learn.model.state_dict()
+    if not f.exists(): return write_whole(f, lambda o: torch.save(now, o))
+    if not all(torch.equal(now[k], first[k]) for k in first):
+        raise FileExistsError(f'The folder {cb.folder} holds the suspect of another run, and nothing is written over: name a new one.')
+    learn.model.load_state_dict(torch.load(f, map_location='cpu', weights_only=True))
+
+@delegates(fit_with, but='sched')
+def rehearsed(
+    learn:Learner,
+    n_epoch:int, # Epochs of the suspect, and as many of its successor
+    lr_max=None, # Largest rate; None: `learn.lr`
+    **kwargs
+):
+    "A suspect and, where it leans on a small place, its successor: each an epoch at a constant rate, then one cycle"
+    suspect_and_successor(learn, lambda: one_probe_epoch(learn, n_epoch, lr_max, **kwargs))
+
+Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a suspect is trained first, and a successor is masked where it looked',
+    dict(_kept, target='margin', rule='area', fill='swap', steps=IfCarried(), p=1.), rehearsed,
+    cost='two fits and a probe; where the probe finds nothing, one fit and a probe, bit for bit the plain fit',
+    evidence='@@',
+    fails='It looks at small places only: where the background is the shortcut it masks the object and makes things worse.',
     decides='area')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #8543066d
@@ -271,15 +371,68 @@ Recipe('masktune', 'For comparison: MaskTune, all items, black, one epoch on mas
 def fit_proxy(self:Learner,
     n_epoch:int, # Epochs in all, the probe among them
     lr_max=None, # Largest rate of the cycle; None: `learn.lr`
-    probe:int=None, # Epochs of the probe; None: until the first proxy step
+    suspect=None, # A trained `Learner` (or its model) of the same data; None: one is trained first
+    probe:int=None, # Epochs at a constant rate; None: until the first proxy step
     wd=None, # Weight decay
     cbs=None, # More callbacks for this fit
     reset_opt:bool=False, # Start with a new optimizer?
     **kwargs
 ):
-    "Probe at a constant rate, a proxy step, one cycle over the rest. Without a `ProxyAttention` of your own, that of the recipe `probed`"
-    if not hasattr(self, 'proxy_attention'): self.add_cb(ProxyAttention.probed())
-    schedule = self.proxy_attention.schedule
-    if probe is None: probe = epochs_to_step(schedule, n_epoch)
+    "Train with proxies. Without a `ProxyAttention` of your own, by the recipe `rehearsed`: a suspect, and its successor"
+    own = hasattr(self, 'proxy_attention')
+    if own and suspect is not None:
+        raise ValueError('The learner has a ProxyAttention of its own: give the suspect to it, `ProxyAttention(attribution=Suspect(learn), …)`, '
+                         'or take it off, `learn.remove_cb(ProxyAttention)`.')
+    if not own: self.add_cb(recipes['rehearsed'](**({} if suspect is None else dict(attribution=as_suspect(self, suspect)))))
+    if self.opt is not None and self.opt.frozen_idx>0:
+        warn('The body of this learner is frozen, so only its head is trained: `learn.fine_tune_proxy(…)` trains the head first '
+             'and then all, `learn.unfreeze()` before this trains all at once.', ProxyWarning)
+    schedule,twice = self.proxy_attention.schedule,self.proxy_attention.fit_by is rehearsed
+    if probe is None: probe = 1 if twice or self.proxy_attention.suspect else epochs_to_step(schedule, n_epoch)
     elif not possible_epochs(schedule, n_epoch): epochs_to_step(schedule, n_epoch) # says what is wrong
-    fit_with(self, n_epoch, probe_cycle(self, n_epoch, probe, lr_max, **kwargs), wd, cbs, reset_opt)
+    def fit(): fit_with(self, n_epoch, probe_cycle(self, n_epoch, probe, lr_max, **kwargs), wd, cbs, reset_opt)
+    if twice: suspect_and_successor(self, fit)
+    else: fit()
+
+def as_suspect(
+    learn:Learner, # That is to be trained
+    suspect, # A trained `Learner` (or its model), or a `Suspect`
+    **kwargs # Passed to `Suspect`: `attribution`
+)->Suspect:
+    "Refuse one that was trained on other classes, or sees images in another way"
+    if isinstance(suspect, Suspect): return suspect
+    if isinstance(suspect, Learner):
+        for what,own,other in (('classes', *(getattr(o.dls, 'vocab', None) for o in (learn,suspect))),
+                               ('normalization', *(_normalized(o.dls) for o in (learn,suspect)))):
+            if own!=other and not (own is None or other is None):
+                raise ValueError(f'The suspect was trained with other {what} ({other}) than this learner has ({own}): '
+                                 'give one that was trained on the same data, loaded in the same way.')
+    return Suspect(suspect, **kwargs)
+
+def _normalized(dls):
+    "Mean and standard deviation that images are normalized with, as numbers"
+    found = [o for o in dls.valid.after_batch.fs if isinstance(o, Normalize)]
+    return [[round(float(v), 4) for v in t.flatten()] for o in found for t in (o.mean,o.std)]
+
+# %% ../../nbs/proxy/09_recipes.ipynb #da4246fa
+@patch
+@delegates(Learner.fit_proxy)
+def fine_tune_proxy(self:Learner,
+    epochs:int, # Of the second phase
+    base_lr:float=2e-3, # Rate of the head in the first phase; the second trains at half of it
+    freeze_epochs:int=1, # Of the first phase
+    lr_mult:float=100, # The first layers train at the rate divided by this
+    pct_start:float=0.3, # Share of the cycle that warms up
+    div:float=5., # The cycle starts at its largest rate divided by this
+    **kwargs
+):
+    "fastai's `fine_tune`, whose second phase is `fit_proxy`"
+    own = getattr(self, 'proxy_attention', None)
+    if own is not None: self.remove_cb(own)
+    try:
+        self.freeze()
+        self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, cbs=kwargs.get('cbs'))
+    finally:
+        if own is not None: self.add_cb(own)
+    self.unfreeze()
+    self.fit_proxy(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)

@@ -14,7 +14,9 @@ from ..core import *
 
 # %% ../../nbs/proxy/00_schedule.ipynb #f316ee66
 class Steps:
-    "`[5,'p',9]`: 5 epochs, a proxy step, 9 epochs (Mukherjee 2023); the text `'5,p,9'` means the same"
+    """`[5,'p',9]`: 5 epochs, a proxy step, 9 epochs (Mukherjee 2023); the text `'5,p,9'` means the same
+
+    `['p',9]` makes its step before the first epoch, which is for the heat of another model, see `Suspect`."""
     def __init__(self,
         steps # Whole numbers of epochs with 'p' between them
     ):
@@ -29,10 +31,13 @@ class Steps:
             if o!='p' and (isinstance(o, bool) or not isinstance(o, int) or o<1):
                 raise ValueError(f"{o!r} in the steps {s} is neither a number of epochs nor 'p': {say}.")
         if 'p' not in s: raise ValueError(f'There is no proxy step in {s}: {say}.')
-        if s[0]=='p':  raise ValueError(f'The steps {s} begin with a proxy step, before the model has learned anything to look at: {say}.')
         if s[-1]=='p': raise ValueError(f'The steps {s} end with a proxy step, and nothing would train on its result: {say}.')
         if any(a==b=='p' for a,b in zip(s, s[1:])): raise ValueError(f'Two proxy steps follow each other in {s}: {say}.')
 
+    @property
+    def at_start(self):
+        "Is there a step before the first epoch?"
+        return self.steps[0]=='p'
     @property
     def n_epoch(self):
         "Length of the fit that the steps make"

@@ -1,0 +1,78 @@
+"""Does a suspect's heat cure a watermark on photographs? `python benchmarks/suspect.py DATA` writes `suspect.csv`
+
+DATA holds `ants_bees.zip`: 245 photographs of ants and bees to train on, 153 to test with. All bees bear a text along the bottom edge;
+in `flipped` the ants bear it instead, in `plain` nobody does. `clean` is the same without any text: there is nothing to cure.
+A resnet18 from scratch, 128 pixels, 8 epochs. Recipes are chosen on seeds 1 and 2; seeds 11 to 15, which nobody looked at for it,
+say what they are worth (`--held`). Every run is kept in OUT: the same command goes on where it was stopped."""
+import io, sys, warnings, zipfile
+from functools import partial
+from pathlib import Path
+import pandas as pd, torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, accuracy, resnet18, set_seed
+from fastcore.script import call_parse
+from matplotlib import font_manager
+from proxy_attention.experiment.arms import arms, with_proxies
+from proxy_attention.experiment.compare import compare
+sys.path.insert(0, str(Path(__file__).parent))
+from bench_tables import keep_table
+
+tuned,held_out = (1,2),(11,12,13,14,15)
+
+def marked(img):
+    "A text along the bottom edge, white with a dark outline"
+    img = img.copy()
+    font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), round(.085*img.height))
+    ImageDraw.Draw(img).text((img.width//2, img.height-3), '© bee studio', 'white', font, 'ms', stroke_width=1, stroke_fill=(40,40,40))
+    return img
+
+def photos(data, out, mark=True):
+    "The bed: `train` and `valid` with the text on all bees, `flipped` with it on all ants, `plain` without it"
+    path = Path(out)/('bees' if mark else 'clean')
+    if (path/'done').exists(): return path
+    with zipfile.ZipFile(Path(data)/'ants_bees.zip') as z:
+        for o in sorted(z.namelist()):
+            part,label,name = ([*o.split('/')]+['']*3)[:3]
+            if not name.endswith('.jpg'): continue
+            img = ImageOps.fit(Image.open(io.BytesIO(z.read(o))).convert('RGB'), (256,256))
+            on = {'train':mark and label=='bees'} if part=='train' else dict(
+                valid=mark and label=='bees', plain=False, **(dict(flipped=label=='ants') if mark else {}))
+            for where,with_text in on.items():
+                f = path/where/label/f'{Path(name).stem}.png'
+                f.parent.mkdir(parents=True, exist_ok=True)
+                (marked(img) if with_text else img).resize((128,128), Image.BICUBIC).save(f)
+    (path/'done').touch()
+    return path
+
+def learner(path, seed):
+    "From scratch, without augmentation"
+    set_seed(seed)
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=16, num_workers=0)
+    return Learner(dls, resnet18(num_classes=2), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+
+which = {'no proxy':arms['no proxy'], 'probed':arms['probed'], 'rehearsed':with_proxies('rehearsed'),
+         'rehearsed, swap_both':with_proxies('rehearsed', fill='swap_both'),
+         'rehearsed, random place':with_proxies('rehearsed', rule='random')}
+
+@call_parse
+def main(data:str, # Folder of the real data
+         out:str='runs/suspect', # Beds and runs are kept here
+         held:bool=False, # Report on the seeds that the choice was not made on
+         only:str='', # Only these arms, separated by semicolons
+         beds:str='bees,clean', # Only these beds
+         n_jobs:int=2, # Processes
+         csv:str=str(Path(__file__).with_suffix('.csv')), # Where the table goes
+):
+    "Train with and without a suspect, with a watermark and without one"
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    seeds,tables,out = held_out if held else tuned,[],Path(out).resolve()
+    mine = {k:which[k] for k in ['no proxy',*only.split(';')]} if only else which
+    for bed in beds.split(','):
+        path = photos(data, out/'beds', bed=='bees')
+        tests = {o:path/o for o in ('plain','flipped') if (path/o).is_dir()}
+        make,where = partial(learner, path),out/'runs'/f'{bed}-{"held" if held else "tuned"}'
+        res = compare(make, mine, seeds, 8, tests, 3e-3, 'no proxy', folder=where, n_jobs=n_jobs)
+        print(f'\n{bed}\n{res.table(diff=False).to_string()}\n{res}', flush=True)
+        tables.append(res.df.assign(bed=bed, seeds='held out' if held else 'chosen on'))
+    keep_table(pd.concat(tables).round(5), Path(csv), ['bed','arm','seeds'])

@@ -1,0 +1,233 @@
+"A network that has been trained already shows where to mask its successor"
+import pytest, warm
+from fastai.vision.all import *
+from proxy_attention.all import *
+from proxy_attention.data.digits import bed_learner
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.attribution.methods import Suspect
+from proxy_attention.proxy.recipes import IfCarried, one_probe_epoch
+from proxy_attention.proxy.step import Settings, heat_of_items
+from test_checkpoint import Cut
+
+pytestmark = pytest.mark.limit(90)
+
+@pytest.fixture(scope='module')
+def bed(tmp_path_factory):
+    "Is the digit 5 or more? A patch in a corner says it, too"
+    return two_colours(tmp_path_factory.mktemp('bed')/'two', n_train=240, n_test=100)
+
+@pytest.fixture(scope='module')
+def honest_bed(tmp_path_factory): return no_shortcut(tmp_path_factory.mktemp('bed')/'none', n_train=400, n_test=100)
+
+@pytest.fixture(scope='module')
+def suspect(bed):
+    learn = bed_learner(bed, seed=3, bs=16)
+    with learn.no_bar(), learn.no_logging(): one_probe_epoch(learn, 3, 1e-2)
+    return learn
+
+class Count(Callback):
+    "Optimizer steps, over all fits"
+    def before_fit(self): self.n = getattr(self, 'n', 0)
+    def after_step(self): self.n += 1
+
+# Whose heat
+
+def test_a_copy_is_kept_as_it_is(suspect, quiet):
+    s,x = Suspect(suspect),suspect.dls.valid.one_batch()[0]
+    before = s(suspect.model)(x)
+    other = bed_learner(suspect.dls.path, seed=5, bs=16)
+    assert torch.equal(s(other.model)(x), before) and s.model is not suspect.model
+    later = bed_learner(suspect.dls.path, seed=3, bs=16)
+    own = Suspect(later)
+    was = own(later.model)(x)
+    quiet(later, 'fit', 1, 1e-2)
+    assert torch.equal(own(later.model)(x), was)
+
+def test_a_step_before_the_first_epoch(suspect, quiet):
+    pa = ProxyAttention(steps=['p',2], attribution=Suspect(suspect), select='all', p=1.)
+    learn = quiet(bed_learner(suspect.dls.path, bs=16, cbs=pa), 'fit', 2, 1e-3)
+    n = len(learn.dls.train_ds)
+    assert pa.history.epoch.tolist()==[-1] and pa.history.chosen.tolist()==[n]
+    assert [(o['epoch'],o['served']) for o in pa.fit_state.record.epochs]==[(e, len(learn.dls.train)*16) for e in (0,1)]
+    theirs = heat_of_items(suspect, Settings(), torch.arange(n))[0]
+    assert torch.equal(torch.stack([pa.store[i] for i in pa.store]), theirs[list(pa.store)])
+    assert torch.equal(pa.interp.losses.as_subclass(Tensor), interpret_train(suspect).losses.as_subclass(Tensor)), "the suspect's losses"
+
+def test_never_served_it_leaves_no_trace(bed, suspect, weights, same, quiet):
+    plain = quiet(bed_learner(bed, bs=16), 'fit', 2, 1e-3)
+    for losses in ('exact','running'):
+        pa = ProxyAttention(steps=['p',2], attribution=Suspect(suspect), select='all', p=0., losses=losses)
+        learn = quiet(bed_learner(bed, bs=16, cbs=pa), 'fit', 2, 1e-3)
+        assert same(weights(learn), weights(plain)) and learn.recorder.values==plain.recorder.values and len(pa.history)==1
+
+def test_an_export_carries_no_second_model(bed, suspect, quiet, tmp_path):
+    learn = bed_learner(bed, bs=16, cbs=ProxyAttention(steps=['p',1], attribution=Suspect(suspect)))
+    quiet(learn, 'fit', 1, 1e-3)
+    learn.export(tmp_path/'with.pkl')
+    learn.remove_cb(ProxyAttention)
+    learn.export(tmp_path/'without.pkl')
+    assert (tmp_path/'with.pkl').stat().st_size<(tmp_path/'without.pkl').stat().st_size+5_000
+    with pytest.raises(ValueError, match='attribution could not go along'): _train_again(tmp_path/'with.pkl', bed)
+
+def _train_again(f, bed):
+    again = load_learner(f)
+    again.dls = bed_learner(bed, bs=16).dls
+    with again.no_bar(), again.no_logging(): again.fit(2, 1e-3)
+
+# What is refused
+
+def test_what_cannot_be_a_suspect(bed, suspect, few, quiet):
+    with pytest.raises(ValueError, match='before the model has learned anything to look at'):
+        quiet(bed_learner(bed, cbs=ProxyAttention(steps=['p',2])), 'fit', 2)
+    with pytest.raises(ValueError, match='trained with other classes'): bed_learner(bed).fit_proxy(2, suspect=digits_learner(few))
+    dls = ImageDataLoaders.from_folder(bed, train='train', valid='valid', num_workers=0, batch_tfms=Normalize.from_stats(*imagenet_stats))
+    with pytest.raises(ValueError, match='trained with other normalization'):
+        bed_learner(bed).fit_proxy(2, suspect=Learner(dls, digits_net(2), loss_func=CrossEntropyLossFlat()))
+    with pytest.raises(ValueError, match='has a ProxyAttention of its own'):
+        bed_learner(bed, cbs=ProxyAttention(start=1)).fit_proxy(2, suspect=suspect)
+    with pytest.raises(TypeError, match='a trained Learner or a torch module'): bed_learner(bed).fit_proxy(2, suspect='model.pkl')
+
+# A suspect and its successor
+
+def test_the_successor_is_masked_where_the_suspect_looked(bed, quiet):
+    learn = bed_learner(bed, seed=1, bs=16, cbs=Count())
+    quiet(learn, 'fit_proxy', 4, 1e-2)
+    pa = learn.proxy_attention
+    assert pa.history.epoch.tolist()==[-1] and learn.count.n==2*4*len(learn.dls.train)
+    assert pa.history.area[0]<=.2
+    plain = bed_learner(bed, seed=1, bs=16)
+    with plain.no_bar(), plain.no_logging(): one_probe_epoch(plain, 4, 1e-2)
+    assert accuracy_on(plain, bed/'flipped')<.3 and accuracy_on(learn, bed/'flipped')>.6
+    assert all(torch.equal(a, b) for a,b in zip(plain.model.state_dict().values(), pa.suspect.model.state_dict().values()))
+
+def test_a_given_suspect_is_not_trained_again(bed, suspect, quiet, weights, same):
+    before = weights(suspect)
+    learn = bed_learner(bed, seed=1, bs=16, cbs=Count())
+    quiet(learn, 'fit_proxy', 3, 1e-2, suspect=suspect)
+    assert learn.count.n==3*len(learn.dls.train) and learn.proxy_attention.history.epoch.tolist()==[-1]
+    assert same(weights(suspect), before)
+
+def test_nothing_to_cure_is_the_plain_fit_once(honest_bed, quiet, weights, same):
+    plain = bed_learner(honest_bed, bs=16)
+    with plain.no_bar(), plain.no_logging(): one_probe_epoch(plain, 5, 1e-2)
+    learn = bed_learner(honest_bed, bs=16, cbs=Count())
+    with pytest.warns(ProxyWarning, match='nothing is masked'): quiet(learn, 'fit_proxy', 5, 1e-2)
+    assert same(weights(learn), weights(plain)) and learn.count.n==5*len(learn.dls.train) and len(learn.proxy_attention.history)==0
+
+def test_it_says_what_it_does(bed, capsys):
+    learn = bed_learner(bed, seed=1, bs=16)
+    with learn.no_bar(): learn.fit_proxy(2, 1e-2)
+    out = capsys.readouterr().out
+    assert 'First a suspect is trained to the end' in out and 'its successor starts from the same weights' in out
+
+class Rates(Callback):
+    "The rates of each step, by group"
+    def before_fit(self): self.fits = [*getattr(self, 'fits', []), []]
+    def after_step(self): self.fits[-1].append([h['lr'] for h in self.opt.hypers])
+
+def test_fine_tune_proxy_has_the_phases_of_fine_tune(bed, quiet, weights, same):
+    def learner(cbs=None):
+        set_seed(1)
+        dls = ImageDataLoaders.from_folder(bed, train='train', valid='valid', bs=16, num_workers=0)
+        return vision_learner(dls, 'test_resnet', pretrained=False, metrics=accuracy, cbs=cbs)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ProxyWarning)
+        ours,theirs = learner(Rates()),learner(Rates())
+        quiet(ours, 'fine_tune_proxy', 2, 1e-2)
+        quiet(theirs, 'fine_tune', 2, 1e-2)
+    assert ours.rates.fits[0]==theirs.rates.fits[0] and len(ours.rates.fits)==2+len(ours.proxy_attention.history)
+    for fit in ours.rates.fits[1:]: assert np.allclose(max(fit), max(theirs.rates.fits[1]), rtol=.02), 'the same largest rates, layer by layer'
+    assert all(o.requires_grad for o in ours.model.parameters())
+    own = learner(ProxyAttention(steps=[1,'p',1]))
+    quiet(own, 'fine_tune_proxy', 2, 1e-2)
+    assert own.proxy_attention.history.fit.tolist()==[1], 'the frozen phase belongs to no schedule'
+
+def test_a_frozen_body_is_told(bed, quiet):
+    dls = ImageDataLoaders.from_folder(bed, train='train', valid='valid', bs=16, num_workers=0)
+    learn = vision_learner(dls, 'test_resnet', pretrained=False, cbs=ProxyAttention(steps=[1,'p',1]))
+    learn.freeze()
+    with pytest.warns(ProxyWarning, match='only its head is trained'): quiet(learn, 'fit_proxy', 2, 1e-2)
+
+# A network that has learned nothing
+
+def test_nothing_is_concluded_from_a_network_at_chance(bed):
+    learn = bed_learner(bed, bs=16)
+    found = probe(learn)
+    assert found.learned is False and found.grade=='unclear' and not found.likely and found.flips.isna().all(None)
+    assert 'has learned nothing yet' in found.verdict() and f'{found.largest:.0%} of them are of one class' in found.verdict()
+    assert 'nothing yet' in found._repr_html_()
+
+class Deaf(Callback):
+    "Learns nothing in the first epochs"
+    order = 50
+    def __init__(self, n): self.n = n
+    def before_step(self):
+        if self.epoch<self.n: raise CancelStepException
+
+def test_it_is_asked_again_after_the_next_epoch(bed, quiet):
+    learn = bed_learner(bed, seed=1, bs=16, cbs=[ProxyAttention.probed(), Deaf(1)])
+    with pytest.warns(ProxyWarning, match='asked again after the next epoch'): quiet(learn, 'fit', 4, 1e-2)
+    assert learn.proxy_attention.history.epoch.tolist()==[1]
+    with pytest.warns(ProxyWarning): quiet(learn, 'fit', 1, 1e-2)
+    learn = bed_learner(bed, bs=16, cbs=[ProxyAttention.probed(), Deaf(9)])
+    with pytest.warns(ProxyWarning, match='asked again'): quiet(learn, 'fit', 2, 1e-2)
+    assert len(learn.proxy_attention.history)==0
+
+def test_two_callbacks_of_one_recipe_share_no_answer():
+    a,b = ProxyAttention.probed(),ProxyAttention.probed()
+    a.schedule.answer = False
+    assert b.schedule.answer is None and ProxyAttention.probed().schedule.answer is None
+
+# Stopped, and gone on with
+
+def rehearse(bed, folder, *cbs, epochs=2):
+    learn = bed_learner(bed, seed=1, bs=16, cbs=[*cbs, Checkpoint(folder/'ckpt', resume=True)])
+    with learn.no_bar(), learn.no_logging(): recipes['rehearsed'].train(learn, epochs, 1e-2, dict(folder=folder/'own'))
+    return learn
+
+@pytest.fixture(scope='module')
+def whole(bed, tmp_path_factory):
+    "A run that was never cut, and its folder"
+    folder = tmp_path_factory.mktemp('whole')
+    return rehearse(bed, folder),folder
+
+@pytest.mark.parametrize('cut', [(1,1,1),(0,1,2),(1,1,2)])
+def test_gone_on_with_it_ends_with_the_same_bits(bed, whole, tmp_path, weights, same, cut):
+    learn,folder = whole
+    with pytest.raises(KeyboardInterrupt): rehearse(bed, tmp_path, Cut(*cut))
+    again = rehearse(bed, tmp_path)
+    assert same(weights(learn), weights(again)) and again.recorder.values==learn.recorder.values
+    pa,pb = learn.proxy_attention,again.proxy_attention
+    assert pa.history.drop(columns='seconds').equals(pb.history.drop(columns='seconds')) and pa.history.epoch.tolist()==[-1]
+    a,b = (HeatmapStore.load(o/'own'/'heat.npz') for o in (folder,tmp_path))
+    assert np.array_equal(a.grids, b.grids)
+
+def test_what_cannot_work_is_said_before_the_suspect_is_trained(bed, whole, tmp_path):
+    for kw,words in ((dict(folder=whole[1]/'own'), 'the suspect of another run|proxies of another run'),
+                     (dict(folder=bed/'train'/'own'), 'lie|images'), (dict(fill=lambda img: img[:2]), 'the whole picture')):
+        learn = bed_learner(bed, bs=16, cbs=Count())
+        with learn.no_bar(), learn.no_logging(), pytest.raises((ValueError,TypeError,OSError), match=words):
+            recipes['rehearsed'].train(learn, 2, 1e-2, kw)
+        assert getattr(learn.count, 'n', 0)<=(2*len(learn.dls.train) if 'suspect' in words else 0)
+
+def test_the_answer_is_kept_with_a_checkpoint():
+    s = IfCarried()
+    s.asked,s.answer = 0,dict(area=.1)
+    t = IfCarried()
+    t.load_state_dict(s.state_dict())
+    assert (t.asked,t.answer)==(0,dict(area=.1))
+
+# On the command line
+
+def test_on_the_command_line(bed, tmp_path):
+    args = ['--arch','test_resnet','--pretrained','no','--size',32,'--workers',0,'--bs',16,'--augment','none','--lr','1e-2','--epochs',3]
+    one = train_folder(bed, tmp_path/'runs', recipe='none', arch='test_resnet', pretrained=False, size=32, workers=0, bs=16,
+                       augment='none', lr=1e-2, epochs=2, say=noop)
+    res = warm.run(warm.script, 'proxy-train', bed, *args, '--suspect', one.name, '--out', tmp_path/'more', cwd=one.parent)
+    assert res.returncode==0, res.stderr
+    run, = (tmp_path/'more').iterdir()
+    said = (run/'config.toml').read_text()
+    assert 'recipe = "rehearsed"' in said and f'suspect = "{(one/"model.pkl").resolve()}"' in said
+    assert len(pd.read_csv(run/'history.csv'))==3
+    res = warm.run(warm.script, 'proxy-train', bed, *args, '--suspect', 'nowhere', '--out', tmp_path/'more')
+    assert res.returncode==1 and 'There is no model' in res.stderr and len(os.listdir(tmp_path/'more'))==1
