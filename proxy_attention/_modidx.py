@@ -1347,6 +1347,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe.Probe.coarse': ( 'interpret/probe.html#probe.coarse',
                                                                                                    'proxy_attention/interpret/probe.py'),
+                                                 'proxy_attention.interpret.probe.Probe.edge_by_class': ( 'interpret/probe.html#probe.edge_by_class',
+                                                                                                          'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe.Probe.grade': ( 'interpret/probe.html#probe.grade',
                                                                                                   'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe.Probe.likely': ( 'interpret/probe.html#probe.likely',

@@ -8,7 +8,7 @@ from proxy_attention.all import *
 from proxy_attention.data.digits import bed_learner
 from proxy_attention.masking.fills import fills, noise
 from proxy_attention.masking.rules import rules
-from proxy_attention.proxy.recipes import probe_cycle
+from proxy_attention.proxy.recipes import probe_cycle, treatment
 from proxy_attention.proxy.losses import loss_sources
 from proxy_attention.proxy.selection import selections
 from proxy_attention.proxy.serving import modes
@@ -415,27 +415,33 @@ def test_interpretation_of_a_model_of_two_images(few, quiet):
 @pytest.mark.parametrize('carried,steps', [(.9,[0]), (.5,[0]), (.49,[]), (float('nan'),[])])
 def test_probed_masks_where_a_small_place_carries_the_predictions(few, quiet, monkeypatch, carried, steps):
     import proxy_attention.proxy.recipes as c
-    found = SimpleNamespace(small=.1, flips=pd.DataFrame(dict(carried=[carried]), index=[.1]))
-    monkeypatch.setattr(c, 'probe', lambda learn, items, n: found)
+    found = SimpleNamespace(small=.1, learned=True, coarse=True, flips=pd.DataFrame(dict(carried=[carried]), index=[.1]))
+    monkeypatch.setattr(c, 'probe', lambda learn, items, n, model: found)
     learn = digits_learner(few, cbs=ProxyAttention.probed())
     quiet(learn, 'fit_proxy', 3, 1e-3)
     assert learn.proxy_attention.history.epoch.tolist()==steps
 
+@pytest.mark.parametrize('carried,edge,coarse,masks', [(.3,.9,False,True), (.3,.7,False,False), (.3,.9,True,False), (.1,.9,False,False)])
+def test_a_place_at_the_edge_has_to_carry_less(carried, edge, coarse, masks):
+    found = SimpleNamespace(small=.1, coarse=coarse, edge_by_class=pd.Series(dict(a=.1, b=edge)),
+                            flips=pd.DataFrame(dict(carried=[carried]), index=[.1]))
+    assert treatment(found, Masker(area=.1))==(dict(area=.1) if masks else False)
+
 def curve(**carried):
-    return SimpleNamespace(small=.1, flips=pd.DataFrame(
+    return SimpleNamespace(small=.1, learned=True, coarse=True, flips=pd.DataFrame(
         dict(carried=list(carried.values())), index=[float(k[1:])/100 for k in carried]))
 
 @pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
 @pytest.mark.parametrize('kw,area', [({}, .2), (dict(max_area=.1), .1), (dict(rule='mean_std', k=1.), None)])
 def test_probed_masks_the_smallest_area_that_carries_nearly_the_most(few, quiet, monkeypatch, kw, area):
     import proxy_attention.proxy.recipes as c
-    monkeypatch.setattr(c, 'probe', lambda learn, items, n: curve(_2=.1, _5=.2, _10=.6, _20=.78, _30=.8))
+    monkeypatch.setattr(c, 'probe', lambda learn, items, n, model: curve(_2=.1, _5=.2, _10=.6, _20=.78, _30=.8))
     learn = digits_learner(few, cbs=ProxyAttention.probed(**kw))
     quiet(learn, 'fit_proxy', 3, 1e-3)
     pa = learn.proxy_attention
     assert len(pa.history)==1 and (area is None or abs(pa.history.area[0]-area)<.005) and pa.masker.kwargs.get('area')==area
     if area!=.2: return
-    monkeypatch.setattr(c, 'probe', lambda learn, items, n: curve(_10=.1))
+    monkeypatch.setattr(c, 'probe', lambda learn, items, n, model: curve(_10=.1))
     with pytest.warns(ProxyWarning, match='nothing is masked'): quiet(learn, 'fit_proxy', 3, 1e-3)
     assert pa.masker.kwargs['area']==.1 # a new fit begins with its own settings
 
@@ -462,6 +468,6 @@ def test_probed_without_a_shortcut_is_the_plain_fit(tmp_path, weights, same, qui
         learn = bed_learner(bed, bs=16, cbs=cb)
         if cb is None: quiet(learn, 'fit', 3, cbs=probe_cycle(learn, 3, lr_max=1e-3))
         else:
-            with pytest.warns(ProxyWarning, match='no small place that carries the predictions'): quiet(learn, 'fit_proxy', 3, 1e-3)
+            with pytest.warns(ProxyWarning, match='nothing yet|no small place that carries'): quiet(learn, 'fit_proxy', 3, 1e-3)
         ends.append(weights(learn))
     assert same(*ends)

@@ -188,8 +188,7 @@ def probe(
     targs = _labels(ys, len(preds))
     heat,xb,bs = normalize_heat(heat),torch.cat(xs),len(xs[0])
     x,h,p = (o[~bad] for o in (xb,heat,preds)) if bad.any() else (xb,heat,preds)
-    if len(p.unique())<2 or targs is not None and not beats_largest_class(preds, targs)[0]:
-        flips = pd.DataFrame(np.nan, index=pd.Index(areas, name='area'), columns=_flip_cols)
+    if len(p.unique())<2: flips = pd.DataFrame(np.nan, index=pd.Index(areas, name='area'), columns=_flip_cols)
     else: flips = swap_flips(model, x, h, p, draw_donors(donor, h, p, seed), areas, bs, device)
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
@@ -211,7 +210,8 @@ class Probe:
         self.bad = degenerate(heat)
         self.energy = zone_energy(heat)
         self.where = torch.stack([heat[(preds==i)&~self.bad].mean(0) for i in range(len(names))])
-        self.learned,self.accuracy,self.largest = (None,)*3 if targs is None else beats_largest_class(preds, targs)
+        known = targs is not None and len(targs.unique())>1 # of images of a single class nobody can tell
+        self.learned,self.accuracy,self.largest = beats_largest_class(preds, targs) if known else (None,)*3
 
     @property
     def n(self):
@@ -226,6 +226,12 @@ class Probe:
     def area(self):
         "The smallest area whose swap changes at least 90 % of the predictions, or None"
         return next((a for a in self.flips.index if self.flips.changes[a]>=.9), None)
+    @property
+    def edge_by_class(self):
+        "Share of the images of each predicted class whose hottest place lies at the edge; of classes with at least 20 such images"
+        at = pd.Series(points_at(self.heat, zones()['edge'].expand(len(self.heat), _side, _side)).float().numpy())[~self.bad.numpy()]
+        by = at.groupby(self.preds[~self.bad].numpy())
+        return by.mean()[by.size()>=20].rename(lambda i: self.names[i])
     @property
     def coarse(self):
         "Has the heat too few cells to say where it lies?"

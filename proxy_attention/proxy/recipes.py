@@ -223,12 +223,12 @@ def treatment(
     found:Probe,
     masker:Masker, # Of the proxies
     enough:float=0.5, # Share of the predictions that a small place has to carry, over that of a random place
-    hint:float=0.2, # So much is enough where the hottest place is nearly always at the edge
+    hint:float=0.2, # So much is enough where the hottest place of a class is nearly always at the edge
     near:float=0.85 # The area is the smallest that carries this share of what the best one does
 ): # Arguments of the rule (True, if it has no area); False: no small place carries the predictions
     "What a probe says should be masked"
     carried = np.nan_to_num(found.flips.carried[found.small])
-    edge = not found.coarse and found.energy.hottest['edge']>=.8
+    edge = not found.coarse and found.edge_by_class.max()>=.8
     if carried<(hint if edge else enough): return False
     by_area = found.flips.carried[:masker.max_area]
     return 'area' not in masker.rule_takes or dict(area=float(by_area[by_area>=near*by_area.max()].index[0]))
@@ -341,8 +341,9 @@ def rehearsed(
     "A suspect and, where it leans on a small place, its successor: each an epoch at a constant rate, then one cycle"
     suspect_and_successor(learn, lambda: one_probe_epoch(learn, n_epoch, lr_max, **kwargs))
 
-Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a suspect is trained first, and a successor is masked where it looked',
-    dict(_kept, target='margin', rule='area', fill='swap', steps=IfCarried(), p=1.), rehearsed,
+Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a suspect is trained first, '
+       'and a successor is masked where it looked',
+    dict(_kept, target='margin', rule='area', fill='swap_both', steps=IfCarried(), p=1.), rehearsed,
     cost='two fits and a probe; where the probe finds nothing, one fit and a probe, bit for bit the plain fit',
     evidence='@@',
     fails='It looks at small places only: where the background is the shortcut it masks the object and makes things worse.',
@@ -381,8 +382,8 @@ def fit_proxy(self:Learner,
     "Train with proxies. Without a `ProxyAttention` of your own, by the recipe `rehearsed`: a suspect, and its successor"
     own = hasattr(self, 'proxy_attention')
     if own and suspect is not None:
-        raise ValueError('The learner has a ProxyAttention of its own: give the suspect to it, `ProxyAttention(attribution=Suspect(learn), …)`, '
-                         'or take it off, `learn.remove_cb(ProxyAttention)`.')
+        raise ValueError('The learner has a ProxyAttention of its own: give the suspect to it, '
+                         '`ProxyAttention(attribution=Suspect(learn), …)`, or take it off, `learn.remove_cb(ProxyAttention)`.')
     if not own: self.add_cb(recipes['rehearsed'](**({} if suspect is None else dict(attribution=as_suspect(self, suspect)))))
     if self.opt is not None and self.opt.frozen_idx>0:
         warn('The body of this learner is frozen, so only its head is trained: `learn.fine_tune_proxy(…)` trains the head first '
