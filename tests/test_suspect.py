@@ -79,6 +79,8 @@ def _train_again(f, bed):
 def test_what_cannot_be_a_suspect(bed, suspect, few, quiet):
     with pytest.raises(ValueError, match='before the model has learned anything to look at'):
         quiet(bed_learner(bed, cbs=ProxyAttention(steps=['p',2])), 'fit', 2)
+    with pytest.raises(ValueError, match='need 5 epochs, this fit has 2'):
+        quiet(bed_learner(bed, cbs=ProxyAttention(steps=['p',5], attribution=Suspect(suspect))), 'fit', 2)
     with pytest.raises(ValueError, match='trained with other classes'): bed_learner(bed).fit_proxy(2, suspect=digits_learner(few))
     dls = ImageDataLoaders.from_folder(bed, train='train', valid='valid', num_workers=0, batch_tfms=Normalize.from_stats(*imagenet_stats))
     with pytest.raises(ValueError, match='trained with other normalization'):

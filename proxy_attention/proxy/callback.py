@@ -303,7 +303,9 @@ def check_schedule(
         warn(f'The body is frozen, and this fit of {n} epochs is too short for the steps {own}: no proxy step in it. '
              f'(`across={n}+…` makes one schedule of both phases of `fine_tune`.)', ProxyWarning)
         return True
-    if getattr(own, 'at_start', False) and cb.suspect is not None: return False
+    if getattr(own, 'at_start', False) and cb.suspect is not None:
+        if hasattr(own, 'check'): own.check(total)
+        return False
     if isinstance(own, Steps) and own.at_start:
         raise ValueError(f'The steps {own} begin with a proxy step, before the model has learned anything to look at: '
                          'give a trained model to look with, `attribution=Suspect(learn)`, or begin with epochs.')

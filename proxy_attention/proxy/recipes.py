@@ -345,7 +345,8 @@ Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a susp
        'and a successor is masked where it looked',
     dict(_kept, target='margin', rule='area', fill='swap_both', steps=IfCarried(), p=1.), rehearsed,
     cost='two fits and a probe; where the probe finds nothing, one fit and a probe, bit for bit the plain fit',
-    evidence='@@',
+    evidence='245 photographs with a watermark on one class: 65.6 ± 2.6 % where it is misleading, and where there is none '
+             '(no proxy 0.2 and 45.8; 3 seeds)',
     fails='It looks at small places only: where the background is the shortcut it masks the object and makes things worse.',
     decides='area')
 
