@@ -2,8 +2,9 @@
 
 DATA holds `ants_bees.zip`: 245 photographs of ants and bees to train on, 153 to test with. All bees bear a text along the bottom edge;
 in `flipped` the ants bear it instead, in `plain` nobody does. `clean` is the same without any text: there is nothing to cure.
-A resnet18 from scratch, 128 pixels, 8 epochs. Area, fill and the rule of the recipe were settled on seeds 1, 2 (by other scripts) and 11 to 13;
-nobody looked at the seeds from 14 on for it. Every run is kept in OUT: the same command goes on where it was stopped."""
+A resnet18 from scratch, 128 pixels, 8 epochs. Area, fill and the rule of the recipe were settled on seeds 1, 2 (by other scripts)
+and 11 to 13; nobody looked at the seeds from 14 on for it.
+Every run is kept in OUT: the same command goes on where it was stopped."""
 import io, sys, warnings, zipfile
 from functools import partial
 from pathlib import Path
