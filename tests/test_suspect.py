@@ -6,6 +6,8 @@ from proxy_attention.data.digits import bed_learner
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.attribution.methods import Suspect
 from proxy_attention.proxy.recipes import IfCarried, one_probe_epoch
+from proxy_attention.experiment.config import Config, ProxyConfig
+from proxy_attention.experiment.train import check_config
 from proxy_attention.proxy.step import Settings, heat_of_items
 from test_checkpoint import Cut
 
@@ -77,8 +79,7 @@ def _train_again(f, bed):
 # What is refused
 
 def test_what_cannot_be_a_suspect(bed, suspect, few, quiet):
-    with pytest.raises(ValueError, match='before the model has learned anything to look at'):
-        quiet(bed_learner(bed, cbs=ProxyAttention(steps=['p',2])), 'fit', 2)
+    with pytest.raises(ValueError, match='before the model has learned anything to look at'): ProxyAttention(steps=['p',2])
     with pytest.raises(ValueError, match='need 5 epochs, this fit has 2'):
         quiet(bed_learner(bed, cbs=ProxyAttention(steps=['p',5], attribution=Suspect(suspect))), 'fit', 2)
     with pytest.raises(ValueError, match='trained with other classes'): bed_learner(bed).fit_proxy(2, suspect=digits_learner(few))
@@ -231,5 +232,6 @@ def test_on_the_command_line(bed, tmp_path):
     said = (run/'config.toml').read_text()
     assert 'recipe = "rehearsed"' in said and f'suspect = "{(one/"model.pkl").resolve()}"' in said
     assert len(pd.read_csv(run/'history.csv'))==3
+    assert check_config(Config(proxy=ProxyConfig(suspect=str(one), recipe='shortcut', steps='p,3')))==3
     res = warm.run(warm.script, 'proxy-train', bed, *args, '--suspect', 'nowhere', '--out', tmp_path/'more')
     assert res.returncode==1 and 'There is no model' in res.stderr and len(os.listdir(tmp_path/'more'))==1

@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_prune
 from fastcore.all import L, patch, risinstance, store_attr
 from fastai.callback.core import Callback
 from ..core import *
-from ..proxy.schedule import Every, Steps, depends, proxy_epochs
+from ..proxy.schedule import Every, Steps, depends, proxy_epochs, refuse_at_start
 from ..proxy.callback import ProxyAttention
 
 # %% ../../nbs/experiment/04_prune.ipynb #25bbe8b4
@@ -110,6 +110,7 @@ class Prune(Callback):
             raise ValueError('Give either `steps`, or `start`, `finish` and `every`: they say the same thing.')
         store_attr('amount,layers')
         self.schedule = Every(start, finish, every) if steps is None else steps if callable(steps) else Steps(steps)
+        refuse_at_start(self.schedule)
         if depends(self.schedule):
             raise ValueError(f'Nobody can know how many steps the schedule {called(self.schedule)} will bring, '
                              'and pruning ends at a given share: '

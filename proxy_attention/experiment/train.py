@@ -16,6 +16,7 @@ from fastai.callback.fp16 import *
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.data.transforms import Normalize
+from torch import nn
 from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.metrics import accuracy
@@ -27,6 +28,7 @@ from ..core import *
 from ..data.images import ImageSet, check_images, refuse_inside
 from ..data.datasets import open_images
 from ..proxy.schedule import Steps, possible_epochs
+from ..attribution.methods import Suspect
 from ..interpret.use import open_learner
 from ..proxy.recipes import as_suspect, one_probe_epoch, recipes
 from .config import Config, all_settings, changed, from_toml, to_toml
@@ -153,8 +155,10 @@ def check_config(cfg:Config)->int: # Length of the fit
     if f.prune is not None: Prune(f.prune)
     if steps: steps.check(epochs)
     find_arch(cfg.model.arch)
-    early = p.suspect and make is not None and getattr(make(**asked).schedule, 'at_start', False) # before the first epoch
-    if make is not None and not early and not possible_epochs(make(**asked).schedule, epochs):
+    if p.suspect: asked = asked|dict(attribution=Suspect(nn.Identity())) # in its place, until it is loaded
+    schedule = None if make is None else make(**asked).schedule
+    early = p.suspect and getattr(schedule, 'at_start', False) # before the first epoch
+    if make is not None and not early and not possible_epochs(schedule, epochs):
         raise ValueError(f'A fit of {epochs} epochs has no proxy step: train for more, or change the schedule.')
     return epochs
 

@@ -28,7 +28,7 @@ from ..masking.donors import Classes
 from ..masking.fills import fills
 from ..masking.masker import Masker
 from ..masking.rules import rules
-from .schedule import Every, Steps, depends, possible_epochs, proxy_epochs
+from .schedule import Every, Steps, depends, possible_epochs, proxy_epochs, refuse_at_start
 from .losses import interpretation_of
 from .serving import Proxies, around_training, leave_training, training_on
 from .record import Record, append_served, check_folder, keep_images, keep_step, put_back, served_image
@@ -146,6 +146,7 @@ class ProxyAttention(Callback):
         store_attr('mode,p,donor,clear,across')
         self.schedule = _schedule(steps, {k:kwargs.pop(k) for k in ('start','finish','every') if k in kwargs})
         self.settings = Settings(select, share, losses, attribution, target, layer, fast, scale, grid, _masker(area, kwargs))
+        if self.suspect is None: refuse_at_start(self.schedule)
         if across is not None: refuse_number(2, 10**6, across=across)
         Proxies(HeatmapStore(), self.settings.masker, mode, p, donor) # refuses what is out of range
         if folder is not None and not str(folder): raise ValueError("folder='' is no name for a folder.")
@@ -306,9 +307,6 @@ def check_schedule(
     if getattr(own, 'at_start', False) and cb.suspect is not None:
         if hasattr(own, 'check'): own.check(total)
         return False
-    if isinstance(own, Steps) and own.at_start:
-        raise ValueError(f'The steps {own} begin with a proxy step, before the model has learned anything to look at: '
-                         'give a trained model to look with, `attribution=Suspect(learn)`, or begin with epochs.')
     try: sure,may,last = proxy_epochs(own, total),possible_epochs(own, total),given(own, total-1, total)
     except TypeError as e: raise TypeError(f'The schedule should be a function of the epoch and the number of epochs: {e}.') from e
     if not may and last:
