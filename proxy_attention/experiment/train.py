@@ -16,7 +16,6 @@ from fastai.callback.fp16 import *
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.data.transforms import Normalize
-from torch import nn
 from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.metrics import accuracy
@@ -27,9 +26,9 @@ from fastai.vision.learner import model_meta, vision_learner
 from ..core import *
 from ..data.images import ImageSet, check_images, refuse_inside
 from ..data.datasets import open_images
-from ..proxy.schedule import Steps, possible_epochs
-from ..attribution.methods import Suspect
+from ..attribution.methods import Suspect, default_attribution
 from ..interpret.use import open_learner
+from ..proxy.schedule import Steps, possible_epochs
 from ..proxy.recipes import as_suspect, one_probe_epoch, recipes
 from .config import Config, all_settings, changed, from_toml, to_toml
 from .checkpoint import Checkpoint
@@ -155,7 +154,7 @@ def check_config(cfg:Config)->int: # Length of the fit
     if f.prune is not None: Prune(f.prune)
     if steps: steps.check(epochs)
     find_arch(cfg.model.arch)
-    if p.suspect: asked = asked|dict(attribution=Suspect(nn.Identity())) # in its place, until it is loaded
+    if p.suspect: asked = asked|dict(attribution=Suspect(torch.nn.Identity())) # in its place, until it is loaded
     schedule = None if make is None else make(**asked).schedule
     early = p.suspect and getattr(schedule, 'at_start', False) # before the first epoch
     if make is not None and not early and not possible_epochs(schedule, epochs):
@@ -318,7 +317,7 @@ def _fit(cfg, images, run, epochs, say, cbs):
     if p.recipe=='none': one_probe_epoch(learn, epochs, rate, **kw)
     else:
         own = dict(folder=run, save_images=p.save_images, **proxy_args(cfg))
-        if p.suspect: own['attribution'] = as_suspect(learn, open_learner(p.suspect), **{k:own[k] for k in ['attribution'] if k in own})
+        if p.suspect: own['attribution'] = as_suspect(learn, open_learner(p.suspect), attribution=p.attribution or default_attribution)
         recipes[p.recipe].train(learn, epochs, rate, own, **kw)
     _keep(learn, run)
     last = _last_row(run)

@@ -305,15 +305,13 @@ def suspect_and_successor(
     fit # Trains it, without arguments
 ):
     "Train a suspect, unless the callback has one; where a small place carries its predictions, train a successor that is masked there"
-    cb,first = learn.proxy_attention,deepcopy(learn.model.state_dict())
-    ask = getattr(cb.schedule, 'ask', lambda learn: True)
+    cb = learn.proxy_attention
     if cb.suspect is not None: return fit()
+    ask,first = getattr(cb.schedule, 'ask', lambda learn: True),deepcopy(learn.model.state_dict())
     if cb.folder: check_folder(cb.folder, learn.dls, fresh=not (cb.folder/'suspect.pth').exists())
     prove(learn, cb.settings, learn.loss_func) # what cannot work is said before the suspect is trained
     learn.logger('First a suspect is trained to the end, to see where it looks.')
-    learn.remove_cb(cb)
-    try: fit()
-    finally: learn.add_cb(cb)
+    with learn.removed_cbs(cb): fit()
     _keep_suspect(learn, cb, first)
     cb.settings = replace(cb.settings, attribution=Suspect(learn, cb.settings.attribution))
     if ask(learn) is False: return
@@ -429,12 +427,8 @@ def fine_tune_proxy(self:Learner,
     **kwargs
 ):
     "fastai's `fine_tune`, whose second phase is `fit_proxy`"
-    own = getattr(self, 'proxy_attention', None)
-    if own is not None: self.remove_cb(own)
-    try:
+    with self.removed_cbs(L(getattr(self, 'proxy_attention', None))):
         self.freeze()
         self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, cbs=kwargs.get('cbs'))
-    finally:
-        if own is not None: self.add_cb(own)
     self.unfreeze()
     self.fit_proxy(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
