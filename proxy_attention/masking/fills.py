@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fills', 'fill_zero', 'fill_mean', 'fill_max', 'fill_min', 'fill_halfmax', 'dataset_mean', 'dataset_max',
            'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'swap_both', 'either',
-           'soften']
+           'swap_shared', 'shared', 'look', 'soften']
 
 # %% ../../nbs/masking/01_fills.ipynb #378e9153
 import torch, torch.nn.functional as F
@@ -86,7 +86,47 @@ def either(
     return own|theirs
 swap_both.where = either
 
-fills = dict(swap=swap, swap_both=swap_both, zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend,
+def swap_shared(other):
+    "As `swap`, only where the masks of both images agree: with the rule `rest`, the donor's object stays outside"
+    return other
+swap_shared.pasted = True
+
+def shared(
+    own, # (…,h,w) bool: the mask of the image itself
+    theirs # (…,h,w) bool: that of the donor
+):
+    "The places that both have"
+    return own&theirs
+swap_shared.where = shared
+
+# %% ../../nbs/masking/01_fills.ipynb #de21ec56
+def _radial(
+    h, w, # Size of the image
+    device
+)->Tensor: # (h,w//2+1) whole number of the ring of each frequency
+    "Rings of equal frequency, in cycles per pixel"
+    fy,fx = torch.fft.fftfreq(h, device=device)[:,None],torch.fft.rfftfreq(w, device=device)
+    return ((fy**2+fx**2).sqrt()*min(h, w)).round().long()
+
+def look(img, other,
+    most=8. # A ring of frequencies becomes at most so many times stronger
+):
+    "The image with the colours, the contrast and the sharpness of another one: its channel means and radial power spectrum"
+    x,y = img.float(),other.to(img.device).float()
+    h,w = x.shape[-2:]
+    ring = _radial(h, w, x.device)
+    down,across = (torch.hann_window(o+2, False, device=x.device)[1:-1] for o in (h,w))
+    fade = down[:,None]*across # a border is a jump from one end of the picture to the other, and would count as fine structure
+    def power(x):
+        f = torch.fft.rfft2((x-x.mean((-2,-1), keepdim=True))*fade)
+        return f.abs().new_zeros(*f.shape[:-2], int(ring.max())+1).index_add_(-1, ring.flatten(), f.abs().square().flatten(-2))
+    gain = (power(y)/power(x).clamp(min=1e-12)).sqrt().clamp(max=most)[...,ring]
+    new = torch.fft.irfft2(torch.fft.rfft2(x-x.mean((-2,-1), keepdim=True))*gain, s=(h,w)) + y.mean((-2,-1), keepdim=True)
+    low,high = (getattr(torch, k)(*(getattr(o, f'a{k[:3]}')(_whole, keepdim=True) for o in (x,y))) for k in ('minimum','maximum'))
+    return torch.maximum(torch.minimum(new, high), low)
+
+# %% ../../nbs/masking/01_fills.ipynb #5075908f
+fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, look=look, zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend,
              blur=blur, noise=noise, shuffle=shuffle,
              dataset_mean=dataset_mean, dataset_max=dataset_max, dataset_min=dataset_min, dataset_halfmax=dataset_halfmax)
 

@@ -14,7 +14,7 @@ from fastai.vision.core import PILBase
 from ..core import *
 from ..attribution.heatmap import resize_heat
 from .fills import fills, soften
-from .rules import bound_area, rules
+from .rules import bound_area, rules, usual_most
 
 # %% ../../nbs/masking/03_masker.ipynb #b77a82b6
 def pack_mask(mask:Tensor)->Image.Image:
@@ -59,20 +59,21 @@ def size_of(
 
 # %% ../../nbs/masking/03_masker.ipynb #af6e3e53
 _asks = ('img','mask','heat','other','data','rng')
-_numbers = dict(area=(1e-6,1), weight=(1e-6,1), radius=(1e-6,1), cells=(1e-6,10**6), threshold=(-1e6,1e6), k=(-1e6,1e6))
+_numbers = dict(area=(1e-6,1), keep=(1e-6,1), margin=(0,.5), most=(1,1e6), weight=(1e-6,1), radius=(1e-6,1), cells=(1e-6,10**6), threshold=(-1e6,1e6), k=(-1e6,1e6))
 
 class Masker:
     "Heat and an image make a proxy image: `rule` says where, `fill` with what"
     def __init__(self,
-        rule='area', # Which pixels: 'area', 'top_cells', 'absolute', 'max_share', 'mean_std', 'random', 'centre', or a function
+        rule='area', # Which pixels: 'area', 'rest', 'everything', 'top_cells', 'max_share', 'mean_std', 'absolute', 'random', 'centre', or a function
         fill='swap', # What comes there: the name of one of `fills`, or a function of any of img, mask, heat, other, data, rng
-        max_area:float=0.4, # A mask never covers more than this share of the image
+        max_area:float=None, # A mask never covers more than this share of the image; None: 0.4, or what the rule says of itself
         min_area:float=0., # Nor less than this
         edge:float=0., # Width of a soft edge, as a share of the image's shorter side; 0: a hard one
-        **kwargs # For the rule and the fill: `area`, `threshold`, `k`, `cells`, `weight`, `radius`, …
+        **kwargs # For the rule and the fill: `area`, `keep`, `margin`, `threshold`, `k`, `cells`, `weight`, `radius`, …
     ):
-        store_attr('max_area,min_area,edge,kwargs')
+        store_attr('min_area,edge,kwargs')
         self.rule,self.fill = by_name(rule, rules, 'rule'),by_name(fill, fills, 'fill')
+        self.max_area = getattr(self.rule, 'most', usual_most) if max_area is None else max_area
         self.where = getattr(self.fill, 'where', None)
         self.rule_takes,self.fill_takes = takes(self.rule),takes(self.fill)
         self._refuse()
@@ -93,6 +94,9 @@ class Masker:
             if k in _numbers: refuse_number(*_numbers[k], **{k:v})
         if (area := self.kwargs.get('area', 0))>self.max_area and self.rule in rules.values():
             raise ValueError(f'area={area} is more than max_area={self.max_area}: raise that too, or ask for less.')
+        if self.max_area<getattr(self.rule, 'most', 0):
+            raise ValueError(f'The rule {called(self.rule)} masks what lies away from the heat, and max_area={self.max_area} would cut off '
+                             'what lies farthest: leave `max_area` out.')
 
     @property
     def needs_other(self):
@@ -102,9 +106,17 @@ class Masker:
     def needs_data(self):
         "Does the fill take statistics of the training images?"
         return 'data' in self.fill_takes
-    def having(self, **kwargs):
-        "The same, with other arguments for the rule and the fill"
-        return Masker(self.rule, self.fill, self.max_area, self.min_area, self.edge, **(self.kwargs|kwargs)) if kwargs else self
+    def having(self,
+        rule=None, # Another rule
+        fill=None, # Another fill
+        **kwargs # Other arguments for the rule and the fill
+    ):
+        "The same otherwise; what only the old rule or fill takes does not go along"
+        if rule is None and fill is None and not kwargs: return self
+        new = by_name(rule or self.rule, rules, 'rule'),by_name(fill or self.fill, fills, 'fill')
+        known = takes(new[0])|takes(new[1])
+        old = self.kwargs if '**' in known else {k:v for k,v in self.kwargs.items() if k in known}
+        return Masker(*new, None if rule else self.max_area, self.min_area, self.edge, **(old|kwargs))
 
     def __repr__(self):
         own = {k:v for k,v in dict(min_area=self.min_area, edge=self.edge).items() if v}
