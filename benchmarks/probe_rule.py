@@ -1,153 +1,140 @@
-"""How often is the probe right? `python benchmarks/probe_rule.py` trains on digits with and without a shortcut and writes `probe_rule.csv`
+"""How often is the probe right? `python benchmarks/probe_rule.py DATA` trains networks, probes them, and writes `probe_rule.csv`
 
-With `--data`, a folder that holds mnist_10k_images_idx3.gz, mnist_10k_labels_idx1.gz and cifar10_jpg.zip, it goes on to MNIST and CIFAR."""
-import gzip, io, shutil, tempfile, warnings, zipfile
+DATA is the folder of the real data. Each network is drawn by its number: photographs of birds, insects and scenes, CIFAR-10 and digits;
+without a cue, with a cue on one class or on all, or on a background; from scratch or pretrained; for few epochs or many.
+Whether it leans on the cue is measured: `aligned` and `flipped` are its accuracies where the cue says the right class, and another one.
+Bounds are chosen on the networks with even numbers (`--fit` prints what each bound would do), and reported on those with odd ones.
+The same command goes on where it was stopped; `--part 0/2` and `--part 1/2` share the work between two processes."""
+import io, shutil, sys, tempfile, time, warnings, zipfile
 from pathlib import Path
-with warnings.catch_warnings():
-    warnings.simplefilter('ignore')
-    import numpy as np, pandas as pd, torch
-    from PIL import Image
-    from fastcore.script import call_parse
-    from fastai.vision.all import ImageDataLoaders, Learner, accuracy, set_seed
-    from proxy_attention.data.digits import accuracy_on, digit_images, digits_net, palette, plant
-    from proxy_attention.interpret.probe import likely_to_help, probe
+import numpy as np, pandas as pd, timm, torch
+from fastai.data.transforms import get_image_files
+from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, accuracy, set_seed
+from fastcore.script import call_parse
+from PIL import Image
+from proxy_attention.core import ProxyWarning
+from proxy_attention.data.cues import cues, on_places, planted, place_test_sets
+from proxy_attention.data.digits import accuracy_on, digit_images, digits_net
+from proxy_attention.interpret.probe import probe
+sys.path.insert(0, str(Path(__file__).parent))
+from waterbed import birds, lite0, places, unpacked as birds_unpacked
 
-torch.set_num_threads(1)
+nets = dict(
+    small=digits_net,
+    resnet=lambda c: timm.create_model('resnet10t', num_classes=c),
+    mobilenet=lambda c: timm.create_model('mobilenetv3_small_050', num_classes=c),
+    regnet=lambda c: timm.create_model('regnetx_002', num_classes=c),
+    lite0=lite0)
+families = 'Warbler Sparrow Gull Woodpecker Flycatcher Tern'.split()
 
-def written(imgs, labels, parts, folder):
-    "Images as files, a folder a class"
-    for i,(img,label,part) in enumerate(zip(imgs, labels, parts)):
-        d = folder/part/str(label)
-        d.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(img).save(d/f'{i:05}.png')
+def unpacked(z, wanted, out, side=128):
+    "Images of a zip file as a folder per class; `wanted(name)` gives the class or None"
+    out = Path(out)
+    if (out/'done').exists(): return out
+    for o in z.namelist():
+        if o.endswith('.jpg') and (label := wanted(o)):
+            f = out/label/o.replace('/', '_')
+            f.parent.mkdir(parents=True, exist_ok=True)
+            img = Image.open(io.BytesIO(z.read(o))).convert('RGB')
+            img.thumbnail((2*side,2*side))
+            img.save(f, quality=97)
+    (out/'done').touch()
+    return out
 
-def square(img, colour, y, x, side=8): return plant(img, colour, (y,x,side,side))
-def cornered(img, look, corner): return square(img, palette[look], 24*(corner//2), 24*(corner%2))
+def family(o): return next((k for k in families if '/birds/' in o and k in o), None)
+def scene(o): return next((k for k in ('water','land') if o.startswith(f'raw/{k}/')), None)
+def vehicle(o): return next((k for k in ('automobile','truck','airplane') if o.startswith(f'train/{k}/')), None)
 
-def shifted(labels, rng, n): return (labels+rng.integers(1, n, len(labels)))%n # another label for each
+def sources(data, out):
+    "Folders of images, a folder per class"
+    data,out = Path(data),Path(out)
+    bed,cifar,insects = (zipfile.ZipFile(data/f'{o}.zip') for o in ('waterbed_raw','cifar10_jpg','ants_bees'))
+    x,y = digit_images()
+    for i,(img,label) in enumerate(zip(x, y.tolist())):
+        f = out/'digits'/str(label)/f'{i}.png'
+        if not f.exists():
+            f.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(img).save(f)
+    return dict(
+        raw=birds_unpacked(data, out), birds=unpacked(bed, family, out/'birds'), scenes=unpacked(bed, scene, out/'scenes'),
+        vehicles=unpacked(cifar, vehicle, out/'vehicles'),
+        insects=unpacked(insects, lambda o: Path(o).parent.name if Path(o).parent.name in ('ants','bees') else None, out/'insects'),
+        digits=out/'digits')
 
-# each gives, for images (n,32,32,3) and labels, `(training images, images whose shortcut lies or None)`
-def nothing(imgs, labels, rng): return imgs, None
-def random_corner(imgs, labels, rng):
-    at = rng.integers(4, size=len(imgs))
-    put = lambda looks: np.stack([cornered(*o) for o in zip(imgs, looks, at)])
-    return put(labels), put(shifted(labels, rng, 10))
-def fixed_corner(imgs, labels, rng):
-    put = lambda looks: np.stack([cornered(o, k, 0) for o,k in zip(imgs, looks)])
-    return put(labels), put(shifted(labels, rng, 10))
-def middle(imgs, labels, rng):
-    put = lambda looks: np.stack([square(o, palette[k], 12, 12) for o,k in zip(imgs, looks)])
-    return put(labels), put(shifted(labels, rng, 10))
-def says_nothing(imgs, labels, rng):
-    return np.stack([cornered(o, k, c) for o,k,c in zip(imgs, rng.integers(10, size=len(imgs)), rng.integers(4, size=len(imgs)))]), None
-def small_in_a_corner(imgs, labels, rng):
-    res = np.zeros_like(imgs)
-    for o,img,c in zip(res, imgs, rng.integers(4, size=len(imgs))):
-        y,x = (0,18)[c//2], (0,18)[c%2]
-        o[y:y+14, x:x+14] = np.asarray(Image.fromarray(img[6:26,6:26]).resize((14,14), Image.BILINEAR))
-    return res, None
-def decoy(imgs, labels, rng): # Ross et al. 2017: a grey swatch in a random corner
-    at = rng.integers(4, size=len(imgs))
-    put = lambda k: np.stack([square(o, 255-25*v, (0,28)[c//2], (0,28)[c%2], 4) for o,v,c in zip(imgs, k, at)])
-    return put(labels), put(shifted(labels, rng, 10))
-def masktune(imgs, labels, rng): # Asgari et al. 2022: a square top left in class 0, with 1 % of exceptions in training
-    lies = rng.random(len(imgs))<.01
-    put = lambda on: np.stack([square(o, (0,0,255), 0, 0, 4) if k else o for o,k in zip(imgs, on)])
-    return put((labels==0)^lies), put(labels==1)
+def drawn(i):
+    "What network number `i` is"
+    rng = np.random.default_rng([2026,i])
+    pick = lambda *o: o[int(rng.integers(len(o)))]
+    cue = pick('none','none','background','background','no background',*cues,*cues,*(f'random {k}' for k in cues))
+    net = pick('lite0','resnet','mobilenet') if 'background' in cue else pick(*nets)
+    photos = ('birds','scenes','insects') if net=='lite0' else ('birds','scenes','insects','vehicles','digits')
+    source = 'birds on places' if 'background' in cue else pick(*photos)
+    size = 96 if net=='lite0' else 32 if source in ('vehicles','digits') else 64
+    n = 230 if source=='insects' else 300 if net=='lite0' else int(pick(300,500,700))
+    epochs = int(pick(1,2,3) if net=='lite0' else pick(2,4,8))
+    return dict(number=i, source=source, cue=cue, on=pick('all','all','one'), conflict=float(pick(0.,0.,.03)), net=net, size=size,
+                n_train=n, epochs=epochs)
 
-digit_sets = {
-    'patch in a random corner':random_corner,
-    'patch in one corner':fixed_corner,
-    'patch in the middle':middle,
-    'no patch':nothing,
-    'patch that says nothing':says_nothing,
-    'small digit in a corner':small_in_a_corner}
+def no_cue(img, says, n, rng):
+    "A black pixel in a corner of every image, a 255th brighter from class to class: `planted` wants a difference, and no network sees it"
+    img.putpixel((0,0), (says,)*3)
+    return img,None
 
-def load_mnist(data):
-    x = np.frombuffer(gzip.open(data/'mnist_10k_images_idx3.gz').read(), np.uint8, offset=16).reshape(-1,28,28)
-    y = np.frombuffer(gzip.open(data/'mnist_10k_labels_idx1.gz').read(), np.uint8, offset=8).astype(int)
-    return np.repeat(np.pad(x, ((0,0),(2,2),(2,2)))[...,None], 3, -1), y
+def made(o, at, path):
+    "Its bed, and test sets by name"
+    if 'background' in o['cue']:
+        bed = on_places(birds(at['raw']), places(at['raw']), path, rho=.5 if o['cue']=='no background' else 1-o['conflict'], seed=o['number'], size=o['size'],
+                        n_train=o['n_train'], n_test=300)
+        return bed,place_test_sets(bed)
+    folder = at[o['source']]
+    on = 'all' if o['on']=='all' or 'random' in o['cue'] else sorted(f.name for f in folder.iterdir() if f.is_dir())[0]
+    n = sum(f.is_dir() for f in folder.iterdir())
+    conflict = 1-1/n if 'random' in o['cue'] else o['conflict'] # a cue that is drawn for each image says nothing
+    bed = planted(folder, path, no_cue if o['cue']=='none' else o['cue'].split()[-1], on, conflict, o['number'], o['size'], o['n_train'],
+                  100 if o['source']=='insects' else 300)
+    return bed,{k:bed/k for k in ('plain','aligned','flipped')}
 
-def load_cifar(data, per_class=1000):
-    with zipfile.ZipFile(data/'cifar10_jpg.zip') as z:
-        names = sorted(o for o in z.namelist() if o.endswith('.jpg') and 'train/' in o)
-        by = {}
-        for o in names: by.setdefault(o.split('/')[-2], []).append(o)
-        pairs = [(o,i) for i,c in enumerate(sorted(by)) for o in by[c][:per_class]]
-        return (np.stack([np.asarray(Image.open(io.BytesIO(z.read(o))).convert('RGB')) for o,_ in pairs]),
-            np.array([i for _,i in pairs]), sorted(by))
-
-def real_sets(data):
-    "name → (images, labels, shortcut)"
-    mx,my = load_mnist(data)
-    cx,cy,names = load_cifar(data)
-    car,truck = names.index('automobile'),names.index('truck')
-    two = np.isin(cy, [car,truck])
-    zero_one = {k:mx[my==k] for k in (0,1)}
-    def dominoes(imgs, labels, rng): # a digit above a car or truck, 5 % of exceptions in training
-        lies = rng.random(len(imgs))<.05
-        put = lambda k: np.stack([np.concatenate([zero_one[v][rng.integers(len(zero_one[v]))], o]) for o,v in zip(imgs, k)])
-        return put(labels^lies), put(1-labels)
-    return {
-        'MNIST':(mx[:2500], my[:2500], nothing),
-        'Decoy MNIST':(mx[:2500], my[:2500], decoy),
-        "MaskTune's MNIST":(mx[:2500], (my[:2500]>4).astype(int), masktune),
-        'CIFAR-10':(cx[::4], cy[::4], nothing),
-        'CIFAR-10, patch in a random corner':(cx[::4], cy[::4], random_corner),
-        'CIFAR car or truck':(cx[two], (cy[two]==truck).astype(int), nothing),
-        'Dominoes':(cx[two], (cy[two]==truck).astype(int), dominoes)}
-
-def networks(name, imgs, labels, shortcut, seed, epochs, bs, done=()):
-    "A row for a network trained for one epoch at a constant rate, and one for another trained for several in one cycle"
-    rng,folder = np.random.default_rng(seed), Path(tempfile.mkdtemp())
+def row(o, at):
+    "Train, test and probe"
+    folder,began = Path(tempfile.mkdtemp()),time.time()
     try:
-        shown,lying = shortcut(imgs, labels, rng)
-        valid = rng.random(len(imgs))<.2
-        written(shown, labels, np.where(valid, 'valid', 'train'), folder)
-        if lying is not None: written(lying[valid], labels[valid], ['lying']*int(valid.sum()), folder)
-        for n in (1, epochs):
-            if (name,seed,n) in done: continue
-            set_seed(seed)
-            dls = ImageDataLoaders.from_folder(folder, train='train', valid='valid', bs=bs, num_workers=0)
-            learn = Learner(dls, digits_net(dls.c), metrics=accuracy)
-            with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3) if n==1 else learn.fit_one_cycle(n, 3e-3)
-            acc = {k:accuracy_on(learn, folder/k) for k in ('valid',*['lying']*(lying is not None))}
-            p,other = probe(learn, areas=(.02,.05,.1,.2)), probe(learn, areas=.1, donor='any')
-            yield dict(set=name, seed=seed, epochs=n, **acc, leans=acc.get('lying', 1.)<acc['valid']/2,
-                area=p.area, edge=float(p.energy.hottest['edge']),
-                **{f'{c}_{a:g}':float(p.flips.loc[a,c]) for c in ('carried','changes') for a in p.flips.index},
-                any_carried=float(other.flips.carried[.1]), any_changes=float(other.flips.changes[.1]))
-    finally: shutil.rmtree(folder)
+        bed,tests = made(o, at, folder/'bed')
+        set_seed(o['number'])
+        dls = ImageDataLoaders.from_folder(bed, train='train', valid='valid', bs=32, num_workers=0)
+        learn = Learner(dls, nets[o['net']](dls.c), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(o['epochs'], 1e-3 if o['net']=='lite0' else 3e-3)
+        acc = {k:tested(learn, v) for k,v in dict(valid=bed/'valid', **tests).items()}
+        p = probe(learn, n=200)
+    finally: shutil.rmtree(folder, ignore_errors=True)
+    f,s = p.flips,p.swaps
+    found = {f'hot_{k}_{a:g}':f.loc[a,k] for a in f.index for k in ('carried','follows')}
+    found |= {f'{kind}_{k}_{keep:g}':s.loc[(kind,keep),k] for kind,keep in s.index for k in ('carried','follows','same_changes','masked')}
+    by = p.edge_by_class
+    return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, largest=p.largest, cells=min(p.heat.shape[1:]), edge=p.energy.hottest['edge'],
+        edge_class=by.max() if len(by) else np.nan, centre=p.energy.hottest['centre'], **found, seconds=time.time()-began)
 
-def table(df):
-    "How often each set got each grade"
-    small = df[[c for c in df if c.startswith('carried_') and float(c.split('_')[1])<=.1]].max(1)
-    df = df.assign(grade=[likely_to_help(*o) for o in zip(small, df.edge)])
-    t = df.groupby(['set','epochs'], sort=False).agg(
-        networks=('grade','size'), leaning=('leans','sum'),
-        carried=('carried_0.1','mean'), any_donor=('any_carried','mean'), edge=('edge','mean'))
-    for g in ('likely','unclear','unlikely'): t[g] = (df.grade==g).groupby([df.set,df.epochs], sort=False).sum()
-    return t
+def tested(learn, files):
+    "Accuracy on a folder, or on files"
+    files = get_image_files(files) if isinstance(files, Path) else files
+    with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[1])
 
 @call_parse
-def main(
-    seeds:int=5, # Seeds for the sets of digits
-    epochs:int=5, # Of the network that is trained for longer
-    data:str='', # Folder with MNIST and CIFAR-10; nothing: digits only
-    real_seeds:int=3, # Seeds for the sets of MNIST and CIFAR
-    out:str=str(Path(__file__).with_suffix('.csv')), # Where the rows go
+def main(data:str, # Folder of the real data
+         networks:int=260, # How many
+         part:str='0/1', # Which of how many processes this is
+         work:str='runs/probe_rule', # Images are unpacked here
+         out:str=str(Path(__file__).with_suffix('.csv')), # Where the rows go
 ):
-    "Train, probe, and compare what the probe says with what the network does where the shortcut lies"
+    "Train and probe networks"
     warnings.simplefilter('ignore')
-    (imgs,labels),rows = digit_images(),pd.read_csv(out).to_dict('records') if Path(out).exists() else [] # goes on where it was cut off
-    done = {(o['set'],o['seed'],o['epochs']) for o in rows}
-    imgs = imgs[...,None].repeat(3, -1)
-    jobs = [(k, imgs, labels, f, seed, epochs, 16) for seed in range(seeds) for k,f in digit_sets.items()]
-    if data: jobs += [(k, *o, seed, epochs, 32) for seed in range(real_seeds) for k,o in real_sets(Path(data)).items()]
-    for job in jobs:
-        if {(job[0],job[4],n) for n in (1,epochs)}<=done: continue
-        for row in networks(*job, done):
-            rows.append(row)
-            print({k:round(v, 2) if isinstance(v, float) else v for k,v in row.items()}, flush=True)
-        pd.DataFrame(rows).round(4).to_csv(out, index=False)
-    print(table(pd.DataFrame(rows)).round(2).to_string())
+    torch.set_num_threads(1)
+    k,of = map(int, part.split('/'))
+    at,out = sources(data, Path(work).resolve()),Path(out)
+    done = set(pd.read_csv(out).number) if out.exists() else set()
+    for i in range(networks):
+        if i%of!=k or i in done: continue
+        r = row(drawn(i), at)
+        line = pd.DataFrame([r]).round(4)
+        line.to_csv(out, mode='a', header=not out.exists(), index=False)
+        print({k:round(v, 2) if isinstance(v, float) else v for k,v in r.items() if k in
+            'number source cue on net size epochs valid plain aligned flipped learned edge hot_carried_0.1 rest_carried_0.3 look_carried_1 seconds'.split()}, flush=True)

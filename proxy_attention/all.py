@@ -6,7 +6,10 @@ from .core import ProxyWarning
 from .data.images import ImageFolder, ImageTable, check_images
 from .data.digits import accuracy_on, digits, digits_learner, digits_net, regions, test_sets
 from .data.beds import dominoes, no_shortcut, one_colour, swatches, two_colours
+from .data.cues import on_places, place_test_sets, planted
 from .data.datasets import known_sets, open_images
+from .data.objects import draw_boxes, read_objects, show_objects
+from .data.groups import Grouped, grouped_data, grouped_table
 from .attribution.layers import find_layer, find_layers
 from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from .attribution.perturbation import AblationCAM, ScoreCAM

@@ -6,8 +6,11 @@ from fastai.callback.all import *
 from PIL import ImageOps
 from proxy_attention.all import *
 from proxy_attention.data.digits import bed_learner
+from proxy_attention.interpret.probe import KnownObjects, Probe
+from proxy_attention.masking.donors import donors
 from proxy_attention.masking.fills import fills, noise
 from proxy_attention.masking.rules import rules
+from proxy_attention.proxy.callback import parted
 from proxy_attention.proxy.recipes import probe_cycle, treatment
 from proxy_attention.proxy.losses import loss_sources
 from proxy_attention.proxy.selection import selections
@@ -31,7 +34,7 @@ strategies = (
     + [dict(rule=o, **rule_args.get(o, {})) for o in rules]
     + [dict(fill=o) for o in fills]
     + [dict(mode=o, losses=p) for o in modes for p in loss_sources]
-    + [dict(edge=.1), dict(min_area=.2, area=.01), dict(grid=3), dict(clear=False, steps=lambda e,n: True),
+    + [dict(edge=.1), dict(balance=True), dict(min_area=.2, area=.01), dict(grid=3), dict(clear=False, steps=lambda e,n: True),
        dict(steps=Plateau('accuracy')), dict(steps=[1,'p',1]), dict(start=1, every=None), dict(across=2)]
     + [dict(attribution=o) for o in ('Saliency','ScoreCAM')]
     + [dict(target=o) for o in ('label','pred',3)])
@@ -412,36 +415,65 @@ def test_interpretation_of_a_model_of_two_images(few, quiet):
 
 # Masks only where the probe says so
 
+def found(place=0., rest=0., look=0., edge=.1, cells=8, known=None, **curve):
+    "A probe of 60 images of two classes, of which the second has its hottest place at the edge in a share `edge`"
+    heat = torch.zeros(60, cells, cells)
+    heat[:,cells//2,cells//2] = 1
+    for i in range(1, round(60*edge), 2): heat[i] = heat[i].roll((cells//2,)*2, (0,1))
+    areas = {float(k[1:])/100:v for k,v in curve.items()} or {.1:place}
+    flips = pd.DataFrame(dict(carried=list(areas.values())), index=list(areas))
+    swaps = pd.DataFrame(dict(carried=[rest,look]), index=pd.MultiIndex.from_tuples([('rest',.3),('look',1.)], names=['kind','keep']))
+    return Probe(heat, torch.arange(60)%2, flips, ['a','b'], targs=torch.arange(60)%2, swaps=swaps, known=known)
+
+def answers(monkeypatch, found):
+    import proxy_attention.proxy.recipes as c
+    monkeypatch.setattr(c, 'probe', lambda learn, items, n, model, objects: found)
+
 @pytest.mark.parametrize('carried,steps', [(.9,[0]), (.5,[0]), (.49,[]), (float('nan'),[])])
 def test_probed_masks_where_a_small_place_carries_the_predictions(few, quiet, monkeypatch, carried, steps):
-    import proxy_attention.proxy.recipes as c
-    found = SimpleNamespace(small=.1, learned=True, coarse=True, flips=pd.DataFrame(dict(carried=[carried]), index=[.1]))
-    monkeypatch.setattr(c, 'probe', lambda learn, items, n, model: found)
+    answers(monkeypatch, found(carried))
     learn = digits_learner(few, cbs=ProxyAttention.probed())
     quiet(learn, 'fit_proxy', 3, 1e-3)
     assert learn.proxy_attention.history.epoch.tolist()==steps
 
-@pytest.mark.parametrize('carried,edge,coarse,masks', [(.3,.9,False,True), (.3,.7,False,False), (.3,.9,True,False), (.1,.9,False,False)])
-def test_a_place_at_the_edge_has_to_carry_less(carried, edge, coarse, masks):
-    found = SimpleNamespace(small=.1, coarse=coarse, edge_by_class=pd.Series(dict(a=.1, b=edge)),
-                            flips=pd.DataFrame(dict(carried=[carried]), index=[.1]))
-    assert treatment(found, Masker(area=.1))==(dict(area=.1) if masks else False)
+@pytest.mark.parametrize('carried,edge,cells,masks', [(.3,1.,8,True), (.3,.7,8,False), (.3,1.,3,False), (.1,1.,8,False)])
+def test_a_place_at_the_edge_has_to_carry_less(carried, edge, cells, masks):
+    assert treatment(found(carried, edge=edge, cells=cells), Masker(area=.1))==(dict(area=.1) if masks else False)
 
-def curve(**carried):
-    return SimpleNamespace(small=.1, learned=True, coarse=True, flips=pd.DataFrame(
-        dict(carried=list(carried.values())), index=[float(k[1:])/100 for k in carried]))
+def test_the_kind_that_is_leaned_on_most_is_treated():
+    by = dict(place=found(place=.9, rest=.2), rest=found(place=.55, rest=.6, look=.3), look=found(look=.9))
+    m = Masker(area=.1)
+    for k,p in by.items():
+        assert p.leans[0]==k and m.having(**parted(treatment(p, m))[0]).rule is rules[dict(place='area', rest='rest', look='everything')[k]]
+    assert by['rest'].leans==['rest','place'] and treatment(by['rest'], m, ['place'])==dict(area=.1)
+    assert treatment(by['look'], m, ['place','rest']) is False and found().leans==[]
+
+def test_a_known_object_settles_what_is_leaned_on():
+    def known(hottest, around): return KnownObjects(10, pd.DataFrame(dict(carried=[.3,around]), index=['object','around']), .5, hottest, .2)
+    assert found(place=.9, known=known(.9,0.)).leans==[] and found(place=.9, known=known(.1,0.)).leans==['place']
+    assert found(place=.9, rest=0., known=known(.9,.7)).leans==['rest'] and found(rest=.9, known=known(.9,.1)).leans==[]
+
+@pytest.mark.parametrize('carried,rule,donor,balance', [(dict(place=.9),'area','previous',False), (dict(rest=.9),'rest','balanced',True),
+                                                        (dict(look=.9),'everything','balanced',False)])
+def test_what_is_served_is_what_the_probe_says(few, quiet, monkeypatch, carried, rule, donor, balance):
+    answers(monkeypatch, found(**carried))
+    learn = digits_learner(few, cbs=ProxyAttention.probed())
+    quiet(learn, 'fit_proxy', 3, 1e-3)
+    pa = learn.proxy_attention
+    p = pa.proxies()
+    assert (pa.masker.rule, p.donor, p.balance)==(rules[rule], donors[donor], balance) and len(pa.served)
+    assert (pa.served.area>.2).all()==(rule!='area')
 
 @pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
 @pytest.mark.parametrize('kw,area', [({}, .2), (dict(max_area=.1), .1), (dict(rule='mean_std', k=1.), None)])
 def test_probed_masks_the_smallest_area_that_carries_nearly_the_most(few, quiet, monkeypatch, kw, area):
-    import proxy_attention.proxy.recipes as c
-    monkeypatch.setattr(c, 'probe', lambda learn, items, n, model: curve(_2=.1, _5=.2, _10=.6, _20=.78, _30=.8))
+    answers(monkeypatch, found(_2=.1, _5=.2, _10=.6, _20=.78, _30=.8))
     learn = digits_learner(few, cbs=ProxyAttention.probed(**kw))
     quiet(learn, 'fit_proxy', 3, 1e-3)
     pa = learn.proxy_attention
     assert len(pa.history)==1 and (area is None or abs(pa.history.area[0]-area)<.005) and pa.masker.kwargs.get('area')==area
     if area!=.2: return
-    monkeypatch.setattr(c, 'probe', lambda learn, items, n, model: curve(_10=.1))
+    answers(monkeypatch, found(_10=.1))
     with pytest.warns(ProxyWarning, match='nothing is masked'): quiet(learn, 'fit_proxy', 3, 1e-3)
     assert pa.masker.kwargs['area']==.1 # a new fit begins with its own settings
 
@@ -468,6 +500,6 @@ def test_probed_without_a_shortcut_is_the_plain_fit(tmp_path, weights, same, qui
         learn = bed_learner(bed, bs=16, cbs=cb)
         if cb is None: quiet(learn, 'fit', 3, cbs=probe_cycle(learn, 3, lr_max=1e-3))
         else:
-            with pytest.warns(ProxyWarning, match='nothing yet|no small place that carries'): quiet(learn, 'fit_proxy', 3, 1e-3)
+            with pytest.warns(ProxyWarning, match='nothing yet|leans on nothing'): quiet(learn, 'fit_proxy', 3, 1e-3)
         ends.append(weights(learn))
     assert same(*ends)

@@ -7,12 +7,13 @@ __all__ = ['captum_methods', 'default_attribution', 'default_target', 'Captum', 
            'heat_of']
 
 # %% ../../nbs/attribution/06_methods.ipynb #11abf845
-import captum.attr, torch
+import captum.attr, torch, torch.nn.functional as F
 from copy import deepcopy
 from functools import partial
 from warnings import catch_warnings, filterwarnings
 from torch import Tensor, nn
 from captum.attr import Attribution
+from fastcore.all import L
 from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import agreement, degenerate, resize_heat, shrink_heat
@@ -106,11 +107,15 @@ class Suspect:
     "Heat of another model that has been trained already, as an attribution for any argument that takes one"
     def __init__(self,
         model, # A trained `Learner`, or its model; a copy is kept as it is now
-        attribution=default_attribution # How its heat is made: a name, a class, or a function with an argument `model`
+        attribution=default_attribution, # How its heat is made: a name, a class, or a function with an argument `model`
+        size=None # (height, width), or one number for both, that images are enlarged to before it sees them; None: as they are
     ):
         model = getattr(model, 'model', model)
         if not isinstance(model, nn.Module):
             raise TypeError(f'A suspect is a trained Learner or a torch module, and got a {type(model).__name__}.')
+        if size is not None:
+            for o in L(size): refuse_number(8, 4096, size=o)
+        self.size = None if size is None else tuple(L(size)*(2//len(L(size))))
         self.model,self.attribution = deepcopy(unwrap(model)),as_attribution(attribution)
 
     def on(self,
@@ -122,8 +127,14 @@ class Suspect:
 
     def __call__(self, model, layer=None, target=default_target, **kwargs): # `(xb, yb) -> heat`
         "The attribution, for the suspect"
-        return self.attribution(self.on(model), layer=layer, target=target, **kwargs)
-    def __repr__(self): return f'Suspect({type(self.model).__name__}, {called(self.attribution)})'
+        attr = self.attribution(self.on(model), layer=layer, target=target, **kwargs)
+        if self.size is None: return attr
+        def enlarged(xb, yb=None): return attr(F.interpolate(xb, self.size, mode='bilinear', align_corners=False), yb)
+        enlarged.__name__ = f'{attr}, at {self.size[0]}×{self.size[1]} pixels'
+        return enlarged
+    def __repr__(self):
+        at = '' if self.size is None else f', size={self.size}'
+        return f'Suspect({type(self.model).__name__}, {called(self.attribution)}{at})'
 
 # %% ../../nbs/attribution/06_methods.ipynb #84eee5f5
 def fast_agrees(

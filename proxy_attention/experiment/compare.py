@@ -22,6 +22,7 @@ from fastai.data.transforms import get_image_files
 from fastai.torch_core import set_seed
 from ..core import *
 from ..data.images import refuse_inside
+from ..data.loaders import files_of
 from .arms import arms as shipped
 from .config import Config, ProxyConfig, changed, from_toml, to_toml
 from .train import check_config, config_learner, look_at
@@ -59,7 +60,9 @@ def _score(learn, dl, groups=None):
     "Accuracy and loss, of all and of each group"
     preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
     right = (preds.argmax(1)==targs).float()
-    names = [groups(o) for o in dl.dataset.items] if groups else [
+    items = dl.dataset.items
+    if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # a table: its files
+    names = [groups(o) for o in items] if groups else [
         learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
     by = pd.Series(right.numpy()).groupby(pd.Series(names).astype(str)).mean()
     return dict(
@@ -74,7 +77,7 @@ def run_arm(
     epochs:int,
     lr:float,
     tests, # Name -> test set
-    groups=None, # `item -> name`; None: the classes
+    groups=None, # `item -> name`, of a table: `file -> name`; None: the classes
     measure=None, # `learn -> dict of numbers`, after training
     file=None # Where the record is kept
 )->dict: # What came of it

@@ -34,6 +34,16 @@ class Classes:
         k = rng.randrange(len(has)) if len(has) else 0
         return next((int(j) for j in (*has[k:k+2], *has[:1]) if j!=but), None)
 
+    def equally(self,
+        n:int, # How many items
+        seed:int # Draws them
+    )->list: # (n,) item numbers
+        "Items in which each class comes equally often, and no item of a class twice before all of them have come"
+        rng,c = np.random.default_rng(seed),len(self.members)
+        each = rng.permutation([n//c + (k<n%c) for k in range(c)])
+        drawn = [np.concatenate([rng.permutation(own) for _ in range(-(-k//len(own)))])[:k] for own,k in zip(self.members.values(), each) if k]
+        return rng.permutation(np.concatenate(drawn)).tolist()
+
 class HeatIndex:
     "Where the model looked in each item, to be compared"
     def __init__(self,

@@ -41,11 +41,13 @@ class Proxies:
         data=None, # `ImageStats` of the training images, for fills that need them
         size=None, # (height, width) of the images, if masks are to be kept drawn
         made=None, # (n,) which of the maskers each item of the store has; None: the last
-        first:int=0 # Number of the step that the first masker belongs to
+        first:int=0, # Number of the step that the first masker belongs to
+        balance:bool=False # Draw the items of each class equally often, as many as an epoch has?
     ):
         if mode not in modes: raise ValueError(f"mode={mode!r} should be 'replace' or 'augment'{nearest(mode, modes)}")
         refuse_number(0, 1, p=p)
-        store_attr('store,mode,p,classes,data,first')
+        if balance not in (True,False): raise TypeError(f'balance={balance!r} should be True or False.')
+        store_attr('store,mode,p,classes,data,first,balance')
         self.donor = by_name(donor, donors, 'donor')
         refuse_unknown(self.donor, donor_asks, 'donor strategy')
         self.maskers = list(masker) if isinstance(masker, (list,tuple)) else [masker]
@@ -183,11 +185,12 @@ def _copy(img): return img.clone() if isinstance(img, Tensor) else img.copy()
 def _with_image(item, img): return type(item)([img, *item[1:]]) if isinstance(item, (tuple,list)) else img
 
 # %% ../../nbs/proxy/03_serving.ipynb #6aa96298
-def _beside(dl, proxies, n):
-    "The order of an epoch in which proxies stand beside their originals, and its length"
-    idxs = [int(i) for i in dl.get_idxs()]
-    idxs += [n+i for i in idxs if i in proxies]
-    if dl.shuffle: idxs = dl.shuffle_fn(idxs)
+def _ordered(dl, proxies, n):
+    "The order of an epoch where it is not the loader's own: each class equally often, proxies beside their originals; and its length"
+    idxs = proxies.classes.equally(dl.n, proxies.seed) if proxies.balance else [int(i) for i in dl.get_idxs()]
+    if proxies.mode=='augment':
+        idxs += [n+i for i in idxs if i in proxies]
+        if dl.shuffle: idxs = dl.shuffle_fn(idxs)
     res = dict(get_idxs=MethodType(lambda dl: idxs, dl), n=len(idxs))
     return res | (dict(partial_n=len(idxs)) if getattr(dl, 'partial_n', None) else {})
 
@@ -210,7 +213,7 @@ def serving(
     drawn = proxies.draw(loader_seed(dl) if seed is None else seed)
     served = ServedItem(dl, proxies)
     attrs = dict(create_item=MethodType(served, dl)) if len(drawn) else {}
-    if len(drawn) and proxies.mode=='augment': attrs |= _beside(dl, proxies, served.n)
+    if len(drawn) and (proxies.mode=='augment' or proxies.balance): attrs |= _ordered(dl, proxies, served.n)
     with own_attributes(dl, **attrs): yield served.note if len(drawn) else None
 
 # %% ../../nbs/proxy/03_serving.ipynb #3667c59e
