@@ -253,10 +253,8 @@ class Probe:
         "What the model leans on, of 'place', 'rest' and 'look', the strongest first"
         if self.learned is False: return []
         strength = self.carried/self.bounds
-        if self.known is not None:
-            around = self.known.table.carried['around']
-            strength['rest'] = around/leaning['rest']
-            if self.known.hottest>=.5: strength['place'] = np.nan # it looks at the object
+        if self.known is not None and self.known.hottest>=.5: # it looks at the object, and all that lies around it is the rest
+            strength['place'],strength['rest'] = np.nan,self.known.table.carried['around']/leaning['rest']
         return strength[strength>=1].sort_values(ascending=False).index.tolist()
     @property
     def in_short(self)->str:
@@ -288,6 +286,29 @@ _ends = { # does it carry? at the edge?
         'masking is unlikely to help, and where there is no shortcut it costs some accuracy. '
         '(A large shortcut in the middle can be missed.)'}
 
+_advice = dict(
+    place=lambda self: f'a small place; `ProxyAttention.shortcut(area={self.small:g})` swaps it',
+    rest=lambda self: 'what lies around the hottest part; `ProxyAttention.background()` swaps that',
+    look=lambda self: 'the look of the whole image, its colours and sharpness; `ProxyAttention.look()` swaps that')
+
+def _other_swaps(self):
+    "What swaps of the rest and of the look have shown"
+    if self.swaps is None or self.swaps.follows.isna().all(): return []
+    rest,look = (self.swaps.loc[self.swaps.carried[[k]].idxmax()] for k in ('rest','look'))
+    keep = self.swaps.carried['rest'].idxmax()
+    said = [f'Where all but the hottest {keep:.0%} is swapped instead, {rest.follows:.0%} become the donor\'s '
+            f'({rest.same_changes:.0%} change with a donor of the same class); where the look of the image is, {look.follows:.0%} '
+            f'({look.same_changes:.0%}).']
+    return said + ([f"So the model leans on {', and on '.join(_advice[k](self) for k in self.leans)}."] if self.leans else [])
+
+def _of_objects(self):
+    "What images whose object is known have shown"
+    if self.known is None: return []
+    k,t = self.known,self.known.table
+    return [f'In the {k.n} images whose object is known, {k.heat:.0%} of the heat lies on it (it takes {k.area:.0%} of the image), and the hottest '
+            f'place in {k.hottest:.0%} of them. Where the object is swapped, {t.follows["object"]:.0%} become the donor\'s; '
+            f'where what lies around it is, {t.follows["around"]:.0%}.']
+
 @patch
 def verdict(self:Probe)->str:
     "What the numbers say, and no more"
@@ -311,13 +332,13 @@ def verdict(self:Probe)->str:
             f'All {n} {self.what} are predicted as {said!r}, so there is no other class to swap with, and nothing to tell.', place])
     if n<50: text.append(f'Only {n} {self.what}: all shares are rough.')
     text += [
-        f'Where the hottest {self.small:.0%} of an image is swapped with that of another one, predicted otherwise, '
+        f'Where the hottest {self.small:.0%} of an image is swapped with that of another one, predicted as another class, '
         f'{f.follows:.0%} of {n} {self.what} are then predicted as that one; '
         f'where a random place of the same shape is, {f.random_follows:.0%}.',
         place,
         _ends[likely_to_help(f.carried, 1.), None if self.coarse else likely_to_help(1., at['edge'])],
         f'The smallest area whose swap changes 90% of the predictions: {self.area:.0%}.' if self.area else
-        'No area that was tried changes 90% of the predictions.']
+        'No area that was tried changes 90% of the predictions.', *_other_swaps(self), *_of_objects(self)]
     if self.epoch==1: text.append('Probed after one epoch: a shortcut that is learned slowly may not show yet.')
     elif self.epoch:
         text.append(f'Probed after {self.epoch} epochs: heat can leave a shortcut as training goes on, '
@@ -356,9 +377,12 @@ def plot(self:Probe,
 
 @patch
 def _repr_html_(self:Probe):
+    swaps = [] if self.swaps is None else [self.swaps.rename(index="{:.0%}".format, level=1)]
     tables = ''.join(f'<td style="vertical-align:top">{o.to_html(border=0, float_format="{:.0%}".format)}</td>'
-        for o in (self.flips.rename(index="{:.0%}".format), self.energy))
-    return (f'<p><b>Masking is {dict(likely="likely to help", unlikely="unlikely to help").get(self.grade, "of unclear use")}.</b> '
+        for o in (self.flips.rename(index="{:.0%}".format), *swaps, self.energy))
+    other = [k for k in self.leans if k!='place']
+    return (f'<p><b>Masking the hottest part is {dict(likely="likely to help", unlikely="unlikely to help").get(self.grade, "of unclear use")}.'
+            f'{" Swapping the "+" or the ".join(other)+" may help." if other else ""}</b> '
         f'{escape(self.verdict())}</p><table><tr>{tables}</tr></table>')
 
 @patch
