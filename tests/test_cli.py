@@ -67,6 +67,7 @@ def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
 @pytest.mark.parametrize('kw,words', [
     (dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
     (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'),
+    (dict(recipe='shortcut', objects='x.csv'), 'asks no probe'), (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
     (dict(recipe='none', area=.1), 'has no use for area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
     (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'),
     (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),

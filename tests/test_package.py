@@ -84,7 +84,7 @@ def test_no_line_is_longer_than_140_characters():
 
 everything = """
     AblationCAM AttentionOn AttentionRollout CAM Captum Checkpoint Comparison Grouped
-    draw_boxes grouped_data grouped_table on_places place_test_sets planted read_objects show_objects
+    draw_boxes grouped_data grouped_table on_places place_test_sets planted read_objects show_objects SwappedAccuracy swapped_accuracy
     EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
     HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
     ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard

@@ -235,3 +235,14 @@ def test_on_the_command_line(bed, tmp_path):
     assert check_config(Config(proxy=ProxyConfig(suspect=str(one), recipe='shortcut', steps='p,3')))==3
     res = warm.run(warm.script, 'proxy-train', bed, *args, '--suspect', 'nowhere', '--out', tmp_path/'more')
     assert res.returncode==1 and 'There is no model' in res.stderr and len(os.listdir(tmp_path/'more'))==1
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+def test_objects_on_the_command_line(bed, tmp_path):
+    "The boxes of the bed's own table reach the probe"
+    about = pd.read_csv(bed/'about.csv')
+    about[about.part=='train'].to_csv(tmp_path/'boxes.csv', index=False)
+    seen = []
+    run = train_folder(bed, tmp_path/'runs', recipe='probed', objects=str(tmp_path/'boxes.csv'), arch='test_resnet', pretrained=False, size=32,
+                       workers=0, bs=16, augment='none', lr=1e-2, epochs=2, say=seen.append)
+    said = (run/'config.toml').read_text()
+    assert f'objects = "{(tmp_path/"boxes.csv").resolve()}"' in said and len(pd.read_csv(run/'history.csv'))==2

@@ -172,8 +172,12 @@ def find_layer(
     model:nn.Module,
     xb:Tensor=None # A batch as the model gets it, one image is enough; None: noise of 224×224
 )->Layer:
-    "The last layer on a grid over the image whose places still reach the prediction"
-    return find_layers(model, xb)[-1]
+    """The last layer on a grid over the image whose places still reach the prediction
+
+    Of a small image the last layer may have 2×2 cells, too few to say where anything is: with fewer than 4 cells a side
+    it is the last layer that has at least 6."""
+    layers = find_layers(model, xb)
+    return layers[-1] if min(layers[-1].grid)>=4 else next((o for o in layers[::-1] if min(o.grid)>=6), layers[-1])
 
 # %% ../../nbs/attribution/02_layers.ipynb #f9d34163
 def named_layer(

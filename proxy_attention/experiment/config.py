@@ -70,6 +70,7 @@ class ProxyConfig:
     "What `ProxyAttention` is asked for; what is left out is as the recipe has it"
     recipe:str='default' # A recipe: {recipes}, or none
     suspect:str=None # Look with a model that was trained before: its run folder, or model.pkl (loading it runs its code)
+    objects:str=None # Where the object is in some images, for probed and rehearsed: a CSV, a COCO file, or a folder of masks
     steps:str=None # When: epochs and proxy steps in turn, as 5,p,9
     start:number=None # Done before the first step: share of the fit (0.3) or epochs (5)
     finish:number=None # No step once this is done
@@ -82,6 +83,8 @@ class ProxyConfig:
     layer:str=None # Layer of a CAM, by its name in the model
     rule:str=None # What: {rules}; random and centre are controls
     area:float=None # Share of the image, of the rule area
+    keep:float=None # Share of the image that stays, of the rule rest
+    margin:float=None # Around it, as a share of the shorter side
     threshold:float=None # Of the rules absolute and max_share
     cells:number=None # Of the rule top_cells
     k:float=None # Of the rule mean_std
@@ -90,6 +93,7 @@ class ProxyConfig:
     edge:float=None # Width of a soft edge, as a share of the shorter side
     fill:str=None # What comes there: {fills}
     donor:str=None # Whose pixels a swap brings in: {donors}
+    balance:bool=None # Draw the training items of each class equally often while proxies are served?
     weight:float=None # Of the fill blend
     radius:float=None # Of the fill blur
     mode:str=None # replace, or augment

@@ -26,10 +26,11 @@ from fastai.vision.learner import model_meta, vision_learner
 from ..core import *
 from ..data.images import ImageSet, check_images, refuse_inside
 from ..data.datasets import open_images
+from ..data.objects import read_objects
 from ..attribution.methods import Suspect, default_attribution
 from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
-from ..proxy.recipes import as_suspect, one_probe_epoch, recipes
+from ..proxy.recipes import IfCarried, as_suspect, one_probe_epoch, recipes
 from .config import Config, all_settings, changed, from_toml, to_toml
 from .checkpoint import Checkpoint
 from .logs import RunBoard
@@ -141,6 +142,11 @@ def check_config(cfg:Config)->int: # Length of the fit
     if p.suspect and not suspect_file(p.suspect).is_file():
         raise FileNotFoundError(f'There is no model {suspect_file(p.suspect)}: '
                                 'suspect should be the folder of a run that is finished, or an exported learner.')
+    if p.objects and (p.recipe not in ('probed','rehearsed') or p.steps):
+        raise ValueError(f'objects={p.objects!r} says a probe where the objects are, and recipe={p.recipe!r} asks no probe: '
+                         "take the recipe 'rehearsed' or 'probed', without steps.")
+    if p.objects and not Path(p.objects).expanduser().exists():
+        raise FileNotFoundError(f'There is no {p.objects}: objects should be a CSV, a COCO file, or a folder of masks.')
     if make is None and p.save_images:
         raise ValueError("recipe='none' trains without proxies: there are no images to save.")
     by_name(d.augment, augments, 'augmentation')
@@ -163,7 +169,7 @@ def check_config(cfg:Config)->int: # Length of the fit
 
 def proxy_args(cfg:Config)->dict:
     "The arguments of `ProxyAttention` that were given"
-    return {k:v for k,v in asdict(cfg.proxy).items() if v is not None and k not in ('recipe','save_images','suspect')}
+    return {k:v for k,v in asdict(cfg.proxy).items() if v is not None and k not in ('recipe','save_images','suspect','objects')}
 
 def suspect_file(
     suspect # A run folder, or an exported learner
@@ -173,8 +179,9 @@ def suspect_file(
     return f/'model.pkl' if f.is_dir() else f
 
 def with_suspect(cfg:Config)->Config:
-    "The suspect by its whole path, so that the run can be gone on with from anywhere; unless another recipe is asked for, `rehearsed`"
+    "The suspect, and where objects are, by their whole paths, so that the run can be gone on with from anywhere; unless another recipe is asked for, `rehearsed`"
     p = cfg.proxy
+    if p.objects: cfg = changed(cfg, objects=str(Path(p.objects).expanduser().resolve()))
     if not p.suspect: return cfg
     mine = p.recipe=='default' and p.steps is None and p.start is None
     return changed(cfg, suspect=str(suspect_file(p.suspect).resolve()), **(dict(recipe='rehearsed') if mine else {}))
@@ -317,6 +324,7 @@ def _fit(cfg, images, run, epochs, say, cbs):
     if p.recipe=='none': one_probe_epoch(learn, epochs, rate, **kw)
     else:
         own = dict(folder=run, save_images=p.save_images, **proxy_args(cfg))
+        if p.objects: own['steps'] = IfCarried(objects=read_objects(p.objects, images=images.path))
         if p.suspect: own['attribution'] = as_suspect(learn, open_learner(p.suspect), attribution=p.attribution or default_attribution)
         recipes[p.recipe].train(learn, epochs, rate, own, **kw)
     _keep(learn, run)

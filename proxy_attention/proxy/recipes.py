@@ -93,7 +93,9 @@ def probe_to_the_step(
     **kwargs
 ):
     "A constant rate until the first proxy step, then one cycle"
-    fit_with(learn, n_epoch, probe_cycle(learn, n_epoch, epochs_to_step(learn.proxy_attention.schedule, n_epoch), lr_max), **kwargs)
+    cb = learn.proxy_attention
+    probe = 1 if cb.suspect is not None else epochs_to_step(cb.schedule, n_epoch) # a suspect knows already
+    fit_with(learn, n_epoch, probe_cycle(learn, n_epoch, probe, lr_max), **kwargs)
 
 @delegates(fit_with, but='sched')
 def masked_at_the_end(
