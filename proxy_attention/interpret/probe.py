@@ -72,9 +72,10 @@ def likely_to_help(
 # %% ../../nbs/interpret/03_probe.ipynb #9bdf02d0
 # chosen on half of the networks of benchmarks/probe_rule.py
 leaning = dict(place=.5, # share of the predictions that a small place has to carry
-    edge=.2, # so much is enough if the place is at the edge
+    at_edge=.2, # so much is enough if the place is at the edge
     often=.8, # in this share of the images of some predicted class
     rest=.3, # share that the rest has to carry
+    edge=.3, # the border
     look=.5) # and the look
 
 # %% ../../nbs/interpret/03_probe.ipynb #2b093089
@@ -239,18 +240,18 @@ class Probe:
         if self.learned is False: return 'unclear'
         return likely_to_help(self.flips.carried[self.small], np.nan if self.coarse else self.energy.hottest['edge'])
     @property
-    def carried(self)->pd.Series: # 'place', 'rest', 'look'
-        "What share of the predictions rests on a small place, on the rest of the image, on its look, over what the control gives"
-        if self.swaps is None: return pd.Series(dict(place=self.flips.carried[self.small], rest=np.nan, look=np.nan))
-        return pd.Series(dict(place=self.flips.carried[self.small], **self.swaps.carried.groupby('kind').max()))
+    def carried(self)->pd.Series: # 'place', 'rest', 'edge', 'look'
+        "What share of the predictions rests on a small place, the rest of the image, its border, its look, over what the control gives"
+        place = {'place':self.flips.carried[self.small]}
+        return pd.Series(place|({} if self.swaps is None else self.swaps.carried.groupby('kind').max().to_dict()))
     @property
-    def bounds(self)->pd.Series: # 'place', 'rest', 'look'
+    def bounds(self)->pd.Series: # 'place', 'rest', 'edge', 'look'
         "How much has to rest on each of them before the model leans on it, see `leaning`"
         edge = not self.coarse and self.edge_by_class.max()>=leaning['often']
-        return pd.Series({k:leaning['edge' if k=='place' and edge else k] for k in ('place','rest','look')})
+        return pd.Series({k:leaning['at_edge' if k=='place' and edge else k] for k in ('place','rest','edge','look')})
     @property
     def leans(self)->list:
-        "What the model leans on, of 'place', 'rest' and 'look', the strongest first"
+        "What the model leans on, of 'place', 'rest', 'edge' and 'look', the strongest first"
         if self.learned is False: return []
         strength = self.carried/self.bounds
         if self.known is not None and self.known.hottest>=.5: # it looks at the object, and all that lies around it is the rest
@@ -259,9 +260,9 @@ class Probe:
     @property
     def in_short(self)->str:
         "What was measured, and what would have been enough"
+        what = dict(place=f'the hottest {self.small:.0%}', rest='the rest', edge='the border', look='the look')
         c,b = self.carried.fillna(0).clip(lower=0),self.bounds
-        return (f"{c.place:.0%} of the predictions follow a swap of the hottest {self.small:.0%}, {c['rest']:.0%} one of the rest, "
-                f"{c.look:.0%} one of the look; {b.place:.0%}, {b['rest']:.0%} and {b.look:.0%} would be enough")
+        return 'share of the predictions that follow a swap of ' + ', '.join(f'{what[k]}: {c[k]:.0%}, enough {b[k]:.0%}' for k in c.index)
     @property
     def likely(self):
         "Is it likely?"
@@ -288,6 +289,7 @@ _ends = { # does it carry? at the edge?
 
 _advice = dict(
     place=lambda self: f'a small place; `ProxyAttention.shortcut(area={self.small:g})` swaps it',
+    edge=lambda self: 'the border of the image; `ProxyAttention(rule="border", fill="swap", select="all", p=1.)` swaps that',
     rest=lambda self: 'what lies around the hottest part; `ProxyAttention.background()` swaps that',
     look=lambda self: 'the look of the whole image, its colours and sharpness; `ProxyAttention.look()` swaps that')
 

@@ -367,7 +367,7 @@ def make_step(
     kept,bar = () if cb.clear else s.store.idxs.tolist(),getattr(getattr(learn, 'progress', None), 'mbar', None)
     if epoch<0: settings = replace(settings, losses='exact')
     with own_attributes(learn, model=cb.suspect.on(learn.model)) if epoch<0 else nullcontext():
-        found = step(learn, settings, kept, s.proven.size, bar, keep=[cb], **parted(how)[0])
+        found = step(learn, settings, kept, s.proven.size, bar, cbs=[cb], **parted(how)[0])
     s.take(found, how, cb.clear)
     s.record.note_step(found, s.fits, epoch)
     cb.now.interp,cb.now.proxies = found.interp,cb.proxies()

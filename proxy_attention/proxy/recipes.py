@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['recipes', 'treatments', 'probe_cycle', 'cycle_then_constant', 'fit_with', 'one_probe_epoch', 'probe_to_the_step',
            'masked_at_the_end', 'epochs_to_step', 'Recipe', 'recipe_table', 'swap_the_place', 'swap_the_rest',
-           'swap_the_look', 'treatment', 'IfCarried', 'suspect_and_successor', 'rehearsed', 'as_suspect']
+           'swap_the_edge', 'swap_the_look', 'treatment', 'IfCarried', 'suspect_and_successor', 'rehearsed',
+           'as_suspect']
 
 # %% ../../nbs/proxy/09_recipes.ipynb #bfee7f1d
 import inspect, torch
@@ -240,9 +241,10 @@ def swap_the_place(found, masker, near=.85):
     by_area = found.flips.carried[:masker.max_area]
     return 'area' not in masker.rule_takes or dict(area=float(by_area[by_area>=near*by_area.max()].index[0]))
 def swap_the_rest(found, masker): return dict(_rest)
+def swap_the_edge(found, masker): return dict(rule='border', width=.1, fill='swap', donor='balanced')
 def swap_the_look(found, masker): return dict(_look)
 
-treatments = dict(place=swap_the_place, rest=swap_the_rest, look=swap_the_look) # What is leaned on → `(Probe, Masker) -> arguments of a step`
+treatments = dict(place=swap_the_place, rest=swap_the_rest, edge=swap_the_edge, look=swap_the_look) # What is leaned on → `(Probe, Masker) -> arguments of a step`
 
 def treatment(
     found:Probe,
@@ -258,7 +260,7 @@ class IfCarried:
     at_start = True # A suspect is asked before the first epoch
     def __init__(self,
         start=0.1, # Done before the network in training is asked: share of the fit (float) or epochs (int)
-        kinds=tuple(treatments), # What is treated: 'place', 'rest', 'look'
+        kinds=tuple(treatments), # What is treated: 'place', 'rest', 'edge', 'look'
         n:int=600, # Training images to probe with
         objects=None # Where the object is in some training images, see `read_objects`
     ):

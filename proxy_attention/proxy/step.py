@@ -146,13 +146,13 @@ def step(
     kept=(), # Items that keep the mask they have: they are not looked into again
     size=None, # (height, width) of the model's input; None: `input_size`
     bar=None, # A progress bar to hang one under
-    keep=(), # Callbacks that must not step aside
+    cbs=(), # Callbacks that must not step aside
     **how # Arguments of the rule and the fill, for this step
 )->StepResult:
     "Losses → choice → heat → masks, of the training items"
     began,s = time.perf_counter(),replace(settings, masker=settings.masker.having(**how))
     size = size or input_size(learn.dls)
-    interp = s.losses.interpret(learn, keep=keep)
+    interp = s.losses.interpret(learn, keep=cbs)
     chosen = on_first(lambda: choose(s.select, interp.losses, interp.preds, interp.targs, s.share, interp.known))
     idxs = chosen[~torch.isin(chosen, torch.as_tensor(list(kept), dtype=torch.long))]
     heat,bad,fast,attr = heat_of_items(learn, s, idxs, size, bar)
