@@ -70,8 +70,8 @@ def drawn(i):
     photos = ('birds','scenes','insects') if net=='lite0' else ('birds','scenes','insects','vehicles','digits')
     source = 'birds on places' if 'background' in cue else pick(*photos)
     size = 96 if net=='lite0' else 32 if source in ('vehicles','digits') else 64
-    n = 230 if source=='insects' else 300 if net=='lite0' else int(pick(300,500,700))
-    epochs = int(pick(1,2,3) if net=='lite0' else pick(2,4,8))
+    n = 230 if source=='insects' else 250 if net=='lite0' else int(pick(300,400,500))
+    epochs = int(pick(1,1,2) if net=='lite0' else pick(2,4,8))
     return dict(number=i, source=source, cue=cue, on=pick('all','all','one'), conflict=float(pick(0.,0.,.03)), net=net, size=size,
                 n_train=n, epochs=epochs)
 
@@ -83,15 +83,16 @@ def no_cue(img, says, n, rng):
 def made(o, at, path):
     "Its bed, and test sets by name"
     if 'background' in o['cue']:
-        bed = on_places(birds(at['raw']), places(at['raw']), path, rho=.5 if o['cue']=='no background' else 1-o['conflict'], seed=o['number'], size=o['size'],
-                        n_train=o['n_train'], n_test=300)
+        rho = .5 if o['cue']=='no background' else 1-o['conflict']
+        bed = on_places(birds(at['raw']), places(at['raw']), path, rho=rho, seed=o['number'], size=o['size'],
+                        n_train=o['n_train'], n_test=200)
         return bed,place_test_sets(bed)
     folder = at[o['source']]
     on = 'all' if o['on']=='all' or 'random' in o['cue'] else sorted(f.name for f in folder.iterdir() if f.is_dir())[0]
     n = sum(f.is_dir() for f in folder.iterdir())
     conflict = 1-1/n if 'random' in o['cue'] else o['conflict'] # a cue that is drawn for each image says nothing
     bed = planted(folder, path, no_cue if o['cue']=='none' else o['cue'].split()[-1], on, conflict, o['number'], o['size'], o['n_train'],
-                  100 if o['source']=='insects' else 300)
+                  100 if o['source']=='insects' else 200)
     return bed,{k:bed/k for k in ('plain','aligned','flipped')}
 
 def row(o, at):
@@ -110,7 +111,8 @@ def row(o, at):
     found = {f'hot_{k}_{a:g}':f.loc[a,k] for a in f.index for k in ('carried','follows')}
     found |= {f'{kind}_{k}_{keep:g}':s.loc[(kind,keep),k] for kind,keep in s.index for k in ('carried','follows','same_changes','masked')}
     by = p.edge_by_class
-    return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, largest=p.largest, cells=min(p.heat.shape[1:]), edge=p.energy.hottest['edge'],
+    return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, largest=p.largest, cells=min(p.heat.shape[1:]),
+        edge=p.energy.hottest['edge'],
         edge_class=by.max() if len(by) else np.nan, centre=p.energy.hottest['centre'], **found, seconds=time.time()-began)
 
 def tested(learn, files):
@@ -136,5 +138,5 @@ def main(data:str, # Folder of the real data
         r = row(drawn(i), at)
         line = pd.DataFrame([r]).round(4)
         line.to_csv(out, mode='a', header=not out.exists(), index=False)
-        print({k:round(v, 2) if isinstance(v, float) else v for k,v in r.items() if k in
-            'number source cue on net size epochs valid plain aligned flipped learned edge hot_carried_0.1 rest_carried_0.3 look_carried_1 seconds'.split()}, flush=True)
+        shown = 'number source cue on net size epochs valid plain aligned flipped learned seconds'.split()
+        print({k:round(v, 2) if isinstance(v, float) else v for k,v in r.items() if k in shown}, flush=True)

@@ -36,7 +36,9 @@ which = {
 
 def without_groups(learn):
     "What chooses a model where no groups are known, beside the worst class: the accuracy on swapped validation images"
-    return dict(rest_swapped=swapped_accuracy(learn, 'rest', suspect=suspect(size=224), n=500), hot_swapped=swapped_accuracy(learn, 'hot', share=.2, n=500), own_rest_swapped=swapped_accuracy(learn, 'rest', n=500))
+    return dict(rest_swapped=swapped_accuracy(learn, 'rest', suspect=suspect(size=224), n=500),
+                own_rest_swapped=swapped_accuracy(learn, 'rest', n=500),
+                hot_swapped=swapped_accuracy(learn, 'hot', share=.2, n=500))
 
 @call_parse
 def main(data:str, # Folder of the real data
@@ -53,7 +55,8 @@ def main(data:str, # Folder of the real data
     torch.set_num_threads(1)
     out = Path(out).resolve()
     bed = make(unpacked(data, out), out/f'rho{rho:g}', rho)
-    tests,mine = dict(valid=lambda learn: learn.dls.valid)|groups(bed),{k:which[k] for k in ['no proxy',*only.split(';')]} if only else which
+    tests = dict(valid=lambda learn: learn.dls.valid)|groups(bed)
+    mine = {k:which[k] for k in ['no proxy',*only.split(';')]} if only else which
     res = compare(partial(learner, bed), mine, [int(o) for o in seeds.split(',')], epochs, tests, 1e-3, 'no proxy',
                   measure=without_groups, folder=out/f'runs{rho:g}', n_jobs=n_jobs)
     print(f'rho {rho:g}\n{res.table(diff=False).to_string()}', flush=True)

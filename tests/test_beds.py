@@ -10,7 +10,7 @@ from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from proxy_attention.all import *
 from proxy_attention.data.beds import beds, read_folder, read_idx
 from proxy_attention.data.digits import bed_learner, digit_images, fc_net, write_bed
-from proxy_attention.data.beds import _deal, _draw
+from proxy_attention.data.beds import deal, draw_groups
 
 small = dict(n_train=120, n_test=60)
 parts = ('train','valid','plain','aligned','flipped')
@@ -30,7 +30,7 @@ def files(path): return {f.relative_to(path).as_posix():f.read_bytes() for f in 
 def test_places_are_dealt_in_proportion(data):
     sizes = np.array(data.draw(st.lists(st.integers(0,40), min_size=1, max_size=9).filter(sum)))
     n = data.draw(st.integers(0, int(sizes.sum())))
-    places,quota = _deal(n, sizes), n*sizes/sizes.sum()
+    places,quota = deal(n, sizes), n*sizes/sizes.sum()
     assert places.sum()==n and (abs(places-quota)<1).all() and (places<=sizes).all()
 
 @drawn(st.data())
@@ -39,7 +39,7 @@ def test_nothing_is_drawn_twice(data):
     groups = np.array(data.draw(st.lists(st.integers(0,4), min_size=1, max_size=60)))
     a = data.draw(st.integers(0, len(groups)))
     b = data.draw(st.integers(0, len(groups)-a))
-    with np.errstate(all='raise'): res = _draw(groups, dict(a=a, b=b), np.random.default_rng(0))
+    with np.errstate(all='raise'): res = draw_groups(groups, dict(a=a, b=b), np.random.default_rng(0))
     assert [len(res[k]) for k in 'ab']==[a,b] and len(set(res['a'])|set(res['b']))==a+b
     for k,n,pool in (('a',a,groups),('b',b,np.delete(groups, res['a']))): # each in proportion to what was there
         for g in set(pool): assert abs((groups[res[k]]==g).sum()-n*(pool==g).mean())<1

@@ -422,7 +422,8 @@ def found(place=0., rest=0., border=0., look=0., edge=.1, cells=8, known=None, *
     for i in range(1, round(60*edge), 2): heat[i] = heat[i].roll((cells//2,)*2, (0,1))
     areas = {float(k[1:])/100:v for k,v in curve.items()} or {.1:place}
     flips = pd.DataFrame(dict(carried=list(areas.values())), index=list(areas))
-    swaps = pd.DataFrame(dict(carried=[rest,border,look]), index=pd.MultiIndex.from_tuples([('rest',.3),('edge',.64),('look',1.)], names=['kind','keep']))
+    at = pd.MultiIndex.from_tuples([('rest',.3),('edge',.64),('look',1.)], names=['kind','keep'])
+    swaps = pd.DataFrame(dict(carried=[rest,border,look]), index=at)
     return Probe(heat, torch.arange(60)%2, flips, ['a','b'], targs=torch.arange(60)%2, swaps=swaps, known=known)
 
 def answers(monkeypatch, found):
@@ -444,7 +445,8 @@ def test_the_kind_that_is_leaned_on_most_is_treated():
     by = dict(place=found(place=.9, rest=.2), rest=found(place=.55, rest=.6, look=.3), edge=found(border=.9), look=found(look=.9))
     m = Masker(area=.1)
     for k,p in by.items():
-        assert p.leans[0]==k and m.having(**parted(treatment(p, m))[0]).rule is rules[dict(place='area', rest='rest', edge='border', look='everything')[k]]
+        rule = dict(place='area', rest='rest', edge='border', look='everything')[k]
+        assert p.leans[0]==k and m.having(**parted(treatment(p, m))[0]).rule is rules[rule]
     assert by['rest'].leans==['rest','place'] and treatment(by['rest'], m, ['place'])==dict(area=.1)
     assert treatment(by['look'], m, ['place','rest']) is False and found().leans==[]
 

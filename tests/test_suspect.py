@@ -242,7 +242,7 @@ def test_objects_on_the_command_line(bed, tmp_path):
     about = pd.read_csv(bed/'about.csv')
     about[about.part=='train'].to_csv(tmp_path/'boxes.csv', index=False)
     seen = []
-    run = train_folder(bed, tmp_path/'runs', recipe='probed', objects=str(tmp_path/'boxes.csv'), arch='test_resnet', pretrained=False, size=32,
-                       workers=0, bs=16, augment='none', lr=1e-2, epochs=2, say=seen.append)
+    run = train_folder(bed, tmp_path/'runs', recipe='probed', objects=str(tmp_path/'boxes.csv'), arch='test_resnet', pretrained=False,
+                       size=32, workers=0, bs=16, augment='none', lr=1e-2, epochs=2, say=seen.append)
     said = (run/'config.toml').read_text()
     assert f'objects = "{(tmp_path/"boxes.csv").resolve()}"' in said and len(pd.read_csv(run/'history.csv'))==2

@@ -79,7 +79,8 @@ def test_a_probe_with_objects(cheat):
     assert 'images whose object is known' in p.verdict()
     p = probe(learn, objects={str(learn.dls.train_ds.items[i]):(6,6,26,26) for i in range(30)}, n=40)
     assert p.what=='training images' and p.known.n==30 and len(p.preds)==40
-    with pytest.raises(ValueError, match='names 0 of the'): probe(learn, items='valid', objects={str(learn.dls.train_ds.items[0]):(6,6,26,26)})
+    one = {str(learn.dls.train_ds.items[0]):(6,6,26,26)}
+    with pytest.raises(ValueError, match='names 0 of the'): probe(learn, items='valid', objects=one)
     about = probe(learn, objects=path/'about.csv', n=60) # the bed's own table knows the patch
     assert about.known.hottest>.8 and about.known.table.carried['object']>about.known.table.carried['around']
 

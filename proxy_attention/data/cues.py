@@ -7,16 +7,15 @@ __all__ = ['cues', 'text_mark', 'ring', 'frame', 'colour_cast', 'blurred', 'comp
            'place_test_sets']
 
 # %% ../../nbs/data/06_cues.ipynb #e7da4618
-import atexit, colorsys, io, os, shutil, string, tempfile
-from contextlib import contextmanager
+import colorsys, io, os, string, tempfile
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from ..core import *
 from .images import ImageFolder, check_images, refuse_count, refuse_inside
-from .digits import corner_box, palette, write_bed
-from .beds import _deal, _draw, _rng
+from .digits import corner_box, palette, whole_folder, write_bed
+from .beds import deal, draw_groups, stream
 
 # %% ../../nbs/data/06_cues.ipynb #62d7f5c1
 def _refuse_class(says, n):
@@ -197,11 +196,11 @@ def _dealt(df, seed, n_train, n_test):
     "Positions in `train`, `valid` and `test`; what is given in the column `part` stays there"
     for k,v in dict(n_train=n_train, n_test=n_test).items():
         if v is not None: refuse_count(2, 'each class needs an image', **{k:v})
-    rng,codes,part = _rng(seed, 0), df.label.values, df.part.values.astype(object)
+    rng,codes,part = stream(seed, 0), df.label.values, df.part.values.astype(object)
     count = lambda k: int((part==k).sum())
     def move(src, **counts):
         at = np.flatnonzero(part==src)
-        for k,o in _draw(codes[at], counts, rng).items(): part[at[o]] = k
+        for k,o in draw_groups(codes[at], counts, rng).items(): part[at[o]] = k
     want = dict(train=n_train, valid=None if n_train is None else n_train//4, test=n_test)
     if (part=='').all():
         n = len(df)
@@ -222,7 +221,7 @@ def _dealt(df, seed, n_train, n_test):
         here = np.flatnonzero(part==k)
         n = len(here) if want[k] is None else want[k]
         if n>len(here): raise ValueError(f'There are {len(here)} images for {k}, and n_{k}={n} were asked for: ask for fewer.')
-        at[k] = here[_draw(codes[here], {k:n}, rng)[k]]
+        at[k] = here[draw_groups(codes[here], {k:n}, rng)[k]]
         if len(gone := np.setdiff1d(codes, codes[at[k]])):
             raise ValueError(f'None of the {n} images of {k} is of the class {str(gone[0])!r}: draw more, or give more images of it.')
     return at
@@ -281,12 +280,12 @@ def planted(
     add = _set_cue(cue, kwargs, names, on, size)
     if conflict and not round(conflict*len(at['train'])):
         raise ValueError(f"conflict={conflict} of {len(at['train'])} training images is none of them: make it larger, or 0.")
-    if on=='all': own,other = codes, (codes+_rng(seed, 2).integers(1, len(names), size=len(codes)))%len(names)
+    if on=='all': own,other = codes, (codes+stream(seed, 2).integers(1, len(names), size=len(codes)))%len(names)
     else:
         its,bears = int(np.flatnonzero(names==on)[0]), names[codes]==on
         own,other = np.where(bears, its, -1), np.where(bears, -1, its)
-    rng,lies = _rng(seed, 1), np.zeros(len(codes), bool)
-    for k in ('train','valid'): lies[at[k][_draw(codes[at[k]], dict(lies=round(conflict*len(at[k]))), rng)['lies']]] = True
+    rng,lies = stream(seed, 1), np.zeros(len(codes), bool)
+    for k in ('train','valid'): lies[at[k][draw_groups(codes[at[k]], dict(lies=round(conflict*len(at[k]))), rng)['lies']]] = True
     def row(i, part, img, lie):
         says = -1 if part=='plain' else int((other if lie else own)[i])
         img,mask = (img,None) if says<0 else add(img, says, np.random.default_rng([seed,3,i]))
@@ -300,27 +299,6 @@ def planted(
     return write_bed(path, rows())
 
 # %% ../../nbs/data/06_cues.ipynb #b3f21724
-@contextmanager
-def _whole_folder(path):
-    "A folder to write into, which is at `path` in the end, or nowhere"
-    if path is None:
-        path = Path(tempfile.mkdtemp(prefix='bed_'))
-        atexit.register(shutil.rmtree, path, ignore_errors=True)
-    path = Path(path)
-    there = FileExistsError(f'{path} is not empty, and nothing is written over: name a new folder.')
-    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise there
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent, ignore_cleanup_errors=True) as tmp:
-        new = Path(tmp)/'new'
-        new.mkdir()
-        yield new,path
-        try:
-            if path.exists(): path.rmdir()
-            new.rename(path)
-        except OSError as e:
-            if path.is_dir() and any(path.iterdir()): raise there from e # somebody else was faster
-            raise
-
 def _object_mask(f):
     "Where the object is, from the file of a mask: what is brighter than half of its brightest pixel"
     mask = np.asarray(_opened(f).convert('L'))
@@ -429,17 +407,17 @@ def on_places(
     names,codes = np.unique(df.label, return_inverse=True)
     pictures,at = _places(places, names.tolist()), _dealt(df, seed, n_train, n_test)
     _refuse_among(path, [*df.image, *df['mask'], *(f for o in pictures for f in o)])
-    rng,sizes = _rng(seed, 4), [len(o) for o in at.values()]
+    rng,sizes = stream(seed, 4), [len(o) for o in at.values()]
     pools = []
     for o in pictures:
-        cuts = np.cumsum(1+_deal(len(o)-3, sizes))[:2]
+        cuts = np.cumsum(1+deal(len(o)-3, sizes))[:2]
         pools.append([[o[i] for i in idxs] for idxs in np.split(rng.permutation(len(o)), cuts)])
     meta = []
-    with _whole_folder(path) as (new,path):
+    with whole_folder(path) as (new,path):
         for p,(part,idxs) in enumerate(at.items()):
             stays = natural and part!='test'
-            place = _agreeing(codes[idxs], rho if part=='train' else .5, _rng(seed, 10+p))
-            backs = _backgrounds(place, [k[p] for k in pools], _rng(seed, 20+p))
+            place = _agreeing(codes[idxs], rho if part=='train' else .5, stream(seed, 10+p))
+            backs = _backgrounds(place, [k[p] for k in pools], stream(seed, 20+p))
             for i,y,o,back in zip(idxs.tolist(), codes[idxs].tolist(), place.tolist(), backs):
                 f = Path(part)/names[y]/f'{df.img_id[i]:05}.png'
                 for k in (f,'masks'/f): (new/k).parent.mkdir(parents=True, exist_ok=True)

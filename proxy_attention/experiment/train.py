@@ -179,7 +179,9 @@ def suspect_file(
     return f/'model.pkl' if f.is_dir() else f
 
 def with_suspect(cfg:Config)->Config:
-    "The suspect, and where objects are, by their whole paths, so that the run can be gone on with from anywhere; unless another recipe is asked for, `rehearsed`"
+    """The suspect, and where objects are, by their whole paths, so that the run can be gone on with from anywhere
+
+    With a suspect, unless another recipe is asked for, `rehearsed`."""
     p = cfg.proxy
     if p.objects: cfg = changed(cfg, objects=str(Path(p.objects).expanduser().resolve()))
     if not p.suspect: return cfg

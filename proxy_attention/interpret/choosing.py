@@ -9,6 +9,7 @@ __all__ = ['swapped_parts', 'SwappedSet', 'swapped_accuracy', 'SwappedAccuracy']
 import numpy as np, torch
 from torch import Tensor, nn
 from fastcore.all import delegates, store_attr
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from ..core import *
 from ..data.loaders import input_size, pick_items, train_items, whole_dl
@@ -17,7 +18,6 @@ from ..attribution.methods import as_attribution, default_attribution, default_t
 from ..masking.donors import donors
 from ..masking.masker import Masker
 from .swaps import draw_donors, predicted
-from fastai.data.core import DataLoaders
 
 # %% ../../nbs/interpret/06_choosing.ipynb #54524977
 swapped_parts = dict(
@@ -61,9 +61,11 @@ class SwappedSet:
             attr = as_attribution(default_attribution if suspect is None else suspect)(learn.model, target=target)
             heat,_ = heat_of(attr, noted(whole_dl(learn.dls, picked, size=input_size(learn.dls))))
         x,targs,heat = torch.cat(xs),torch.cat(ys).long(),normalize_heat(heat)
-        if len(targs.unique())<2: raise ValueError(f'All {len(targs)} validation images are of one class: there is no other one to swap with.')
+        if len(targs.unique())<2:
+            raise ValueError(f'All {len(targs)} validation images are of one class: there is no other one to swap with.')
         other = draw_donors(donors['other_class'], heat, targs, seed)
-        return cls(torch.cat([masker(x[i], heat[i], other=x[other[i]], other_heat=heat[other[i]]) for i in torch.arange(len(x)).split(64)]), targs)
+        parts = [masker(x[i], heat[i], other=x[other[i]], other_heat=heat[other[i]]) for i in torch.arange(len(x)).split(64)]
+        return cls(torch.cat(parts), targs)
 
     def accuracy(self,
         model:nn.Module,
@@ -104,5 +106,7 @@ class SwappedAccuracy(Metric):
         if self.set is None: self.set = SwappedSet.of(learn, self.part, **self.kwargs)
         return self.set.accuracy(learn.model)
     @property
-    def name(self): return f'{self.part}_swapped'
+    def name(self):
+        "As the table of a fit has it"
+        return f'{self.part}_swapped'
     def __getstate__(self): return self.__dict__ | dict(set=None, learn=None)

@@ -99,7 +99,8 @@ def swap_effect(
     new = swapped_predictions(model, xb, heat, other, masker, bs)
     fair = (preds[same]==preds).nonzero()[:,0]
     again = swapped_predictions(model, xb, heat, same, masker, bs) if len(fair) else preds[:0]
-    area = torch.cat([masker.mask_over(heat[i], xb.shape[-2:], heat[other[i]]).float().mean((1,2)) for i in torch.arange(len(xb)).split(bs)])
+    parts = torch.arange(len(xb)).split(bs)
+    area = torch.cat([masker.mask_over(heat[i], xb.shape[-2:], heat[other[i]]).float().mean((1,2)) for i in parts])
     changed = _share(again[fair]!=preds[fair]) if len(fair) else 0.
     follows = _share(new==preds[other])
     return pd.Series([_share(area), _share(new!=preds), follows, changed, follows-changed/max(1, classes-1)], _swap_cols)

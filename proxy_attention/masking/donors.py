@@ -41,8 +41,8 @@ class Classes:
         "Items in which each class comes equally often, and no item of a class twice before all of them have come"
         rng,c = np.random.default_rng(seed),len(self.members)
         each = rng.permutation([n//c + (k<n%c) for k in range(c)])
-        drawn = [np.concatenate([rng.permutation(own) for _ in range(-(-k//len(own)))])[:k] for own,k in zip(self.members.values(), each) if k]
-        return rng.permutation(np.concatenate(drawn)).tolist()
+        def some(own, k): return np.concatenate([rng.permutation(own) for _ in range(-(-k//len(own)))])[:k]
+        return rng.permutation(np.concatenate([some(own, k) for own,k in zip(self.members.values(), each) if k])).tolist()
 
 class HeatIndex:
     "Where the model looked in each item, to be compared"

@@ -126,8 +126,9 @@ def look(img, other,
     return torch.maximum(torch.minimum(new, high), low)
 
 # %% ../../nbs/masking/01_fills.ipynb #5075908f
-fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, look=look, zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend,
-             blur=blur, noise=noise, shuffle=shuffle,
+fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, look=look,
+             zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, blur=blur,
+             noise=noise, shuffle=shuffle,
              dataset_mean=dataset_mean, dataset_max=dataset_max, dataset_min=dataset_min, dataset_halfmax=dataset_halfmax)
 
 # %% ../../nbs/masking/01_fills.ipynb #23f162d0

@@ -59,12 +59,13 @@ def size_of(
 
 # %% ../../nbs/masking/03_masker.ipynb #af6e3e53
 _asks = ('img','mask','heat','other','data','rng')
-_numbers = dict(area=(1e-6,1), keep=(1e-6,1), margin=(0,.5), width=(1e-6,.5), most=(1,1e6), weight=(1e-6,1), radius=(1e-6,1), cells=(1e-6,10**6), threshold=(-1e6,1e6), k=(-1e6,1e6))
+_numbers = dict(area=(1e-6,1), keep=(1e-6,1), margin=(0,.5), width=(1e-6,.5), most=(1,1e6), weight=(1e-6,1),
+                radius=(1e-6,1), cells=(1e-6,10**6), threshold=(-1e6,1e6), k=(-1e6,1e6))
 
 class Masker:
     "Heat and an image make a proxy image: `rule` says where, `fill` with what"
     def __init__(self,
-        rule='area', # Which pixels: 'area', 'rest', 'border', 'everything', 'top_cells', 'max_share', 'mean_std', 'absolute', 'random', 'centre', or a function
+        rule='area', # Which pixels: 'area', 'rest', 'border', 'everything', 'top_cells', 'max_share' and other `rules`, or a function
         fill='swap', # What comes there: the name of one of `fills`, or a function of any of img, mask, heat, other, data, rng
         max_area:float=None, # A mask never covers more than this share of the image; None: 0.4, or what the rule says of itself
         min_area:float=0., # Nor less than this

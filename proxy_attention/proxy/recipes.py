@@ -236,15 +236,24 @@ Recipe('look', 'A cue without a place (a colour cast, blur, the quality of a JPE
     fails='Where colours are the evidence itself it takes them away.')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #2b3bb288
-def swap_the_place(found, masker, near=.85):
+def swap_the_place(found:Probe, masker:Masker,
+    near:float=.85 # The area is the smallest that carries this share of what the best one does
+)->dict: # True: a rule without an area
     "The smallest area that carries `near` of what the best one does, for a rule that has an area"
     by_area = found.flips.carried[:masker.max_area]
     return 'area' not in masker.rule_takes or dict(area=float(by_area[by_area>=near*by_area.max()].index[0]))
-def swap_the_rest(found, masker): return dict(_rest)
-def swap_the_edge(found, masker): return dict(rule='border', width=.1, fill='swap', donor='balanced')
-def swap_the_look(found, masker): return dict(_look)
+def swap_the_rest(found:Probe, masker:Masker)->dict:
+    "All but the hottest part, as `background` does"
+    return dict(_rest)
+def swap_the_edge(found:Probe, masker:Masker)->dict:
+    "A border of a tenth of the side"
+    return dict(rule='border', width=.1, fill='swap', donor='balanced')
+def swap_the_look(found:Probe, masker:Masker)->dict:
+    "Colours and sharpness, as `look` does"
+    return dict(_look)
 
-treatments = dict(place=swap_the_place, rest=swap_the_rest, edge=swap_the_edge, look=swap_the_look) # What is leaned on → `(Probe, Masker) -> arguments of a step`
+# what is leaned on → `(Probe, Masker) -> arguments of a step`
+treatments = dict(place=swap_the_place, rest=swap_the_rest, edge=swap_the_edge, look=swap_the_look)
 
 def treatment(
     found:Probe,
