@@ -72,8 +72,9 @@ def drawn(i):
     size = 96 if net=='lite0' else 32 if source in ('vehicles','digits') else 64
     n = 230 if source=='insects' else 250 if net=='lite0' else int(pick(300,400,500))
     epochs = int(pick(1,1,2) if net=='lite0' else pick(2,4,8))
+    if i>=60 and epochs<8 and net!='lite0': epochs = 2*epochs+2 # too many of the first 60 had learned nothing
     return dict(number=i, source=source, cue=cue, on=pick('all','all','one'), conflict=float(pick(0.,0.,.03)), net=net, size=size,
-                n_train=n, epochs=epochs)
+                n_train=n, epochs=epochs) | (dict(on='all') if cue=='none' else {})
 
 def no_cue(img, says, n, rng):
     "A black pixel in a corner of every image, a 255th brighter from class to class: `planted` wants a difference, and no network sees it"
@@ -111,7 +112,7 @@ def row(o, at):
     found = {f'hot_{k}_{a:g}':f.loc[a,k] for a in f.index for k in ('carried','follows')}
     found |= {f'{kind}_{k}_{keep:g}':s.loc[(kind,keep),k] for kind,keep in s.index for k in ('carried','follows','same_changes','masked')}
     by = p.edge_by_class
-    return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, largest=p.largest, cells=min(p.heat.shape[1:]),
+    return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, chance=p.chance, cells=min(p.heat.shape[1:]),
         edge=p.energy.hottest['edge'],
         edge_class=by.max() if len(by) else np.nan, centre=p.energy.hottest['centre'], **found, seconds=time.time()-began)
 
@@ -136,7 +137,8 @@ def main(data:str, # Folder of the real data
     for i in range(networks):
         if i%of!=k or i in done: continue
         r = row(drawn(i), at)
-        line = pd.DataFrame([r]).round(4)
+        line = pd.DataFrame([dict(plain=float('nan'))|r]).round(4)
+        if out.exists(): line = line.reindex(columns=pd.read_csv(out, nrows=0).columns) # a background has no images without a cue
         line.to_csv(out, mode='a', header=not out.exists(), index=False)
         shown = 'number source cue on net size epochs valid plain aligned flipped learned seconds'.split()
         print({k:round(v, 2) if isinstance(v, float) else v for k,v in r.items() if k in shown}, flush=True)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, accuracy, resnet18, set_seed
 from fastcore.script import call_parse
 from matplotlib import font_manager
+from proxy_attention.data.cues import planted
 from proxy_attention.experiment.arms import arms, with_proxies
 from proxy_attention.experiment.compare import compare
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,6 +44,12 @@ def photos(data, out, mark=True):
     (path/'done').touch()
     return path
 
+def bed_of(name, data, out):
+    "`bees`, `clean`, or the same photographs with another cue on all bees, such as `frame`; that one is tested on half of the 153"
+    if name in ('bees','clean'): return photos(data, out, name=='bees')
+    path = Path(out)/name
+    return path if path.exists() else planted(photos(data, out, False), path, name, 'bees', size=128)
+
 def learner(path, seed):
     "From scratch, without augmentation"
     set_seed(seed)
@@ -68,7 +75,7 @@ def main(data:str, # Folder of the real data
     tables,out = [],Path(out).resolve()
     mine = {k:which[k] for k in ['no proxy',*only.split(';')]} if only else which
     for bed in beds.split(','):
-        path = photos(data, out/'beds', bed=='bees')
+        path = bed_of(bed, data, out/'beds')
         tests = {o:path/o for o in ('plain','flipped') if (path/o).is_dir()}
         make,where = partial(learner, path),out/'runs'/bed
         res = compare(make, mine, [int(o) for o in seeds.split(',')], 8, tests, 3e-3, 'no proxy', folder=where, n_jobs=n_jobs)

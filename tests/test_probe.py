@@ -5,7 +5,8 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.data.digits import digit_images, palette, plant
 from proxy_attention.data.loaders import train_items
-from proxy_attention.interpret.probe import Probe, draw_donors, likely_to_help, probe_donors, zone_energy, zones
+from proxy_attention.interpret.probe import (Probe, draw_donors, leaning, leans_on, likely_to_help, probe_donors, zone_energy,
+                                             zones)
 from proxy_attention.masking.donors import alike
 from proxy_attention.proxy.serving import modes
 
@@ -140,14 +141,16 @@ def test_the_rule():
 def test_the_rule_on_recorded_networks():
     "What the notebook says of the rule, from the numbers in `benchmarks/probe_rule.csv`"
     df = pd.read_csv(root/'benchmarks'/'probe_rule.csv')
-    carried = df[[c for c in df if c.startswith('carried_') and float(c.split('_')[1])<=.1]].max(1)
-    df['grade'] = [likely_to_help(*o) for o in zip(carried, df.edge)]
-    count = lambda o: [int((o.grade==g).sum()) for g in ('likely','unclear','unlikely')]
-    assert count(df[df.leans])==[22,11,2] and count(df[~df.leans])==[4,4,33]
-    assert (df[df.set.isin(['patch in a random corner','patch in one corner'])].grade=='likely').all()
-    assert (df[df.set.isin(['no patch','patch that says nothing','MNIST','CIFAR-10'])].grade=='unlikely').all()
-    assert (set(df[~df.leans & (df.grade!='unlikely')].set)<={'small digit in a corner','Dominoes'}
-        and set(df[df.leans & (df.grade=='unlikely')].set)=={'Dominoes'})
+    df = df[df.learned]
+    hot = df[[c for c in df if c.startswith('hot_carried') and float(c.split('_')[-1])<=.1]].max(axis=1)
+    carried = pd.DataFrame(dict(place=hot, rest=df['rest_carried_0.3'], edge=df['edge_carried_0.81'], look=df['look_carried_1']))
+    said = [leans_on(c, e) for (_,c),e in zip(carried.iterrows(), (df.cells>=4)&(df.edge_class>=leaning['often']))]
+    cued,gap = ~df.cue.str.contains('none|no |random'),df.aligned-df.flipped
+    leans,honest = cued&(gap>=.2),~cued|(gap<.1)
+    small = df.cue.isin(['text','ring','frame'])&leans
+    assert small.sum()==7 and all(s and s[0] in ('place','edge') for s,o in zip(said, small) if o)
+    first = pd.Series([s[0] for s,o in zip(said, honest) if o and s]).value_counts()
+    assert honest.sum()==44 and first.to_dict()==dict(look=6, edge=5, rest=2)
 
 def test_learner_and_random_numbers_are_as_before(cheats):
     m = cheats.model

@@ -11,7 +11,7 @@ from proxy_attention.masking.donors import donors
 from proxy_attention.masking.fills import fills, noise
 from proxy_attention.masking.rules import rules
 from proxy_attention.proxy.callback import parted
-from proxy_attention.proxy.recipes import probe_cycle, treatment
+from proxy_attention.proxy.recipes import IfCarried, probe_cycle, treatment
 from proxy_attention.proxy.losses import loss_sources
 from proxy_attention.proxy.selection import selections
 from proxy_attention.proxy.serving import modes
@@ -422,7 +422,7 @@ def found(place=0., rest=0., border=0., look=0., edge=.1, cells=8, known=None, *
     for i in range(1, round(60*edge), 2): heat[i] = heat[i].roll((cells//2,)*2, (0,1))
     areas = {float(k[1:])/100:v for k,v in curve.items()} or {.1:place}
     flips = pd.DataFrame(dict(carried=list(areas.values())), index=list(areas))
-    at = pd.MultiIndex.from_tuples([('rest',.3),('edge',.64),('look',1.)], names=['kind','keep'])
+    at = pd.MultiIndex.from_tuples([('rest',.3),('edge',.81),('look',1.)], names=['kind','keep'])
     swaps = pd.DataFrame(dict(carried=[rest,border,look]), index=at)
     return Probe(heat, torch.arange(60)%2, flips, ['a','b'], targs=torch.arange(60)%2, swaps=swaps, known=known)
 
@@ -459,7 +459,7 @@ def test_a_known_object_settles_what_is_leaned_on():
                                                         (dict(look=.9),'everything','balanced',False)])
 def test_what_is_served_is_what_the_probe_says(few, quiet, monkeypatch, carried, rule, donor, balance):
     answers(monkeypatch, found(**carried))
-    learn = digits_learner(few, cbs=ProxyAttention.probed())
+    learn = digits_learner(few, cbs=ProxyAttention.probed(steps=IfCarried(kinds=['place','rest','edge','look'])))
     quiet(learn, 'fit_proxy', 3, 1e-3)
     pa = learn.proxy_attention
     p = pa.proxies()

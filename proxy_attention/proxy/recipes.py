@@ -228,6 +228,8 @@ _look = dict(rule='everything', fill='look', donor='balanced')
 Recipe('background', 'The background is the shortcut: all items, what was attended stays, everything else is swapped',
     dict(_once, target='margin', **_rest, start=0.1, p=1.), probe_to_the_step,
     cost='a pass over the training set',
+    evidence='birds on sea or forest, which agree in 95 %, EfficientNet-Lite0 pretrained: worst group 63.9 ± 4.4 % '
+             '(no proxy 40.3 ± 1.0; 2 seeds)',
     fails='Where the shortcut is a small place it keeps exactly that.')
 
 Recipe('look', 'A cue without a place (a colour cast, blur, the quality of a JPEG): all items get the look of another image',
@@ -269,7 +271,7 @@ class IfCarried:
     at_start = True # A suspect is asked before the first epoch
     def __init__(self,
         start=0.1, # Done before the network in training is asked: share of the fit (float) or epochs (int)
-        kinds=tuple(treatments), # What is treated: 'place', 'rest', 'edge', 'look'
+        kinds=('place','rest','edge'), # What is treated; also 'look', if asked for: honest networks rest on colours, too
         n:int=600, # Training images to probe with
         objects=None # Where the object is in some training images, see `read_objects`
     ):
@@ -291,7 +293,7 @@ class IfCarried:
         found = probe(learn, 'train', self.n, model=suspect, objects=self.objects)
         who = 'The suspect' if suspect is not None else 'The network'
         if found.learned is False:
-            warn(f'{who} has learned nothing yet ({found.accuracy:.0%} right, {found.largest:.0%} are of one class)'
+            warn(f'{who} has learned nothing yet ({found.accuracy:.0%} right, {found.chance:.0%} by chance)'
                  + (': nothing is masked.' if suspect is not None else ': it is asked again after the next epoch.'), ProxyWarning)
             self.answer = None if suspect is None else False
             return self.answer
@@ -321,11 +323,11 @@ class IfCarried:
     def __repr__(self): return f"if predictions rest on the {', '.join(self.kinds)}"
 
 Recipe('probed', 'Nobody knows whether there is a shortcut, and it is learned first: '
-       'as `shortcut`, `background` or `look`, whichever a probe finds the predictions to rest on, nothing otherwise',
-    dict(_kept, target='margin', rule='area', fill='swap_both', steps=IfCarried(), p=1.), probe_to_the_step,
+       'as `shortcut` where a probe finds a small place that carries the predictions, nothing otherwise',
+    dict(_kept, target='margin', rule='area', fill='swap_both', steps=IfCarried(kinds='place'), p=1.), probe_to_the_step,
     cost='a probe of 600 images; where it finds nothing, the fit is bit for bit the plain one',
     evidence='masked in 5 of 5 seeds of each small square, in 0 of 10 honest ones, in 3 of 10 of a shortcut that fills half of the image',
-    fails='While the network is young it cannot see a shortcut that is learned slowly.',
+    fails='While the network is young it cannot see a shortcut that is learned slowly, and it looks at small places only.',
     decides='area')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #52d70432
@@ -373,7 +375,7 @@ def rehearsed(
     suspect_and_successor(learn, lambda: one_probe_epoch(learn, n_epoch, lr_max, **kwargs))
 
 Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a suspect is trained first, '
-       'and a successor is masked where it looked',
+       'and a successor is trained without what it rests on: a small place, the border, or the rest of the image',
     dict(_kept, target='margin', rule='area', fill='swap_both', steps=IfCarried(), p=1.), rehearsed,
     cost='two fits and a probe; where the probe finds nothing, one fit and a probe, bit for bit the plain fit',
     evidence='245 photographs with a watermark on one class: 65.6 ± 2.6 % where it is misleading, and where there is none '
