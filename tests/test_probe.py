@@ -261,7 +261,7 @@ def test_views_and_tables(cheats):
 def test_as_shown(cheats):
     p = probe(cheats, n=60)
     html,fig = p._repr_html_(),p.plot(most=4)
-    assert 'likely to help' in html and html.count('<table')==3 and fig.get_size_inches()[0]>4
+    assert 'likely to help' in html and html.count('<table')==4 and fig.get_size_inches()[0]>4
     assert repr(p).startswith('Probe of 60 validation images: ')
     names = [f'<b>{i}</b>' for i in range(10)]
     one = Probe(p.heat, torch.zeros(60).long(), p.flips*np.nan, names)

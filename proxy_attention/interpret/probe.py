@@ -321,7 +321,8 @@ def _other_swaps(self):
     keep = rest[np.abs(rest-.3).argmin()]
     rest,edge,look = (self.swaps.loc[o] for o in (('rest',keep), ('edge',.81), ('look',1.)))
     said = [f'Where all but the hottest {keep:.0%} is swapped instead, {rest.follows:.0%} become the donor\'s '
-            f'({rest.same_changes:.0%} change with a donor of the same class); where the border is, {edge.follows:.0%} ({edge.same_changes:.0%}); '
+            f'({rest.same_changes:.0%} change with a donor of the same class); '
+            f'where the border is, {edge.follows:.0%} ({edge.same_changes:.0%}); '
             f'where the look of the image is, {look.follows:.0%} ({look.same_changes:.0%}).']
     return said + ([f"So the model leans on {', and on '.join(_advice[k](self) for k in self.leans)}."] if self.leans else [])
 
