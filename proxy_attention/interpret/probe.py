@@ -282,8 +282,8 @@ class Probe:
         "What was measured, and what would have been enough"
         what = dict(place=f'the hottest {self.small:.0%}', rest='the rest', edge='the border', look='the look')
         enough = leaning|dict(place=leaning['at_edge' if self.at_edge else 'place'])
-        return 'of the predictions follow a swap of ' + ', '.join(
-            f'{what[k]} {max(0, v):.0%} (enough: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items())
+        return 'Predictions that follow a swap ' + ', '.join(
+            f'of {what[k]}: {max(0, v):.0%} (enough: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()) + '.'
     @property
     def likely(self):
         "Is it likely?"

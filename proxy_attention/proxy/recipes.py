@@ -299,7 +299,7 @@ class IfCarried:
             return self.answer
         self.answer = treatment(found, cb.settings.masker, self.kinds)
         if self.answer is False:
-            warn(f'{who} leans on nothing that would be swapped ({found.in_short}): nothing is masked.', ProxyWarning)
+            warn(f'{who} leans on nothing that would be swapped: nothing is masked. {found.in_short}', ProxyWarning)
         return self.answer
 
     def __call__(self, epoch, n_epoch,
