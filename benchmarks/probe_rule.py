@@ -8,11 +8,9 @@ The same command goes on where it was stopped; `--part 0/2` and `--part 1/2` sha
 import io, shutil, sys, tempfile, time, warnings, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, timm, torch
-from fastai.data.transforms import get_image_files
 from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, accuracy, set_seed
 from fastcore.script import call_parse
 from PIL import Image
-from proxy_attention.core import ProxyWarning
 from proxy_attention.data.cues import cues, on_places, planted, place_test_sets
 from proxy_attention.data.digits import accuracy_on, digit_images, digits_net
 from proxy_attention.interpret.probe import probe
@@ -105,7 +103,7 @@ def row(o, at):
         dls = ImageDataLoaders.from_folder(bed, train='train', valid='valid', bs=32, num_workers=0)
         learn = Learner(dls, nets[o['net']](dls.c), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(o['epochs'], 1e-3 if o['net']=='lite0' else 3e-3)
-        acc = {k:tested(learn, v) for k,v in dict(valid=bed/'valid', **tests).items()}
+        acc = {k:accuracy_on(learn, v) for k,v in dict(valid=bed/'valid', **tests).items()}
         p = probe(learn, n=200)
     finally: shutil.rmtree(folder, ignore_errors=True)
     f,s = p.flips,p.swaps
@@ -115,11 +113,6 @@ def row(o, at):
     return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, chance=p.chance, cells=min(p.heat.shape[1:]),
         edge=p.energy.hottest['edge'],
         edge_class=by.max() if len(by) else np.nan, centre=p.energy.hottest['centre'], **found, seconds=time.time()-began)
-
-def tested(learn, files):
-    "Accuracy on a folder, or on files"
-    files = get_image_files(files) if isinstance(files, Path) else files
-    with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[1])
 
 @call_parse
 def main(data:str, # Folder of the real data

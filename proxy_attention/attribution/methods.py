@@ -113,9 +113,10 @@ class Suspect:
         model = getattr(model, 'model', model)
         if not isinstance(model, nn.Module):
             raise TypeError(f'A suspect is a trained Learner or a torch module, and got a {type(model).__name__}.')
-        if size is not None:
-            for o in L(size): refuse_number(8, 4096, size=o)
-        self.size = None if size is None else tuple(L(size)*(2//len(L(size))))
+        sides = L(size) # of None none
+        for o in sides: refuse_number(8, 4096, size=o)
+        if len(sides)>2: raise ValueError(f'size={size!r} should be (height, width), or one number for both.')
+        self.size = (sides[0],sides[-1]) if sides else None
         self.model,self.attribution = deepcopy(unwrap(model)),as_attribution(attribution)
 
     def on(self,

@@ -196,7 +196,8 @@ def digits_learner(
 
 def accuracy_on(
     learn:Learner,
-    path # Folder with a folder of images a class
+    path # Folder with a folder of images a class, or image files
 )->float:
     "Accuracy on the images of a folder"
-    with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(get_image_files(path), with_labels=True))[1])
+    files = get_image_files(path) if isinstance(path, (str,Path)) else path
+    with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[1])

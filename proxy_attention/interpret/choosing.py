@@ -10,20 +10,17 @@ import numpy as np, torch
 from torch import Tensor, nn
 from fastcore.all import delegates, store_attr
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric
+from fastai.learner import Learner
 from ..core import *
 from ..data.loaders import input_size, pick_items, train_items, whole_dl
 from ..attribution.heatmap import normalize_heat
-from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target
 from ..masking.donors import donors
-from ..masking.masker import Masker
-from .swaps import draw_donors, predicted
+from .swaps import draw_donors, looked_at, predicted, swap_kinds, swapped
+from .metrics import LookingMetric
 
 # %% ../../nbs/interpret/06_choosing.ipynb #54524977
-swapped_parts = dict(
-    hot=lambda share: Masker('area', 'swap', area=share, max_area=1.),
-    rest=lambda share: Masker('rest', 'swap_shared', keep=share))
-_usual = dict(hot=.1, rest=.3)
+swapped_parts = dict(hot=.1, rest=.3) # kind of swap, see `swap_kinds` → the usual fraction
 
 class SwappedSet:
     "Validation images of which a part comes from an image of another class"
@@ -45,35 +42,27 @@ class SwappedSet:
     ):
         "Made of a learner's validation images"
         refuse_number(2, 10**6, n=n)
-        make = by_name(part, swapped_parts, 'part')
-        masker = make(_usual[part] if share is None else share)
+        usual = by_name(part, swapped_parts, 'part')
+        masker = swap_kinds[part](usual if share is None else share)
         if len(learn.dls.loaders)<2 or not len(learn.dls.valid.dataset):
             raise ValueError('The learner has no validation images to choose with: give its loaders some.')
         items = train_items(DataLoaders(learn.dls.valid))
         with keep_rng():
             picked = pick_items(items, sorted(np.random.default_rng(seed).permutation(len(items))[:int(n)].tolist()))
-            xs,ys = [],[]
-            def noted(dl):
-                for b in dl:
-                    ys.append(b[1].as_subclass(Tensor).flatten().cpu())
-                    yield b
-                    xs.append(b[0].as_subclass(Tensor).cpu())
             attr = as_attribution(default_attribution if suspect is None else suspect)(learn.model, target=target)
-            heat,_ = heat_of(attr, noted(whole_dl(learn.dls, picked, size=input_size(learn.dls))))
-        x,targs,heat = torch.cat(xs),torch.cat(ys).long(),normalize_heat(heat)
+            heat,_,xs,ys = looked_at(attr, whole_dl(learn.dls, picked, size=input_size(learn.dls)))
+        heat,targs = normalize_heat(heat),torch.cat([o.as_subclass(Tensor).flatten().cpu() for o in ys]).long()
         if len(targs.unique())<2:
             raise ValueError(f'All {len(targs)} validation images are of one class: there is no other one to swap with.')
         other = draw_donors(donors['other_class'], heat, targs, seed)
-        parts = [masker(x[i], heat[i], other=x[other[i]], other_heat=heat[other[i]]) for i in torch.arange(len(x)).split(64)]
-        return cls(torch.cat(parts), targs)
+        return cls(torch.cat([images for images,_ in swapped(torch.cat(xs), heat, other, masker)]), targs)
 
     def accuracy(self,
         model:nn.Module,
         bs:int=64 # So many images at a time
     )->float: # In [0,1]
         "How often a model is right on them, as a mean over the classes"
-        device = next((p.device for p in model.parameters()), None)
-        right = predicted(model, (o.to(device) for o in self.images.split(bs)))[0]==self.targs
+        right = predicted(model, self.images.split(bs))[0]==self.targs
         return float(torch.stack([right[self.targs==c].float().mean() for c in self.targs.unique()]).mean())
 
 @delegates(SwappedSet.of)
@@ -86,7 +75,7 @@ def swapped_accuracy(
     return SwappedSet.of(learn, part, **kwargs).accuracy(learn.model)
 
 # %% ../../nbs/interpret/06_choosing.ipynb #aacff3f7
-class SwappedAccuracy(Metric):
+class SwappedAccuracy(LookingMetric):
     "`swapped_accuracy` after each epoch"
     @delegates(SwappedSet.of)
     def __init__(self,
@@ -95,14 +84,12 @@ class SwappedAccuracy(Metric):
     ):
         by_name(part, swapped_parts, 'part')
         store_attr('part,kwargs', self)
-        self.set,self.learn = None,None
-    def reset(self): self.learn = None
-    def accumulate(self, learn): self.learn = learn
-    @property
-    def value(self):
-        "The accuracy in [0,1], a mean over the classes"
-        if self.learn is None: return None
-        learn,self.learn = self.learn,None
+        self.set = None
+        self.reset()
+    def look(self,
+        learn:Learner
+    )->float: # In [0,1], a mean over the classes
+        "The accuracy, now"
         if self.set is None: self.set = SwappedSet.of(learn, self.part, **self.kwargs)
         return self.set.accuracy(learn.model)
     @property

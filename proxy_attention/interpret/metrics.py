@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mask_metrics', 'model_metrics', 'random_heat', 'centre_heat', 'pointing_game', 'energy', 'iou', 'best_iou',
            'average_drop', 'increase', 'removal_curve', 'deletion', 'insertion', 'impute', 'road', 'pitfalls',
-           'AttentionOn', 'explanation_scores', 'randomised']
+           'LookingMetric', 'AttentionOn', 'explanation_scores', 'randomised']
 
 # %% ../../nbs/interpret/04_metrics.ipynb #149ea998
 from copy import deepcopy
@@ -300,7 +300,18 @@ def _as_mask(mask):
         raise ValueError(f'A mask has the shape {tuple(mask.shape)}: give (height, width), True or over 0 where the object is.')
     return torch.as_tensor(mask>0)
 
-class AttentionOn(Metric):
+class LookingMetric(Metric):
+    "A metric that looks into the model once a pass has ended; a subclass says how, in `look(learn)`"
+    def reset(self): self.learn,self.found = None,None
+    def accumulate(self, learn):
+        if not hasattr(learn, 'gather_preds'): self.learn = learn # nobody reads the metrics of `get_preds`
+    @property
+    def value(self):
+        "Of the pass that has just ended; the model is looked into when it is asked for"
+        if self.learn is not None: self.found,self.learn = self.look(self.learn),None
+        return self.found
+
+class AttentionOn(LookingMetric):
     """How much of its attention a model gives to a region, the object or a shortcut, as a fastai metric
 
     It is computed in every epoch, or for any loader with `validate`."""
@@ -321,17 +332,9 @@ class AttentionOn(Metric):
         self.kwargs = kwargs
         self.reset()
 
-    def reset(self): self.learn,self.found = None,None
     def __repr__(self):
         return (f"AttentionOn: {self.name}, {called(self.metric)} of {called(self.attribution)}, "
             f"{'all' if self.n is None else f'at most {self.n}'} items")
-    def accumulate(self, learn):
-        if not hasattr(learn, 'gather_preds'): self.learn = learn # nobody reads the metrics of `get_preds`
-    @property
-    def value(self):
-        "Of the pass that has just ended; the model is looked into when it is asked for"
-        if self.learn is not None: self.found,self.learn = self.look(self.learn),None
-        return self.found
 
     def look(self,
         learn:Learner

@@ -121,7 +121,8 @@ def epochs_to_step(
 
 # %% ../../nbs/proxy/09_recipes.ipynb #1a89e589
 recipes = {} # Name → `Recipe`
-_belongs = dict(steps=('start','finish','every'), select=('share',)) # settings of a recipe that go when another one is given
+# settings of a recipe that go when another one is given
+_belongs = dict(steps=('start','finish','every'), select=('share',), rule=('keep',))
 
 @dataclass
 class Recipe:
@@ -416,12 +417,11 @@ def fit_proxy(self:Learner,
 ):
     "Train with proxies. Without a `ProxyAttention` of your own, by the recipe `rehearsed`: a suspect, and its successor"
     own = hasattr(self, 'proxy_attention')
-    if own and objects is not None:
-        raise ValueError('The learner has a ProxyAttention of its own: give the objects to its schedule, '
-                         '`ProxyAttention.rehearsed(steps=IfCarried(objects=…))`, or take it off, `learn.remove_cb(ProxyAttention)`.')
-    if own and suspect is not None:
-        raise ValueError('The learner has a ProxyAttention of its own: give the suspect to it, '
-                         '`ProxyAttention(attribution=Suspect(learn), …)`, or take it off, `learn.remove_cb(ProxyAttention)`.')
+    for what,given_,how in (('objects to its schedule', objects, 'ProxyAttention.rehearsed(steps=IfCarried(objects=…))'),
+                            ('suspect to it', suspect, 'ProxyAttention(attribution=Suspect(learn), …)')):
+        if own and given_ is not None:
+            raise ValueError(f'The learner has a ProxyAttention of its own: give the {what}, '
+                             f'`{how}`, or take it off, `learn.remove_cb(ProxyAttention)`.')
     if not own:
         asked = {} if suspect is None else dict(attribution=as_suspect(self, suspect))
         self.add_cb(recipes['rehearsed'](steps=IfCarried(objects=objects), **asked))
