@@ -20,7 +20,8 @@ from .swaps import draw_donors, looked_at, predicted, swap_kinds, swapped
 from .metrics import LookingMetric
 
 # %% ../../nbs/interpret/06_choosing.ipynb #54524977
-swapped_parts = dict(hot=.1, rest=.3) # kind of swap, see `swap_kinds` → the usual fraction
+swapped_parts = {k:swap_kinds[k] for k in ('hot','rest')}
+_usual = dict(hot=.1, rest=.3)
 
 class SwappedSet:
     "Validation images of which a part comes from an image of another class"
@@ -42,8 +43,8 @@ class SwappedSet:
     ):
         "Made of a learner's validation images"
         refuse_number(2, 10**6, n=n)
-        usual = by_name(part, swapped_parts, 'part')
-        masker = swap_kinds[part](usual if share is None else share)
+        make = by_name(part, swapped_parts, 'part')
+        masker = make(_usual[part] if share is None else share)
         if len(learn.dls.loaders)<2 or not len(learn.dls.valid.dataset):
             raise ValueError('The learner has no validation images to choose with: give its loaders some.')
         items = train_items(DataLoaders(learn.dls.valid))
