@@ -81,6 +81,7 @@ def test_a_probe_with_objects(cheat):
     assert p.what=='training images' and p.known.n==30 and len(p.preds)==40
     one = {str(learn.dls.train_ds.items[0]):(6,6,26,26)}
     with pytest.raises(ValueError, match='names 0 of the'): probe(learn, items='valid', objects=one)
+    with pytest.raises(ValueError, match='kept is empty'): probe(learn, kept=())
     about = probe(learn, objects=path/'about.csv', n=60) # the bed's own table knows the patch
     assert about.known.hottest>.8 and about.known.table.carried['object']>about.known.table.carried['around']
 
@@ -119,6 +120,9 @@ def test_recipes_that_keep_the_object(few, quiet, recipe):
     assert len(pa.history)==1 and len(pa.served) and (pa.served.area==1).all()==(recipe=='look') and (pa.served.donor>=0).all()
     if recipe=='background': assert pa.served.area.between(.3, .75).mean()>.5
 
+def test_another_rule_leaves_the_keep_behind():
+    assert ProxyAttention.background(rule='area', area=.1).masker.kwargs==dict(area=.1)
+
 def test_the_rest_keeps_a_margin():
     heat = torch.zeros(1, 20, 20)
     heat[0,10,10] = 1
@@ -129,6 +133,7 @@ def test_a_suspect_sees_larger_images():
     one,two = (Suspect(net, 'GradCAM', size=o)(net, target=0)(x) for o in (None,(64,96)))
     assert one.shape==(2,8,8) and two.shape==(2,16,24) and 'size=(64, 64)' in repr(Suspect(net, size=64))
     with pytest.raises((TypeError,ValueError), match='size=2'): Suspect(net, size=2)
+    with pytest.raises(ValueError, match='or one number for both'): Suspect(net, size=(64,64,64))
 
 def test_a_suspect_with_another_size_in_a_fit(few, quiet):
     learn = digits_learner(few)

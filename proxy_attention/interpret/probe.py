@@ -152,6 +152,7 @@ def probe(
     for k in L(kept): refuse_number(1e-6, 1, kept=k)
     areas,kept,donor = sorted(set(L(areas))),sorted(set(L(kept))),by_name(donor, probe_donors, 'donor')
     if not areas: raise ValueError('areas is empty: give shares of the image, such as (.05,.1,.2).')
+    if not kept: raise ValueError('kept is empty: give fractions of the image, such as (.2,.3,.5).')
     if isinstance(getattr(learn.loss_func, 'func', learn.loss_func), _regressions):
         raise TypeError(f'The learner is trained with {learn.loss_func}: '
             'a regression predicts no class that could flip, and a probe is for classes.')
