@@ -153,3 +153,22 @@ def test_masktune_trains_its_last_epoch_on_masked_images_alone(bed, make):
     with learn.no_bar(), learn.no_logging(): arms['masktune'](learn, 4, 3e-3)
     n,hist = len(learn.dls.train), learn.proxy_attention.history
     assert list(hist.epoch)==[2] and np.allclose(rates[-n+1:], 1e-3) and rates[3*n-1]<rates[0]
+
+def two_tests(plain, flipped):
+    "Two arms: one as without proxies, one with these accuracies of each seed"
+    rows = [dict(arm=a, seed=i, test=t, accuracy=v, worst=v, steps=10) for a,tests in dict(base=([.5]*len(plain),[.2]*len(plain)),
+            mine=(plain,flipped)).items() for t,vs in zip(('plain','flipped'), tests) for i,v in enumerate(vs)]
+    return Comparison(pd.DataFrame(rows), 'base')
+
+@pytest.mark.parametrize('plain,flipped,told', [
+    ([.6,.61,.62], [.7,.72,.71], True), ([.6,.61,.62], [.6,.61,.62], False), ([.6,.61,.62], [.63,.64,.65], False), # three points are not spoken of
+    ([.6,.6,.6], [.5,.9,.7], False), ([.6], [.7], True), ([.7], [.1], False)])
+def test_over_correction_is_told(plain, flipped, told):
+    cmp = two_tests(plain, flipped)
+    assert cmp.overcorrected().index.tolist()==['mine']*told
+    assert ('Over-corrected: mine is' in cmp.verdict())==told
+
+def test_without_such_test_sets_nothing_is_over_corrected():
+    df = two_tests([.6,.6], [.9,.9]).df
+    assert not len(Comparison(df[df.test=='plain'], 'base').overcorrected())
+    assert Comparison(df.replace(dict(test=dict(plain='none', flipped='wrong'))), 'base').overcorrected('none', 'wrong').index.tolist()==['mine']

@@ -267,6 +267,21 @@ def table(self:Comparison,
     return res if diff else res.droplevel(1, axis=1)
 
 @patch
+def overcorrected(self:Comparison,
+    plain:str='plain', # The test set without the cue
+    flipped:str='flipped', # The test set in which the cue says another class
+    least:float=.05 # Smallest difference that is spoken of
+)->pd.DataFrame: # A row per such arm: diff, lo, hi; empty where a test set of these names is missing
+    "Arms that are better where a cue is misleading than where there is none: they have learned to vote against it"
+    rows = {}
+    if {plain,flipped}<=set(self.tests):
+        wide = self.df.pivot(index='seed', columns=['test','arm'], values='accuracy')
+        for arm in self.arms:
+            o = paired((wide[flipped,arm]-wide[plain,arm]).dropna(), self.level)
+            if o['diff']>=least and not o['lo']<=0: rows[arm] = {k:o[k] for k in ('diff','lo','hi')}
+    return pd.DataFrame.from_dict(rows, 'index', columns=['diff','lo','hi'])
+
+@patch
 def verdict(self:Comparison)->str:
     "What the differences say of each arm, and no more"
     s,n = self.stats(), self.df.seed.nunique()
@@ -281,6 +296,9 @@ def verdict(self:Comparison)->str:
         parts = [f"{k}{' on' if k!='one seed' else ':'} {', '.join(of[k])}"
             for k in ('helps','harms','no effect shown','one seed') if k in of]
         lines.append(f"{arm}: {'; '.join(parts)}.")
+    for arm,o in self.overcorrected().iterrows():
+        lines.append(f'Over-corrected: {arm} is {100*o["diff"]:.1f} points better where the cue is misleading (flipped) than where there is '
+                     'none (plain), so it votes against the cue. A smaller area or `fill=\'swap\'` corrects less.')
     steps = dict(zip(self.df.arm, self.df.steps))
     if len(set(steps.values()))>1:
         lines.append('Not the same number of steps: '

@@ -8,6 +8,7 @@ __all__ = ['leaning', 'KnownObjects', 'zones', 'too_coarse', 'zone_energy', 'lik
 
 # %% ../../nbs/interpret/03_probe.ipynb #b4ee17c0
 from collections import namedtuple
+from functools import partial
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -15,6 +16,7 @@ import matplotlib.pyplot as plt
 from scipy.stats import binomtest
 from torch import Tensor, nn
 from fastcore.all import L, patch, store_attr
+from fastprogress.fastprogress import progress_bar
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from ..core import *
@@ -109,6 +111,10 @@ def beats_chance(
     return bool(chance<1 and binomtest(right, n, chance, 'greater').pvalue<level), right/n, chance
 
 # %% ../../nbs/interpret/03_probe.ipynb #3961b848
+def _learned(preds, targs):
+    "`beats_chance`, or nothing where labels are not known or all the same"
+    return beats_chance(preds, targs) if targs is not None and len(targs.unique())>1 else (None,)*3
+
 _regressions = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 def _sample(dls, items, n, rng, objects=None):
@@ -164,15 +170,23 @@ def probe(
         dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=target=='label' or what!='images')
         if getattr(dl, 'n_inp', 1)!=1:
             raise TypeError(f'The model takes {dl.n_inp} inputs; a probe is for models that take one image.')
-        heat,bad,xs,ys = looked_at(as_attribution(attribution)(model, layer=layer, target=target), dl)
+        show,bar = _bars(learn)
+        heat,bad,xs,ys = looked_at(as_attribution(attribution)(model, layer=layer, target=target), dl, **show)
     preds,c = predicted(model, xs)
-    heat,xb,bs = normalize_heat(heat),torch.cat(xs),len(xs[0])
-    flips,swaps = _swapped(model, xb[~bad], heat[~bad], preds[~bad], donor, areas, kept, c, seed, bs)
+    heat,xb,bs,targs = normalize_heat(heat),torch.cat(xs),len(xs[0]),_labels(ys, len(preds))
+    if _learned(preds, targs)[0] is False: flips,swaps = empty_tables(areas, kept)
+    else: flips,swaps = _swapped(model, xb[~bad], heat[~bad], preds[~bad], donor, areas, kept, c, seed, bs, bar)
     known = None if objects is None else _on_objects(
         model, objects, at, files_of(plain_dls(learn.dls).train.dataset, items), xb, heat, preds, c, seed, bs)
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
-    return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, _labels(ys, len(preds)), swaps, known)
+    return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known)
+
+def _bars(learn):
+    "Progress bars where the learner shows them: arguments of `heat_of`, and what goes through the swaps"
+    if not hasattr(learn, 'progress'): return {}, iter
+    at = dict(parent=getattr(learn.progress, 'mbar', None))
+    return dict(at, show=True), partial(progress_bar, leave=False, **at)
 
 def _on_objects(model, objects, at, files, xb, heat, preds, classes, seed, bs):
     "What is swapped where the object is known, and how much of the heat lies on it"
@@ -191,11 +205,12 @@ KnownObjects.__doc__ = """What was measured in images whose object is known
 How many there are; the table of `object_effect`; the share of the heat on the object, how often the hottest place is on it,
 and the share of the image that it takes."""
 
-def _swapped(model, xb, heat, preds, donor, areas, kept, classes, seed, bs):
+def _swapped(model, xb, heat, preds, donor, areas, kept, classes, seed, bs, bar):
     "Both tables; not a number where all images are predicted as one class"
     if len(preds.unique())<2: return empty_tables(areas, kept)
     other,same = (draw_donors(o, heat, preds, seed) for o in (donor, donors['same_class']))
-    return swap_flips(model, xb, heat, preds, other, areas, bs), swap_table(model, xb, heat, preds, other, same, kept, classes, bs)
+    return (swap_flips(model, xb, heat, preds, other, areas, bs, bar),
+            swap_table(model, xb, heat, preds, other, same, kept, classes, bs, bar))
 
 # %% ../../nbs/interpret/03_probe.ipynb #87783c8e
 class Probe:
@@ -215,8 +230,7 @@ class Probe:
         self.bad = degenerate(heat)
         self.energy = zone_energy(heat)
         self.where = torch.stack([heat[(preds==i)&~self.bad].mean(0) for i in range(len(names))])
-        can_tell = targs is not None and len(targs.unique())>1
-        self.learned,self.accuracy,self.chance = beats_chance(preds, targs) if can_tell else (None,)*3
+        self.learned,self.accuracy,self.chance = _learned(preds, targs)
 
     @property
     def n(self):

@@ -72,7 +72,8 @@ def swapped_predictions(
 
 def looked_at(
     attr, # An attribution: `(xb, yb) -> (bs,h,w)`
-    dl # Batches of images and labels, such as `whole_dl(learn.dls, items)`
+    dl, # Batches of images and labels, such as `whole_dl(learn.dls, items)`
+    **kwargs # Passed to `heat_of`: `show`, `parent`
 )->tuple: # heat (n,h,w) and degenerate (n,) bool, as from `heat_of`; lists of the batches of images, on the CPU, and of their labels
     "Heat for every item of a loader, and what was loaded"
     xs,ys = [],[]
@@ -82,7 +83,7 @@ def looked_at(
             xs.append(b[0].as_subclass(Tensor))
             yield b
             xs[-1] = xs[-1].cpu()
-    return *heat_of(attr, noted()),xs,ys
+    return *heat_of(attr, noted(), total=len(dl), **kwargs),xs,ys
 
 # %% ../../nbs/interpret/02_swaps.ipynb #073cd6a5
 _flip_cols = 'masked changes follows random_changes random_follows carried'.split()
@@ -101,11 +102,12 @@ def swap_flips(
     preds:Tensor, # (n,) what the model says of them
     other:Tensor, # (n,) the number of each image's donor
     areas, # Fractions of the image that are swapped
-    bs:int=64 # So many images at a time
+    bs:int=64, # So many images at a time
+    bar=iter # Goes through what is swapped, such as `progress_bar`
 )->pd.DataFrame: # A row per area: masked, changes, follows, random_changes, random_follows, carried
     "How often the prediction changes, and how often it becomes the donor's, when the hottest part of the image is swapped"
     rows = {}
-    for a in areas:
+    for a in bar(areas):
         hot,rand = swap_kinds['hot'](a),Masker('random', 'swap', area=a, max_area=1.)
         (new,area),(elsewhere,_) = (swapped_predictions(model, xb, heat, other, m, bs) for m in (hot,rand))
         rows[a] = [_share(area), *(_share(o) for said in (new,elsewhere) for o in (said!=preds, said==preds[other]))]
@@ -148,11 +150,12 @@ def swap_table(
     same:Tensor, # (n,) the number of a donor of the same predicted class
     kept=(.2,.3,.5), # Fractions of the image that are kept, for kinds that keep some
     classes:int=2, # How many classes there are
-    bs:int=64 # So many images at a time
+    bs:int=64, # So many images at a time
+    bar=iter # Goes through what is swapped, such as `progress_bar`
 )->pd.DataFrame: # A row per kind and kept fraction: masked, changes, follows, same_changes, carried
     "The effect of swapping the rest of the image, its border, and its look"
     asked = [*(('rest',k) for k in kept), *_always]
-    rows = {o:swap_effect(model, xb, heat, preds, other, same, swap_kinds[o[0]](o[1]), classes, bs) for o in asked}
+    rows = {o:swap_effect(model, xb, heat, preds, other, same, swap_kinds[o[0]](o[1]), classes, bs) for o in bar(asked)}
     return pd.DataFrame(rows).T.rename_axis(['kind','keep'])
 
 def empty_tables(

@@ -10,8 +10,9 @@ from collections import namedtuple
 import torch
 from torch import Tensor, nn
 from fastcore.all import patch
+from fastai.callback.mixup import MixHandler
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelValidException
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -45,8 +46,9 @@ HeadInputs.__doc__ = "What goes into the last layer, (n,features), and the label
 # %% ../../nbs/proxy/10_head.ipynb #1058e76e
 class _Into:
     "A hook that keeps what goes into a layer"
-    def __init__(self): self.x = []
-    def __call__(self, m, inp, out): self.x.append(inp[0].detach().as_subclass(Tensor).float().cpu())
+    def __init__(self, on=False): self.x,self.on = [],on
+    def __call__(self, m, inp, out):
+        if self.on: self.x.append(inp[0].detach().as_subclass(Tensor).float().cpu())
 
 def body_outputs(
     learn:Learner,
@@ -54,7 +56,7 @@ def body_outputs(
     layer:nn.Linear=None # Whose inputs are wanted; None: `last_layer`
 )->HeadInputs:
     "What the last layer gets to see of these images, in eval mode"
-    model,into,ys = unwrap(learn.model),_Into(),[]
+    model,into,ys = unwrap(learn.model),_Into(True),[]
     with looking_into(model), torch.no_grad():
         for xb,yb,*_ in dl:
             layer = last_layer(model, xb[:1].as_subclass(Tensor)) if layer is None else layer
@@ -75,6 +77,9 @@ def fit_linear(
     if gone := sorted(set(range(classes))-set(targs.tolist())):
         raise ValueError(f'Class {gone[0]} of {classes} has no image among the {len(targs)} that the last layer is fitted to: '
                          'all classes are needed.')
+    if bad := int((~x.isfinite()).any(1).sum()):
+        raise ValueError(f'What goes into the last layer is not finite for {bad} of {len(x)} images: the body gives NaN or infinity, '
+                         'so nothing can be fitted to it. Train it anew, at a lower rate.')
     balanced = dict(class_weight='balanced') if weights is None else {}
     n = len(targs) if weights is None else float(weights.sum())
     fitted = make_pipeline(StandardScaler(), LogisticRegression(C=1/(n*penalty), max_iter=500, **balanced)).fit(
@@ -99,15 +104,15 @@ def set_layer(
 
 # %% ../../nbs/proxy/10_head.ipynb #6db3127b
 class _Kept(Callback):
-    "Keeps what goes into the last layer, and trains nothing"
-    order,remove_on_fetch = 9.5,True # after images have become plain tensors, before mixed precision begins; not in passes of others
-    def __init__(self, layer, proxies): self.layer,self.proxies,self.into,self.ys = layer,proxies,_Into(),[]
+    "Keeps what goes into the last layer; each batch ends before the backward pass"
+    order,remove_on_fetch = 100,True # after the loss has left mixed precision; not in the passes of a proxy step
+    def __init__(self, proxies): self.proxies,self.into,self.ys = proxies,_Into(),[]
     def before_train(self):
-        cb = getattr(self.learn, 'proxy_attention', None)
-        if self.proxies and not cb.now.proxies: raise CancelFitException() # nothing is to be swapped
+        if self.proxies and not self.learn.proxy_attention.now.proxies: raise CancelFitException() # nothing is to be swapped
         self.learn.model.eval()
-    def before_batch(self):
-        with torch.no_grad(), hooked([self.layer], self.into): self.learn.model(*self.xb)
+    def before_batch(self): self.into.on = True
+    def after_loss(self):
+        self.into.on = False
         self.ys.append(self.y.as_subclass(Tensor).flatten().cpu())
         raise CancelBatchException()
     def before_validate(self): raise CancelValidException()
@@ -117,13 +122,27 @@ def served_inputs(
     passes:int=4, # How often the training loader is gone through
     proxies:bool=True # By a `ProxyAttention` that the learner has: nothing is kept where it serves nothing
 )->HeadInputs: # None: no proxy was served
-    "What the last layer gets to see of the training images, as they are served"
+    "What the last layer gets to see of the training images, as they are served; labels are not mixed"
     refuse_number(1, 10**4, passes=passes)
-    b = items_dl(learn.dls, train_items(learn.dls, [0]), bs=1, num_workers=0).one_batch()
-    kept = _Kept(last_layer(learn.model, b[0].as_subclass(Tensor)), proxies)
-    off = [cb for cb in learn.cbs if only_watches(cb) or not proxies and isinstance(cb, ProxyAttention)]
-    with keep_modes(learn.model), learn.removed_cbs(off), learn.no_logging(): learn.fit(passes, cbs=kept)
+    kept,layer,order,rec = _Kept(proxies),_layer_of(learn),list(learn.cbs),getattr(learn, 'recorder', None)
+    was = {} if rec is None else dict(rec.__dict__)
+    try:
+        with (keep_modes(learn.model), learn.removed_cbs(_aside(learn, proxies)), learn.no_logging(),
+              torch.no_grad(), hooked([layer], kept.into)):
+            learn.fit(passes, cbs=kept)
+    finally:
+        learn.cbs.items = order # `removed_cbs` puts them back at the end
+        if rec is not None: rec.__dict__.update(was) # the last real fit is what it remembers
     return HeadInputs(torch.cat(kept.into.x), torch.cat(kept.ys).long()) if kept.ys else None
+
+def _aside(learn, proxies):
+    "Callbacks that would log or stop this, or mix labels; the progress bar needs the recorder"
+    no = MixHandler if proxies else (MixHandler,ProxyAttention)
+    return [cb for cb in learn.cbs if isinstance(cb, no) or only_watches(cb) and not isinstance(cb, Recorder)]
+
+def _layer_of(learn):
+    b = items_dl(learn.dls, train_items(learn.dls, [0]), bs=1, num_workers=0).one_batch()
+    return last_layer(learn.model, b[0].as_subclass(Tensor))
 
 # %% ../../nbs/proxy/10_head.ipynb #887283e4
 def _recipe(recipe, passes, objects, kwargs):
@@ -153,7 +172,6 @@ def fit_head(self:Learner,
         self.add_cb(_recipe(recipe, passes, objects, dict(attribution=suspect)|kwargs))
     found = served_inputs(self, passes, recipe is not None)
     if found is None: return None
-    b = items_dl(self.dls, train_items(self.dls, [0]), bs=1, num_workers=0).one_batch()
-    layer = last_layer(self.model, b[0].as_subclass(Tensor))
+    layer = _layer_of(self)
     set_layer(layer, *fit_linear(*found, layer.out_features, penalty))
     return found
