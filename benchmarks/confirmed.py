@@ -17,8 +17,9 @@ from evidence import digits_net, fc, flips, learner, part
 
 three,four = ('no proxy','rehearsed','masktune'),('no proxy','probed','rehearsed','masktune')
 beds = dict( # name → network, arms, batch size
-    decoy=(fc, four, 64), dominoes_100=(digits_net, four, 64), dominoes_95=(digits_net, four, 64), two_colours=(digits_net, three, 64),
-    random_corner=(digits_net, three, 64), masktune=(digits_net, three, 64), mnist_1k=(digits_net, three, 16), cifar=(digits_net, three, 64))
+    decoy=(fc, four, 64), dominoes_100=(digits_net, four, 64), dominoes_95=(digits_net, four, 64),
+    two_colours=(digits_net, three, 64), random_corner=(digits_net, three, 64), masktune=(digits_net, three, 64),
+    mnist_1k=(digits_net, three, 16), cifar=(digits_net, three, 64))
 
 def made(data, out, bed, seed):
     net,_,bs = beds[bed]

@@ -78,7 +78,8 @@ def drawn(i):
     if many and net=='lite0': epochs += 1
     on,conflict = pick('all','all','one'),float(pick(0.,0.,.03))
     if many: on = 'all'
-    return dict(number=i, source=source, cue=cue, on=on, conflict=conflict, net=net, size=size, n_train=n, epochs=epochs) | (dict(on='all') if cue=='none' else {})
+    if cue=='none': on = 'all'
+    return dict(number=i, source=source, cue=cue, on=on, conflict=conflict, net=net, size=size, n_train=n, epochs=epochs)
 
 def asks_train(o):
     "Validation images of a background agree with their place in a half; where a user has such, the training images say more"

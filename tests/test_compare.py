@@ -161,7 +161,8 @@ def two_tests(plain, flipped):
     return Comparison(pd.DataFrame(rows), 'base')
 
 @pytest.mark.parametrize('plain,flipped,told', [
-    ([.6,.61,.62], [.7,.72,.71], True), ([.6,.61,.62], [.6,.61,.62], False), ([.6,.61,.62], [.63,.64,.65], False), # three points are not spoken of
+    ([.6,.61,.62], [.7,.72,.71], True), ([.6,.61,.62], [.6,.61,.62], False),
+    ([.6,.61,.62], [.63,.64,.65], False), # three points are not spoken of
     ([.6,.6,.6], [.5,.9,.7], False), ([.6], [.7], True), ([.7], [.1], False)])
 def test_over_correction_is_told(plain, flipped, told):
     cmp = two_tests(plain, flipped)
@@ -171,4 +172,5 @@ def test_over_correction_is_told(plain, flipped, told):
 def test_without_such_test_sets_nothing_is_over_corrected():
     df = two_tests([.6,.6], [.9,.9]).df
     assert not len(Comparison(df[df.test=='plain'], 'base').overcorrected())
-    assert Comparison(df.replace(dict(test=dict(plain='none', flipped='wrong'))), 'base').overcorrected('none', 'wrong').index.tolist()==['mine']
+    other = Comparison(df.replace(dict(test=dict(plain='none', flipped='wrong'))), 'base')
+    assert other.overcorrected('none', 'wrong').index.tolist()==['mine']

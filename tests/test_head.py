@@ -95,10 +95,20 @@ def test_the_last_layer_of_fastai_and_inside_a_wrapper(bed, learn):
     assert last_layer(model, torch.rand(1,3,64,64)) is model[1][-1]
     assert last_layer(nn.DataParallel(learn.model), torch.rand(1,3,28,28)) is learn.model[-1]
 
+def test_a_head_of_fastai_whose_last_layer_has_no_bias(bed):
+    learn = digits_learner(bed, bs=8)
+    learn = vision_learner(learn.dls, resnet18, pretrained=False, n_in=3)
+    keys = list(learn.model.state_dict())
+    assert last_layer(learn.model, torch.rand(1,3,64,64)).bias is None
+    with learn.no_bar(): found = learn.fit_head(None, passes=1)
+    assert list(learn.model.state_dict())==keys
+    out = found.x@last_layer(learn.model, torch.rand(1,3,64,64)).weight.T
+    assert (out.argmax(1)==found.targs).float().mean()>.5 # of ten classes
+
 def test_models_without_such_a_layer():
-    with pytest.raises(TypeError, match='does not end in a linear layer: train all of it'): last_layer(squeezenet1_0(num_classes=3), torch.rand(1,3,64,64))
-    with pytest.raises(TypeError, match='has a single output'): last_layer(nn.Sequential(nn.Flatten(), nn.Linear(12,1)), torch.rand(1,3,2,2))
-    with pytest.raises(TypeError, match='no bias'): set_layer(nn.Linear(3,2,bias=False), torch.zeros(2,3), torch.zeros(2))
+    for model,why in ((squeezenet1_0(num_classes=3),'does not end in a linear layer: train all of it'),
+                      (nn.Sequential(nn.Flatten(), nn.Linear(3*64*64, 1)),'has a single output')):
+        with pytest.raises(TypeError, match=why): last_layer(model, torch.rand(1,3,64,64))
 
 def test_what_cannot_be_fitted():
     x,y = torch.rand(6,2),torch.tensor([0,1,0,1,0,1])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['controls', 'arms', 'fit_plain', 'more_steps', 'random_erasing', 'cutout', 'upweighted_errors', 'classes_equally',
-           'with_proxies', 'Arms']
+           'with_proxies', 'then_repaired', 'Arms']
 
 # %% ../../nbs/experiment/06_arms.ipynb #797ad072
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from ..core import *
 from ..proxy.losses import interpret_train
 from ..proxy.callback import ProxyAttention
 from ..proxy.recipes import Recipe, one_probe_epoch, recipes
+from ..proxy.peers import peers
 
 # %% ../../nbs/experiment/06_arms.ipynb #e023f582
 def fit_plain(
@@ -81,11 +82,25 @@ def with_proxies(
     arm.__doc__ = f'{made}'
     return arm
 
+# %% ../../nbs/experiment/06_arms.ipynb #7021aecc
+def then_repaired(
+    repair, # `(learn, **kwargs)`, changes a trained learner: the name of a peer, or a function
+    **kwargs # Its arguments
+): # An arm
+    "An arm that trains without proxies, and then repairs what it has trained"
+    if isinstance(repair, str): repair = by_name(repair, peers, 'peer')
+    def arm(learn, epochs, lr):
+        fit_plain(learn, epochs, lr)
+        repair(learn, **kwargs)
+    arm.__doc__ = f'The plain fit, then {called(repair)}'
+    return arm
+
 # %% ../../nbs/experiment/06_arms.ipynb #cd05b87c
 controls = {
     'no proxy':fit_plain, 'more steps':more_steps, 'cutout':cutout, 'random erasing':random_erasing, 'upweighted errors':upweighted_errors,
     'classes equally':classes_equally,
-    'random mask':with_proxies('shortcut', rule='random'), 'centre mask':with_proxies('shortcut', rule='centre')}
+    'random mask':with_proxies('shortcut', rule='random'), 'centre mask':with_proxies('shortcut', rule='centre'),
+    'last layer, proxies':then_repaired(Learner.fit_head), **{f'last layer, {k}':then_repaired(f) for k,f in peers.items()}}
 
 class Arms(Mapping):
     "The controls, and an arm for each recipe that there is, your own among them"

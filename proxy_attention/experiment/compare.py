@@ -297,8 +297,8 @@ def verdict(self:Comparison)->str:
             for k in ('helps','harms','no effect shown','one seed') if k in of]
         lines.append(f"{arm}: {'; '.join(parts)}.")
     for arm,o in self.overcorrected().iterrows():
-        lines.append(f'Over-corrected: {arm} is {100*o["diff"]:.1f} points better where the cue is misleading (flipped) than where there is '
-                     'none (plain), so it votes against the cue. A smaller area or `fill=\'swap\'` corrects less.')
+        lines.append(f'Over-corrected: {arm} is {100*o["diff"]:.1f} points better where the cue is misleading (flipped) than where '
+                     'there is none (plain), so it votes against the cue. A smaller area or `fill=\'swap\'` corrects less.')
     steps = dict(zip(self.df.arm, self.df.steps))
     if len(set(steps.values()))>1:
         lines.append('Not the same number of steps: '
