@@ -26,6 +26,7 @@ from proxy_attention.attribution.heatmap import heat_share
 from proxy_attention.interpret.metrics import deletion, explanation_scores, insertion
 sys.path.insert(0, str(Path(__file__).parent))
 from bed_data import make
+from bench_tables import keep_table
 
 seeds = (1,2,3,4,5) # seed 0 is for tuning
 shortcut,thesis = ProxyAttention.shortcut, ProxyAttention.thesis
@@ -143,7 +144,7 @@ def knobs(run):
         **{f'fill {o}':one(fill=o) for o in ('mean','max','halfmax','swap')},
         'top losses 20 %':one(select='top_losses', share=.2), 'all items':one(select='all'),
         'one step':one(every=None), 'a step each epoch':one(every=1), 'kept masks':one(clear=False)}
-    run('two_colours', lambda path,seed: learner(path, seed, bs=16), some, flips, n_train=1000, tag='knobs')
+    run('masktune', lambda path,seed: learner(path, seed, bs=16), some, flips, n_train=1000, tag='knobs') # 1 % contradict the square
 
 parts = dict(
     shortcuts=shortcuts, clean=clean, honest=honest, all_arms=all_arms, leak=leak, budget=budget, knobs=knobs,
@@ -174,4 +175,4 @@ def main(data:str, # Folder of the real data
         if res is not None:
             tables.append(res.df.assign(part=what, bed=bed, net=tag if tag=='vit' else '', epochs=epochs, n_train=n_train))
     for what in only.split(',') if only else parts: parts[what](run)
-    if not only: pd.concat(tables).round(5).to_csv(csv, index=False)
+    if tables: keep_table(pd.concat(tables).round(5), Path(csv), ['part','bed','net','epochs','n_train','arm','seed'])

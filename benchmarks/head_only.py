@@ -9,13 +9,22 @@ Every run is kept in OUT: the same command goes on where it was stopped."""
 import sys, warnings
 from functools import partial
 from pathlib import Path
-import torch
+import numpy as np, torch
+from PIL import Image
+from torch import Tensor
 from fastai.vision.all import CrossEntropyLossFlat, Flip, ImageDataLoaders, Learner, Normalize, accuracy, set_seed
 from fastcore.script import call_parse
+from proxy_attention.attribution.cams import LayerCAM
 from proxy_attention.attribution.methods import Suspect
 from proxy_attention.data.cues import groups
 from proxy_attention.experiment.compare import compare
-from proxy_attention.proxy.head import body_outputs, fit_linear, last_layer, set_layer
+from proxy_attention.interpret.metrics import random_heat
+from proxy_attention.interpret.swaps import draw_donors
+from proxy_attention.masking.donors import donors
+from proxy_attention.data.loaders import items_dl, train_items, whole_dl
+from proxy_attention.proxy.head import body_outputs, fit_linear, layer_of, set_layer
+from proxy_attention.proxy.peers import eiil_split, peers, worst_of
+from proxy_attention.interpret.choosing import SwappedSet
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from evidence import Half
@@ -33,25 +42,61 @@ def learner(data, out, bed, seed):
 
 def plain(learn, epochs, lr): learn.fit_head(None, passes=1)
 
-def own_heat(learn, epochs, lr, recipe='background', **kwargs):
-    "First a head on images as they are; its heat says what is kept"
-    learn.fit_head(None, passes=1)
-    learn.fit_head(recipe, **kwargs)
+fast = partial(LayerCAM, fast=True)
 
-def own_heat_at_224(learn, epochs, lr):
-    "The same, and the body sees larger images where it is asked for heat"
+def own_heat(learn, epochs, lr, recipe='background', size=None, how=fast):
+    "First a head on images as they are; its heat says what is kept, of images of another size if that is given"
     learn.fit_head(None, passes=1)
-    learn.fit_head('background', suspect=Suspect(learn, size=224))
+    learn.fit_head(recipe, suspect=Suspect(learn, how, size))
 
-def imagenet_heat(learn, epochs, lr, recipe='background', **kwargs):
+def imagenet_heat(learn, epochs, lr):
     "The heat of the 1,000 classes that the body comes with, at 224 pixels"
-    if recipe=='rehearsed': learn.fit_head(None, passes=1) # the probe asks a head that knows the classes
-    learn.fit_head(recipe, suspect=Suspect(lite0(None), size=224), **kwargs)
+    learn.fit_head('background', suspect=Suspect(lite0(None), fast, 224))
+
+def true_masks(learn, epochs, lr, passes=4):
+    "The ceiling: everything but the bird is swapped, by the mask that it was cut out with"
+    items,layer = learn.dls.train_ds.items,layer_of(learn)
+    batches = list(whole_dl(learn.dls, items))
+    x,y = torch.cat([b[0].as_subclass(Tensor) for b in batches]),torch.cat([b[1].as_subclass(Tensor) for b in batches])
+    mask = lambda o: Image.open(learn.dls.path/'masks'/Path(o).relative_to(learn.dls.path).with_suffix('.png'))
+    bird = torch.stack([torch.from_numpy(np.array(mask(o)))>0 for o in items])
+    def mixed(seed):
+        other = draw_donors(donors['balanced'], torch.zeros(len(x), 1, 1), y, seed)
+        for i in torch.arange(len(x)).split(64):
+            place = ~bird[i]&~bird[other[i]]
+            yield torch.where(place[:,None], x[other[i]], x[i]),y[i]
+    found = [body_outputs(learn, mixed(k), layer) for k in range(passes)]
+    set_layer(layer, *fit_linear(torch.cat([o.x for o in found]), torch.cat([o.targs for o in found]), 2))
+
+def published(learn, epochs, lr, name):
+    "A head on images as they are, repaired by a peer; most of them also fit to half of validation, where places say nothing"
+    learn.fit_head(None, passes=1)
+    peers[name](learn)
+
+class Chooser:
+    "What ranks models where no groups are known, made once for the validation images of a bed"
+    def __init__(self, learn):
+        self.swapped = SwappedSet.of(learn, 'rest', suspect=Suspect(lite0(None), fast, 224), n=400)
+        layer,data = layer_of(learn),(train_items(learn.dls),learn.dls.valid_ds.items)
+        seen,own = (body_outputs(learn, items_dl(learn.dls, o), layer) for o in data)
+        weight,bias = fit_linear(*seen, 2)
+        self.environments = 2*own.targs+eiil_split(own.x@weight.T+bias, own.targs) # by what the plain layer gets wrong, as EVaLS has it
+    def __call__(self, learn):
+        seen = body_outputs(learn, items_dl(learn.dls, learn.dls.valid_ds.items))
+        weight,bias = (o.detach() for o in layer_of(learn).parameters())
+        right = (seen.x@weight.T+bias).argmax(1)==seen.targs
+        return dict(rest_swapped=self.swapped.accuracy(learn.model), worst_environment=worst_of(right, self.environments)[0])
+
+choosers = {}
+def without_groups(learn):
+    if (at := learn.dls.path) not in choosers: choosers[at] = Chooser(learn)
+    return choosers[at](learn)
 
 which = {
-    'plain':plain, 'background':own_heat, 'background, at 224 px':own_heat_at_224, 'background, ImageNet heat':imagenet_heat,
-    'no knob':partial(own_heat, recipe='rehearsed'),
-    'random part':partial(own_heat, rule='random', area=.55, max_area=1., fill='swap')}
+    'plain':plain, 'background':own_heat, 'background, heat at 224 px':partial(own_heat, size=224),
+    'background, ImageNet heat':imagenet_heat,
+    'no knob':partial(own_heat, recipe='rehearsed'), 'background, random heat':partial(own_heat, how=random_heat),
+    'background, true masks':true_masks, **{k:partial(published, name=k) for k in peers}}
 
 @call_parse
 def main(data:str, # Folder of the real data
@@ -67,11 +112,11 @@ def main(data:str, # Folder of the real data
     torch.set_num_threads(1)
     out = Path(out).resolve()
     raw = unpacked(data, out)
-    def tests(learn): return groups(learn.dls.path)
     names = list(groups(make(raw, out/f'{bed}_{seeds.split(",")[0]}', seed=int(seeds.split(',')[0]), **beds[bed])))
     of = {k:(lambda learn,k=k: learn.dls.test_dl(groups(learn.dls.path)[k], with_labels=True)) for k in names}
     mine = {k:which[k] for k in ['plain',*only.split(';')]} if only else which
     res = compare(partial(learner, raw, out, bed), mine, [int(o) for o in seeds.split(',')], 2,
-                  dict(valid=lambda learn: learn.dls.valid)|of, 1e-3, 'plain', folder=out/f'runs_{bed}', n_jobs=n_jobs)
+                  dict(valid=lambda learn: learn.dls.valid)|of, 1e-3, 'plain', measure=without_groups, folder=out/f'runs_{bed}',
+                  n_jobs=n_jobs)
     print(f'{bed}\n{res.table(diff=False).to_string()}', flush=True)
     keep_table(res.df.assign(bed=bed).round(5), Path(csv), ['bed','arm','seed'])

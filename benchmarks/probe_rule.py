@@ -3,12 +3,12 @@
 DATA is the folder of the real data. Each network is drawn by its number: photographs of birds, insects and scenes, CIFAR-10 and digits;
 without a cue, with a cue on one class or on all, or on a background; from scratch or pretrained; for few epochs or many.
 Whether it leans on the cue is measured: `aligned` and `flipped` are its accuracies where the cue says the right class, and another one.
-Bounds are chosen on the networks with even numbers (`--fit` prints what each bound would do), and reported on those with odd ones.
-The same command goes on where it was stopped; `--part 0/2` and `--part 1/2` share the work between two processes."""
+Bounds are chosen on the networks with even numbers, and reported on those with odd ones.
+The same command goes on where it was stopped."""
 import io, shutil, sys, tempfile, time, warnings, zipfile
 from pathlib import Path
 import numpy as np, pandas as pd, timm, torch
-from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, accuracy, set_seed
+from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, accuracy, get_image_files, set_seed
 from fastcore.script import call_parse
 from PIL import Image
 from proxy_attention.data.cues import cues, on_places, planted, place_test_sets
@@ -24,6 +24,7 @@ nets = dict(
     regnet=lambda c: timm.create_model('regnetx_002', num_classes=c),
     lite0=lite0)
 late = 100 # the draw of networks is another one from this number on
+boxed = 200 # from here on only birds on places, and boxes around twenty of them are known
 families = 'Warbler Sparrow Gull Woodpecker Flycatcher Tern'.split()
 
 def unpacked(z, wanted, out, side=128):
@@ -68,6 +69,7 @@ def drawn(i):
     plain = ('none',*(f'random {k}' for k in cues))
     cue = pick(*(('background',)*3+('no background',)*3+(*cues,)*2+(pick(*plain),)*7 if many else
                  ('none','none','background','background','no background',*cues,*cues,*plain[1:])))
+    if i>=boxed: cue = pick('background','no background')
     net = pick('lite0','resnet','mobilenet') if 'background' in cue else pick(*nets)
     photos = ('birds','scenes','insects') if net=='lite0' else ('birds','scenes','insects','vehicles','digits')
     source = 'birds on places' if 'background' in cue else pick(*photos)
@@ -84,6 +86,12 @@ def drawn(i):
 def asks_train(o):
     "Validation images of a background agree with their place in a half; where a user has such, the training images say more"
     return o['number']>=late and 'background' in o['cue']
+
+def boxes(bed, n=20):
+    "File → box of a few training birds, as somebody would draw them"
+    masks = get_image_files(bed/'masks'/'train').sorted()
+    some = [masks[int(i)] for i in np.random.default_rng(0).permutation(len(masks))[:n]]
+    return {next((bed/'train'/o.parent.name).glob(f'{o.stem}.*')):Image.open(o).getbbox() for o in some}
 
 def no_cue(img, says, n, rng):
     "A black pixel in a corner of every image, a 255th brighter from class to class: `planted` wants a difference, and no network sees it"
@@ -115,11 +123,13 @@ def row(o, at):
         learn = Learner(dls, nets[o['net']](dls.c), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(o['epochs'], 1e-3 if o['net']=='lite0' else 3e-3)
         acc = {k:accuracy_on(learn, v) for k,v in dict(valid=bed/'valid', **tests).items()}
-        p = probe(learn, 'train' if asks_train(o) else None, n=200)
+        p = probe(learn, 'train' if asks_train(o) else None, n=200, objects=boxes(bed) if o['number']>=boxed else None)
     finally: shutil.rmtree(folder, ignore_errors=True)
     f,s = p.flips,p.swaps
     found = {f'hot_{k}_{a:g}':f.loc[a,k] for a in f.index for k in ('carried','follows')}
     found |= {f'{kind}_{k}_{keep:g}':s.loc[(kind,keep),k] for kind,keep in s.index for k in ('carried','follows','same_changes','masked')}
+    if p.known is not None:
+        found |= {f'{k}_carried':p.known.table.carried[k] for k in ('object','around')} | dict(hottest_on_object=p.known.hottest)
     by = p.edge_by_class
     return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, chance=p.chance, cells=min(p.heat.shape[1:]),
         edge=p.energy.hottest['edge'],
@@ -128,23 +138,21 @@ def row(o, at):
 @call_parse
 def main(data:str, # Folder of the real data
          networks:int=260, # How many
-         part:str='0/1', # Which of how many processes this is
          work:str='runs/probe_rule', # Images are unpacked here
          out:str=str(Path(__file__).with_suffix('.csv')), # Where the rows go
 ):
     "Train and probe networks"
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
-    k,of = map(int, part.split('/'))
     at,out = sources(data, Path(work).resolve()),Path(out)
     done = set(pd.read_csv(out).number) if out.exists() else set()
     for i in range(networks):
         o = drawn(i)
         cannot = (o['source'],o['cue'])==('digits','random blur') # ten degrees of blur look alike on digits
-        if i%of!=k or i in done or cannot: continue
+        if i in done or cannot: continue
         r = row(o, at)
         line = pd.DataFrame([dict(plain=float('nan'))|r]).round(4)
-        if out.exists(): line = line.reindex(columns=pd.read_csv(out, nrows=0).columns) # a background has no images without a cue
-        line.to_csv(out, mode='a', header=not out.exists(), index=False)
+        was = [pd.read_csv(out)] if out.exists() else []
+        pd.concat([*was,line]).to_csv(out, index=False)
         shown = 'number source cue on net size epochs valid plain aligned flipped learned seconds'.split()
         print({k:round(v, 2) if isinstance(v, float) else v for k,v in r.items() if k in shown}, flush=True)

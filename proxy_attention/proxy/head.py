@@ -172,7 +172,8 @@ def fit_head(self:Learner,
     "Fit only the last layer, on proxies, each class counting as much as another; takes the place of a `ProxyAttention` that it has"
     self.remove_cb(ProxyAttention)
     if recipe is not None:
-        suspect = Suspect(self) if suspect is None else as_suspect(self, suspect)
+        how = {k:kwargs.pop(k) for k in ('attribution',) if k in kwargs}
+        suspect = Suspect(self, **how) if suspect is None else as_suspect(self, suspect, **how)
         self.add_cb(_recipe(recipe, passes, objects, dict(attribution=suspect)|kwargs))
     found = served_inputs(self, passes, recipe is not None)
     if found is None: return None

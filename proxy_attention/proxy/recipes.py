@@ -427,7 +427,8 @@ def fit_proxy(self:Learner,
         self.add_cb(recipes['rehearsed'](steps=IfCarried(objects=objects), **asked))
     if self.opt is not None and self.opt.frozen_idx>0:
         warn('The body of this learner is frozen, so only its head is trained: `learn.fine_tune_proxy(…)` trains the head first '
-             'and then all, `learn.unfreeze()` before this trains all at once.', ProxyWarning)
+             'and then all, `learn.unfreeze()` before this trains all at once, and `learn.fit_head(…)` fits the last layer in minutes.',
+             ProxyWarning)
     schedule,twice = self.proxy_attention.schedule,self.proxy_attention.fit_by is rehearsed
     if probe is None: probe = 1 if twice or self.proxy_attention.suspect else epochs_to_step(schedule, n_epoch)
     elif not possible_epochs(schedule, n_epoch): epochs_to_step(schedule, n_epoch) # says what is wrong
@@ -441,7 +442,10 @@ def as_suspect(
     **kwargs # Passed to `Suspect`: `attribution`
 )->Suspect:
     "Refuse one that was trained on other classes, or sees images in another way"
-    if isinstance(suspect, Suspect): return suspect
+    if isinstance(suspect, Suspect):
+        if kwargs:
+            raise TypeError(f'{suspect} has an attribution already: give it the other one, `Suspect(model, …)`, or leave `attribution` out.')
+        return suspect
     if isinstance(suspect, Learner):
         for what,own,other in (('classes', *(getattr(o.dls, 'vocab', None) for o in (learn,suspect))),
                                ('normalization', *(_normalized(o.dls) for o in (learn,suspect)))):
