@@ -215,12 +215,28 @@ def test_little_to_go_by():
     nan = lambda xb,yb: torch.full((len(xb),8,8), torch.nan)
     assert probe(by_hand([0,1,2]), attribution=nan).n==0
 
+def test_what_is_right_too_seldom_is_not_accused():
+    "Cohen's kappa, against scikit-learn's; the same swaps, and labels that agree with them or hardly do"
+    from sklearn.metrics import cohen_kappa_score
+    preds = torch.tensor([0,1]*30)
+    heat = torch.zeros(60, 8, 8)
+    heat[:,0,0] = 1
+    flips = pd.DataFrame(dict(changes=.9, follows=.9, random_follows=0., carried=.9), index=pd.Index([.1], name='area'))
+    def of(targs): return Probe(heat, preds, flips, ['a','b'], targs=targs)
+    half = preds.clone()
+    half[:16] = 1-half[:16]
+    for targs,leans in ((preds,['place']), (half,[]), (None,['place'])):
+        p = of(targs)
+        assert p.leans==leans and p.unsure==(not leans)
+        if targs is not None: assert p.skill==pytest.approx(cohen_kappa_score(targs, preds))
+    assert p.learned is None and of(half).learned and 'so none is concluded' in of(half).in_short
+
 def test_one_logit():
     class One(Pixel):
-        def forward(self, x): return self.scale*(x[:,:1,0,0]-x[:,1:2,0,0])
+        def forward(self, x): return self.scale*(x[:,1:2,0,0]-x[:,:1,0,0])
     learn = by_hand([0,1,0,1,0], One(), loss=BCEWithLogitsLossFlat())
     p = probe(learn, attribution=hot_at((0,0)), areas=[1/64])
-    assert p.preds.tolist()==[1,0,1,0,1] and p.names==['0','1'] and p.flips.follows[1/64]==1
+    assert p.preds.tolist()==[0,1,0,1,0] and p.names==['0','1'] and p.flips.follows[1/64]==1
 
 def test_refused_in_a_sentence(cheats, tmp_path):
     for kw,error,words in [

@@ -73,11 +73,12 @@ def likely_to_help(
 # %% ../../nbs/interpret/03_probe.ipynb #9bdf02d0
 # chosen on half of the networks of benchmarks/probe_rule.py
 leaning = dict(place=.5, # share of the predictions that a small place has to carry
-    at_edge=.2, # so much is enough if the place is at the edge
+    at_edge=.15, # so much is enough if the place is at the edge
     often=.8, # in this share of the images of some predicted class
-    rest=.4, # share that the rest has to carry, all but the hottest third
+    rest=.5, # share that the rest has to carry, all but the hottest third
     edge=.3, # a border of a twentieth of the side
     look=.7, # and the look
+    skill=.5, # how far the accuracy has to be above chance: 0 is chance, 1 is always right
     around=.2) # and what lies around objects that are known; chosen after a look at one network, not calibrated
 
 def bounds(
@@ -276,9 +277,17 @@ class Probe:
         "Is the hottest place nearly always at the edge, in the images of some predicted class?"
         return bool(not self.coarse and self.edge_by_class.max()>=leaning['often'])
     @property
+    def skill(self):
+        "How far the accuracy is above chance: 0 is chance, 1 is always right (Cohen's kappa); None: labels are not known"
+        return None if self.learned is None or self.chance==1 else (self.accuracy-self.chance)/(1-self.chance)
+    @property
+    def unsure(self)->bool:
+        "Is it right too seldom for a shortcut to be behind it? One that is there in these images would make it right nearly always"
+        return self.learned is False or self.skill is not None and self.skill<leaning['skill']
+    @property
     def leans(self)->list:
         "What the model leans on, of 'place', 'rest', 'edge' and 'look', the strongest first, see `leans_on`"
-        if self.learned is False: return []
+        if self.learned is False or self.unsure and self.known is None: return []
         on_object = self.known is not None and self.known.hottest>=.5 # then all that lies around it is the rest
         known = dict(place=np.nan, rest=self.known.table.carried['around']) if on_object else {}
         return leans_on(self.carried.to_dict()|known, self.at_edge, on_object)
@@ -288,7 +297,7 @@ class Probe:
         what = dict(place=f'the hottest {self.small:.0%}', rest='the rest', edge='the border', look='the look')
         enough = bounds(self.at_edge)
         return 'Predictions that follow a swap ' + ', '.join(
-            f'of {what[k]}: {max(0, v):.0%} (enough: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()) + '.'
+            f'of {what[k]}: {max(0, v):.0%} (enough: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()) + '.' + (f' {_seldom(self)}' if self.unsure else '')
     @property
     def likely(self):
         "Is it likely?"
@@ -319,6 +328,10 @@ _advice = dict(
     rest=lambda self: 'what lies around the hottest part; `ProxyAttention.background()` swaps that',
     look=lambda self: 'the look of the whole image, its colours and sharpness; `ProxyAttention.look()` swaps that')
 
+def _seldom(self):
+    return (f'It is right on {self.accuracy:.0%}, where chance would be right on {self.chance:.0%}: '
+            'a shortcut that is there in these images would carry it further, so none is concluded.')
+
 def _other_swaps(self):
     "What swaps of the rest and of the look have shown"
     if self.swaps is None or self.swaps.follows.isna().all(): return []
@@ -327,6 +340,7 @@ def _other_swaps(self):
             f'({rest.same_changes:.0%} change with a donor of the same class); '
             f'where the border is, {edge.follows:.0%} ({edge.same_changes:.0%}); '
             f'where the look of the image is, {look.follows:.0%} ({look.same_changes:.0%}).']
+    if self.unsure and not self.leans: said.append(_seldom(self))
     return said + ([f"So the model leans on {', and on '.join(_advice[k](self) for k in self.leans)}."] if self.leans else [])
 
 def _of_objects(self):
