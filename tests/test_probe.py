@@ -139,18 +139,19 @@ def test_the_rule():
         'likely','unclear','unclear','unlikely','unclear','unclear']
 
 def test_the_rule_on_recorded_networks():
-    "What the notebook says of the rule, from the numbers in `benchmarks/probe_rule.csv`"
+    "What the notebook says of the networks with odd numbers in `benchmarks/probe_rule.csv`, on which no bound was chosen"
     df = pd.read_csv(root/'benchmarks'/'probe_rule.csv')
-    df = df[df.learned]
+    df = df[df.learned&(df.number%2==1)]
+    chance = df.chance.fillna(1/df.classes)
+    sure = ((df.valid-chance)/(1-chance)>=leaning['skill'])|(df.number>=100)&df.cue.str.contains('background')
     hot = df[[c for c in df if c.startswith('hot_carried') and float(c.split('_')[-1])<=.1]].max(axis=1)
-    carried = pd.DataFrame(dict(place=hot, rest=df['rest_carried_0.3'], edge=df['edge_carried_0.81'], look=df['look_carried_1']))
-    said = [leans_on(c, e) for (_,c),e in zip(carried.iterrows(), (df.cells>=4)&(df.edge_class>=leaning['often']))]
+    carried = pd.DataFrame(dict(place=hot, rest=df['rest_carried_0.3'], edge=df['edge_carried_0.81']))
+    at_edge = (df.cells>=4)&(df.edge_class>=leaning['often'])
+    said = pd.Series([bool(leans_on(c, e)) and s for (_,c),e,s in zip(carried.iterrows(), at_edge, sure)], df.index)
     cued,gap = ~df.cue.str.contains('none|no |random'),df.aligned-df.flipped
-    leans,honest = cued&(gap>=.2),~cued|(gap<.1)
-    small = df.cue.isin(['text','ring','frame'])&leans
-    assert small.sum()==7 and all(s and s[0] in ('place','edge') for s,o in zip(said, small) if o)
-    first = pd.Series([s[0] for s,o in zip(said, honest) if o and s]).value_counts()
-    assert honest.sum()==44 and first.to_dict()==dict(look=6, edge=5, rest=2)
+    small,honest = cued&(gap>=.2)&df.cue.isin(['text','ring','frame']),~cued|(gap<.1)
+    assert small.sum()>=12 and said[small].mean()>.9
+    assert honest.sum()>=50 and said[honest].mean()<.06
 
 def test_learner_and_random_numbers_are_as_before(cheats):
     m = cheats.model

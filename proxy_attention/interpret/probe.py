@@ -79,7 +79,7 @@ leaning = dict(place=.5, # share of the predictions that a small place has to ca
     edge=.3, # a border of a twentieth of the side
     look=.7, # and the look
     skill=.5, # how far the accuracy has to be above chance: 0 is chance, 1 is always right
-    around=.2) # and what lies around objects that are known; chosen after a look at one network, not calibrated
+    around=.1) # and what lies around objects that are known
 
 def bounds(
     at_edge:bool=False, # Is the hottest place nearly always at the edge, in the images of some predicted class?
@@ -328,6 +328,13 @@ _advice = dict(
     rest=lambda self: 'what lies around the hottest part; `ProxyAttention.background()` swaps that',
     look=lambda self: 'the look of the whole image, its colours and sharpness; `ProxyAttention.look()` swaps that')
 
+def _sure(self, kind):
+    "How many predictions follow, with Wilson's 95 % interval"
+    if kind=='rest' and self.known is not None: return '' # each image was asked several times
+    k = round(self.n*(self.flips.follows[self.small] if kind=='place' else self.told.follows[kind]))
+    low,high = binomtest(k, self.n).proportion_ci(method='wilson')
+    return f' ({k/self.n:.0%} of the predictions follow it, 95 % interval {low:.0%} to {high:.0%})'
+
 def _seldom(self):
     return (f'It is right on {self.accuracy:.0%}, where chance would be right on {self.chance:.0%}: '
             'a shortcut that is there in these images would carry it further, so none is concluded.')
@@ -341,7 +348,7 @@ def _other_swaps(self):
             f'where the border is, {edge.follows:.0%} ({edge.same_changes:.0%}); '
             f'where the look of the image is, {look.follows:.0%} ({look.same_changes:.0%}).']
     if self.unsure and not self.leans: said.append(_seldom(self))
-    return said + ([f"So the model leans on {', and on '.join(_advice[k](self) for k in self.leans)}."] if self.leans else [])
+    return said + ([f"So the model leans on {', and on '.join(_advice[k](self)+_sure(self, k) for k in self.leans)}."] if self.leans else [])
 
 def _of_objects(self):
     "What images whose object is known have shown"
