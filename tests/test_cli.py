@@ -7,7 +7,8 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.core import new_run
 from proxy_attention.attribution.heatmap import HeatmapStore
-from proxy_attention.experiment.config import changed, from_toml
+from proxy_attention.experiment.config import Config, DataConfig, FitConfig, changed, from_toml, to_toml
+from proxy_attention.experiment.train import check_config, fit_length
 from proxy_attention.cli import CliError, proxy_runs, proxy_train
 
 pytestmark = pytest.mark.limit(170)
@@ -78,6 +79,50 @@ def test_errors_are_sentences(path, kw, words, tmp_path, monkeypatch):
     kw = {k:v.format(path=path) if isinstance(v, str) else v for k,v in kw.items()}
     with pytest.raises(CliError, match=re.escape(words)) as e: proxy_train(str(path), **kw)
     assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('kw,words', [
+    (dict(epochs=0), 'epochs=0 should be 1 or more'), (dict(epochs=-3), 'epochs=-3 should be 1 or more'),
+    (dict(wd=-5.), 'wd=-5.0 should be a number from 0 to'), (dict(wd=np.nan), 'wd=nan should be a number from 0 to'),
+    (dict(wd=np.inf), 'wd=inf should be a number from 0 to'), (dict(workers=-1), 'workers=-1 should be 0 or more'),
+    (dict(lr=np.nan), 'lr=nan should be a number from'), (dict(lr=-1e-3), 'lr=-0.001 should be a number from'),
+    (dict(lr=np.inf), 'lr=inf should be a number from'), (dict(discriminative=np.nan), 'discriminative=nan should be a number from'),
+    (dict(bs=-2), 'bs=-2 should be 1 or more'), (dict(size=0), 'size=0 should be 1 or more'),
+    (dict(folds=1), 'folds=1 should be 2 or more'),
+    (dict(freeze_epochs=-1), 'freeze_epochs=-1 should be 0 or more'), (dict(seed=-1), 'seed=-1 should be a number from 0 to'),
+    (dict(seed=2**32), 'seed=4294967296 should be a number from 0 to'), (dict(n_per_class=0), 'n_per_class=0 should be 1 or more'),
+    (dict(subset=np.nan), 'subset=nan should be a number from 0 to 1'),
+    (dict(valid_pct=-.1), 'valid_pct=-0.1 should be a number from 0 to 1'),
+    (dict(prune=np.nan), 'prune=nan should be a number from 0 to 1'), (dict(prune=-.1), 'prune=-0.1 should be a number from 0 to 1'),
+    *((dict([(k,v)]), f'{k}={v}') for k in ('area','share','start','every','max_area','min_area','edge','p')
+        for v in (np.nan,np.inf,-np.inf,-7.)),
+    (dict(k=np.nan, rule='mean_std'), 'k=nan'), (dict(threshold=np.inf, rule='absolute'), 'threshold=inf'),
+    (dict(cells=np.nan, rule='top_cells'), 'cells=nan'), (dict(weight=np.inf, fill='blend'), 'weight=inf'),
+    (dict(radius=np.nan, fill='blur'), 'radius=nan'), (dict(keep=np.nan, rule='rest'), 'keep=nan'),
+    (dict(margin=np.inf, rule='rest'), 'margin=inf'),
+    *((dict([(k,True)]), f'{k}=True should be a') for k in ('epochs','lr','bs','size','wd','workers','seed','area','share','prune'))])
+def test_numbers_that_no_run_can_have(kw, words, tmp_path):
+    "Each is refused in one sentence, whichever way it comes in"
+    with pytest.raises((ValueError,TypeError), match=re.escape(words)) as e: check_config(changed(Config(), arch='test_resnet', **kw))
+    assert str(e.value).endswith('.') and len(str(e.value).splitlines())==1
+    with pytest.raises(CliError, match=re.escape(words)): proxy_train(str(tmp_path), arch='test_resnet', out=str(tmp_path/'runs'), **kw)
+    assert not (tmp_path/'runs').exists()
+
+@pytest.mark.parametrize('cfg,words', [
+    (Config(fit=FitConfig(epochs=0)), 'epochs=0'), (Config(fit=FitConfig(lr=True)), 'lr=True should be a number'),
+    (Config(data=DataConfig(bs=2.5)), 'bs=2.5 should be a whole number'), (Config(data=DataConfig(workers='two')), "workers='two'")])
+def test_a_configuration_by_hand_is_checked_too(cfg, words):
+    with pytest.raises((ValueError,TypeError), match=re.escape(words)): check_config(cfg)
+
+def test_numbers_that_a_run_may_have():
+    for kw in (dict(), dict(epochs=3), dict(wd=0.), dict(wd=.1), dict(workers=0), dict(seed=0), dict(lr=3), dict(steps='2,p,3'),
+               dict(freeze_epochs=0), dict(prune=.5), dict(valid_pct=.5), dict(start=-1), dict(share=20)):
+        cfg = changed(Config(), **kw)
+        assert check_config(cfg)==fit_length(cfg)==kw.get('epochs', 5 if 'steps' in kw else 10)
+
+def test_a_file_of_settings_is_refused_alike(path, tmp_path):
+    (tmp_path/'config.toml').write_text(to_toml(Config()).replace('lr = 0.001', 'lr = nan\nepochs = 0'))
+    with pytest.raises(CliError, match='epochs=0 should be 1 or more'):
+        proxy_train(str(path), config=str(tmp_path/'config.toml'), out=str(tmp_path/'runs'))
 
 def until(p, log, words):
     "Wait until a process has said `words`"

@@ -32,16 +32,91 @@ def test_pairs_are_of_the_same_seed():
     shuffled = df.sample(frac=1, random_state=0)
     row = Comparison(shuffled).stats().query("arm=='x' and test=='plain'").iloc[0]
     # unpaired, the spread of the seeds would drown it
-    assert np.isclose(row['diff'], .1) and np.isclose(row.lo, .1) and np.isclose(row.hi, .1)
+    assert np.isclose(row['diff'], .1) and not row.hi-row.lo>.01
 
-@pytest.mark.parametrize('better,says', [([.9,.91,.92],'helps'), ([.1,.11,.12],'harms'), ([.4,.6,.5],'no effect shown')])
+@pytest.mark.parametrize('better,says', [
+    ([.9,.91,.92,.9,.93],'helps'), ([.1,.11,.12,.1,.13],'harms'), ([.4,.6,.5,.45,.55],'no effect shown'),
+    ([.6,.61,.59,.6,.6],'no spread'), ([.9,.91,.92,.9],'too few to tell'), ([.9,.91],'too few to tell'), ([.9],'too few to tell')])
 def test_every_verdict_can_be_reached(better, says):
-    cmp = Comparison(table({'no proxy':[.5,.51,.49], 'x':better}))
+    cmp = Comparison(table({'no proxy':[.5,.51,.49,.5,.5][:len(better)], 'x':better}))
     assert f'x: {says} on plain' in cmp.verdict() and cmp.stats().query("arm=='x'").verdict.iloc[0]==says
+
+@pytest.mark.parametrize('n', [1,2,3,4])
+def test_fewer_than_five_seeds_are_too_few_to_tell(n):
+    "The numbers are given all the same"
+    v = np.array([.3,.31,.32,.33][:n])
+    o = paired(v)
+    assert o['verdict']=='too few to tell' and np.isclose(o['diff'], v.mean())
+    if n==1: return
+    ci = stats.ttest_1samp(v, 0).confidence_interval(.95)
+    assert np.allclose([o['lo'],o['hi']], ci)
+    said = Comparison(table({'no proxy':[.5]*n, 'x':.5+v}, ['plain'])).verdict()
+    assert f'x: too few to tell on plain ({100*v.mean():+.1f} points, {100*ci.low:+.1f} to' in said
+    assert 'helps' not in said and 'harms' not in said and 'no effect' not in said
+
+@pytest.mark.parametrize('diff', [[.01]*3, [.01]*5, [-.2]*8, np.array([.2,.6,1.,.3,.7])-np.array([.1,.5,.9,.2,.6])])
+def test_seeds_that_do_not_differ_are_no_evidence(diff):
+    o = paired(diff)
+    assert o['verdict']==('no spread' if len(diff)>4 else 'too few to tell') and np.isclose(o['diff'], np.mean(diff))
+    assert np.isnan(o['lo']) and np.isnan(o['hi'])
+
+def test_no_difference_in_any_seed_shows_no_effect():
+    assert paired([0.]*6)['verdict']=='no effect shown'
+
+@pytest.mark.parametrize('n,says', [(1000,'helps'), (100,'no effect shown')])
+def test_a_difference_is_not_known_better_than_the_images_allow(n, says):
+    "Of n images, the seeds are taken to spread by one image at least"
+    base,mine = [.5]*5,[.51]*5 # one image of a hundred, ten of a thousand
+    df = table({'no proxy':base, 'x':mine}, ['plain']).assign(n=n)
+    row = Comparison(df).stats().query("arm=='x' and test=='plain'").iloc[0]
+    half = stats.t.ppf(.975, 4)/n/5**.5
+    assert np.allclose([row['diff'],row.lo,row.hi], [.01,.01-half,.01+half]) and row.verdict==says
+    # a wider spread is left as it is
+    a,b = np.array([.9,.92,.88,.95,.91]),np.array([.85,.9,.86,.9,.91])
+    row = Comparison(table({'no proxy':b, 'x':a}, ['plain']).assign(n=n)).stats().query("arm=='x' and test=='plain'").iloc[0]
+    assert np.allclose([row.lo,row.hi], stats.ttest_rel(a, b).confidence_interval(.95))
+
+def test_intervals_are_clipped_to_what_is_possible():
+    base,mine = [.1,.9,.5,.2,.4],[.95,.1,.9,.1,.99]
+    wild = paired((np.array(mine)-base)*2)
+    assert wild['hi']>1 and paired((np.array(mine)-base)*2, limit=1)['hi']==1
+    cmp = Comparison(table({'no proxy':[.0,.1], 'x':[.99,.9]}, ['plain']))
+    row = cmp.stats().query("arm=='x' and test=='plain'").iloc[0]
+    assert row.hi==1 and np.isclose(row.lo, row['diff']-stats.t.ppf(.975, 1)*.19/2)
+    assert '+100.0' in cmp.table().to_string() and '+100.0' in cmp.verdict()
+    loss = Comparison(cmp.df.assign(loss=[9.,1.,0.,2.]))
+    row = loss.stats('loss').query("arm=='x'").iloc[0]
+    assert row.lo<-1 and row.hi>1 # a loss has no such bounds
+
+def grouped(where):
+    "Two arms, two tests, three groups; `where`: (arm, seed, test) → the group that is worst"
+    recs = []
+    for arm in ('no proxy','x'):
+        for seed in range(5):
+            tests = {}
+            for t in ('plain','flipped'):
+                groups = {g:.8+.01*seed for g in ('cat','dog','owl')}
+                if (arm,seed,t) in where: groups[where[arm,seed,t]] = .2+.01*seed
+                tests[t] = dict(n=300, accuracy=np.mean(list(groups.values())), loss=1., worst=min(groups.values()), groups=groups)
+            recs.append(dict(arm=arm, seed=seed, steps=9, seconds=1., proxies=0, proxy_seconds=0., measures={}, notes=[], tests=tests))
+    return Comparison.of(recs, 'no proxy')
+
+def test_the_worst_group_is_named():
+    where = {('no proxy',s,'flipped'):'dog' for s in range(5)}|{('x',s,'plain'):'owl' for s in range(4)}|{('x',4,'flipped'):'cat'}
+    cmp = grouped(where)
+    s = cmp.stats().set_index(['test','arm'])
+    assert s.loc[('worst group','no proxy'),'which']=='dog of flipped'
+    assert s.loc[('worst group','x'),'which']=='owl of plain (4 of 5 seeds)'
+    assert pd.isna(s.loc[('plain','x'),'which'])
+    for t in (cmp.table().to_string(), cmp.table(diff=False).to_string(), cmp.verdict()):
+        assert 'dog of flipped' in t and 'owl of plain (4 of 5 seeds)' in t
+    bare = Comparison(cmp.df.drop(columns='worst_group'))
+    assert bare.stats().query("test=='worst group'").which.tolist()==['flipped','plain (4 of 5 seeds)']
 
 def test_a_single_seed_has_no_verdict():
     cmp = Comparison(table({'no proxy':[.5], 'x':[.9]}))
-    assert 'no verdict' in cmp.verdict() and 'helps' not in cmp.verdict() and '[' not in cmp.table().to_string()
+    assert 'no verdict' in cmp.verdict() and 'x: too few to tell on plain (+40.0 points)' in cmp.verdict()
+    assert 'helps' not in cmp.verdict() and '[' not in cmp.table().to_string()
 
 def test_worst_group_is_the_lowest_of_all_tests():
     df = table({'no proxy':[.5,.5], 'x':[.9,.9]}, ('plain','flipped'))

@@ -124,8 +124,8 @@ def test_callback(few, quiet):
     assert 'my_rule' in shown(ProxyAttention(rule=my_rule))
 
 def test_comparison_and_probe():
-    df = pd.DataFrame([dict(arm=a, seed=s, test='<t>', accuracy=.5+.1*(a!='no proxy'), worst=.1, steps=5)
-        for a in ('no proxy','<i>mine') for s in (0,1,2)])
+    df = pd.DataFrame([dict(arm=a, seed=s, test='<t>', accuracy=.5+(.1+.01*s)*(a!='no proxy'), worst=.1, steps=5)
+        for a in ('no proxy','<i>mine') for s in range(5)])
     text = shown(Comparison(df))
     assert '<i>mine' in text and '<t>' in text and 'helps' in text # as text, not as markup
     heat = torch.rand(60,4,4)

@@ -136,7 +136,8 @@ def test_refusals(learn):
     with pytest.raises(TypeError, match='should be the name of a recipe'): learn.fit_head(3)
     with pytest.raises(ValueError, match='passes'): learn.fit_head(None, passes=0)
     with pytest.raises(TypeError, match='A suspect is'): learn.fit_head('shortcut', suspect=3)
-    with pytest.raises(TypeError, match='has an attribution already'): learn.fit_head('shortcut', suspect=Suspect(learn), attribution='GradCAM')
+    with pytest.raises(TypeError, match='has an attribution already'):
+        learn.fit_head('shortcut', suspect=Suspect(learn), attribution='GradCAM')
 
 def test_another_attribution_is_that_of_the_model_itself(learn):
     learn.fit_head('shortcut', passes=1, attribution='GradCAM')

@@ -283,8 +283,9 @@ def test_our_reader_agrees_with_tensorboards(tmp_path):
         mine = ours[ours.tag==tag]
         assert (mine.step.tolist()==[o.step for o in theirs.Scalars(tag)]
                 and mine.value.tolist()==[o.value for o in theirs.Scalars(tag)])
-        assert abs((mine.when-pd.to_datetime([datetime.fromtimestamp(o.wall_time) for o in theirs.Scalars(tag)]).values)
-                   .dt.total_seconds()).max()<1e-3
+        assert max(abs(a.timestamp()-o.wall_time) for a,o in zip(mine.when, theirs.Scalars(tag)))<1e-3
+        clock = [datetime.fromtimestamp(o.wall_time) for o in theirs.Scalars(tag)]
+        assert [f'{o:%Y-%m-%d %H:%M}' for o in mine.when]==[f'{o:%Y-%m-%d %H:%M}' for o in clock]
 
 
 def test_logs_of_tensorflow_2(tmp_path):
@@ -388,6 +389,151 @@ def test_broken_files_are_left_out_counted_and_named_once(tmp_path):
     (tmp_path/'cut').joinpath(next((tmp_path/'cut').iterdir()).name).unlink()
     runs.update()
     assert len(runs.broken)==7
+
+def times(folder, *when):
+    "A log whose values were written at these times"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder/'events.out.tfevents.1', 'wb') as f:
+        w = RecordWriter(f)
+        for i,t in enumerate(when):
+            loss = summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag='loss', simple_value=i)])
+            w.write(event_pb2.Event(step=i, wall_time=t, summary=loss).SerializeToString())
+
+def table_with(file, c, v):
+    "Put `v` into the second row of a column"
+    df = pd.read_csv(file).astype(object)
+    df.loc[1,c] = v
+    df.to_csv(file, index=False)
+
+odd_toml = """
+[model]
+arch = [1, ["a", {b = 2}]]
+"" = "no name"
+"x.y" = 3
+big = 123456789012345678901234567890
+nothing = nan
+most = inf
+[fit]
+epochs = 1979-05-27
+lr = 07:32:00
+early = 0001-01-01
+when = 1979-05-27T07:32:00Z
+run = 1979-05-27T00:32:00-07:00
+[[proxy]]
+recipe = true
+[[proxy]]
+recipe = "late\\u001b[31m\\nx"
+"""
+
+damages = dict(
+    made=(lambda d: table_with(d/'proxy_steps.csv', 'made', 'abc'), r"proxy_steps.csv.*made.*'abc'"),
+    made_inf=(lambda d: table_with(d/'proxy_steps.csv', 'made', 'inf'), r'proxy_steps.csv.*made.*inf'),
+    made_huge=(lambda d: table_with(d/'proxy_steps.csv', 'made', '1e300'), r"proxy_steps.csv.*made.*'1e\+300'"),
+    fit=(lambda d: table_with(d/'proxy_steps.csv', 'fit', 'x'), r"proxy_steps.csv.*fit.*'x'"),
+    epoch=(lambda d: table_with(d/'history.csv', 'epoch', 'second'), r"history.csv.*epoch.*'second'"),
+    nan_time=(lambda d: times(d, np.nan, np.nan), r'events.*its times.*nan'),
+    early=(lambda d: times(d, -1., 5.), r'events.*its times.*-1'),
+    huge=(lambda d: times(d, 1e300, np.inf), r'events.*its times.*1e\+300'),
+    deep_json=(lambda d: (d/'config.json').write_text('['*100_000+']'*100_000), 'config.json.*nested'),
+    deep_dicts=(lambda d: (d/'config.json').write_text('{"a":'*900+'1'+'}'*900), 'config.json.*nested'),
+    deep_list=(lambda d: (d/'config.json').write_text('{"a":'+'['*900+']'*900+'}'), 'config.json.*nested'),
+    deep_toml=(lambda d: (d/'config.toml').write_text('a = '+'['*5000+']'*5000), 'config.toml.*nested'),
+    text=(lambda d: (d/'config.toml').write_bytes(b'a = "\xff"'), 'config.toml'))
+
+@pytest.mark.parametrize('name', damages)
+@pytest.mark.parametrize('alone', [False,True])
+def test_one_damaged_run_does_not_hide_the_others(tmp_path, name, alone):
+    do,why = damages[name]
+    good,bad = make(tmp_path, 'good'),make(tmp_path, 'bad')
+    for d in (good,bad):
+        pd.DataFrame(dict(fit=[0,0], epoch=[0,1], chosen=[9,9], made=[8,7])).to_csv(d/'proxy_steps.csv', index=False)
+    do(bad)
+    if alone: # nothing else is left of it
+        for f in bad.glob('*.*'):
+            if not re.search(why.split('.')[0], f.name): f.unlink()
+    with pytest.warns(ProxyWarning, match=why) as said: runs = Runs(tmp_path)
+    assert len(said)==1
+    df = runs.final.set_index('run')
+    assert sorted(df.index)==['bad','good'] and df.accuracy['good']==.7 and df.proxies_made['good']==15
+    assert re.search(why, df.problem['bad']) and pd.isna(df.problem['good'])
+    text = runs.text()
+    assert max(map(len, text.splitlines()[:3]))<=100 and re.search('(?m)^Not whole: bad ', text)
+    assert {'good','bad'}<={o.split()[0] for o in text.splitlines()}
+    per = runs.per_epoch
+    assert per[per.run=='good'].epoch.tolist()==[0,1] and per[per.run=='good'].proxy_made.tolist()==[8,7]
+    rows = json.loads(runs_table_of(tmp_path))
+    assert {o['run'] for o in rows}=={'good','bad'}
+    for o in (repr(runs), runs._repr_html_()): assert 'good' in o and 'bad' in o
+    assert len(runs.table(sort='when'))==2 and len(runs.scalars)==sum(len(log.rows) for o in runs for log in o.logs.values())
+
+def runs_table_of(folder):
+    with pytest.warns(ProxyWarning): return runs_table(folder, as_json=True)
+
+def test_what_is_whole_of_a_damaged_table_counts(tmp_path):
+    bad = make(tmp_path, 'bad')
+    pd.DataFrame(dict(fit=[0,0,0], epoch=[0,1,2], chosen=[9,9,9], made=[8,'abc',3])).to_csv(bad/'proxy_steps.csv', index=False)
+    with pytest.warns(ProxyWarning): row = read_runs(tmp_path).iloc[0]
+    assert (row.proxies_made,row.proxy_steps,row.accuracy,row.done)==(11,3,.7,2)
+
+def test_counts_that_are_yes_or_no(tmp_path):
+    make(tmp_path, 'good')
+    d = make(tmp_path, 'flags')
+    pd.DataFrame(dict(epoch=[False,True], accuracy=[.5,.6])).to_csv(d/'history.csv', index=False)
+    assert read_runs(tmp_path, per_epoch=True).epoch.tolist()==[0,1,0,1] and read_runs(tmp_path).accuracy.tolist()==[.7,.6]
+
+def test_settings_of_odd_types_are_shown(tmp_path):
+    make(tmp_path, 'good')
+    odd = make(tmp_path, 'odd')
+    (odd/'config.json').unlink()
+    (odd/'config.toml').write_text(odd_toml)
+    runs = Runs(tmp_path)
+    df = runs.final.set_index('run')
+    assert df.accuracy.tolist()==[.7,.7] and df.arch['good']=='resnet18' and df.arch['odd']==[1,['a',{'b':2}]]
+    assert df.big['odd']==123456789012345678901234567890
+    assert {o['run'] for o in json.loads(runs_table(tmp_path, as_json=True))}=={'good','odd'}
+    for text in (runs.text(), runs.text(columns=list(runs.final)), repr(runs)): assert '\x1b' not in text and 'good' in text
+    runs._repr_html_()
+    for c in runs.final: runs.table(sort=c), runs.table(sort=f'-{c}')
+
+@pytest.mark.parametrize('name', ['train_0001-01-01_00-00-00','train_9999-12-31_23-59-59','train_2026-02-31_00-00-00'])
+def test_names_that_look_like_a_time_of_no_calendar(tmp_path, name):
+    make(tmp_path, 'train_2026-01-02_03-04-05')
+    make(tmp_path, name)
+    runs = Runs(tmp_path)
+    assert len(runs.final)==2 and name[:15] in runs.text() and len(json.loads(runs_table(tmp_path, as_json=True)))==2
+
+def test_epochs_in_parts_of_another_program(tmp_path):
+    "Some log `epoch` 0.5: it stays what it is"
+    make(tmp_path, 'good')
+    with SummaryWriter(tmp_path/'hf') as w:
+        for i in range(4): w.add_scalar('epoch', i/2, i); w.add_scalar('loss', 1/(i+1), i)
+    per = read_runs(tmp_path, per_epoch=True)
+    assert per[per.run=='hf'].epoch.tolist()==[0,.5,1,1.5] and per[per.run=='good'].epoch.tolist()==[0,1]
+
+clocks = """
+import os, sys, time, json
+os.environ['TZ'] = 'Europe/Berlin'
+time.tzset()
+import pandas as pd
+from proxy_attention.experiment.runs import Runs
+runs = Runs(sys.argv[1])
+print(json.dumps([[o.strftime('%Y-%m-%d %H:%M') for o in runs.scalars.when], runs.scalars.when.diff().dt.total_seconds().tolist()[1:],
+                  [o.strftime('%Y-%m-%d %H:%M') for o in runs.final.when], runs.final.run.tolist()]))
+"""
+
+def test_times_across_a_change_of_clocks(tmp_path):
+    "In Berlin the clocks went back on 2025-10-26 at 01:00 UTC, and forward on 2026-03-29 at 01:00 UTC"
+    at = [pd.Timestamp(o, tz='UTC').timestamp() for o in (
+        '2025-07-01 12:00','2025-10-26 00:30','2025-10-26 01:30','2026-01-01 12:00','2026-03-29 00:30','2026-03-29 01:30')]
+    times(tmp_path/'all', *at)
+    times(tmp_path/'b_first', at[1]+600) # by the clock on the wall later than the second
+    times(tmp_path/'a_second', at[2])
+    res = subprocess.run([sys.executable, '-c', clocks, str(tmp_path)], capture_output=True, text=True)
+    assert not res.returncode, res.stderr[-2000:]
+    local,apart,began,order = json.loads(res.stdout.splitlines()[-1])
+    assert local[:6]==['2025-07-01 14:00','2025-10-26 02:30','2025-10-26 02:30','2026-01-01 13:00','2026-03-29 01:30','2026-03-29 03:30']
+    assert apart[:5]==[b-a for a,b in zip(at, at[1:])]
+    assert order==['all','b_first','a_second'] and began==['2025-07-01 14:00','2025-10-26 02:40','2025-10-26 02:30']
 
 def test_no_permission(tmp_path, monkeypatch):
     f = log(tmp_path/'a'); make(tmp_path, 'b')

@@ -10,6 +10,7 @@ import hashlib, json, os, re, time, warnings
 from collections import Counter
 from dataclasses import fields
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from fastai.callback.core import Callback
 from fastai.data.transforms import get_image_files
 from fastai.torch_core import set_seed
 from ..core import *
-from ..data.images import refuse_inside
+from ..data.images import refuse_count, refuse_inside
 from ..data.loaders import files_of
 from .arms import arms as shipped
 from .config import Config, ProxyConfig, changed, from_toml, to_toml
@@ -64,10 +65,10 @@ def _score(learn, dl, groups=None):
     if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # a table: its files
     names = [groups(o) for o in items] if groups else [
         learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
-    by = pd.Series(right.numpy()).groupby(pd.Series(names).astype(str)).mean()
+    by = pd.Series(right.numpy()).groupby(pd.Series(names).astype(str)).agg(['mean','size'])
     return dict(
         n=len(right), accuracy=float(right.mean()), loss=float(losses.mean()),
-        worst=float(by.min()), groups=by.to_dict())
+        worst=float(by['mean'].min()), worst_n=int(by['size'][by['mean'].idxmin()]), groups=by['mean'].to_dict())
 
 def run_arm(
     make_learner, # `seed -> Learner`, new and with the same weights and split each time
@@ -112,7 +113,7 @@ def run_arm(
 class Comparison:
     "What came of arms × seeds"
     def __init__(self,
-        df, # A row for every arm, seed and test set: arm, seed, test, accuracy, worst, steps, …
+        df, # A row for every arm, seed and test set: arm, seed, test, accuracy, worst, steps; n, worst_group, worst_n if known; …
         baseline:str='no proxy', # The arm that the others are compared with
         level:float=0.95, # Of the confidence intervals
         groups=None, # A row for every arm, seed, test set and group
@@ -133,8 +134,9 @@ class Comparison:
     ):
         "From the records of runs"
         flat = lambda o: {c:o[c] for c in ('steps','seconds','proxies','proxy_seconds')} | o['measures']
+        lowest = lambda t: dict(worst_group=min(t['groups'], key=t['groups'].get), worst_n=t.get('worst_n', t['n']))
         df = pd.DataFrame([
-            dict(arm=o['arm'], seed=o['seed'], test=k, **{c:v for c,v in t.items() if c!='groups'}, **flat(o))
+            dict(arm=o['arm'], seed=o['seed'], test=k, **({c:v for c,v in t.items() if c!='groups'} | lowest(t)), **flat(o))
             for o in recs for k,t in o['tests'].items()])
         groups = pd.DataFrame([
             dict(arm=o['arm'], seed=o['seed'], test=k, group=g, accuracy=a)
@@ -172,10 +174,11 @@ def compare(
     if baseline not in arms:
         raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, arms)} '
             f'There are: {", ".join(arms)}.')
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if isinstance(seeds, Integral): refuse_count(1, 'each is a run of every arm', seeds=seeds)
+    seeds = list(range(seeds)) if isinstance(seeds, Integral) else list(seeds)
     if not seeds or len(set(seeds))<len(seeds):
         raise ValueError(f'seeds={seeds} should be a number, or a list of different ones.')
-    refuse_number(2, 10**6, epochs=epochs)
+    refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
     tests = {'valid':lambda learn: learn.dls.valid} if test_dls is None else dict(test_dls)
     file = lambda a,s: None
     if folder is not None:
@@ -215,36 +218,60 @@ def _refuse_unequal(recs, seed):
             "`make_learner(seed)` should draw both from `seed`, or fix them.")
 
 # %% ../../nbs/experiment/07_compare.ipynb #68771fca
+_fewest = 5 # Seeds, for a verdict
+
 def paired(
     diff, # Differences, one a seed
-    level:float=0.95 # Of the interval
-)->dict: # mean, lo, hi, verdict: 'helps', 'harms', 'no effect shown', or 'one seed'
-    "A confidence interval of paired differences"
+    level:float=0.95, # Of the interval
+    image:float=0., # What one image is of an accuracy, 1/n; 0: not known, or no accuracy
+    limit:float=np.inf # No difference can be larger; of accuracies 1
+)->dict: # diff, the mean; lo, hi; verdict: 'helps', 'harms', 'no effect shown', 'no spread', 'too few to tell'
+    """A confidence interval of paired differences, and what it says
+
+    Fewer than 5 seeds are too few to tell. Seeds are taken to spread by one image at least, since an accuracy is not known better.
+    Where that is not known, either, and they differ in nothing, there is no interval: 'no spread'."""
     diff = np.asarray(diff, float)
-    mean = diff.mean()
-    if len(diff)<2: return dict(diff=mean, lo=np.nan, hi=np.nan, verdict='one seed')
-    half = student.ppf((1+level)/2, len(diff)-1)*diff.std(ddof=1)/len(diff)**.5
-    return dict(
-        diff=mean, lo=mean-half, hi=mean+half,
-        verdict='helps' if mean-half>0 else 'harms' if mean+half<0 else 'no effect shown')
+    n,mean,lo,hi = len(diff),diff.mean(),np.nan,np.nan
+    spread = 0 if n<2 or np.allclose(diff, mean, rtol=1e-6, atol=1e-9) else diff.std(ddof=1)
+    if n>1 and (spread := max(spread, image)):
+        lo,hi = np.clip(student.interval(level, n-1, mean, spread/n**.5), -limit, limit)
+    says = ('too few to tell' if n<_fewest else 'helps' if lo>0 else 'harms' if hi<0
+        else 'no spread' if np.isnan(lo) and mean else 'no effect shown')
+    return dict(diff=mean, lo=lo, hi=hi, verdict=says)
+
+def _image(df, metric):
+    "What one image is of an accuracy; 0 where that is not known, or it is none"
+    if metric not in ('accuracy','worst') or 'n' not in df: return 0.
+    n = df.worst_n.fillna(df.n) if metric=='worst' and 'worst_n' in df else df.n
+    return 0. if n.isna().all() else 1/n.min()
+
+def _which(low):
+    "The group and the test of the lowest accuracies, one a seed"
+    names = [t if pd.isna(g) else f'{g} of {t}' for t,g in zip(low.test, low.get('worst_group', [None]*len(low)))]
+    (name,k), = Counter(names).most_common(1)
+    return name if k==len(names) else f'{name} ({k} of {len(names)} seeds)'
 
 @patch
 def stats(self:Comparison,
     metric:str='accuracy' # A column of `df`
-)->pd.DataFrame: # arm, test, n, mean, sd, diff, lo, hi, verdict
+)->pd.DataFrame: # arm, test, n, mean, sd, diff, lo, hi, verdict; which: the worst group and its test
     "Mean and spread of every arm on every test set, and the paired difference to the baseline"
     df = self.df
     if metric not in df: raise ValueError(f'A comparison has no column {metric!r}{nearest(metric, df.columns)}')
     wide = df.pivot(index='seed', columns=['test','arm'], values=metric)
+    image,limit = {o:_image(df[df.test==o], metric) for o in self.tests},1. if metric in ('accuracy','worst') else np.inf
     if metric=='accuracy':
-        wide = wide.join(pd.concat({'worst group':df.groupby(['seed','arm']).worst.min().unstack()}, axis=1))
+        low = df.sort_values('worst', kind='stable').drop_duplicates(['seed','arm'])
+        wide = wide.join(pd.concat({'worst group':low.pivot(index='seed', columns='arm', values='worst')}, axis=1))
+        image['worst group'] = _image(low, 'worst')
     rows = []
     for test in dict.fromkeys(wide.columns.get_level_values(0)):
         for arm in self.arms:
             v,base = wide[test,arm], wide[test,self.baseline]
             rows.append(dict(
                 arm=arm, test=test, n=int(v.notna().sum()), mean=v.mean(), sd=v.std(),
-                **({} if arm==self.baseline else paired((v-base).dropna(), self.level))))
+                **({} if arm==self.baseline else paired((v-base).dropna(), self.level, image[test], limit)),
+                **({'which':_which(low[low.arm==arm])} if test=='worst group' else {})))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/experiment/07_compare.ipynb #7162068e
@@ -252,7 +279,7 @@ def stats(self:Comparison,
 def table(self:Comparison,
     diff:bool=True # The differences too?
 )->pd.DataFrame: # A row an arm
-    "In percent: mean ± standard deviation, and the difference to the baseline with its interval"
+    "In percent: mean ± standard deviation, and the difference to the baseline with its interval; and which the worst group is"
     s,res = self.stats(), {}
     for test,o in s.groupby('test', sort=False):
         o = o.set_index('arm')
@@ -263,8 +290,9 @@ def table(self:Comparison,
                 '' if pd.isna(r['diff'])
                 else f"{100*r['diff']:+.1f}" + (f" [{100*r.lo:+.1f}, {100*r.hi:+.1f}]" if r.lo==r.lo else '')
                 for _,r in o.iterrows()]
+        if test=='worst group': res[test,'which'] = o.which.tolist()
     res = pd.DataFrame(res, index=pd.Index(self.arms, name='arm'))
-    return res if diff else res.droplevel(1, axis=1)
+    return res if diff else res.set_axis([f'which {a}' if b=='which' else a for a,b in res.columns], axis=1)
 
 @patch
 def overcorrected(self:Comparison,
@@ -277,7 +305,8 @@ def overcorrected(self:Comparison,
     if {plain,flipped}<=set(self.tests):
         wide = self.df.pivot(index='seed', columns=['test','arm'], values='accuracy')
         for arm in self.arms:
-            o = paired((wide[flipped,arm]-wide[plain,arm]).dropna(), self.level)
+            image = max(_image(self.df[self.df.test==k], 'accuracy') for k in (plain,flipped))
+            o = paired((wide[flipped,arm]-wide[plain,arm]).dropna(), self.level, image, limit=1.)
             if o['diff']>=least and not o['lo']<=0: rows[arm] = {k:o[k] for k in ('diff','lo','hi')}
     return pd.DataFrame.from_dict(rows, 'index', columns=['diff','lo','hi'])
 
@@ -288,14 +317,17 @@ def verdict(self:Comparison)->str:
     say = lambda r: f"{r.test} ({100*r['diff']:+.1f} points" + (
         f", {100*r.lo:+.1f} to {100*r.hi:+.1f})" if r.lo==r.lo else ')')
     lines = [
-        f"{n} seed{'s' if n>1 else ''}, {self.level:.0%} intervals of the paired difference to '{self.baseline}'."
+        f"{n} seeds, {self.level:.0%} intervals of the paired difference to '{self.baseline}'."
+        + (f' With fewer than {_fewest} seeds the numbers are given without a verdict.' if n<_fewest else '')
         if n>1 else f"One seed: differences to '{self.baseline}', and no verdict."]
     for arm in self.arms:
         if arm==self.baseline: continue
         of = {k:[say(r) for _,r in o.iterrows()] for k,o in s[s.arm==arm].groupby('verdict', sort=False)}
-        parts = [f"{k}{' on' if k!='one seed' else ':'} {', '.join(of[k])}"
-            for k in ('helps','harms','no effect shown','one seed') if k in of]
+        parts = [f"{k} on {', '.join(of[k])}"
+            for k in ('helps','harms','no effect shown','no spread','too few to tell') if k in of]
         lines.append(f"{arm}: {'; '.join(parts)}.")
+    worst = s[s.test=='worst group'].groupby('which', sort=False).arm.agg(', '.join)
+    lines.append(f"The worst group, the lowest of all groups on all test sets, is {'; '.join(f'{k} for {v}' for k,v in worst.items())}.")
     for arm,o in self.overcorrected().iterrows():
         lines.append(f'Over-corrected: {arm} is {100*o["diff"]:.1f} points better where the cue is misleading (flipped) than where '
                      'there is none (plain), so it votes against the cue. A smaller area or `fill=\'swap\'` corrects less.')
@@ -401,6 +433,7 @@ def compare_folder(
     names = [o.strip() for o in asked['arms'].split(',') if o.strip()]
     which,folders = {o:by_name(o, shipped, 'arm') for o in names}, _named(asked['tests'], 'test set')
     epochs = check_config(changed(cfg, recipe='none'))
+    refuse_count(1, 'each is a run of every arm', seeds=asked['seeds'])
     say(to_toml(cfg).partition('[proxy]')[0]+f"Arms: {', '.join(names)}. Seeds: {asked['seeds']}.\n")
     images,_ = look_at(cfg, say)
     test_dls = {'valid':lambda learn: learn.dls.valid} | {k:_test_of(v, images) for k,v in folders.items()}
@@ -431,5 +464,6 @@ def summary_of(
 )->dict: # run; `stats`, a row each
     "What a comparison came to, as plain data"
     asked = json.loads((Path(run)/'asked.json').read_text(encoding='utf-8'))
-    s = Comparison(pd.read_csv(Path(run)/'comparison.csv'), asked['arms'].split(',')[0].strip()).stats()
+    df = pd.read_csv(Path(run)/'comparison.csv', dtype=dict(worst_group=str), keep_default_na=False, na_values=[''])
+    s = Comparison(df, asked['arms'].split(',')[0].strip()).stats()
     return dict(run=str(run), stats=json.loads(s.to_json(orient='records')))

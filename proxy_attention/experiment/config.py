@@ -149,7 +149,7 @@ def from_toml(
     "Read it; what is left out is as usual"
     try: said = tomli.loads(Path(file).read_text(encoding='utf-8'))
     except FileNotFoundError as e: raise FileNotFoundError(f'There is no file {file}.') from e
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as e:
+    except (tomli.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as e:
         raise ValueError(f'{file} is no TOML file ({e}).') from e
     for sec,part in said.items():
         if sec not in _sections:

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from warnings import warn
 import numpy as np, pandas as pd
+from dateutil.tz import tzlocal
 from fastcore.all import patch, store_attr
 from google.protobuf.message import DecodeError
 from PIL import Image
@@ -26,6 +27,8 @@ except ModuleNotFoundError: import tomli as tomllib # Python 3.10
 from ..core import *
 
 # %% ../../nbs/experiment/01_runs.ipynb #34b6b28e
+_last = pd.Timestamp.max.timestamp() # in the year 2262
+
 class EventLog:
     "A TensorBoard event file, read on from where it was left"
     def __init__(self,
@@ -33,7 +36,7 @@ class EventLog:
         images:bool=False # Keep its images too?
     ):
         store_attr()
-        self.loader,self.at,self.rows,self.pics,self.hparams,self.kinds = None,0,[],[],{},{}
+        self.loader,self.at,self.rows,self.pics,self.hparams,self.kinds,self.odd = None,0,[],[],{},{},[]
 
     def read(self)->int: # Bytes at its end that cannot be read
         "Read what has been written since the last time"
@@ -48,14 +51,16 @@ class EventLog:
     def note(self,
         event # Of TensorBoard
     ):
-        "Keep the scalars, hyperparameters and, if asked, images of an event"
-        if event.session_log.status==SessionLog.START: self.rows.append((None, event.step, event.wall_time, np.nan))
+        "Keep the scalars, hyperparameters and, if asked, images of an event; of a time that is none, NaN, and itself in `odd`"
+        at = event.wall_time
+        if not 0<=at<_last: self.odd,at = [*self.odd, at],np.nan
+        if event.session_log.status==SessionLog.START: self.rows.append((None, event.step, at, np.nan))
         for v in event.summary.value:
             how,kind = v.WhichOneof('value'), v.metadata.plugin_data.plugin_name or self.kinds.get(v.tag, '')
             self.kinds[v.tag] = kind
-            if how=='simple_value': self.rows.append((v.tag, event.step, event.wall_time, v.simple_value))
+            if how=='simple_value': self.rows.append((v.tag, event.step, at, v.simple_value))
             elif how=='tensor' and kind=='scalars':
-                self.rows.append((v.tag, event.step, event.wall_time, float(tensor_util.make_ndarray(v.tensor).item())))
+                self.rows.append((v.tag, event.step, at, float(tensor_util.make_ndarray(v.tensor).item())))
             elif v.tag==SESSION_START_INFO_TAG: self.hparams |= _hparams(v.metadata.plugin_data.content)
             elif self.images and how=='image': self.pics.append((v.tag, event.step, v.image.encoded_image_string))
             elif self.images and how=='tensor' and kind=='images':
@@ -69,6 +74,15 @@ def _hparams(content):
 
 # %% ../../nbs/experiment/01_runs.ipynb #54f17b71
 _kept = ('config.json','config.toml','history.csv','proxy_steps.csv')
+_deepest = 50 # tables and lists in each other
+_most = 2**53 # up to here, a float holds every whole number
+_counts = ('fit','epoch','step','chosen','made','served') # columns that hold numbers
+
+def _depth(o):
+    "So many tables and lists lie in each other"
+    n,level = 0,[o]
+    while level := [c for o in level for c in (o.values() if isinstance(o, dict) else o if isinstance(o, list) else ())]: n += 1
+    return n
 
 def _flat(d, pre=''):
     "Tables in tables become names with dots"
@@ -78,12 +92,27 @@ def _flat(d, pre=''):
 def _settings(path):
     "What `config.json` or `config.toml` says"
     text = path.read_text(encoding='utf-8')
-    found = tomllib.loads(text) if path.suffix=='.toml' else json.loads(text)
+    try:
+        found = tomllib.loads(text) if path.suffix=='.toml' else json.loads(text)
+        deep = _depth(found)>_deepest
+    except RecursionError: deep = True
+    if deep: raise ValueError(f'its tables and lists are nested more than {_deepest} deep')
     if not isinstance(found, dict): raise ValueError('it holds no settings by name')
     flat = _flat(found)
     names = [k.split('.')[-1] for k in flat]
     # the section is told only where a name is in several
     return {nm if names.count(nm)==1 else k:v for nm,(k,v) in zip(names, flat.items())}
+
+def _table(path):
+    "A CSV file with its counts as numbers, and what is wrong with them: what is no number is left out"
+    df,wrong = pd.read_csv(path),[]
+    for c in df.columns.intersection(_counts):
+        v = pd.to_numeric(df[c].astype(object), errors='coerce').astype(float)
+        v = v.where(v.abs()<_most)
+        if (bad := df[c].notna() & v.isna()).any():
+            wrong.append(f'its column {c} holds {str(df[c][bad].iloc[0])!r}, which is no count')
+        if bad.any() or df[c].dtype.kind not in 'iu': df[c] = v
+    return df,'; '.join(wrong)
 
 class Run:
     "What one run folder holds: settings, epochs, proxy steps, logs"
@@ -103,13 +132,13 @@ class Run:
         self.made = None
         if f.name in _kept:
             self.kept.pop(f.name, None)
-            self.kept[f.name] = pd.read_csv(f) if f.suffix=='.csv' else _settings(f)
-            return ''
+            self.kept[f.name],wrong = _table(f) if f.suffix=='.csv' else (_settings(f),'')
+            return wrong
         if afresh or f not in self.logs: self.logs[f] = EventLog(f, self.images)
-        left,at = self.logs[f].read(),self.logs[f].at
-        return ('' if not left else
-            f'only its first {at} of {at+left} bytes can be read: it is being written, was cut off, or is damaged' if at else
-            'it is no TensorBoard log')
+        left,at,odd = self.logs[f].read(),self.logs[f].at,self.logs[f].odd
+        if left and not at: return 'it is no TensorBoard log'
+        wrong = [f'only its first {at} of {at+left} bytes can be read: it is being written, was cut off, or is damaged'] if left else []
+        return '; '.join(wrong + ([f'{len(odd)} of its times are none, as {odd[0]}'] if odd else []))
 
     def forget(self,
         f # A file that is gone
@@ -127,17 +156,23 @@ def settings(self:Run)->dict:
 
 @patch(as_prop=True)
 def when(self:Run)->pd.Timestamp:
-    "When it started: as its name says, its log, or its first file"
+    "When it started, by the clock on the wall: as its name says, its log, or its first file"
+    return pd.NaT if np.isnan(self.began) else pd.Timestamp(datetime.fromtimestamp(int(self.began)))
+
+@patch(as_prop=True)
+def began(self:Run)->float:
+    "When it started, in seconds since 1970, which no change of clocks shifts; NaN: nobody knows"
     if named := re.search(r'\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d', self.path.name):
-        try: return pd.Timestamp(datetime.strptime(named[0], '%Y-%m-%d_%H-%M-%S'))
-        except ValueError: pass # looks like a time, and is none
-    times = ([o.rows[0][2] for o in self.logs.values() if o.rows]
+        try: times = [datetime.strptime(named[0], '%Y-%m-%d_%H-%M-%S').timestamp()]
+        except (ValueError, OverflowError): times = [] # looks like a time, and is none
+        if times and 0<=times[0]<_last: return times[0]
+    times = ([t for o in self.logs.values() if (t := next((r[2] for r in o.rows if r[2]==r[2]), None)) is not None]
         or [f.stat().st_mtime for f in map(self.path.joinpath, _kept) if f.exists()])
-    return pd.Timestamp(datetime.fromtimestamp(int(min(times)))) if times else pd.NaT
+    return min((t for t in times if 0<=t<_last), default=np.nan)
 
 def _local(seconds):
-    return (pd.to_datetime(seconds, unit='s', utc=True)
-        .dt.tz_convert(datetime.now().astimezone().tzinfo).dt.tz_localize(None))
+    "With the time zone of this machine, in which summer and winter differ"
+    return pd.to_datetime(seconds.astype(float), unit='s', utc=True).dt.tz_convert(tzlocal())
 
 @patch(as_prop=True)
 def scalars(self:Run)->pd.DataFrame:
@@ -165,8 +200,9 @@ def epochs(self:Run)->pd.DataFrame:
     hist,steps = self.kept.get('history.csv'), self.kept.get('proxy_steps.csv')
     if hist is not None and 'epoch' in hist:
         if steps is None or not {'fit','epoch'}<=set(steps) or not len(steps): return hist
+        last = steps[(steps.fit==steps.fit.max()) & steps.epoch.notna()]
         return hist.merge(
-            steps[steps.fit==steps.fit.max()].drop(columns='fit').set_index('epoch').add_prefix('proxy_'),
+            last.drop(columns='fit').set_index('epoch').add_prefix('proxy_'),
             how='left', left_on='epoch', right_index=True)
     logged = self.scalars
     wide = (logged.groupby(['step','tag'], sort=False).value.last().unstack()
@@ -231,8 +267,8 @@ class Runs:
             self.stamps[f] = stamp
             read.append(f)
             try: wrong[f] = self.runs[home].read(f, old is None or old[:2]!=stamp[:2] or old[2]>stamp[2])
-            except (OSError, ValueError, DecodeError, OpError) as e:
-                wrong[f] = f'{getattr(e, "strerror", None) or e}'.splitlines()[0]
+            except (OSError, ValueError, TypeError, LookupError, ArithmeticError, DecodeError, OpError) as e:
+                wrong[f] = (str(getattr(e, 'strerror', None) or e) or type(e).__name__).splitlines()[0]
         new = {f:why for f,why in (wrong|closed).items() if why and self.broken.get(f)!=why}
         self.broken = {f:why for f,why in (self.broken|wrong|closed).items() if why and (f in found or f in closed)}
         if new:
@@ -249,40 +285,53 @@ class Runs:
         self.runs[home].forget(f)
         if not any(o[0]==home for o in self.stamps.values()): del self.runs[home]
 
+    def problem(self,
+        run:Run
+    )->str: # None: nothing
+        "What is wrong with its files"
+        found = {f:why for f,why in self.broken.items() if f in self.stamps and self.stamps[f][0]==run.path}
+        return '; '.join(f'{f.relative_to(run.path).as_posix()}: {why}' for f,why in found.items()) or None
+
     def __iter__(self):
-        able = [o for o in self.runs.values() if o.kept or any(log.at for log in o.logs.values())]
-        return iter(sorted(able, key=lambda o: (o.when is pd.NaT, o.when, o.name)))
+        able = [o for o in self.runs.values() if o.kept or any(log.at for log in o.logs.values())
+            or any(o.path/k in self.broken for k in _kept)]
+        return iter(sorted(able, key=lambda o: (np.isnan(o.began), o.began, o.name)))
     def __len__(self): return len(list(iter(self)))
 
 # %% ../../nbs/experiment/01_runs.ipynb #49e838c5
+def _count(v): return isinstance(v, (int,np.integer)) and not isinstance(v, bool) and abs(v)<2**63
+
 def _whole(df):
     "Counts stay whole numbers where some runs have none"
     for c in df:
         v = df[c].dropna()
-        if df[c].dtype!='int64' and len(v) and all(isinstance(o, (int,np.integer)) and not isinstance(o, bool) for o in v):
-            df[c] = df[c].astype('Int64')
+        if df[c].dtype!='int64' and len(v) and all(map(_count, v)): df[c] = df[c].astype('Int64')
     return df
 
 def _beside(found, taken, end):
     "What was found, under names that are not taken"
     return {f'{k}_{end}' if k in taken else k:v for k,v in found.items()}
 
-def _final(run):
-    "One row: settings, last values, proxy steps"
+def _final(run, problem=None):
+    "One row: settings, last values, proxy steps; and what is wrong, if anything"
     settings,last,steps = run.settings,run.metrics,run.kept.get('proxy_steps.csv')
-    if steps is not None: proxies = dict(proxy_steps=len(steps), proxies_made=int(steps['made'].sum()) if 'made' in steps else None)
+    if steps is not None: proxies = dict(proxy_steps=len(steps), proxies_made=int(steps.made.sum()) if 'made' in steps else None)
     else: proxies = dict(proxy_steps=int((run.scalars.tag=='proxy/made').sum()) or None)
+    proxies |= dict(problem=problem) if problem else {}
     own = dict(run=run.name, when=run.when, done=run.done) | proxies
     settings = _beside(settings, own, 'setting')
     return {k:own[k] for k in ('run','when')} | settings | dict(done=run.done) | _beside(last, own|settings, 'last') | proxies
 
 @patch(as_prop=True)
 def final(self:Runs)->pd.DataFrame:
-    "A row a run: settings, last values, proxy steps; with the last image of each name, if images are kept"
+    """A row a run: settings, last values, proxy steps; with the last image of each name, if images are kept
+
+    Where a file is damaged, `problem` says what is wrong with it."""
     rows = [row | (_beside({tag:pic for tag,_,pic in o.pictures()}, row, 'image') if self.images else {})
-        for o in self for row in [_final(o)]]
+        for o in self for row in [_final(o, self.problem(o))]]
     cols = list({k:0 for r in [dict(run=0, when=0), *rows] for k in r})
-    return _whole(pd.DataFrame({c:pd.Series([r.get(c) for r in rows], dtype=object) for c in cols})).infer_objects()
+    df = pd.DataFrame({c:pd.Series([r.get(c) for r in rows], dtype=object) for c in cols})
+    return _whole(df).infer_objects().assign(when=pd.to_datetime(df.when))
 
 @patch(as_prop=True)
 def per_epoch(self:Runs)->pd.DataFrame:
@@ -298,7 +347,8 @@ def per_epoch(self:Runs)->pd.DataFrame:
     if not parts: return pd.DataFrame(columns=['run'])
     df = pd.concat(parts, ignore_index=True)
     for c in df.columns.intersection(['epoch','step','fit','proxy_chosen','proxy_made','proxy_served']):
-        df[c] = df[c].astype('Int64')
+        v = df[c].dropna()
+        if ((v%1==0) & (v.abs()<_most)).all(): df[c] = df[c].astype('Int64') # other programs count in parts
     return df[['run', *df.columns.drop('run')]]
 
 def _put(rows, tag, where, pic):
@@ -326,7 +376,7 @@ _short = dict(train_loss='train', valid_loss='valid', proxy_steps='steps')
 
 def _cell(v):
     "A value as a person reads it"
-    if isinstance(v, str): return v
+    if isinstance(v, str): return clean_text(v)
     if v is None or pd.api.types.is_scalar(v) and pd.isna(v): return ''
     if isinstance(v, pd.Timestamp): return v.strftime('%Y-%m-%d %H:%M')
     return f'{v:.4g}' if isinstance(v, (float,np.floating)) else str(v)
@@ -393,7 +443,10 @@ def text(self:Runs,
         fit_text(o, wide[c]).rjust(wide[c]) if c in right else fit_text(o, wide[c]).ljust(wide[c])
         for c,o in zip(cols, cells)).rstrip()
     lines = [line([_short.get(c, c) for c in cols]), *(line(row) for row in shown[cols].itertuples(index=False, name=None))]
-    return '\n'.join(lines + ([f"Left out: {', '.join(left)}"] if left else []))
+    if left: lines.append(f"Left out: {', '.join(left)}")
+    if columns is None and 'problem' in self.final:
+        lines += [f'Not whole: {run} ({why})' for run,why in self.final[['run','problem']].dropna().itertuples(index=False)]
+    return '\n'.join(map(clean_text, lines))
 
 def runs_table(
     root='runs', # Folder of all runs, or of one

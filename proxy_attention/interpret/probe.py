@@ -296,8 +296,8 @@ class Probe:
         "What was measured, and what would have been enough"
         what = dict(place=f'the hottest {self.small:.0%}', rest='the rest', edge='the border', look='the look')
         enough = bounds(self.at_edge)
-        return 'Predictions that follow a swap ' + ', '.join(
-            f'of {what[k]}: {max(0, v):.0%} (enough: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()) + '.' + (f' {_seldom(self)}' if self.unsure else '')
+        said = [f'of {what[k]}: {max(0, v):.0%} (enough: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()]
+        return f"Predictions that follow a swap {', '.join(said)}.{' '+_seldom(self) if self.unsure else ''}"
     @property
     def likely(self):
         "Is it likely?"
@@ -348,7 +348,8 @@ def _other_swaps(self):
             f'where the border is, {edge.follows:.0%} ({edge.same_changes:.0%}); '
             f'where the look of the image is, {look.follows:.0%} ({look.same_changes:.0%}).']
     if self.unsure and not self.leans: said.append(_seldom(self))
-    return said + ([f"So the model leans on {', and on '.join(_advice[k](self)+_sure(self, k) for k in self.leans)}."] if self.leans else [])
+    told = ', and on '.join(_advice[k](self)+_sure(self, k) for k in self.leans)
+    return said + ([f'So the model leans on {told}.'] if told else [])
 
 def _of_objects(self):
     "What images whose object is known have shown"

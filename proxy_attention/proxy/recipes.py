@@ -444,7 +444,7 @@ def as_suspect(
     "Refuse one that was trained on other classes, or sees images in another way"
     if isinstance(suspect, Suspect):
         if kwargs:
-            raise TypeError(f'{suspect} has an attribution already: give it the other one, `Suspect(model, …)`, or leave `attribution` out.')
+            raise TypeError(f'{suspect} has an attribution already: leave `attribution` out, or make the suspect with it.')
         return suspect
     if isinstance(suspect, Learner):
         for what,own,other in (('classes', *(getattr(o.dls, 'vocab', None) for o in (learn,suspect))),

@@ -14,11 +14,10 @@ from fastcore.all import patch
 from fastcore.xml import *
 from ..core import *
 from ..attribution.heatmap import HeatmapStore
-from ..proxy.schedule import Steps
 from ..experiment.config import Config, all_settings, from_toml
 from ..experiment.runs import Run, Runs
 from ..proxy.recipes import recipes
-from ..experiment.train import proxy_args
+from ..experiment.train import fit_length, proxy_args
 from ..experiment.compare import Comparison
 
 # %% ../../nbs/report/01_folder.ipynb #39b41676
@@ -73,7 +72,7 @@ class RunFolder:
         f = self.path/name
         if not f.is_file(): return None
         try: return read(f, **kw)
-        except (OSError, ValueError, TypeError, BadZipFile) as e:
+        except (OSError, ValueError, TypeError, RecursionError, BadZipFile) as e:
             self.missing.append(f'{f.name} of {self.name} cannot be read ({str(e).splitlines()[0][:150]}).')
 
     @property
@@ -88,8 +87,7 @@ class RunFolder:
     @property
     def asked(self):
         "How many epochs were asked for, where that is known"
-        return None if self.cfg is None else (
-            self.cfg.fit.epochs or (Steps(self.cfg.proxy.steps).n_epoch if self.cfg.proxy.steps else 10))
+        return None if self.cfg is None else fit_length(self.cfg)
     @property
     def finished(self):
         "Was the run trained to its end?"

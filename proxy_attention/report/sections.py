@@ -50,7 +50,9 @@ def _difference(rep, name, metric):
     both = [k for k in a if k in b]
     sign = -1 if better(metric) is np.less else 1
     if not both: return None
-    d = paired([sign*(a[k]-b[k]) for k in both]) # what is better counts as more
+    n = min((int((o.split.part=='valid').sum()) for k in (name,_against(rep)) for o in rep.groups[k] if o.split is not None), default=0)
+    known = dict(image=1/n if n else 0., limit=1.) if metric=='accuracy' else {}
+    d = paired([sign*(a[k]-b[k]) for k in both], **known) # what is better counts as more
     lo,hi = sorted((sign*d['lo'], sign*d['hi']))
     return d|dict(n=len(both), diff=sign*d['diff'], lo=lo, hi=hi)
 
@@ -99,8 +101,8 @@ def in_short(rep:Report):
             what = f"{d['diff']:+.3f} compared with {clean_text(base)}"
             lines[-1] += (
                 f" One seed in common: {what}, and no verdict." if d['n']<2 else
-                f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, "
-                f"95 % interval {d['lo']:+.3f} to {d['hi']:+.3f}.")
+                f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, " +
+                ('which differ in nothing.' if np.isnan(d['lo']) else f"95 % interval {d['lo']:+.3f} to {d['hi']:+.3f}."))
         if len({len(o.epochs) for o in rep.trainings if o.finished})>1:
             lines.append('The runs are not of the same length, so a difference may be one of time.')
     heat = rep.looked.heat
@@ -241,7 +243,7 @@ def results_table(rep:Report):
             d = apart.get(k)
             row.append(
                 '' if d is None else
-                f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['n']>1 else ''))
+                f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['lo']==d['lo'] else ''))
         rows.append(row)
     out.append(page_table(
         rows, [clean_text(o) for o in head],
