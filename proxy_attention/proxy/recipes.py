@@ -15,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from warnings import warn
 import numpy as np
 from fastcore.all import L, delegates, patch
+from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, combined_cos
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from ..core import *
+from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
 from ..masking.masker import Masker
 from ..interpret.probe import Probe, probe
@@ -286,7 +288,8 @@ class IfCarried:
         return list(range(first[0], n_epoch-1)) if first else []
 
     def ask(self,
-        learn:Learner # With a `ProxyAttention`
+        learn:Learner, # With a `ProxyAttention`
+        warns:bool=True # Say so where nothing is masked?
     ): # What `treatment` says; None: the network has learned nothing yet
         "Probe the suspect or, without one, the network in training; the answer is kept"
         cb = learn.proxy_attention
@@ -294,13 +297,13 @@ class IfCarried:
         found = probe(learn, 'train', self.n, model=suspect, objects=self.objects)
         who = 'The suspect' if suspect is not None else 'The network'
         if found.learned is False:
-            warn(f'{who} has learned nothing yet ({found.accuracy:.0%} right, {found.chance:.0%} by chance)'
-                 + (': nothing is masked.' if suspect is not None else ': it is asked again after the next epoch.'), ProxyWarning)
             self.answer = None if suspect is None else False
-            return self.answer
-        self.answer = treatment(found, cb.settings.masker, self.kinds)
-        if self.answer is False:
-            warn(f'{who} leans on nothing that would be swapped: nothing is masked. {found.in_short}', ProxyWarning)
+            then = 'it is asked again after the next epoch.' if suspect is None else 'nothing is masked.'
+            self.said = f'{who} has learned nothing yet ({found.accuracy:.0%} right, {found.chance:.0%} by chance): {then}'
+        else:
+            self.answer = treatment(found, cb.settings.masker, self.kinds)
+            self.said = f'{who} leans on nothing that would be swapped: nothing is masked. {found.in_short}'
+        if warns and not self.answer: warn(self.said, ProxyWarning)
         return self.answer
 
     def __call__(self, epoch, n_epoch,
@@ -343,14 +346,43 @@ def suspect_and_successor(
     if cb.folder: check_folder(cb.folder, learn.dls, fresh=not (cb.folder/'suspect.pth').exists())
     prove(learn, cb.settings, learn.loss_func) # what cannot work is said before the suspect is trained
     learn.logger('First a suspect is trained to the end, to see where it looks.')
-    with learn.removed_cbs(cb): fit()
+    young = _Young(cb.folder)
+    with learn.removed_cbs(cb), learn.added_cbs(young): fit()
     _keep_suspect(learn, cb, first)
-    cb.settings = replace(cb.settings, attribution=Suspect(learn, cb.settings.attribution))
-    if ask(learn) is False: return
+    if not _one_leans(learn, cb, ask, young.of(learn.model)): return
     learn.logger(f'It leans on something that can be swapped ({_told(cb)}): its successor starts from the same weights, without that.')
     learn.model.load_state_dict(first)
     if learn.opt is not None: learn.opt.clear_state()
     fit()
+
+class _Young(Callback):
+    "Keeps the weights after the first epoch of a suspect: a shortcut that is learned first shows there, and heat may leave it later"
+    remove_on_fetch = True
+    def __init__(self, folder): self.file,self.state = folder and folder/'suspect_young.pth',None
+    def after_train(self):
+        if self.epoch or self.n_epoch<2: return
+        self.state = deepcopy(unwrap(self.learn.model).state_dict())
+        if self.file: write_whole(self.file, lambda o: torch.save(self.state, o))
+    def of(self, model):
+        "The young network; None: the fit had no second epoch"
+        if self.state is None and self.file and self.file.exists(): # the first fit was done before the run was stopped
+            self.state = torch.load(self.file, map_location='cpu', weights_only=True)
+        if self.state is None: return None
+        new = deepcopy(unwrap(model))
+        new.load_state_dict(self.state)
+        return new
+
+def _one_leans(learn, cb, ask, young):
+    "Ask the finished suspect and, if it leans on nothing, as it was after its first epoch; the callback has the heat of the one that leans"
+    whose = [Suspect(o, cb.settings.attribution) for o in (learn,young) if o is not None]
+    said = []
+    for suspect in whose:
+        cb.settings = replace(cb.settings, attribution=suspect)
+        if given(ask, learn=learn, warns=False) is not False: return True
+        said.append(cb.schedule.said)
+    cb.settings = replace(cb.settings, attribution=whose[0])
+    warn(f"{said[0]}{' The same after its first epoch.' if young is not None else ''}", ProxyWarning)
+    return False
 
 def _told(cb):
     how = getattr(cb.schedule, 'answer', True)
