@@ -28,6 +28,7 @@ from proxy_attention.interpret.choosing import SwappedSet
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from evidence import Half
+from probe_rule import boxes
 from waterbed import lite0, make, unpacked
 
 beds = {'0.95':dict(rho=.95), '1.0':dict(rho=1.), '0.5':dict(rho=.5), 'natural':dict(natural=True)}
@@ -48,6 +49,11 @@ def own_heat(learn, epochs, lr, recipe='background', size=None, how=fast):
     "First a head on images as they are; its heat says what is kept, of images of another size if that is given"
     learn.fit_head(None, passes=1)
     learn.fit_head(recipe, suspect=Suspect(learn, how, size))
+
+def twenty_boxes(learn, epochs, lr):
+    "No recipe is named: the probe is told where the bird is in twenty training images, and says what is to be swapped"
+    learn.fit_head(None, passes=1)
+    learn.fit_head(suspect=Suspect(learn, fast, 224), objects=boxes(learn.dls.path))
 
 def imagenet_heat(learn, epochs, lr):
     "The heat of the 1,000 classes that the body comes with, at 224 pixels"
@@ -95,7 +101,8 @@ def without_groups(learn):
 which = {
     'plain':plain, 'background':own_heat, 'background, heat at 224 px':partial(own_heat, size=224),
     'background, ImageNet heat':imagenet_heat,
-    'no knob':partial(own_heat, recipe='rehearsed'), 'background, random heat':partial(own_heat, how=random_heat),
+    'no knob':partial(own_heat, recipe='rehearsed'), 'twenty boxes':twenty_boxes,
+    'background, random heat':partial(own_heat, how=random_heat),
     'background, true masks':true_masks, **{k:partial(published, name=k) for k in peers}}
 
 @call_parse

@@ -45,6 +45,10 @@ def _sentences():
             raise CliError(str(e).split(':\n\t')[-1].strip() or type(e).__name__) from e
 
 # %% ../nbs/01_cli.ipynb #b61a3865
+def _home(path):
+    "With `~` as the home of whoever runs it: shells leave it alone in `--out=~/runs`"
+    return path and os.path.expanduser(path)
+
 @call_parse
 def proxy_demo(
     out:str='runs', # Folder of all runs; this one gets a new folder in it
@@ -53,7 +57,7 @@ def proxy_demo(
     n:int=None, # Use only this many of the 1,797 digits
 ):
     "A model that looks at the wrong thing, and the same model looking elsewhere: on real digits, no network, under 3 minutes"
-    with _sentences(): run_demo(out, seed, epochs, n=n)
+    with _sentences(): run_demo(_home(out), seed, epochs, n=n)
 
 # %% ../nbs/01_cli.ipynb #c377a652
 def _every_field(f, but=()):
@@ -71,7 +75,7 @@ def _quietly(*args): "Say nothing"
 def proxy_train(
     path:str=None, # A folder (path/class/image, or path/train and path/valid), a CSV file, or a known data set: name or name:folder
     resume:str=None, # Go on with the run in this folder; everything else is as it was
-    config:str=None, # Begin with the config.toml of another run; options override it
+    config:str=None, # Begin with the config.toml of another run; options override it, and none (or an empty value) unsets one
     out:str='runs', # Folder of all runs; this one gets a new folder in it
     quiet:bool=False, # No progress bars, no table
     json:bool=False, # Nothing but one line of JSON at the end: run folder, loss, metrics
@@ -84,8 +88,8 @@ def proxy_train(
             if path or config or any(v is not None for v in settings.values()):
                 raise ValueError('--resume goes on with a run as it was: '
                     'leave the other options out, or begin a new run with --config.')
-            run = resume_run(resume, say)
-        else: run = train_folder(path, out, config, say, **settings)
+            run = resume_run(_home(resume), say)
+        else: run = train_folder(path, _home(out), _home(config), say, **settings)
         if json: print(dumps(last_of(run)))
 
 # %% ../nbs/01_cli.ipynb #84d549bc
@@ -111,7 +115,7 @@ def proxy_sweep(
     with _sentences():
         if not space: raise ValueError('Say what varies, as --space "area=0.02..0.3 fill=swap,zero".')
         sweep = sweep_folder(
-            path, space, trials, out, sampler, metric, seed, storage, pruner, again, config,
+            path, space, trials, _home(out), sampler, metric, seed, storage, pruner, again, _home(config),
             _quietly if quiet or json else print, **settings)
         if json: print(dumps(sweep.summary))
 
@@ -133,7 +137,7 @@ def proxy_compare(
     "Does it help? Arms and seeds on one split with equal work: a table, a picture, and a verdict that can say no"
     with _sentences():
         run = compare_folder(
-            path, arms, seeds, tests, out, resume, n_jobs,
+            path, arms, seeds, tests, _home(out), _home(resume), n_jobs,
             _quietly if quiet or json else print, **settings)
         if json: print(dumps(summary_of(run)))
         elif quiet: print((run/'verdict.txt').read_text(encoding='utf-8').rstrip())
@@ -153,7 +157,7 @@ def proxy_explain(
 ):
     "What a model says of new images and where it looks: a table, and a picture of each; two models side by side with --against"
     with _sentences():
-        explain_images(model, list(images), against, out, attribution, target, layer, quiet=quiet, as_json=json)
+        explain_images(model, list(images), against, _home(out), attribution, target, layer, quiet=quiet, as_json=json)
 
 # %% ../nbs/01_cli.ipynb #599f0f1c
 @partial(call_parse, pos=['root'])
@@ -164,7 +168,7 @@ def proxy_runs(
     json:bool=False, # JSON, with every column and digit
 ):
     "All runs of a folder as a table, a line each"
-    with _sentences(): print(runs_table(root, sort, columns, json))
+    with _sentences(): print(runs_table(_home(root), sort, columns, json))
 
 # %% ../nbs/01_cli.ipynb #cc13669f
 @call_parse
@@ -173,11 +177,11 @@ def proxy_report(
     out:str=None, # The file to write; report.html in the run's folder, of several runs in the one they lie in
     n:int=200, # Pictures, at most
     images:str=None, # Where the images lie now, if they have moved
-    no_models:bool=False, # Do not load the models: loading one runs the code in it
+    load_models:bool=False, # Load model.pkl, which runs the code in it, instead of the weights of the last checkpoint
     attribution:str='LayerCAM', # Where: LayerCAM, GradCAM, LeGrad and others, or a captum class
     target:str='margin', # What is explained: margin, pred
     quiet:bool=False, # Say nothing
     json:bool=False, # Nothing but one line of JSON: file, runs, pictures, bytes, what is missing
 ):
     "One HTML page about some runs, complete in itself: curves, results, pictures with heat, audit trail, configuration"
-    with _sentences(): report_runs(list(runs), out, n, images, not no_models, attribution, target, quiet, json)
+    with _sentences(): report_runs(list(runs), out, n, images, load_models, attribution, target, quiet, json)

@@ -1,17 +1,18 @@
 "The commands as a user types them: one from a cold start, the others from warm processes"
-import json, os, signal, subprocess, time
+import json, os, shutil, signal, subprocess, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 import pytest, warm
 from fastai.vision.all import *
 from proxy_attention.all import *
-from proxy_attention.core import new_run
+from proxy_attention.core import ProxyWarning, new_run
 from proxy_attention.attribution.heatmap import HeatmapStore
-from proxy_attention.experiment.config import Config, DataConfig, FitConfig, changed, from_toml, to_toml
-from proxy_attention.experiment.train import check_config, fit_length
+from proxy_attention.experiment.config import Config, DataConfig, FitConfig, all_settings, changed, from_toml, to_toml
+from proxy_attention.experiment.train import begun_with, check_config, fit_length, look_at, resume_run
 from proxy_attention.cli import CliError, proxy_runs, proxy_train
 
 pytestmark = pytest.mark.limit(170)
+root = Path(__file__).parent.parent
 
 small = dict(arch='test_resnet', pretrained=False, size=32, workers=0)
 small_args = ('--arch', 'test_resnet', '--pretrained', 'no', '--size', 32, '--workers', 0)
@@ -185,6 +186,185 @@ def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
             and (seen/'sheet_001.png').exists() and fingerprint(few)==before)
     res = run('proxy-runs', tmp_path/'runs')
     assert res.returncode==0 and res.stdout.count('test_resnet')==2, res.stderr
+
+def test_the_same_again_with_one_thing_changed(few, tmp_path, monkeypatch, capsys):
+    "The README's own line, word by word, for a run that had steps and more"
+    import shlex
+    line = next(o for o in (root/'README.md').read_text(encoding='utf-8').splitlines() if o.startswith('proxy-train --config'))
+    first = train_folder(few, tmp_path/'runs', steps='1,p,2', share=8, fill='mean', save_images=True, say=noop, **small)
+    said = shlex.split(line.split('#')[0])
+    assert said==['proxy-train','--config','runs/…/config.toml','--recipe','none']
+    res = run(*[str(first/'config.toml') if o=='runs/…/config.toml' else o for o in said], cwd=tmp_path)
+    assert res.returncode==0, res.stderr
+    assert 'The recipe none has no use for steps, share, fill, save_images' in res.stdout and 'keeps its length: 3 epochs' in res.stdout
+    again, = set((tmp_path/'runs').iterdir())-{first}
+    a,b = (all_settings(from_toml(o/'config.toml')) for o in (first,again))
+    assert b==a|dict(recipe='none', steps=None, share=None, fill=None, save_images=False, epochs=3)
+    assert len(pd.read_csv(again/'history.csv'))==3
+    with pytest.raises(CliError, match='has no use for share'): # what is asked for here is not left out
+        proxy_train(config=str(first/'config.toml'), recipe='none', share=8, out=str(tmp_path/'runs'))
+    toml = (first/'config.toml').read_text(encoding='utf-8').replace('recipe = "default"', 'recipe = "none"')
+    (tmp_path/'odd.toml').write_text(toml, encoding='utf-8')
+    with pytest.raises(CliError, match='has no use for steps'): proxy_train(config=str(tmp_path/'odd.toml'), out=str(tmp_path/'runs'))
+
+def parsed(*args):
+    "What a command line says, without running it"
+    from fastcore.script import anno_parser
+    said = vars(anno_parser(proxy_train, 'proxy-train', pos=['path']).parse_args(list(args)))
+    return {k:v for k,v in said.items() if k in all_settings(Config()) and v is not None}
+
+@pytest.mark.parametrize('how', ['none','None',''])
+def test_a_value_is_unset_on_the_command_line(how):
+    usual = all_settings(Config())
+    asked = dict(steps='1,p,1', epochs=2, share=.3, balance=True, wd=.1, folds=3, fp16=False, area=.2, subset=.5, label_col='x',
+                 save_images=True, lr=.1, bs=4, augment='none', pretrained=False)
+    cfg = changed(Config(), **asked)
+    for k,v in asked.items():
+        if usual[k] is not None and how: continue # 'none' may be a name there; an empty value goes back to the usual one
+        args = parsed(f'--{k.replace("_","-")}', how)
+        assert list(args)==[k] and all_settings(changed(cfg, **args))==all_settings(cfg)|{k:usual[k]}, k
+    assert parsed('--wd', '0.5', '--steps', '1,p,2', '--folds', '2', '--balance')==dict(wd=.5, steps='1,p,2', folds=2, balance=True)
+    assert changed(Config(), recipe='none', augment='none')!=Config()
+
+def test_what_is_neither_a_value_nor_none(capsys):
+    for k,v in dict(wd='non', folds='2.5', balance='perhaps', lr='none').items():
+        with pytest.raises(SystemExit): parsed(f'--{k}', v)
+        err = capsys.readouterr().err
+        assert f'argument --{k}: invalid ' in err and repr(v) in err, err
+
+def test_steps_are_unset_and_the_fit_keeps_its_length(tmp_path):
+    (tmp_path/'config.toml').write_text(to_toml(changed(Config(), path='x', steps='2,p,3', arch='test_resnet')), encoding='utf-8')
+    told = []
+    cfg = begun_with(tmp_path/'config.toml', told.append, steps='none')
+    assert (cfg.proxy.steps,cfg.fit.epochs)==(None,5) and 'keeps its length: 5 epochs' in told[-1]
+    assert begun_with(tmp_path/'config.toml', told.append, steps='none', epochs=4).fit.epochs==4
+    assert begun_with(tmp_path/'config.toml', told.append, steps='none', epochs='none').fit.epochs is None
+    assert len(told)==1 and begun_with(tmp_path/'config.toml', told.append, lr=.1)==changed(from_toml(tmp_path/'config.toml'), lr=.1)
+    assert begun_with(None, told.append, steps='1,p,1')==changed(Config(), steps='1,p,1') and len(told)==1
+
+# ---- where things lie, and whose split it is
+
+@pytest.fixture
+def patients(few, tmp_path):
+    "A CSV of digits whose column `set` keeps what belongs together on one side"
+    d = tmp_path/'clinic'
+    d.mkdir()
+    files = sorted(get_image_files(few/'train'))
+    rows = [(f'img/{i:02}.png', f.parent.name in '01234', 'train' if i%4 else ['val','test'][i//4%2]) for i,f in enumerate(files)]
+    (d/'img').mkdir()
+    for (name,*_),f in zip(rows, files): shutil.copyfile(f, d/name)
+    pd.DataFrame(rows, columns=['file','label','set']).to_csv(d/'labels.csv', index=False)
+    return d
+
+def parts_of(run): return dict(pd.read_csv(run/'folds.csv')[['file','part']].values)
+
+def test_a_column_of_parts(patients, tmp_path):
+    "Named on the command line it is the split, and the output says so; not named, a note says that it is there"
+    df = pd.read_csv(patients/'labels.csv').query("set!='test'")
+    want = {Path(f).name:'valid' if o=='val' else 'train' for f,o in zip(df.file, df.set)}
+    args = ('proxy-train', patients/'labels.csv', *small_args, '--recipe', 'none', '--epochs', 1, '--bs', 8)
+    res = run(*args, '--valid-col', 'set', '--out', tmp_path/'named')
+    assert res.returncode==0 and not res.stderr, res.stderr
+    o, = (tmp_path/'named').iterdir()
+    assert parts_of(o)==want and from_toml(o/'config.toml').data.valid_col=='set'
+    assert "The column 'set' says which images train and which validate; rows of test are left alone." in res.stdout
+    res = run(*args, '--out', tmp_path/'drawn')
+    assert res.returncode==0 and "has a column 'set' that says val, train, test, and it is not used" in res.stderr, res.stderr
+    assert '--valid-col set' in res.stderr and len(res.stderr.strip().splitlines())==1
+    o, = (tmp_path/'drawn').iterdir()
+    assert len(parts_of(o))==64
+    with pytest.raises(CliError, match="has no column 'sett', did you mean 'set'"):
+        proxy_train(str(patients/'labels.csv'), valid_col='sett', **small)
+    with pytest.raises(CliError, match="folds=3 draws its own split, and valid_col='set' gives one"):
+        proxy_train(str(patients/'labels.csv'), valid_col='set', folds=3, **small)
+
+@pytest.mark.filterwarnings('ignore:.*are left out:proxy_attention.core.ProxyWarning')
+def test_the_split_of_a_run_is_given_back(few, tmp_path):
+    "As its folder or its folds.csv; the run that takes it has the same one, whatever its seed"
+    args = dict(recipe='none', epochs=1, say=noop, **small)
+    a = train_folder(few, tmp_path/'runs', subset=.5, seed=3, **args)
+    with pytest.warns(ProxyWarning, match='are not in .*folds.csv, and are left out'):
+        b = train_folder(few, tmp_path/'runs', split=a, seed=4, **args)
+    assert (a/'folds.csv').read_bytes()==(b/'folds.csv').read_bytes() and from_toml(b/'config.toml').data.split==str(a/'folds.csv')
+    told = []
+    with pytest.warns(ProxyWarning, match='left out'): look_at(changed(Config(), path=few, split=a/'folds.csv'), told.append)
+    assert f'The split is that of {a/"folds.csv"}.' in told
+    shutil.move(a, tmp_path/'gone')
+    (b/'model.pkl').unlink()
+    with pytest.warns(ProxyWarning, match='left out'): resume_run(b, say=noop) # it has its own copy
+    assert (b/'model.pkl').exists()
+    f = tmp_path/'gone'/'folds.csv'
+    for kw,says in ((dict(split=f, subset=.5), 'subset'), (dict(split=f, n_per_class=3), 'n_per_class'),
+                    (dict(split=f, valid_col='x'), 'valid_col'), (dict(split=f, folds=2), 'has no 2 folds'),
+                    (dict(split=tmp_path/'no'), 'There is no split'),
+                    (dict(split=few), 'There is no split')):
+        with pytest.raises((ValueError,FileNotFoundError), match=says) as e: train_folder(few, tmp_path/'no', **(args|kw))
+        assert len(str(e.value).splitlines())==1
+    with pytest.raises(ValueError, match='is the split of a run: give the images themselves, and this file as `split`'):
+        train_folder(f, tmp_path/'no', **args)
+
+def test_folds_are_given_back(path, tmp_path):
+    args = dict(recipe='none', epochs=1, bs=16, say=noop, **small)
+    a = train_folder(path/'valid', tmp_path/'runs', folds=2, **args)
+    b = train_folder(path/'valid', tmp_path/'runs', folds=2, split=a, **(args|dict(seed=9)))
+    assert (a/'folds.csv').read_bytes()==(b/'folds.csv').read_bytes()
+
+def test_a_run_is_gone_on_with_from_elsewhere(few, tmp_path, monkeypatch):
+    "Paths are kept whole; and a project that was moved as one is found again"
+    project = tmp_path/'project'
+    shutil.copytree(few, project/'photos')
+    monkeypatch.chdir(project)
+    args = dict(recipe='none', epochs=1, say=noop, **small)
+    a = train_folder('photos', 'runs', **args)
+    assert a.parts[0]=='runs' and from_toml(a/'config.toml').data.path==str(project/'photos')
+    (a/'model.pkl').unlink()
+    monkeypatch.chdir(tmp_path)
+    resume_run(project/a, say=noop)
+    assert (project/a/'model.pkl').exists()
+    project.rename(tmp_path/'moved')
+    for old in (str(project/'photos'), 'photos'): # as it is kept, and as it once was
+        o = tmp_path/'moved'/a
+        o.joinpath('config.toml').write_text(to_toml(changed(from_toml(o/'config.toml'), path=old)), encoding='utf-8')
+        (o/'model.pkl').unlink()
+        told = []
+        resume_run(o, say=lambda s: told.append(s))
+        assert (o/'model.pkl').exists() and f'The images are taken from {tmp_path/"moved"/"photos"}' in '\n'.join(told)
+    shutil.rmtree(tmp_path/'moved'/'photos')
+    (o/'model.pkl').unlink()
+    with pytest.raises(FileNotFoundError, match='There is no folder and no CSV file'): resume_run(o, say=noop)
+
+def test_paths_that_are_kept_whole(tmp_path, monkeypatch):
+    (tmp_path/'a'/'b').mkdir(parents=True)
+    (tmp_path/'a'/'x.csv').write_text('f,l')
+    (tmp_path/'link.csv').symlink_to(tmp_path/'a'/'x.csv')
+    monkeypatch.chdir(tmp_path/'a')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for said,kept in {'b':'a/b', '.':'a', '..':'', '~/a':'a', 'x.csv':'a/x.csv', '../link.csv':'link.csv'}.items():
+        assert changed(Config(), path=said).data.path==str(tmp_path/kept), said
+    assert changed(Config(), path='mnist:b').data.path==f'mnist:{tmp_path/"a"/"b"}'
+    for said in ('mnist','mnist:nowhere','nowhere','x'*5000,'a\0b'): assert changed(Config(), path=said).data.path==said
+
+def test_a_tilde_is_the_home_of_whoever_runs_it(few, patients, tmp_path):
+    "Shells do not read it in `--out=~/runs`"
+    home,here = tmp_path/'home',tmp_path/'here'
+    here.mkdir(); home.mkdir()
+    def at_home(*args): return run(*args, cwd=here, env=os.environ|dict(HOME=str(home)))
+    for args in (('proxy-train', few, *small_args, '--recipe', 'none', '--epochs', 1, '--out=~/runs/a'),
+                 ('proxy-demo', '--epochs', 1, '--n', 300, '--out=~/runs/b')):
+        res = at_home(*args)
+        assert res.returncode==0, res.stderr
+    assert not list(here.iterdir()) and sorted(o.name for o in (home/'runs').iterdir())==['a','b']
+    o, = (home/'runs'/'a').iterdir()
+    (home/'model.pkl').symlink_to(o/'model.pkl')
+    for args in (('proxy-runs', '~/runs'), ('proxy-train', f'--resume=~/runs/a/{o.name}'),
+                 ('proxy-explain', '~/model.pkl', few/'plain'/'3', '--out=~/runs/c'),
+                 ('proxy-train', f'--config=~/runs/a/{o.name}/config.toml', '--out=~/runs/d'),
+                 ('proxy-compare', few, *small_args, '--epochs', 2, '--seeds', 1, '--arms', 'no proxy', '--out=~/runs/e'),
+                 ('proxy-sweep', few, *small_args, '--space', 'lr=0.01,0.001', '--trials', 1, '--epochs', 1,
+                  '--recipe', 'none', '--out=~/runs/f')):
+        res = at_home(*args)
+        assert res.returncode==0, (args, res.stderr)
+    assert not list(here.iterdir()) and sorted(o.name for o in (home/'runs').iterdir())==list('abcdef')
 
 def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     "Each image is in validation once; a run that is stopped in its second fold ends with the same table"

@@ -101,3 +101,32 @@ def test_digits_repeat(tmp_path, fingerprint):
     a,b,c = (digits(tmp_path/n, seed=s, n=60) for n,s in (('a',1),('b',1),('c',2)))
     read = lambda p: {o.relative_to(p):o.read_bytes() for o in p.rglob('*.*')}
     assert read(a)==read(b) and read(a)!=read(c)
+
+# ---- a column that looks like a split
+
+def table_with(tmp_path, **cols):
+    "A CSV of six images with further columns"
+    files = [tmp_path/f'{i}.png' for i in range(6)]
+    for f in files: Image.new('RGB', (8,8)).save(f)
+    pd.DataFrame(dict(file=[f.name for f in files], label=['a','b']*3, **cols)).to_csv(tmp_path/'x.csv', index=False)
+    return tmp_path/'x.csv'
+
+@pytest.mark.parametrize('values', [['Train ','train','TEST','train','valid','val'], ['training']*4+['validation']*2,
+    ['train']*4+['testing']*2])
+def test_a_column_of_parts_that_is_not_named_is_mentioned(tmp_path, values):
+    csv = table_with(tmp_path, what=values)
+    with pytest.warns(ProxyWarning, match="has a column 'what' that says .* name it with `valid_col`"): ImageTable(csv)
+
+@pytest.mark.parametrize('values', [['train']*6, ['0']*4+['1']*2, ['true','false']*3, ['train','']*3, ['train','tree']*3, ['val','test']*3])
+def test_other_columns_are_not(tmp_path, values):
+    ImageTable(table_with(tmp_path, what=values)) # a warning is an error here
+    if '0' in values: assert ImageTable(tmp_path/'x.csv', valid_col='what').df.part.tolist()==['train']*4+['valid']*2
+
+def test_labels_may_be_called_train_and_valid(tmp_path):
+    assert set(ImageTable(table_with(tmp_path, what=['train','valid']*3), label_col='what').df.label)=={'train','valid'}
+
+def test_a_saved_split_is_no_table_of_images(few, tmp_path):
+    ImageFolder(few).save(tmp_path)
+    with pytest.raises(ValueError, match='is the split of a run: give the images themselves, and this file as `split`'):
+        ImageTable(tmp_path/'folds.csv')
+    assert len(ImageTable(tmp_path/'folds.csv', path=few, valid_col='part'))==len(ImageFolder(few))

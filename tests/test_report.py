@@ -1,5 +1,5 @@
 "One HTML page about some runs: complete, true, harmless; for any state of a run folder, and in a real browser"
-import base64, errno, io, json, re, shutil, tomllib
+import base64, errno, io, json, pickle, re, shutil, tomllib
 from collections import Counter
 from html.parser import HTMLParser
 import pytest, warm
@@ -17,7 +17,8 @@ from proxy_attention.experiment.config import Config, changed, from_toml, to_tom
 from proxy_attention.core import short_text
 from proxy_attention.report import build, page
 from proxy_attention.report.build import usual_sections
-from proxy_attention.report.folder import RunFolder
+from proxy_attention.report.folder import RunFolder, open_runs
+from proxy_attention.experiment.runs import Runs, runs_table
 from proxy_attention.report.look import heat_moved
 from proxy_attention.report.sections import run_again
 from proxy_attention.cli import CliError, proxy_report
@@ -321,6 +322,17 @@ def test_images_moved_and_a_broken_one(copy_of, photos, tmp_path, capsys):
         and any('1 of 12 masked images' in o for o in told['missing'])), told
     assert len(tree(told['report'])('figure', class_='shot'))==22
 
+def test_images_that_moved_with_the_run_are_found(copy_of, photos, tmp_path):
+    "A project copied to another machine, images and runs together"
+    (tmp_path/'project'/'runs').mkdir(parents=True)
+    shutil.copytree(photos, tmp_path/'project'/'photos')
+    d = copy_of('project/runs/one')
+    cfg = (d/'config.toml').read_text(encoding='utf-8').replace(str(photos.parent), '/elsewhere')
+    (d/'config.toml').write_text(cfg, encoding='utf-8')
+    log = pd.read_csv(d/'proxy_log.csv')
+    log.assign(file=log.file.str.replace(str(photos.parent), '/elsewhere')).to_csv(d/'proxy_log.csv', index=False)
+    assert len(tree(report_runs(d, quiet=True))('figure', class_='shot'))==24 and 'are not at' not in words(d/'report.html')
+
 def test_two_runs_with_other_images(run, few, tmp_path):
     other = train_folder(few, tmp_path/'runs', recipe='none', epochs=1, **tiny)
     said = words(report_runs([run, other], tmp_path/'both.html', n=20, quiet=True))
@@ -339,11 +351,89 @@ def test_two_models_of_other_splits(run, photos, tmp_path):
     assert 0<len(valid)==len(parts[0]&parts[1])<12 and 'draw their split with other seeds' in words(out)
     assert {o[1]['data-differs'] for o in valid}<={'differ','agree'} and len(cells(t, 'Mean heat by predicted class')[0])==3
 
-def test_models_are_not_loaded_unless_wanted(copy_of):
+class Hostile:
+    "A pickle that leaves a mark where it is loaded"
+    def __init__(self, mark): self.mark = mark
+    def __reduce__(self): return Path.touch, (self.mark,)
+
+def test_a_hostile_model_runs_nothing(copy_of, made, tmp_path, monkeypatch, capsys):
+    "The page is the same as with the real model; only who says so loads it"
+    d,mark = copy_of(),tmp_path/'ran'
+    (d/'model.pkl').write_bytes(pickle.dumps(Hostile(mark)))
+    (d/'fold_0').mkdir()
+    (d/'fold_0'/'model.pkl').write_bytes(pickle.dumps(Hostile(mark)))
+    (tmp_path/'seen').mkdir()
+    monkeypatch.chdir(d)
+    proxy_report(str(d), out=str(tmp_path/'seen'/'report.html'), json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert not mark.exists() and not told['missing'] and told['pictures']==24
+    heats = lambda f: [o[1]['src'] for o in tree(f)('img', class_='l heat')]
+    assert heats(made)==heats(told['report']) and len(heats(made))>=24
+    assert len(Runs(d)) and 'test_resnet' in runs_table(d) and not mark.exists()
+    proxy_report(str(d), out=str(tmp_path/'seen'/'report.html'), load_models=True, json=True)
+    assert mark.exists(), 'asked for, it is loaded: the test can fail'
+    assert any('is no learner that fastai exported' in o for o in json.loads(capsys.readouterr().out)['missing'])
+
+def test_without_weights_the_page_says_how_to_load_the_model(copy_of):
     d = copy_of()
-    (d/'model.pkl').write_bytes(b'not to be opened')
-    assert 'The models were not loaded' in words(report_runs(d, models=False, quiet=True))
-    assert 'is no learner that fastai exported' in words(report_runs(d, quiet=True)), 'and a broken one is a sentence'
+    shutil.rmtree(d/'checkpoints')
+    said = words(report_runs(d, quiet=True))
+    assert ('The model of copy is not asked' in said and 'There is no checkpoint' in said
+        and 'If you trust the run, load its model.pkl with --load-models' in said)
+    t = tree(d/'report.html')
+    assert {o[1]['data-part'] for o in t('figure', class_='shot')}=={'training'} and 'Mean heat by predicted class' not in said
+    assert 'The model of copy' not in words(report_runs(d, models=True, quiet=True))
+    assert {o[1]['data-part'] for o in tree(d/'report.html')('figure', class_='shot')}=={'training','validation'}
+
+@pytest.mark.parametrize('change,says', [
+    (dict(arch='test_resnet2'), 'no architecture'), (dict(arch='resnet10t'), "do not fit the architecture 'resnet10t' for 3 classes")])
+def test_weights_of_another_network_are_refused(copy_of, change, says):
+    d = copy_of()
+    cfg = changed(from_toml(d/'config.toml'), **change)
+    (d/'config.toml').write_text(to_toml(cfg), encoding='utf-8')
+    said = words(report_runs(d, quiet=True))
+    assert ('Neither fastai nor timm' if 'no arch' in says else says) in said and 'The model of copy is not asked' in said
+
+def test_a_checkpoint_of_an_earlier_epoch_is_not_the_model(copy_of):
+    d = copy_of()
+    state = torch.load(d/'checkpoints'/'last.pth', weights_only=True)
+    torch.save(state|dict(epoch=1), d/'checkpoints'/'last.pth')
+    assert 'its last checkpoint is of epoch 1 of 2' in words(report_runs(d, quiet=True))
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+@pytest.mark.parametrize('kw', [
+    dict(recipe='rehearsed', epochs=8, lr=1e-2), dict(recipe='none', epochs=3, prune=.5), dict(recipe='none', epochs=1, folds=2),
+    dict(arch='resnet18', recipe='none', epochs=1), dict(recipe='none', epochs=1, augment='strong')],
+    ids=['rehearsed','pruned','folds','fastai','strong'])
+def test_kept_weights_say_what_the_exported_model_says(photos, tmp_path, kw):
+    "Predictions of the network made anew, beside those of model.pkl"
+    d = train_folder(photos/'photos.csv', tmp_path/'runs', **(dict(lr=5e-3)|tiny|kw))
+    o, = open_runs(d)[:1]
+    mine,exported = o.learner(photos),load_learner(o.model)
+    with mine.no_bar(), exported.no_bar():
+        a,b = (l.get_preds(dl=l.dls.test_dl(get_image_files(photos).sorted(), num_workers=0))[0] for l in (mine,exported))
+    assert torch.equal(a, b) and list(mine.dls.vocab)==list(exported.dls.vocab) and a.std(0).max()>0
+    if kw['recipe']=='rehearsed': assert len(o.steps), 'a successor was trained'
+
+def test_kept_weights_of_a_pretrained_network(photos, tmp_path, monkeypatch):
+    "Nothing is fetched for the report, and images are normalized as the weights want them"
+    import torchvision.models as tv
+    from proxy_attention.experiment.train import _stats
+    asked = []
+    def weights(*a, **kw): return asked.append(a) or tv.resnet18().state_dict()
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', weights)
+    d = train_folder(photos/'photos.csv', tmp_path/'runs', recipe='none', epochs=1, **(tiny|dict(arch='resnet18', pretrained=True)))
+    assert len(asked)==1
+    o, = open_runs(d)
+    mine,exported = o.learner(photos),load_learner(o.model)
+    assert len(asked)==1
+    with mine.no_bar(), exported.no_bar():
+        a,b = (l.get_preds(dl=l.dls.test_dl(get_image_files(photos)[:20], num_workers=0))[0] for l in (mine,exported))
+    assert torch.equal(a, b)
+    stats = lambda arch,**kw: _stats(changed(Config(), arch=arch, **kw))
+    assert stats('resnet18')==stats('xresnet18', pretrained=False)==imagenet_stats and stats('shufflenet_v2_x1_0') is None
+    inception = stats('inception_v4')
+    assert [tuple(v) for v in inception]==[(.5,.5,.5)]*2
 
 def test_own_section_and_folds(copy_of, tmp_path):
     rep = Report(copy_of(), n=0, sections=usual_sections()|{

@@ -246,3 +246,31 @@ def test_objects_on_the_command_line(bed, tmp_path):
                        size=32, workers=0, bs=16, augment='none', lr=1e-2, epochs=2, say=seen.append)
     said = (run/'config.toml').read_text()
     assert f'objects = "{(tmp_path/"boxes.csv").resolve()}"' in said and len(pd.read_csv(run/'history.csv'))==2
+
+class SaysYes(IfCarried):
+    "Finds something in the `at`-th network that it is asked about, and nothing in those before"
+    def __init__(self, at): super().__init__(); self.at,self.models = at,[]
+    def ask(self, learn, warns=True):
+        self.models.append(deepcopy(learn.proxy_attention.suspect.model.state_dict()))
+        self.answer,self.said = dict(area=.1) if len(self.models)==self.at else False,'It leans on nothing.'
+        return self.answer
+
+class After(Callback):
+    "The weights after each epoch"
+    def before_fit(self): self.states = getattr(self, 'states', [])
+    def after_epoch(self): self.states.append(deepcopy(self.learn.model.state_dict()))
+
+@pytest.mark.parametrize('at', [1,2,3])
+def test_a_suspect_is_asked_at_its_end_and_as_it_was_after_its_first_epoch(at, bed, same, quiet, tmp_path):
+    schedule,learn = SaysYes(at),bed_learner(bed, bs=16, cbs=After())
+    learn.add_cb(ProxyAttention.rehearsed(steps=schedule, folder=tmp_path))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        quiet(learn, 'fit_proxy', 2, 1e-2)
+    ends = learn.after.states
+    assert all(same(a, b) for a,b in zip(schedule.models, (ends[1],ends[0]))) and len(schedule.models)==min(at, 2)
+    assert len(ends)==(2 if at==3 else 4), 'the fits of a suspect and, if one leans, of a successor'
+    assert same(learn.proxy_attention.suspect.model.state_dict(), ends[0] if at==2 else ends[1])
+    said = [str(o.message) for o in told if issubclass(o.category, ProxyWarning)]
+    assert any(o=='It leans on nothing. The same after its first epoch.' for o in said)==(at==3)
+    assert same(torch.load(tmp_path/'suspect_young.pth', weights_only=True), ends[0])

@@ -190,6 +190,8 @@ _part_of = {o:k for k,names in dict(
     valid=(*_splits['valid'],'true','1','yes'),
     test=('test','testing')).items() for o in names}
 
+_saved = ['file','label','part','fold'] # columns of a split that `save` wrote
+
 def _read_csv(csv, sep=','):
     "A CSV file, all of it as text"
     csv = Path(csv)
@@ -209,6 +211,15 @@ def _column(df, col, csv):
     if col in df.columns and isinstance(col, str): return col
     semi = ' Its columns seem to be parted by ";": pass `sep=\';\'`.' if df.shape[1]==1 and ';' in df.columns[0] else ''
     raise ValueError(f"{csv} has no column {col!r}{nearest(col, df.columns)} There are: {', '.join(df.columns)}.{semi}")
+
+def _unused_parts(df, but, csv):
+    "Say that a column which looks like a split is not used"
+    words = {k:v for k,v in _part_of.items() if k not in ('true','false','0','1','yes','no')}
+    for c in df.columns.difference(but, sort=False):
+        said = df[c].str.strip().str.lower().map(words)
+        if said.notna().all() and 'train' in set(said) and said.nunique()>1:
+            warn(f"{csv} has a column {c!r} that says {', '.join(df[c].unique())}, and it is not used: "
+                 f"if it is the split that you want, name it with `valid_col` (`--valid-col {c}`).", ProxyWarning)
 
 class ImageTable(ImageSet):
     "The images and labels that a CSV file lists"
@@ -253,11 +264,14 @@ class ImageTable(ImageSet):
         gone = ~files.map(Path.is_file)
         if gone.any():
             f = files[gone].iloc[0]
+            if list(df.columns)==_saved:
+                raise ValueError(f'{csv} is the split of a run: give the images themselves, and this file as `split` (`--split`).')
             there = next((o for o in ('.jpg','.jpeg','.png','.JPEG','.JPG') if f.with_name(f.name+o).is_file()), None)
             raise FileNotFoundError(
                 f"{gone.sum()} of {len(files)} files of {csv} are not there, the first is {f}: "
                 f"{f'the names lack their end, pass `suffix={there!r}`' if there else 'say with `path` which folder they are named from'}"
                 ".")
+        if valid_col is None: _unused_parts(df, [fn,lab], csv)
         super().__init__(os.path.commonpath([f.parent for f in files]), files, df[lab], parts,
                          valid_pct=valid_pct, seed=seed, **kwargs)
 
@@ -314,7 +328,7 @@ def save(self:ImageSet,
     "Write the split as `folds.csv`: file, label, part, fold"
     refuse_inside(folder, self.path)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    df = self.df.assign(file=self._names(), fold=self.df.get('fold', pd.NA))[['file','label','part','fold']]
+    df = self.df.assign(file=self._names(), fold=self.df.get('fold', pd.NA))[_saved]
     return write_whole(Path(folder)/'folds.csv', lambda f: df.to_csv(f, index=False))
 
 @patch
@@ -324,7 +338,7 @@ def load(self:ImageSet,
     "Take the split, the folds and the order that `save` wrote"
     csv = Path(folder)/'folds.csv' if Path(folder).is_dir() else Path(folder)
     df = _read_csv(csv)
-    if (list(df.columns)!=['file','label','part','fold'] or df.file.duplicated().any() or set(df.part)!={'train','valid'}
+    if (list(df.columns)!=_saved or df.file.duplicated().any() or set(df.part)!={'train','valid'}
         or not (df.fold.str.fullmatch(r'\d+').all() or (df.fold=='').all())):
         raise ValueError(f'{csv} is no split that `save` wrote: '
                          'it has the columns file, label, part (train and valid) and fold, and each file once.')

@@ -7,7 +7,7 @@ __all__ = ['number', 'yes', 'DataConfig', 'ModelConfig', 'FitConfig', 'ProxyConf
            'to_toml', 'from_toml', 'flags']
 
 # %% ../../nbs/experiment/00_config.ipynb #a06ca71a
-import inspect, tomli, tomli_w
+import inspect, os, tomli, tomli_w
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +36,8 @@ class DataConfig:
     path:str='' # A folder, a CSV file, or a known data set: `name` or `name:folder`
     fn_col:str=None # Of a CSV file: the column of paths
     label_col:str=None # Of a CSV file: the column of labels
+    valid_col:str=None # Of a CSV file: the column that says train, valid or test (test is left alone)
+    split:str=None # Take the split of another run: its folder, or its folds.csv
     valid_pct:float=0.2 # Share kept for validation, unless the split is given
     folds:int=None # Cross-validate: train so many times, each time another fold is validation
     subset:float=None # Keep only this share of each class
@@ -110,6 +112,15 @@ class Config:
     proxy:ProxyConfig=field(default_factory=ProxyConfig)
 
 # %% ../../nbs/experiment/00_config.ipynb #f6b3e248
+def _whole(path):
+    "A path that is there, from the root on, so that it means the same everywhere: of `name:folder` the folder; the rest as it is"
+    name,_,folder = path.partition(':')
+    known = not os.path.exists(os.path.expanduser(path)) # the name of a data set, or nothing
+    if known and not (folder and os.path.isdir(os.path.expanduser(folder))): return path
+    p = Path(folder if known else path).expanduser().absolute()
+    p = p.resolve() if p.is_dir() else p.parent.resolve()/p.name # a CSV names files from where it is found
+    return f'{name}:{p}' if known else str(p)
+
 def _typed(f, v):
     "The value of a field, or a sentence"
     if v is None: return None
@@ -118,20 +129,26 @@ def _typed(f, v):
     if not isinstance(v, ok) or (isinstance(v, bool) and f.type is not bool):
         raise TypeError(f"{f.name}={v!r} should be "
             f"{dict(str='a text', int='a whole number', float='a number', number='a number', bool='true or false')[f.type.__name__]}.")
-    return str(v) if f.type is str else v
+    if f.type is not str: return v
+    return _whole(str(v)) if f.name=='path' else str(v)
+
+def _unsets(f, v):
+    "Does `v` say that a field goes back to its default? An empty text does, and 'none' where nothing is the default"
+    return isinstance(v, str) and (not v.strip() or f.default is None and v.strip().lower()=='none')
 
 _sections = {f.name:f.default_factory for f in fields(Config)}
 _places = {f.name:sec for sec,cls in _sections.items() for f in fields(cls)}
 
 def changed(
     cfg:Config,
-    **named # Fields of any section; None changes nothing
+    **named # Fields of any section; None changes nothing, '' (or 'none' where the default is None) unsets
 )->Config: # A new one
-    "`cfg` with other values"
+    "`cfg` with other values; a `path` that is there is kept whole"
     for k in named:
         if k not in _places:
             raise TypeError(f"A run has no setting '{k}'{nearest(k, _places)} There are: {', '.join(_places)}.")
-    part = lambda sec: {f.name:_typed(f, named[f.name]) for f in fields(_sections[sec]) if named.get(f.name) is not None}
+    value = lambda f: f.default if _unsets(f, named[f.name]) else _typed(f, named[f.name])
+    part = lambda sec: {f.name:value(f) for f in fields(_sections[sec]) if named.get(f.name) is not None}
     return Config(**{sec:replace(getattr(cfg, sec), **part(sec)) for sec in _sections})
 
 # %% ../../nbs/experiment/00_config.ipynb #458c7956
@@ -172,6 +189,12 @@ def _names():
     found = dict(donors=donors, fills=fills, rules=rules, recipes=recipes, selections=selections)
     return {k:', '.join(v) for k,v in found.items()}
 
+def _or_unset(f, kind):
+    "What reads the option of a field: what unsets stays a text"
+    def read(v): return v if _unsets(f, v) else kind(v)
+    read.__name__ = kind.__name__ # argparse says it
+    return read
+
 def flags(
     *but # Fields that are not offered
 )->list: # Of `inspect.Parameter`, for `fastcore.script.call_parse`
@@ -184,6 +207,7 @@ def flags(
             usual = f.default if f.default not in (None,'') else None
             said = docs[f.name].format(**names) + ('' if usual is None else
                 f" (default: {'yes' if usual is True else 'no' if usual is False else usual})")
-            kind = Annotated[yes, said, dict(nargs='?', const=True)] if f.type is bool else Annotated[f.type, said]
+            kind = Annotated[yes, said, dict(nargs='?', const=True, type=_or_unset(f, yes))] if f.type is bool else Annotated[
+                f.type, said, dict(type=_or_unset(f, f.type))]
             res.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     return res

@@ -6,7 +6,7 @@
 __all__ = ['heat_moved', 'heat_place', 'Shot', 'Report', 'open_small', 'Looked']
 
 # %% ../../nbs/report/02_look.ipynb #a007ee52
-import shlex
+import os, shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from functools import partial
@@ -17,12 +17,14 @@ from fastcore.all import chunked, patch, store_attr
 from fastcore.xml import *
 from fastai.vision.core import PILImage
 from ..core import *
+from ..data.images import ImageSet
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import as_target
 from ..attribution.methods import as_attribution, default_attribution, default_target
 from ..interpret.use import Looker, look_at_files, model_failures, open_learner, patient
 from ..proxy.record import last_served, read_proxies, remade
-from ..experiment.train import images_of
+from ..experiment.config import changed
+from ..experiment.train import images_of, kept_learner, moved_along
 from .page import fmt
 from .folder import RunFolder, group_runs, open_runs
 
@@ -56,12 +58,13 @@ def images_at(self:RunFolder,
     def tries():
         if images is not None: return (yield Path(images).expanduser())
         said = Path(self.cfg.data.path).expanduser() if self.cfg and self.cfg.data.path else None
-        if said: yield from (d/said for d in (Path(), *self.path.resolve().parents))
+        there = [] if said is None else [o for o in (said, *moved_along(said, self.path)) if os.path.exists(o)]
+        yield from there
         if self.log is not None and len(self.log):
             f = str(self.log.file.iloc[0])
             if nm := next((o for o in names if f.endswith(o)), None): yield Path(f[:-len(nm)])
-        if said and (said.is_file() or ':' in str(said)):
-            try: yield images_of(self.cfg).path
+        for o in [o for o in there if o.is_file()] or [said]*(said is not None and ':' in str(said)):
+            try: yield images_of(changed(self.cfg, path=str(o), split='')).path
             except (OSError, ValueError, TypeError): pass # it is told below that they are not there
     return next((d.resolve() for d in tries() if d.is_dir() and any((d/o).is_file() for o in names[:50])), None)
 
@@ -99,7 +102,7 @@ class Report:
         runs, # Folders of runs, or folders that hold such
         n:int=200, # Pictures, at most
         images=None, # Where the images lie now; None: where they lay
-        models:bool=True, # Load the models? Loading one runs the code in it
+        models:bool=False, # Load `model.pkl`, which runs the code in it? Otherwise the weights of the last checkpoint are taken
         attribution=default_attribution, # Where: a CAM, a captum class, the name of one
         target=default_target, # What is explained: 'margin', 'pred'
         sections:dict=None, # Heading → `report -> tags`; None: `sections`
@@ -150,11 +153,18 @@ def _asked(self:Report)->dict:
     return {k:reps[k] for k in keep}
 
 @patch
+def learner(self:RunFolder,
+    root # The folder that `split` counts from
+): # A `Learner`
+    "Its model, from its configuration and the weights of its last checkpoint: nothing is unpickled"
+    if self.cfg is None: raise ValueError('it has no configuration')
+    images = ImageSet(root, [Path(root)/o for o in self.split.file], self.split.label, self.split.part)
+    return kept_learner(self.cfg, images, self.path)
+
+@patch
 def _lookers(self:Report, reps, roots)->dict:
     "Name → what can be asked about images"
     res,home = {},next(o for o in roots.values() if o)
-    if not self.models:
-        return self.note('The models were not loaded, as asked: no validation images, and no mean attention.') or res
     for k,o in reps.items():
         if roots[k] is None: continue # which is told already
         if roots[k]!=home:
@@ -164,9 +174,13 @@ def _lookers(self:Report, reps, roots)->dict:
         elif o.model is None:
             self.note(f'{o.name} has no model yet: of its pictures there is what its proxy steps kept, and no more.')
         else:
-            try: res[k] = Looker(open_learner(o.model), self.attribution, self.target, None)
+            try: res[k] = Looker(open_learner(o.model) if self.models else o.learner(home), self.attribution, self.target, None)
             except model_failures as e:
-                self.note(f'The model of {o.name} cannot be used ({str(e).splitlines()[0][:200]}).')
+                why = (str(e).strip() or type(e).__name__).splitlines()[0][:200].rstrip('.')
+                self.note(f'The model of {o.name} cannot be used ({why}).' if self.models else
+                    f'The model of {o.name} is not asked, so there are no validation images of it and no mean attention: '
+                    f'its weights cannot be had from its last checkpoint ({why}). '
+                    'If you trust the run, load its model.pkl with `--load-models`; that runs the code in it.')
     return res
 
 @patch
