@@ -52,7 +52,7 @@ def main(data:str, # Folder of the real data
         learn = learner(raw, out, '0.95', seed)
         learn.fit_head(None, passes=1)
         about = pd.read_csv(learn.dls.path/'metadata.csv').set_index('img_filename')
-        items = learn.dls.valid_ds.items[::max(1, len(learn.dls.valid_ds)//n)]
+        items = learn.dls.valid_ds.items[::-(-len(learn.dls.valid_ds)//n)]
         names = [Path(o).relative_to(learn.dls.path) for o in items]
         bird = torch.stack([torch.from_numpy(np.array(Image.open((learn.dls.path/'masks'/o).with_suffix('.png'))))>0 for o in names])
         agrees = np.array([about.loc[o.as_posix(),'y']==about.loc[o.as_posix(),'place'] for o in names])
