@@ -2,7 +2,7 @@
 import pandas as pd
 
 def keep_table(new, file, key):
-    "Write a table; rows of `file` stay if nothing with the same `key` was measured again"
-    if file.exists() and len(old := pd.read_csv(file)):
-        new = pd.concat([old[~old.set_index(key).index.isin(new.set_index(key).index)], new])
+    "Write a table; rows of `file` stay if nothing with the same `key` was measured again, whatever types a CSV file makes of it"
+    def keys(df): return pd.MultiIndex.from_frame(df[key].astype(str))
+    if file.exists() and len(old := pd.read_csv(file, dtype={k:str for k in key})): new = pd.concat([old[~keys(old).isin(keys(new))], new])
     new.to_csv(file, index=False)
