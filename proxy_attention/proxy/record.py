@@ -263,6 +263,9 @@ def put_back(
     "The tables on disk have the steps and epochs of this run, and no more"
     for name,rows in (('proxy_log.csv',record.steps), ('served.csv',record.epochs), ('manifest.csv',record.epochs)):
         if not (folder/name).exists(): continue
+        if not (folder/name).stat().st_size: # killed before the first row was written
+            (folder/name).unlink()
+            continue
         df,known = pd.read_csv(folder/name),{(o['fit'],o['epoch']) for o in rows}
         there = [o in known for o in zip(df.fit, df.epoch)]
         if name=='manifest.csv':
