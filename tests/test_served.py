@@ -385,3 +385,10 @@ def test_heat_where_an_item_cannot_be_had(folder):
     heat,lost,*_ = heat_of_items(learn, Settings(attribution=look, scale=False), torch.arange(N), (SIZE,SIZE))
     assert lost.nonzero()[:,0].tolist()==list(skip)
     for i in set(range(N))-set(skip): assert torch.equal(heat[i], heat_of_item(i))
+
+def test_a_table_cut_off_before_its_first_row_is_none(tmp_path):
+    "kill -9 between the making of a file and its first row"
+    from proxy_attention.proxy.record import Record, put_back
+    for o in ('proxy_log.csv','served.csv','manifest.csv'): (tmp_path/o).touch()
+    put_back(tmp_path, Record())
+    assert not list(tmp_path.iterdir())
