@@ -22,13 +22,12 @@ from waterbed import lite0, unpacked
 def ways(learn):
     "Name → what makes heat"
     models = dict(imagenet=lite0(None), fitted=learn)
-    cams = dict(LayerCAM=LayerCAM, GradCAM=GradCAM, HiResCAM=HiResCAM)
     for whose,model in models.items():
         for size in (None,224):
             yield (whose,size or 128,'LayerCAM','margin'), Suspect(model, LayerCAM, size)(learn.model, target='margin')
         if whose=='fitted':
             for target in ('pred','label'): yield (whose,224,'LayerCAM',target), Suspect(model, LayerCAM, 224)(learn.model, target=target)
-        for cam in ('GradCAM','HiResCAM'): yield (whose,224,cam,'margin'), Suspect(model, cams[cam], 224)(learn.model, target='margin')
+        for cam in (GradCAM,HiResCAM): yield (whose,224,cam.__name__,'margin'), Suspect(model, cam, 224)(learn.model, target='margin')
 
 def scores(heat, bird):
     "Of each image: share of the bird in the hottest 30 %, and share of these that is bird"

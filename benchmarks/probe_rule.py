@@ -79,8 +79,7 @@ def drawn(i):
     if i>=60 and epochs<8 and net!='lite0': epochs = 2*epochs+2 # too many of the first 60 had learned nothing
     if many and net=='lite0': epochs += 1
     on,conflict = pick('all','all','one'),float(pick(0.,0.,.03))
-    if many: on = 'all'
-    if cue=='none': on = 'all'
+    if many or cue=='none': on = 'all'
     return dict(number=i, source=source, cue=cue, on=on, conflict=conflict, net=net, size=size, n_train=n, epochs=epochs)
 
 def asks_train(o):

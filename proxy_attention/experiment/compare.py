@@ -304,8 +304,8 @@ def overcorrected(self:Comparison,
     rows = {}
     if {plain,flipped}<=set(self.tests):
         wide = self.df.pivot(index='seed', columns=['test','arm'], values='accuracy')
+        image = max(_image(self.df[self.df.test==k], 'accuracy') for k in (plain,flipped))
         for arm in self.arms:
-            image = max(_image(self.df[self.df.test==k], 'accuracy') for k in (plain,flipped))
             o = paired((wide[flipped,arm]-wide[plain,arm]).dropna(), self.level, image, limit=1.)
             if o['diff']>=least and not o['lo']<=0: rows[arm] = {k:o[k] for k in ('diff','lo','hi')}
     return pd.DataFrame.from_dict(rows, 'index', columns=['diff','lo','hi'])

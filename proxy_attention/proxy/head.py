@@ -128,11 +128,12 @@ class _Kept(Callback):
 def served_inputs(
     learn:Learner,
     passes:int=4, # How often the training loader is gone through
-    proxies:bool=True # By a `ProxyAttention` that the learner has: nothing is kept where it serves nothing
+    proxies:bool=True, # By a `ProxyAttention` that the learner has: nothing is kept where it serves nothing
+    layer:nn.Linear=None # Whose inputs are wanted; None: `last_layer`
 )->HeadInputs: # None: no proxy was served
     "What the last layer gets to see of the training images, as they are served; labels are not mixed"
     refuse_number(1, 10**4, passes=passes)
-    kept,layer,order,rec = _Kept(proxies),layer_of(learn),list(learn.cbs),getattr(learn, 'recorder', None)
+    kept,layer,order,rec = _Kept(proxies),layer or layer_of(learn),list(learn.cbs),getattr(learn, 'recorder', None)
     was = {} if rec is None else dict(rec.__dict__)
     try:
         with (keep_modes(learn.model), learn.removed_cbs(_aside(learn, proxies)), learn.no_logging(),
@@ -175,8 +176,8 @@ def fit_head(self:Learner,
         how = {k:kwargs.pop(k) for k in ('attribution',) if k in kwargs}
         suspect = Suspect(self, **how) if suspect is None else as_suspect(self, suspect, **how)
         self.add_cb(_recipe(recipe, passes, objects, dict(attribution=suspect)|kwargs))
-    found = served_inputs(self, passes, recipe is not None)
-    if found is None: return None
     layer = layer_of(self)
+    found = served_inputs(self, passes, recipe is not None, layer)
+    if found is None: return None
     set_layer(layer, *fit_linear(*found, layer.out_features, penalty, bias=layer.bias is not None))
     return found

@@ -349,7 +349,7 @@ def suspect_and_successor(
     young = _Young(cb.folder)
     with learn.removed_cbs(cb), learn.added_cbs(young): fit()
     _keep_suspect(learn, cb, first)
-    if not _one_leans(learn, cb, ask, young.of(learn.model)): return
+    if not _one_leans(learn, cb, ask, young): return
     learn.logger(f'It leans on something that can be swapped ({_told(cb)}): its successor starts from the same weights, without that.')
     learn.model.load_state_dict(first)
     if learn.opt is not None: learn.opt.clear_state()
@@ -374,14 +374,15 @@ class _Young(Callback):
 
 def _one_leans(learn, cb, ask, young):
     "Ask the finished suspect and, if it leans on nothing, as it was after its first epoch; the callback has the heat of the one that leans"
-    whose = [Suspect(o, cb.settings.attribution) for o in (learn,young) if o is not None]
-    said = []
-    for suspect in whose:
-        cb.settings = replace(cb.settings, attribution=suspect)
-        if given(ask, learn=learn, warns=False) is not False: return True
-        said.append(cb.schedule.said)
-    cb.settings = replace(cb.settings, attribution=whose[0])
-    warn(f"{said[0]}{' The same after its first epoch.' if young is not None else ''}", ProxyWarning)
+    how = cb.settings.attribution
+    def leans(whose):
+        cb.settings = replace(cb.settings, attribution=Suspect(whose, how))
+        return given(ask, learn=learn, warns=False) is not False
+    if leans(learn): return True
+    old,said,first = cb.settings,cb.schedule.said,young.of(learn.model)
+    if first is not None and leans(first): return True
+    cb.settings = old
+    warn(f"{said}{'' if first is None else ' The same after its first epoch.'}", ProxyWarning)
     return False
 
 def _told(cb):
