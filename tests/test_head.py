@@ -130,10 +130,19 @@ def test_classes_count_alike_and_rows_by_their_weights():
     out = [x@w.T+b for w,b in (doubled,weighted)]
     assert torch.allclose(*(o.softmax(1) for o in out), atol=.01) # the same but for the scale of the features
 
+def test_a_body_that_gives_nan_is_told(learn):
+    with torch.no_grad(): learn.model[0][0].weight[0,0,0,0] = float('nan')
+    with pytest.raises(ValueError, match='not finite for'): learn.fit_head(None, passes=1)
+
 def test_refusals(learn):
+    own = ProxyAttention.late()
+    learn.add_cb(own)
     with pytest.raises(ValueError, match="recipe 'shortcut' does not ask"): learn.fit_head('shortcut', objects={'a.png':(0,0,1,1)})
     with pytest.raises(ValueError, match='did you mean'): learn.fit_head('shortcutt')
     with pytest.raises(TypeError, match='should be the name of a recipe'): learn.fit_head(3)
+    for bad in (-1,float('nan')):
+        with pytest.raises((TypeError,ValueError), match='penalty'): learn.fit_head(penalty=bad)
+    assert learn.proxy_attention is own # what is refused changes nothing
     with pytest.raises(ValueError, match='passes'): learn.fit_head(None, passes=0)
     with pytest.raises(TypeError, match='A suspect is'): learn.fit_head('shortcut', suspect=3)
     with pytest.raises(TypeError, match='has an attribution already'):

@@ -34,7 +34,7 @@ def last_layer(
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     with looking_into(model), torch.no_grad(), hooked(linear, lambda m,inp,out: seen.append((m,out))):
         scores = outputs_of(model(xb), model)
-    found = [m for m,out in seen if out.shape==scores.shape and torch.equal(out, scores)]
+    found = [m for m,out in seen if out.shape==scores.shape and torch.allclose(out, scores, 0, 0, equal_nan=True)]
     single = scores.ndim!=2 or scores.shape[1]==1
     if found and not single: return found[-1]
     why = 'has a single output' if single else 'does not end in a linear layer'
@@ -171,12 +171,15 @@ def fit_head(self:Learner,
     **kwargs # Arguments of the callback that override the recipe's
 )->HeadInputs: # What it was fitted to; None: nothing is to be swapped, and the layer stays as it was
     "Fit only the last layer, on proxies, each class counting as much as another; takes the place of a `ProxyAttention` that it has"
-    self.remove_cb(ProxyAttention)
+    refuse_number(1e-9, 1e9, penalty=penalty) # here, and not after all the passes
+    cb = []
     if recipe is not None:
         how = {k:kwargs.pop(k) for k in ('attribution',) if k in kwargs}
         suspect = Suspect(self, **how) if suspect is None else as_suspect(self, suspect, **how)
-        self.add_cb(_recipe(recipe, passes, objects, dict(attribution=suspect)|kwargs))
+        cb = [_recipe(recipe, passes, objects, dict(attribution=suspect)|kwargs)]
     layer = layer_of(self)
+    self.remove_cb(ProxyAttention)
+    self.add_cbs(cb)
     found = served_inputs(self, passes, recipe is not None, layer)
     if found is None: return None
     set_layer(layer, *fit_linear(*found, layer.out_features, penalty, bias=layer.bias is not None))
