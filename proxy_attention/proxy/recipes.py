@@ -168,6 +168,10 @@ class Recipe:
         self.fit(learn, n_epoch, lr_max, **kwargs)
         return learn
 
+    def identity(self):
+        "What it does, without what is known of it"
+        return dict(settings=self.settings, fit=self.fit)
+
     @property
     def call(self):
         "How it is written"
