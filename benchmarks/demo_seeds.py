@@ -4,18 +4,18 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.script import call_parse
-from proxy_attention.proxy.callback import ProxyAttention
 from proxy_attention.data.digits import digits
+from proxy_attention.experiment.arms import fit_plain, with_proxies
 from proxy_attention.experiment.demo import train_arm
 
-arms = {'without':None, 'shortcut()':ProxyAttention.shortcut, 'ProxyAttention()':ProxyAttention, 'thesis()':ProxyAttention.thesis,
-        'masktune()':ProxyAttention.masktune, 'never a patch':None}
+arms = {'without':fit_plain, 'shortcut()':with_proxies('shortcut'), 'ProxyAttention()':with_proxies('default'),
+        'thesis()':with_proxies('thesis'), 'masktune()':with_proxies('masktune'), 'never a patch':fit_plain}
 
 def one(seed, arm):
     path = digits(seed=seed)
     if arm=='never a patch': # the reference: the same images, no shortcut in training either
         for part in ('train','valid'): clean(path, part)
-    learn,row = train_arm(path, None if arms[arm] is None else arms[arm](), seed)
+    learn,row = train_arm(path, arms[arm], seed)
     steps = getattr(learn, 'proxy_attention', None)
     made = 0 if steps is None else int(steps.history.made.sum())
     return dict(seed=seed, arm=arm, **row, proxy_steps=0 if steps is None else len(steps.history), proxies=made)

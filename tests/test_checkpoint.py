@@ -13,6 +13,7 @@ with warnings.catch_warnings():
 from proxy_attention.core import write_whole
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.experiment.checkpoint import read_checkpoint
+from proxy_attention.experiment.identity import versions
 import proxy_attention.experiment.checkpoint as room
 import proxy_attention.core as core
 import proxy_attention.proxy.callback as callback_room
@@ -415,7 +416,7 @@ class Evil:
 
 def test_version_of_another_time(small, half):
     torch.save(dict(version=99), half/'last.pth')
-    with pytest.raises(ValueError, match='another version of this library .format 99, here 1'): fit(make(small, half))
+    with pytest.raises(ValueError, match='another version of this library .format 99, here 2'): fit(make(small, half))
 
 def other_split(path, tmp_path):
     new = Path(shutil.copytree(path, tmp_path/'other'))
@@ -428,17 +429,21 @@ def other_split(path, tmp_path):
     ('The batch size: 16 there, 8 here', dict(bs=8), ()),
     ('The weights of the model', dict(net=lambda: digits_net()), ()),
     ('The layers of the model', dict(net=lambda: nn.Sequential(*digits_net()[:-1], nn.Dropout(.4), nn.Linear(64,10))), ()),
-    ('The optimizer: Adam there, SGD here', dict(opt_func=SGD), ()),
+    ('The optimizer, name: fastai.optimizer.Adam there, fastai.optimizer.SGD here', dict(opt_func=SGD), ()),
     ('ProxyAttention, p: 0.5 there, 0.9 here', dict(proxy=dict(p=.9)), ()),
     ('ProxyAttention: .* absent here', dict(proxy=False), ()),
-    ('The training files', 'split', ()),
+    ('The transforms', 'augment', ()),
+    ('The loss function', dict(loss_func=CrossEntropyLossFlat(label_smoothing=.1)), ()),
+    ('The training images, digest', 'split', ()),
     ('The number of images', 'fewer', ())])
 def test_another_run(small, half, tmp_path, says, kw, args):
     path = small
     if kw=='split': path,kw = other_split(small, tmp_path),{}
     if kw=='fewer': path,kw = digits(tmp_path/'fewer', n=70),{}
+    other,kw = ([Brightness(.5)],{}) if kw=='augment' else (None,kw)
     if 'net' in kw: kw = dict(net=kw['net']())
     learn,before = make(path, half, **kw),(half/'last.pth').read_bytes()
+    if other: learn.dls.train.after_batch.add(other)
     was = bits(learn.model.state_dict())
     with pytest.raises(ValueError, match=f'(?s)is the checkpoint of another run. {says}'): fit(learn, 'fit_one_cycle', *args)
     assert bits(learn.model.state_dict())==was and (half/'last.pth').read_bytes()==before
@@ -447,6 +452,28 @@ def test_data_may_have_moved(small, whole, half, tmp_path):
     "The same files in another place are the same split"
     moved = ends(fit(make(Path(shutil.copytree(small, tmp_path/'elsewhere')), half)))
     assert {k for k in whole if whole[k]!=moved[k]}=={'log'} # which names the files
+
+def told(learn):
+    "Fit, and give what is said of it"
+    with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('always', ProxyWarning)
+        learn.fit_one_cycle(N, 3e-3)
+    return [str(o.message) for o in said if 'began with' in str(o.message)]
+
+def test_other_first_weights_are_told(small, whole, half):
+    "A script that sets no seed goes on all the same, with the weights and the random numbers of the run"
+    learn = make(small, half)
+    with torch.no_grad(): learn.model[-1].bias += 1
+    said, = told(learn)
+    assert 'began with other weights than this learner (another seed, or none)' in said
+    assert ends(learn)['model']==whole['model']
+
+def test_other_releases_are_told(small, half, monkeypatch):
+    monkeypatch.setattr('proxy_attention.experiment.checkpoint.versions', lambda: dict(versions(), torch='0.1'))
+    said, = told(make(small, half))
+    assert f'began with torch {versions()["torch"]}, and goes on with 0.1' in said
+
+def test_the_same_again_is_told_nothing(small, half): assert not told(make(small, half))
 
 def test_a_checkpoint_is_not_written_over(small, half):
     before = (half/'last.pth').read_bytes()

@@ -58,7 +58,7 @@ class ModelConfig:
 class FitConfig:
     "How it is trained"
     epochs:int=None # Length of the fit; as the steps say, or 10
-    lr:float=1e-3 # Largest learning rate
+    lr:float=1e-3 # Largest learning rate; the head of a pretrained network is trained at twice the rate first
     find_lr:bool=False # Look for the rate with `lr_find` instead
     find_bs:bool=False # Halve the batch size until it fits the memory
     freeze_epochs:int=1 # Epochs of the head alone, for pretrained weights

@@ -16,21 +16,20 @@ from ..core import *
 from ..data.digits import accuracy_on, digits, digits_learner, regions, test_sets
 from ..attribution.heatmap import heat_share
 from ..interpret.heats import heat_on, show_grid
-from ..proxy.callback import ProxyAttention
-from ..proxy.recipes import one_probe_epoch
+from .arms import fit_plain, with_proxies
 
 # %% ../../nbs/experiment/10_demo.ipynb #6d09bf6c
 def train_arm(
     path, # Folder made by `digits`
-    proxy:ProxyAttention=None, # None: the same fit without proxies
+    arm=fit_plain, # `(learn, epochs, lr)`, trains it
     seed:int=0, # Draws the weights and the order
     epochs:int=10,
     lr:float=3e-3, # Largest learning rate
 )->tuple: # the trained `Learner`, and its row of the table
     "Train the digits' network, and measure accuracy and attention"
-    learn = digits_learner(path, seed, cbs=proxy)
+    learn = digits_learner(path, seed)
     began = time.perf_counter()
-    one_probe_epoch(learn, epochs, lr)
+    arm(learn, epochs, lr)
     seconds = time.perf_counter()-began
     return learn, dict(
         {k:accuracy_on(learn, o) for k,o in test_sets(path).items()},
@@ -93,7 +92,7 @@ def run_demo(
     out='runs', # Folder of all runs; this one gets a new folder in it
     seed:int=0, # Draws split, patches, weights and order
     epochs:int=10,
-    recipe=ProxyAttention.shortcut, # Makes the callback
+    recipe='shortcut', # See `with_proxies`
     n:int=None, # Use only this many of the 1,797 digits
     say=print # What is told goes here
 )->Path: # The run folder, with `table.csv`, `verdict.txt`, `demo.png`, the digits, the heat and the log
@@ -101,9 +100,9 @@ def run_demo(
     run = new_run(out, 'demo')
     path = digits(run/'digits', seed, n=n)
     learns,rows = {},{}
-    for name,proxy in {'without':None, 'with proxies':recipe(folder=run)}.items():
-        say(f'\nTraining {name} …' if proxy is None else f'\nTraining {name}: {recipe()}')
-        learns[name],rows[name] = train_arm(path, proxy, seed, epochs)
+    for name,arm in {'without':fit_plain, 'with proxies':with_proxies(recipe, folder=run)}.items():
+        say(f'\nTraining {name} …' if arm is fit_plain else f'\nTraining {name}: {with_proxies(recipe).__doc__}')
+        learns[name],rows[name] = train_arm(path, arm, seed, epochs)
     table = pd.DataFrame(rows).T
     table.to_csv(run/'table.csv', index_label='arm')
     text = verdict(table)

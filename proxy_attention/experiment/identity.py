@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['digest', 'differs', 'refuse_other', 'weights_digest', 'what_is', 'items_of', 'data_of', 'learner_of', 'versions']
 
-# %% ../../nbs/experiment/02_identity.ipynb #8b3eb117
-import hashlib, json, os, re, sys
+# %% ../../nbs/experiment/02_identity.ipynb #c4780ab2
+import dis, hashlib, json, os, re, sys
 from functools import partial, singledispatchmethod
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import *
 from ..data.loaders import files_of, has_items, plain_dl
 
-# %% ../../nbs/experiment/02_identity.ipynb #7bbcb2f8
+# %% ../../nbs/experiment/02_identity.ipynb #8f47af95
 def digest(
     what # Plain data: texts, numbers, lists, dictionaries
 )->str: # 16 hexadecimal digits
@@ -49,7 +49,7 @@ def refuse_other(
         none = lambda o: 'absent' if o is None or o==[] else str(o)[:200]
         raise ValueError(f'{what}. {at[:1].upper()+at[1:]}: {none(a)} there, {none(b)} here. {then}')
 
-# %% ../../nbs/experiment/02_identity.ipynb #ea4986ef
+# %% ../../nbs/experiment/02_identity.ipynb #0a20167d
 def _no_address(o): return re.sub(r' at 0x[0-9a-f]+', '', str(o))
 def _sha(*parts): # of bytes
     h = hashlib.sha256()
@@ -137,8 +137,9 @@ class _Teller:
     @tell.register
     def _(self, o:property): return [self(f) for f in (o.fget,o.fset) if f]
     @tell.register
-    def _(self, o:CodeType): return _sha(o.co_code, repr(o.co_names).encode(),
-        json.dumps([self(c) if isinstance(c, CodeType) else _no_address(repr(c)) for c in o.co_consts[_has_doc(o):]]).encode())
+    def _(self, o:CodeType):
+        said = lambda v: self(v) if isinstance(v, CodeType) else sorted(map(repr, v)) if isinstance(v, frozenset) else _no_address(repr(v))
+        return digest([[i.opname, said(i.arg if 'FAST' in i.opname else i.argval)] for i in dis.get_instructions(o)])
     @tell.register
     def _(self, o:FunctionType):
         inside = {k:self(c.cell_contents) for k,c in zip(o.__code__.co_freevars, o.__closure__ or ()) if c!=type(c)()}
@@ -148,10 +149,6 @@ class _Teller:
         used = {k:self(o.__globals__[k]) for k in sorted(_names_in(o.__code__)) if k in o.__globals__ and _counts(o.__globals__[k])}
         return said | dict(code=self(o.__code__)) | (dict(uses=used) if used else {})
 
-def _has_doc(code):
-    "Is the first constant a docstring? Since Python 3.13 a flag says so; before, functions with a name have it there"
-    flagged = code.co_flags & 0x4000000 if sys.version_info>=(3,13) else not code.co_name.startswith('<')
-    return int(bool(flagged and code.co_consts and isinstance(code.co_consts[0], str)))
 def _names_in(code): return {*code.co_names, *(n for c in code.co_consts if isinstance(c, CodeType) for n in _names_in(c))}
 def _counts(o): return isinstance(o, (FunctionType,type,bool,int,float,str,Path,tuple,list,dict,partial)) and not _is_installed_name(o)
 def _is_installed_name(o): return isinstance(o, (FunctionType,type)) and _is_installed(o)
@@ -170,7 +167,7 @@ def what_is(
     "Plain data that says what an object is and does"
     return _Teller()(o)
 
-# %% ../../nbs/experiment/02_identity.ipynb #b3fbf983
+# %% ../../nbs/experiment/02_identity.ipynb #ae408762
 def _labels_of(ds):
     "The label of each item, as text; none where the data set does not say"
     return [str(o) for o in ds.tls[-1]] if has_items(ds) and hasattr(ds, 'tls') and len(ds.tls)>1 else []
@@ -202,16 +199,22 @@ def _transforms(dl):
     said = lambda o: re.sub(r'\s+', ' ', _no_address(repr(o)))
     return [said(f) for at in ('after_item','after_batch') for f in getattr(getattr(plain_dl(dl), at, None), 'fs', ())]
 
+_no_matter = ('TrainEvalCallback','Recorder','CastToTensor','ProgressCallback') # every learner has them
+
+def _callback(cb): # without the learner, which holds the callback
+    return {k:what_is(v) for k,v in sorted(vars(cb).items()) if k not in ('learn','run') and not k.startswith('_')}
+
 def learner_of(
     learn:Learner # As it is, trained or not
 )->dict:
-    "Its network, weights, loss, optimizer and data"
+    "Its network, weights, loss, optimizer, callbacks and data"
+    said = {'loss function':what_is(learn.loss_func), 'batch size':plain_dl(learn.dls.train).bs, 'weight decay':learn.wd}
     return dict(
-        network=_sha(_no_address(learn.model).encode()), weights=weights_digest(learn.model.state_dict()),
-        **{'loss function':_no_address(repr(learn.loss_func)) if not isinstance(learn.loss_func, FunctionType) else _name(learn.loss_func)},
-        optimizer=what_is(learn.opt_func), **data_of(learn.dls))
+        network=_sha(_no_address(learn.model).encode()), weights=weights_digest(learn.model.state_dict()), **said,
+        optimizer=what_is(learn.opt_func), **data_of(learn.dls),
+        callbacks={o.name:_callback(o) for o in learn.cbs if type(o).__name__ not in _no_matter})
 
-# %% ../../nbs/experiment/02_identity.ipynb #3368c7eb
+# %% ../../nbs/experiment/02_identity.ipynb #3933192b
 _releases = ('proxy_attention','torch','torchvision','fastai','timm')
 
 def versions()->dict:
