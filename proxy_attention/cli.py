@@ -124,10 +124,12 @@ def proxy_sweep(
 @partial(_every_field, but=left_to_arms)
 def proxy_compare(
     path:str=None, # A folder, a CSV file, or a known data set, as for proxy-train
-    arms:str='no proxy,random mask,cutout,shortcut', # Names, separated by commas; the first is the baseline
-    seeds:int=5, # How many; the split is the same for all
-    tests:str='', # More test sets, as plain=folder,flipped=folder: folders with a folder of images a class
-    resume:str=None, # Go on with the comparison in this folder; everything else is as it was
+    arms:str=None, # Names, separated by commas, the baseline first: "no proxy,random mask,cutout,shortcut"; also "shortcut(area=0.2)"
+    seeds:int=None, # How many (5); the split is the same for all
+    tests:str=None, # More test sets, as plain=folder,flipped=folder: folders with a folder of images per class
+    config:str=None, # Begin with the config.toml of a run, whose recipe is left to the arms; options override it
+    resume:str=None, # Go on with the comparison in this folder; arms, test sets and seeds (how many in all) may be added
+    keep_models:bool=False, # Keep the weights of every run, so that a test set can be added without training again
     n_jobs:int=1, # Processes
     out:str='runs', # Folder of all runs; this one gets a new folder in it
     quiet:bool=False, # Only the verdict
@@ -137,7 +139,7 @@ def proxy_compare(
     "Does it help? Arms and seeds on one split with equal work: a table, a picture, and a verdict that can say no"
     with _sentences():
         run = compare_folder(
-            path, arms, seeds, tests, _home(out), _home(resume), n_jobs,
+            path, arms, seeds, tests, _home(out), _home(config), _home(resume), keep_models, n_jobs,
             _quietly if quiet or json else print, **settings)
         if json: print(dumps(summary_of(run)))
         elif quiet: print((run/'verdict.txt').read_text(encoding='utf-8').rstrip())

@@ -1,11 +1,14 @@
 "Comparisons: equal work, paired numbers, and runs that can be stopped"
-import json
-import numpy as np, pandas as pd, pytest, torch
+import json, os, shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch, warm
 from scipy import stats
 from fastai.callback.core import Callback
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import RandomErasing
 from proxy_attention.experiment.arms import *
+from proxy_attention.core import ProxyWarning
 from proxy_attention.data.beds import two_colours
 from proxy_attention.experiment.compare import *
 from proxy_attention.data.digits import bed_learner, test_sets
@@ -159,15 +162,127 @@ def test_processes_give_what_one_gives(bed, make):
     assert one.df[cols].equals(two.df[cols])
 
 def test_what_is_there_is_not_trained_again(bed, make, tmp_path):
-    trained = []
+    noted,trained = noting(tmp_path)
+    for seeds,n in ((2,2),(3,3),(3,3),(2,3)):
+        cmp = compare(make, {'no proxy':noted}, seeds, 2, folder=tmp_path/'runs', bar=False)
+        assert trained()==n and cmp.df.seed.nunique()==seeds
+    cmp = compare(make, {'no proxy':noted, 'cutout':cutout}, 2, 2, folder=tmp_path/'runs', bar=False)
+    assert trained()==3 and cmp.arms==['no proxy','cutout']
+
+def noting(tmp_path):
+    "An arm that leaves a line in a file for each training, and how many there are"
+    file = str(tmp_path/'trained')
     def noted(learn, epochs, lr):
-        trained.append(1)
+        with open(file, 'a') as f: f.write('x')
         fit_plain(learn, epochs, lr)
-    for seeds,n in ((2,2),(3,3),(3,3)):
-        cmp = compare(make, {'no proxy':noted}, seeds, 2, folder=tmp_path, bar=False)
-        assert len(trained)==n and cmp.df.seed.nunique()==seeds
-    with pytest.raises(ValueError, match='another comparison .epochs=2 there, 3 here'):
-        compare(make, {'no proxy':noted}, 3, 3, folder=tmp_path, bar=False)
+    return noted,lambda: len(open(file).read()) if os.path.exists(file) else 0
+
+def other_arm(learn, epochs, lr): fit_plain(learn, epochs, lr/2)
+
+@pytest.fixture(scope='module')
+def there(bed, tmp_path_factory):
+    "The folder of a comparison"
+    d = tmp_path_factory.mktemp('there')/'runs'
+    compare(lambda seed: bed_learner(bed, seed=seed, bs=16), {'no proxy':fit_plain, 'mine':cutout}, 1, 2, test_sets(bed), folder=d, bar=False)
+    return d
+
+def other_net(bed, seed):
+    learn = bed_learner(bed, seed=seed, bs=16)
+    learn.model = torch.nn.Sequential(*learn.model[:-1], torch.nn.Dropout(.2), learn.model[-1])
+    return learn
+
+def other_weights(bed, seed):
+    learn = bed_learner(bed, seed=seed, bs=16)
+    with torch.no_grad(): learn.model[-1].bias += 1
+    return learn
+
+@pytest.mark.parametrize('kw,says', [
+    (dict(epochs=3), 'holds another comparison. Fit, epochs: 2 there, 3 here'), (dict(lr=1e-3), 'Fit, lr: 0.003 there, 0.001 here'),
+    (dict(freeze_epochs=2), 'Fit, freeze_epochs'),
+    (dict(arms={'no proxy':fit_plain, 'mine':other_arm}), "holds results of another arm under the name 'mine'. Name: "),
+    (dict(arms={'no proxy':fit_plain, 'mine':with_proxies('late')}), "holds results of another arm under the name 'mine'"),
+    (dict(make='net'), 'another comparison. Learner, network'), (dict(make='weights'), 'a network that began with other weights with seed 0'),
+    (dict(make='bs'), 'Learner, batch size: 16 there, 8 here'), (dict(make='images'), 'Learner, training images, '),
+    (dict(make='tfms'), 'Learner, transforms'), (dict(test='images'), "on another test set under the name 'plain'. Number: 24 there, 23 here"),
+    (dict(groups=lambda f: 'a'), 'another comparison. Groups: absent there'), (dict(measure=lambda learn: {}), 'another comparison. Measure')])
+def test_another_experiment_is_refused(bed, there, tmp_path, kw, says):
+    "A folder never gives the results of something else"
+    fewer = Path(shutil.copytree(bed, tmp_path/'fewer'))
+    for part in ('train','plain'): next((fewer/part).rglob('*.png')).unlink()
+    make = dict(net=lambda seed: other_net(bed, seed), weights=lambda seed: other_weights(bed, seed), bs=lambda seed: bed_learner(bed, seed=seed, bs=8),
+        images=lambda seed: bed_learner(fewer, seed=seed, bs=16), tfms=lambda seed: erased(bed_learner(bed, seed=seed, bs=16)))
+    tests = test_sets(bed)|({'plain':fewer/'plain'} if kw.pop('test', None) else {})
+    usual = dict(arms={'no proxy':fit_plain, 'mine':cutout}, seeds=1, epochs=2, test_dls=tests, folder=there, bar=False)
+    before = {f:f.read_bytes() for f in there.iterdir()}
+    with pytest.raises(ValueError, match=says):
+        compare(make.get(kw.pop('make', None), lambda seed: bed_learner(bed, seed=seed, bs=16)), **(usual|kw))
+    assert {f:f.read_bytes() for f in there.iterdir()}==before
+
+def erased(learn):
+    learn.dls.train.after_batch.add(RandomErasing())
+    return learn
+
+def test_other_releases_are_refused(make, there, bed, monkeypatch):
+    monkeypatch.setattr('proxy_attention.experiment.compare.versions', lambda: dict(torch='0.1'))
+    with pytest.raises(ValueError, match='Versions, python'): compare(make, {'no proxy':fit_plain}, 1, 2, test_sets(bed), folder=there, bar=False)
+
+def test_a_folder_of_an_earlier_release_is_refused(make, tmp_path):
+    (tmp_path/'comparison.json').write_text('{"epochs": 2}')
+    with pytest.raises(ValueError, match='of an earlier release'): compare(make, 'no proxy', 1, 2, folder=tmp_path, bar=False)
+
+@pytest.mark.parametrize('name', ['comparison','no_proxy_0'])
+def test_a_damaged_file_is_named(make, bed, there, tmp_path, name):
+    d = Path(shutil.copytree(there, tmp_path/'runs'))
+    (d/f'{name}.json').write_text('{"arm": ')
+    with pytest.raises(ValueError, match=f'{name}.json is damaged .* remove it'):
+        compare(make, {'no proxy':fit_plain}, 1, 2, test_sets(bed), folder=d, bar=False)
+
+@pytest.mark.parametrize('keep', [False,True])
+def test_a_test_set_is_added(bed, make, tmp_path, keep):
+    (noted,trained),tests = noting(tmp_path),test_sets(bed)
+    ask = lambda *names, **kw: compare(
+        make, {'no proxy':noted}, 2, 2, {k:tests[k] for k in names}, folder=tmp_path/'runs', bar=False, **kw)
+    ask('plain', keep_models=keep)
+    if keep: grown = ask('plain','flipped')
+    else:
+        with pytest.warns(ProxyWarning, match='2 of 2 runs kept no weights, and are trained again'): grown = ask('plain','flipped')
+    assert trained()==(2 if keep else 4)
+    whole = compare(make, {'no proxy':fit_plain}, 2, 2, {k:tests[k] for k in ('plain','flipped')}, bar=False)
+    cols = ['seed','test','accuracy','loss','worst']
+    assert grown.df[cols].equals(whole.df[cols])
+    assert ask('flipped').tests==['flipped'] and trained()==(2 if keep else 4), 'a test set may be left out, and nothing is trained'
+
+def test_what_each_image_came_to_is_kept(bed, make, there):
+    rec = json.loads((there/'no_proxy_0.json').read_text())
+    for k,path in test_sets(bed).items():
+        t = rec['tests'][k]
+        right = np.unpackbits(np.frombuffer(bytes.fromhex(t['right']), np.uint8), count=t['n'])
+        assert np.isclose(right.mean(), t['accuracy'])
+        labels = [f.parent.name for f in sorted(Path(path).rglob('*.png'))]
+        assert {g:right[np.array(labels)==g].mean() for g in set(labels)}==pytest.approx(t['groups'])
+
+def share(bed, folder):
+    "One of two processes; a line in a file for each run that it trains"
+    def noted(learn, epochs, lr):
+        with open(folder/'trained', 'a') as f: f.write('x')
+        fit_plain(learn, epochs, lr)
+    cmp = compare(lambda seed: bed_learner(bed, seed=seed, bs=16), {'no proxy':noted, 'b':noted}, 3, 2, folder=folder/'runs', bar=False)
+    print(cmp.df[['arm','seed','accuracy']].to_csv(index=False))
+
+@pytest.mark.limit(200)
+def test_two_processes_share_a_folder(bed, tmp_path):
+    "Each run is trained once, and both tables are whole"
+    with ThreadPoolExecutor(2) as ex: one,two = (o.stdout.partition('arm,')[2] for o in ex.map(lambda _: warm.run(share, bed, tmp_path), range(2)))
+    assert one==two and one.count('no proxy')==3 and (tmp_path/'trained').read_text()=='x'*6
+    assert not list((tmp_path/'runs').glob('*.lock'))
+
+def test_a_killed_process_lets_go(bed, make, there, tmp_path):
+    "Its lock vanishes with it, even if its file stays"
+    d = Path(shutil.copytree(there, tmp_path/'runs'))
+    (d/'no_proxy_0.json').unlink()
+    (d/'no_proxy_0.json.lock').write_text('')
+    cmp = compare(make, {'no proxy':fit_plain}, 1, 2, test_sets(bed), folder=d, bar=False)
+    assert cmp.df.equals(Comparison.kept(there, ['no proxy']).df.assign(seconds=cmp.df.seconds))
 
 def test_stopped_and_gone_on_with(bed, make, tmp_path):
     whole = compare(make, ('no proxy','cutout'), 2, 2, test_sets(bed), bar=False)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['controls', 'arms', 'fit_plain', 'more_steps', 'random_erasing', 'cutout', 'upweighted_errors', 'classes_equally',
-           'with_proxies', 'then_repaired', 'Arms']
+           'with_proxies', 'then_repaired', 'Arms', 'split_arms', 'find_arm']
 
 # %% ../../nbs/experiment/06_arms.ipynb #797ad072
+import ast
 from collections.abc import Mapping
 import torch
 from fastai.callback.data import WeightedDL
@@ -108,3 +109,29 @@ class Arms(Mapping):
     def __len__(self): return len(controls)+len(recipes)
 
 arms = Arms()
+
+def split_arms(
+    text:str # As "no proxy,shortcut(area=0.2,fill=zero)"
+)->list: # One text per arm
+    "Arms by name, separated by commas that stand outside of brackets"
+    cuts = [i for i,c in enumerate(text) if c==',' and text.count('(', 0, i)==text.count(')', 0, i)]
+    parts = [text[a+1:b].strip() for a,b in zip([-1,*cuts], [*cuts,len(text)])]
+    return [o for o in parts if o]
+
+def find_arm(
+    text:str # A name, or that of a recipe with settings in brackets, as "shortcut(area=0.2,fill=zero)"
+): # An arm
+    "The arm that is meant"
+    if '(' not in text: return by_name(text, arms, 'arm')
+    try:
+        call = ast.parse(text, mode='eval').body
+        name,settings = call.func.id,{o.arg:_value(o.value) for o in call.keywords}
+        if call.args or None in settings: raise ValueError('a setting has no name')
+    except (SyntaxError, ValueError, AttributeError) as e:
+        raise ValueError(f'{text!r} is no arm: settings of a recipe stand in brackets, as in shortcut(area=0.2,fill=zero).') from e
+    return with_proxies(name, **settings)
+
+def _value(node):
+    "A literal; a bare word is a text"
+    if not isinstance(node, ast.Name): return ast.literal_eval(node)
+    return dict(true=True, false=False, none=None).get(node.id.lower(), node.id)

@@ -6,16 +6,18 @@
 __all__ = ['left_to_arms', 'run_arm', 'Comparison', 'compare', 'paired', 'compare_folder', 'summary_of']
 
 # %% ../../nbs/experiment/08_compare.ipynb #7f70baa2
-import hashlib, json, os, re, time, warnings
+import json, os, re, shutil, time, warnings
 from collections import Counter
 from dataclasses import fields
 from functools import partial
 from numbers import Integral
+from warnings import warn
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastcore.all import L, patch, store_attr
 from fastprogress import progress_bar
+from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from scipy.stats import t as student
 from fastai.callback.core import Callback
@@ -24,9 +26,11 @@ from fastai.torch_core import set_seed
 from ..core import *
 from ..data.images import refuse_count, refuse_inside
 from ..data.loaders import files_of
-from .arms import arms as shipped
-from .config import Config, ProxyConfig, changed, from_toml, to_toml
-from .train import check_config, config_learner, look_at
+from ..proxy.recipes import head_first
+from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
+from .arms import arms as shipped, find_arm, split_arms
+from .config import ProxyConfig, all_settings, changed, from_toml, to_toml
+from .train import begun_with, check_config, config_learner, look_at
 
 # %% ../../nbs/experiment/08_compare.ipynb #9897093d
 class _Steps(Callback):
@@ -34,16 +38,12 @@ class _Steps(Callback):
     def __init__(self): self.n = 0
     def after_step(self): self.n += 1
 
-def _start(learn):
-    "A fingerprint of the weights and the split"
-    h = hashlib.sha256()
-    for o in learn.model.state_dict().values(): h.update(o.detach().cpu().contiguous().numpy().tobytes())
-    for ds in (learn.dls.train_ds, learn.dls.valid_ds):
-        items = getattr(ds, 'items', len(ds))
-        h.update((items.to_csv() if hasattr(items, 'to_csv')
-            else repr(list(items)) if hasattr(items, '__iter__')
-            else repr(items)).encode())
-    return h.hexdigest()[:16]
+def _made(make_learner, seed):
+    "The learner of a seed, as each of its arms begins with it"
+    set_seed(seed)
+    learn = make_learner(seed)
+    set_seed(seed)
+    return learn
 
 # %% ../../nbs/experiment/08_compare.ipynb #01946f08
 def _test_dl(learn, test):
@@ -60,15 +60,18 @@ def _test_dl(learn, test):
 def _score(learn, dl, groups=None):
     "Accuracy and loss, of all and of each group"
     preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
-    right = (preds.argmax(1)==targs).float()
+    right = preds.argmax(1)==targs
     items = dl.dataset.items
     if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # a table: its files
     names = [groups(o) for o in items] if groups else [
         learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
-    by = pd.Series(right.numpy()).groupby(pd.Series(names).astype(str)).agg(['mean','size'])
+    by = pd.Series(right.float().numpy()).groupby(pd.Series(names).astype(str)).agg(['mean','size'])
     return dict(
-        n=len(right), accuracy=float(right.mean()), loss=float(losses.mean()),
-        worst=float(by['mean'].min()), worst_n=int(by['size'][by['mean'].idxmin()]), groups=by['mean'].to_dict())
+        images=items_of(dl.dataset), n=len(right), accuracy=float(right.float().mean()), loss=float(losses.mean()),
+        worst=float(by['mean'].min()), worst_n=int(by['size'][by['mean'].idxmin()]), groups=by['mean'].to_dict(),
+        right=np.packbits(right.numpy()).tobytes().hex()) # a bit per image, in their order
+
+def _scores(learn, tests, groups): return {k:_score(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
 
 def run_arm(
     make_learner, # `seed -> Learner`, new and with the same weights and split each time
@@ -80,20 +83,21 @@ def run_arm(
     tests, # Name -> test set
     groups=None, # `item -> name`, of a table: `file -> name`; None: the classes
     measure=None, # `learn -> dict of numbers`, after training
-    file=None # Where the record is kept
+    freeze_epochs:int=1, # Of a learner whose body is frozen, see `head_first`
+    lr_mult:float=100., # See `head_first`
+    file=None, # Where the record is kept
+    keep:bool=False # Keep the weights beside it?
 )->dict: # What came of it
     "Train one arm with one seed, and measure it on every test set"
-    set_seed(seed)
-    learn = make_learner(seed)
-    start,count = _start(learn),_Steps()
+    learn,count,what = _made(make_learner, seed),_Steps(),what_is(arm)
+    start = digest(learner_of(learn))
     learn.add_cb(count)
-    set_seed(seed)
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as told, learn.no_bar(), learn.no_logging():
         warnings.simplefilter('always', ProxyWarning)
-        arm(learn, epochs, lr)
+        arm(learn, epochs, head_first(learn, lr, freeze_epochs, lr_mult))
         seconds = time.perf_counter()-began
-        scores = {k:_score(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
+        scores = _scores(learn, tests, groups)
         more = {} if measure is None else {k:float(v) for k,v in measure(learn).items()}
     for o in told:
         if not issubclass(o.category, ProxyWarning):
@@ -101,13 +105,17 @@ def run_arm(
     steps = getattr(learn, 'proxy_attention', None)
     hist = None if steps is None else steps.history
     rec = dict(
-        arm=name, seed=seed, start=start, steps=count.n, seconds=seconds,
+        arm=name, seed=seed, what=what, start=start, steps=count.n, seconds=seconds,
         proxies=0 if hist is None else int(hist.made.sum()),
         proxy_seconds=0. if hist is None else float(hist.seconds.sum()),
         tests=scores, measures=more,
         notes=sorted({str(o.message) for o in told if issubclass(o.category, ProxyWarning)}))
-    if file is not None: write_whole(file, lambda f: f.write(json.dumps(rec).encode()))
+    if keep: write_whole(_weights(file), lambda f: torch.save(learn.model.state_dict(), f))
+    if file is not None: _write_record(file, rec)
     return rec
+
+def _weights(file): return file.with_suffix('.pth')
+def _write_record(file, rec): write_whole(file, lambda f: f.write(json.dumps(rec).encode()))
 
 # %% ../../nbs/experiment/08_compare.ipynb #f1754c18
 class Comparison:
@@ -143,18 +151,86 @@ class Comparison:
             for o in recs for k,t in o['tests'].items() for g,a in t['groups'].items()])
         return cls(df, baseline, groups=groups, notes=[(o['arm'],t) for o in recs for t in o['notes']])
 
-# %% ../../nbs/experiment/08_compare.ipynb #8292fae0
-def _refuse_other(folder, asked):
-    "A folder holds one comparison"
-    about = folder/'comparison.json'
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise type(e)(f'The folder {folder} cannot be made ({e.strerror}): name another one.') from e
-    if about.exists():
-        was = json.loads(about.read_text(encoding='utf-8'))
-        if diff := [f'{k}={was.get(k)!r} there, {v!r} here' for k,v in asked.items() if was.get(k)!=v]:
-            raise ValueError(f"{folder} holds another comparison ({'; '.join(diff)}): name a new folder.")
-    write_whole(about, lambda f: f.write(json.dumps(asked).encode()))
+# %% ../../nbs/experiment/08_compare.ipynb #5d1c0a77
+class _Records:
+    "The runs of one comparison in a folder, a file each"
+    def __init__(self, folder, make_learner, arms, seeds, tests, groups, measure, fit):
+        self.folder,self.arms,self.seeds,self.tests,self.groups = Path(folder),arms,seeds,tests,groups
+        if len({self.file(a, 0) for a in arms})<len(arms):
+            raise ValueError(f'Two of the arms {", ".join(arms)} would be kept in one file: name them apart.')
+        self.make_learner,self.what = make_learner,{k:what_is(v) for k,v in arms.items()}
+        with keep_rng():
+            learn = _made(make_learner, seeds[0])
+            said = learner_of(learn)
+            self.start,self.images = digest(said),{k:items_of(_test_dl(learn, o).dataset) for k,o in tests.items()}
+        self.hold(dict(fit=fit, learner={k:v for k,v in said.items() if k!='weights'}, versions=versions(),
+            **{k:what_is(v) for k,v in dict(groups=groups, measure=measure).items()}))
 
+    def file(self, arm, seed): return self.folder/(re.sub(r'[^\w()=.-]+', '_', arm)+f'_{seed}.json')
+
+    def hold(self, asked):
+        "A folder holds one comparison"
+        about = self.folder/'comparison.json'
+        try: self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise type(e)(f'The folder {self.folder} cannot be made ({e.strerror}): name another one.') from e
+        if about.exists():
+            was = _read_json(about)
+            if 'learner' not in was:
+                raise ValueError(f'{self.folder} is of an earlier release, whose results do not say what they are of: name a new folder.')
+            refuse_other(f'{self.folder} holds another comparison', was, asked)
+        else: write_whole(about, lambda f: f.write(json.dumps(asked).encode()))
+
+    def read(self, arm, seed):
+        "The record of a run; None: it is not there"
+        if not self.file(arm, seed).exists(): return None
+        rec = _read_json(self.file(arm, seed))
+        refuse_other(f'{self.folder} holds results of another arm under the name {arm!r}', rec['what'], self.what[arm],
+            'Give the new arm another name, or name a new folder.')
+        if seed==self.seeds[0] and rec['start']!=self.start:
+            raise ValueError(f'{self.folder} holds results of a network that began with other weights with seed {seed}: name a new folder.')
+        for k in self.tests.keys() & rec['tests'].keys():
+            refuse_other(f'{self.folder} holds results on another test set under the name {k!r}', rec['tests'][k]['images'], self.images[k],
+                'Give the new test set another name, or name a new folder.')
+        return rec
+
+    def complete(self, arm, seed):
+        "The record of a run with all the test sets; None: it has to be trained. A test set that is new is looked at by weights that are kept"
+        rec = self.read(arm, seed)
+        new = {} if rec is None else {k:o for k,o in self.tests.items() if k not in rec['tests']}
+        if not new: return rec
+        if not (kept := _weights(self.file(arm, seed))).exists(): return None
+        with keep_rng(): learn = _made(self.make_learner, seed)
+        learn.model.load_state_dict(torch.load(kept, map_location='cpu', weights_only=True))
+        learn.model.to(learn.dls.device)
+        with learn.no_bar(), learn.no_logging(): rec['tests'] |= _scores(learn, new, self.groups)
+        _write_record(self.file(arm, seed), rec)
+        return rec
+
+    def there(self):
+        "Records of runs that are done"
+        pairs = [(a,s) for s in self.seeds for a in self.arms]
+        recs = {o:rec for o in pairs if (rec := self.complete(*o)) is not None}
+        if again := [o for o in pairs if o not in recs and self.file(*o).exists()]:
+            warn(f'{len(again)} of {len(pairs)} runs kept no weights, and are trained again for the test sets that are new; '
+                 'with `keep_models=True` they need not be.', ProxyWarning)
+        return recs
+
+    def claim(self, arm, seed, run, keep, wait):
+        "Train, unless another process does at this moment (None) or has done; a process that is killed lets go"
+        file = self.file(arm, seed)
+        lock = FileLock(f'{file}.lock')
+        try: lock.acquire(timeout=-1 if wait else 0)
+        except Timeout: return None
+        try: return self.complete(arm, seed) or run(file=file, keep=keep)
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+def _read_json(file):
+    try: return json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{file} is damaged ({e}): remove it, and what it held is trained again.') from e
+
+# %% ../../nbs/experiment/08_compare.ipynb #8292fae0
 def compare(
     make_learner, # `seed -> Learner`, with the same split each time
     arms=('no proxy','random mask','cutout','shortcut'), # Names of shipped arms, or a dictionary name -> `(learn, epochs, lr)`
@@ -167,10 +243,16 @@ def compare(
     measure=None, # `learn -> dict of numbers`, kept beside the accuracies
     folder=None, # Keep every run here, and go on from there
     n_jobs:int=1, # Processes
-    bar:bool=True # Show a progress bar?
+    bar:bool=True, # Show a progress bar?
+    freeze_epochs:int=1, # Of a learner whose body is frozen: epochs of its head alone, see `head_first`
+    lr_mult:float=100., # Of a learner whose body is frozen: the first layers train at the rate divided by this
+    keep_models:bool=False # Keep the weights of every run in the folder, so that a test set can be added without training again?
 )->Comparison:
-    "Train every arm with every seed on the same split, for the same number of steps"
-    if not isinstance(arms, dict): arms = {o:by_name(o, shipped, 'arm') for o in L(arms)}
+    """Train every arm with every seed on the same split, for the same number of steps
+
+    A folder is gone on with: more seeds, arms and test sets are added to what is there. Results of other images, another network,
+    another fit, other releases of the libraries, or of other code under the name of an arm are refused."""
+    if not isinstance(arms, dict): arms = {o:find_arm(o) for o in L(arms)}
     if baseline not in arms:
         raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, arms)} '
             f'There are: {", ".join(arms)}.')
@@ -179,24 +261,25 @@ def compare(
     if not seeds or len(set(seeds))<len(seeds):
         raise ValueError(f'seeds={seeds} should be a number, or a list of different ones.')
     refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
-    tests = {'valid':lambda learn: learn.dls.valid} if test_dls is None else dict(test_dls)
-    file = lambda a,s: None
-    if folder is not None:
-        _refuse_other(Path(folder), dict(epochs=epochs, lr=lr, baseline=baseline, tests=list(tests)))
-        file = lambda a,s: Path(folder)/(re.sub(r'[^\w()=.-]+', '_', a)+f'_{s}.json')
-        if len({file(a, 0) for a in arms})<len(arms):
-            raise ValueError(f'Two of the arms {", ".join(arms)} would be kept in one file: name them apart.')
-    todo = [(a,s) for s in seeds for a in arms]
-    recs = {(a,s):json.loads(file(a, s).read_text(encoding='utf-8'))
-        for a,s in todo if file(a, s) and file(a, s).exists()}
-    todo = [o for o in todo if o not in recs]
-    runs = Parallel(n_jobs=n_jobs, return_as='generator_unordered')(
-        delayed(run_arm)(make_learner, arms[a], a, s, epochs, lr, tests, groups, measure, file(a, s))
-        for a,s in todo)
-    for rec in progress_bar(runs, total=len(todo), leave=False, display=bar) if todo else ():
-        recs[rec['arm'], rec['seed']] = rec
-        _refuse_unequal(recs, rec['seed'])
-    return Comparison.of([recs[a,s] for a in arms for s in seeds], baseline)
+    if keep_models and folder is None: raise ValueError('keep_models=True keeps weights in the folder of the comparison: name one, `folder=…`.')
+    tests = {'valid':_valid} if test_dls is None else dict(test_dls)
+    fit = dict(epochs=epochs, lr=lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult)
+    records = None if folder is None else _Records(folder, make_learner, arms, seeds, tests, groups, measure, fit)
+    recs = {} if records is None else records.there()
+    runs = {(a,s):partial(run_arm, make_learner, arms[a], a, s, tests=tests, groups=groups, measure=measure, **fit)
+        for s in seeds for a in arms}
+    for wait in (False, True): # what another process is at is waited for in the end
+        todo = [o for o in runs if o not in recs]
+        done = Parallel(n_jobs=n_jobs, return_as='generator_unordered')(
+            delayed(runs[o] if records is None else partial(records.claim, *o, runs[o], keep_models, wait))() for o in todo)
+        for rec in progress_bar(done, total=len(todo), leave=False, display=bar) if todo else ():
+            if rec is None: continue
+            recs[rec['arm'], rec['seed']] = rec
+            _refuse_unequal(recs, rec['seed'])
+    return Comparison.of([_of_tests(recs[a,s], tests) for a in arms for s in seeds], baseline)
+
+def _valid(learn): return learn.dls.valid
+def _of_tests(rec, tests): return rec|dict(tests={k:rec['tests'][k] for k in tests})
 
 @patch(cls_method=True)
 def kept(cls:Comparison,
@@ -374,7 +457,7 @@ def __repr__(self:Comparison): return self.verdict()
 
 # %% ../../nbs/experiment/08_compare.ipynb #8b00efa5
 # fields of `Config`
-left_to_arms = (*(o.name for o in fields(ProxyConfig)), 'folds','find_lr','find_bs','discriminative','wd','prune')
+left_to_arms = (*(o.name for o in fields(ProxyConfig)), 'folds','find_lr','find_bs','prune')
 
 def _test_of(folder, images):
     "A folder of test images as a test set for learners of `images`"
@@ -397,59 +480,61 @@ def _named(said, kind):
         raise ValueError(f'{bad[0]!r} names no {kind}: write name=folder, as in plain=test/plain.')
     return {k:v for k,_,v in pairs}
 
-def _starts(cfg, images, seed):
-    "The learner that every arm of a seed starts from"
-    learn = config_learner(cfg, images, seed=seed)
-    if cfg.fit.fp16 or cfg.fit.fp16 is None and torch.cuda.is_available(): learn.to_fp16()
-    if cfg.model.pretrained and cfg.fit.freeze_epochs:
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(cfg.fit.freeze_epochs, cfg.fit.lr)
-        learn.opt = None
-    if cfg.model.pretrained: learn.unfreeze()
-    return learn
+def _starts(cfg, images, seed): return config_learner(cfg, images, seed=seed)
+
+_usual_arms = 'no proxy,random mask,cutout,shortcut'
 
 def compare_folder(
     path=None, # A folder, a CSV file, or a known data set
-    arms:str='no proxy,random mask,cutout,shortcut', # Names of shipped arms, separated by commas; the first is the baseline
-    seeds:int=5, # How many; the split is the same for all
-    tests:str='', # More test sets, as plain=folder,flipped=folder: folders with a folder of images a class
+    arms:str=None, # Arms, separated by commas, as in "no proxy,shortcut,shortcut(area=0.2)"; the first is the baseline; None: the usual ones
+    seeds:int=None, # How many; the split is the same for all; None: 5
+    tests:str=None, # More test sets, as plain=folder,flipped=folder: folders with a folder of images per class
     out='runs', # Folder of all runs; this one gets a new folder in it
-    resume=None, # Go on with the comparison in this folder; everything else is as it was
+    config=None, # TOML file of a run, to begin with; its recipe and what belongs to it are left to the arms
+    resume=None, # Go on with the comparison in this folder; arms, test sets and seeds (how many in all) may be added
+    keep_models:bool=False, # Keep the weights of every run, so that a test set can be added without training again
     n_jobs:int=1, # Processes
     say=print, # What is told goes here; anything but `print` also turns the bar off
     **settings # Fields of `Config`: `arch`, `epochs`, `lr`, …
 )->Path: # The run folder, with `comparison.csv`, `verdict.txt`, `comparison.png`
     "Compare arms on images"
-    if resume is not None:
-        run = Path(resume)
-        if not (run/'asked.json').is_file():
-            raise FileNotFoundError(f'{run} is not the folder of a comparison that can be gone on with: '
-                'it has no asked.json.')
-        asked,cfg = json.loads((run/'asked.json').read_text(encoding='utf-8')), from_toml(run/'config.toml')
-    else:
-        asked,cfg = (dict(arms=arms, seeds=seeds, tests=tests),
-            changed(Config(), path=None if path is None else str(path), **settings))
     if unused := [k for k,v in settings.items() if k in left_to_arms and v is not None]:
-        raise ValueError(f"A comparison has no use for {', '.join(unused)}: the arms say how each is trained.")
-    names = [o.strip() for o in asked['arms'].split(',') if o.strip()]
-    which,folders = {o:by_name(o, shipped, 'arm') for o in names}, _named(asked['tests'], 'test set')
-    epochs = check_config(changed(cfg, recipe='none'))
+        raise ValueError(f"A comparison has no use for {', '.join(unused)}: the arms say how each is trained, "
+                         'as in --arms "no proxy,shortcut(area=0.2)".')
+    settings,named = dict(settings, path=None if path is None else str(path)),dict(arms=arms, seeds=seeds, tests=tests)
+    if resume is not None and config is not None:
+        raise ValueError('A comparison is gone on with as it was: leave out --config, or --resume.')
+    if resume is not None: asked,cfg = _more(Path(resume), named, settings)
+    else:
+        asked = dict(arms=_usual_arms, seeds=5, tests='')|{k:v for k,v in named.items() if v is not None}
+        cfg = begun_with(config, say, recipe='none', **settings)
+    names,folders = split_arms(asked['arms']),_named(asked['tests'], 'test set')
+    which = {o:find_arm(o) for o in names}
+    epochs = check_config(cfg)
     refuse_count(1, 'each is a run of every arm', seeds=asked['seeds'])
+    refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
     say(to_toml(cfg).partition('[proxy]')[0]+f"Arms: {', '.join(names)}. Seeds: {asked['seeds']}.\n")
     images,_ = look_at(cfg, say)
-    test_dls = {'valid':lambda learn: learn.dls.valid} | {k:_test_of(v, images) for k,v in folders.items()}
+    test_dls = {'valid':_valid} | {k:_test_of(v, images) for k,v in folders.items()}
     if resume is None:
         refuse_inside(out, images.path)
         run = new_run(out, 'compare')
         images.save(run)
         write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
-        write_whole(run/'asked.json', lambda f: f.write(json.dumps(asked).encode()))
-    else: images.load(run)
+    else:
+        run = Path(resume)
+        images.load(run)
     say(f'Run folder: {run}')
+    write_whole(run/'asked.json', lambda f: f.write(json.dumps(asked).encode()))
     try:
         cmp = compare(
-            partial(_starts, cfg, images), which, asked['seeds'], epochs, test_dls, cfg.fit.lr, names[0],
-            folder=run/'records', n_jobs=n_jobs, bar=say is print)
+            partial(_starts, cfg, images), which, asked['seeds'], epochs, test_dls, cfg.fit.lr, names[0], folder=run/'records',
+            n_jobs=n_jobs, bar=say is print, freeze_epochs=cfg.fit.freeze_epochs, lr_mult=cfg.fit.discriminative,
+            keep_models=keep_models)
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Go on with: proxy-compare --resume {run}') from e
+    except Exception:
+        if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # nothing came of it
+        raise
     cmp.df.to_csv(run/'comparison.csv', index=False)
     (run/'verdict.txt').write_text(cmp.verdict()+'\n', encoding='utf-8')
     fig = cmp.plot()[0].figure
@@ -458,6 +543,23 @@ def compare_folder(
     say(f'\nAccuracy, %\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
 
+def _more(run, named, settings):
+    "What a comparison was asked for and, beyond that, what is asked for now; and its configuration"
+    if not (run/'asked.json').is_file():
+        raise FileNotFoundError(f'{run} is not the folder of a comparison that can be gone on with: it has no asked.json.')
+    asked,cfg = _read_json(run/'asked.json'),from_toml(run/'config.toml')
+    was,now = all_settings(cfg),all_settings(changed(cfg, **settings))
+    if other := [f'{k}={was[k]!r} there, {now[k]!r} here' for k in was if was[k]!=now[k]]:
+        raise ValueError(f"--resume goes on with {run} as it was ({'; '.join(other)}). Arms, seeds and test sets can be added to it; "
+                         f'for anything else begin another comparison, with --config {run/"config.toml"}.')
+    if named['seeds'] is not None and named['seeds']<asked['seeds']:
+        raise ValueError(f"{run} has {asked['seeds']} seeds, and seeds={named['seeds']} would take some away: name more, or leave it out.")
+    there,more = _named(asked['tests'], 'test set'),_named(named['tests'] or '', 'test set')
+    if twice := [k for k in more if k in there and more[k]!=there[k]]:
+        raise ValueError(f'{run} has a test set {twice[0]!r} already, {there[twice[0]]}: give the new one another name.')
+    arms = dict.fromkeys([*split_arms(asked['arms']), *split_arms(named['arms'] or '')])
+    return dict(arms=','.join(arms), seeds=named['seeds'] or asked['seeds'], tests=','.join(f'{k}={v}' for k,v in (there|more).items())),cfg
+
 # %% ../../nbs/experiment/08_compare.ipynb #57fee002
 def summary_of(
     run # A folder that `compare_folder` made
@@ -465,5 +567,5 @@ def summary_of(
     "What a comparison came to, as plain data"
     asked = json.loads((Path(run)/'asked.json').read_text(encoding='utf-8'))
     df = pd.read_csv(Path(run)/'comparison.csv', dtype=dict(worst_group=str), keep_default_na=False, na_values=[''])
-    s = Comparison(df, asked['arms'].split(',')[0].strip()).stats()
+    s = Comparison(df, split_arms(asked['arms'])[0]).stats()
     return dict(run=str(run), stats=json.loads(s.to_json(orient='records')))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['digest', 'differs', 'refuse_other', 'weights_digest', 'what_is', 'items_of', 'data_of', 'learner_of', 'versions']
 
-# %% ../../nbs/experiment/02_identity.ipynb #c4780ab2
+# %% ../../nbs/experiment/02_identity.ipynb #642601ce
 import dis, hashlib, json, os, re, sys
 from functools import partial, singledispatchmethod
 from importlib import metadata
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import *
 from ..data.loaders import files_of, has_items, plain_dl
 
-# %% ../../nbs/experiment/02_identity.ipynb #8f47af95
+# %% ../../nbs/experiment/02_identity.ipynb #8d0af611
 def digest(
     what # Plain data: texts, numbers, lists, dictionaries
 )->str: # 16 hexadecimal digits
@@ -49,7 +49,7 @@ def refuse_other(
         none = lambda o: 'absent' if o is None or o==[] else str(o)[:200]
         raise ValueError(f'{what}. {at[:1].upper()+at[1:]}: {none(a)} there, {none(b)} here. {then}')
 
-# %% ../../nbs/experiment/02_identity.ipynb #0a20167d
+# %% ../../nbs/experiment/02_identity.ipynb #46c12454
 def _no_address(o): return re.sub(r' at 0x[0-9a-f]+', '', str(o))
 def _sha(*parts): # of bytes
     h = hashlib.sha256()
@@ -86,7 +86,8 @@ class _Teller:
     def tell(self, o):
         if callable(getattr(type(o), 'identity', None)): return self(o.identity())
         if not hasattr(o, '__dict__'): return dict(a=_name(type(o)), said=_no_address(repr(o)))
-        return dict(a=self(type(o)), **{k:self(v) for k,v in sorted(vars(o).items()) if not k.startswith('__')})
+        state = o.state_dict() if hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict') else () # what it has met, not what it is
+        return dict(a=self(type(o)), **{k:self(v) for k,v in sorted(vars(o).items()) if not k.startswith('__') and k not in state})
     @tell.register(int)
     @tell.register(float)
     @tell.register(str)
@@ -167,7 +168,7 @@ def what_is(
     "Plain data that says what an object is and does"
     return _Teller()(o)
 
-# %% ../../nbs/experiment/02_identity.ipynb #ae408762
+# %% ../../nbs/experiment/02_identity.ipynb #e7f2c06a
 def _labels_of(ds):
     "The label of each item, as text; none where the data set does not say"
     return [str(o) for o in ds.tls[-1]] if has_items(ds) and hasattr(ds, 'tls') and len(ds.tls)>1 else []
@@ -214,7 +215,7 @@ def learner_of(
         optimizer=what_is(learn.opt_func), **data_of(learn.dls),
         callbacks={o.name:_callback(o) for o in learn.cbs if type(o).__name__ not in _no_matter})
 
-# %% ../../nbs/experiment/02_identity.ipynb #3933192b
+# %% ../../nbs/experiment/02_identity.ipynb #03ae725d
 _releases = ('proxy_attention','torch','torchvision','fastai','timm')
 
 def versions()->dict:

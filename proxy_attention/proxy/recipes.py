@@ -338,6 +338,10 @@ class IfCarried:
         self.asked = epoch
         return self.ask(learn) or False
 
+    def identity(self):
+        "What it does, without what it has been told"
+        return dict(when=self.when, n=self.n, kinds=self.kinds, objects=self.objects)
+
     def state_dict(self):
         "What a checkpoint keeps of it"
         return dict(asked=self.asked, answer=self.answer)

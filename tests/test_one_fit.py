@@ -1,0 +1,181 @@
+"What is compared is what is trained: the command, an arm, `fit_proxy` and a trial of a sweep end with the same bits"
+import json, shutil, warnings
+from functools import partial
+import pytest, torch
+from fastai.callback.core import Callback
+from proxy_attention.core import ProxyWarning
+from proxy_attention.data.digits import digits
+from proxy_attention.experiment.arms import *
+from proxy_attention.experiment.checkpoint import read_checkpoint
+from proxy_attention.experiment.compare import compare, compare_folder, run_arm
+from proxy_attention.experiment.config import Config, changed, from_toml
+from proxy_attention.experiment.identity import what_is
+from proxy_attention.experiment.train import check_config, config_learner, images_of, train_folder
+from proxy_attention.proxy.callback import ProxyAttention
+from proxy_attention.proxy.recipes import head_first, one_probe_epoch, recipes
+import proxy_attention.experiment.train as train_module
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory): return digits(tmp_path_factory.mktemp('d')/'digits', n=80)
+
+small = dict(arch='test_resnet', pretrained=False, size=32, bs=16, workers=0, augment='flips', epochs=3, lr=4e-3, seed=3)
+quietly = lambda *o: None
+
+@pytest.fixture(autouse=True)
+def no_words():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ProxyWarning)
+        yield
+
+def command(path, tmp_path, **settings):
+    "Weights that `proxy-train` ends with"
+    run = train_folder(path, tmp_path/'runs', say=quietly, **(small|settings))
+    return read_checkpoint(run/'checkpoints'/'last.pth')['model']
+
+def arm(path, name, arms=None, **settings):
+    "Weights that a comparison ends with"
+    cfg,kept = changed(Config(), path=str(path), **(small|settings)),{}
+    images = images_of(cfg)
+    run_arm(lambda seed: config_learner(cfg, images, seed=seed), find_arm(name), name, 3, check_config(cfg), cfg.fit.lr, {},
+            measure=lambda learn: kept.update(learn.model.state_dict()) or {}, freeze_epochs=cfg.fit.freeze_epochs, lr_mult=cfg.fit.discriminative)
+    return kept
+
+def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.mark.parametrize('recipe,name', [
+    ('none','no proxy'), *((o,o) for o in ('default','shortcut','masktune','rehearsed')), (dict(recipe='shortcut', area=.2),'shortcut(area=0.2)'),
+    (dict(recipe='default', steps='1,p,2', fill='zero'),'default(steps=[1,"p",2],fill=zero)')])
+def test_the_command_and_the_arm(path, tmp_path, recipe, name):
+    settings = recipe if isinstance(recipe, dict) else dict(recipe=recipe)
+    assert same(command(path, tmp_path, **settings), arm(path, name))
+
+def freezes(monkeypatch):
+    "Pretrained weights cannot be had here: the first weights stand for them, with the body frozen"
+    usual = train_module.arch_learner
+    def made(make_dls, arch, size, pretrained):
+        learn = usual(make_dls, arch, size, False)
+        if pretrained: learn.freeze()
+        return learn
+    monkeypatch.setattr(train_module, 'arch_learner', made)
+
+class Phases(Callback):
+    "Of each fit: epochs, the largest rates of the first and the last layers, and whether the body was frozen"
+    def before_fit(self): self.fits = [*getattr(self, 'fits', []), [self.n_epoch, 0., 0., self.opt.frozen_idx>0]]
+    def after_step(self):
+        for i,h in ((1,self.opt.hypers[0]),(2,self.opt.hypers[-1])): self.fits[-1][i] = max(self.fits[-1][i], h['lr'])
+
+@pytest.mark.parametrize('recipe,name', [('none','no proxy'), ('shortcut','shortcut'), ('masktune','masktune')])
+def test_a_pretrained_body(path, tmp_path, monkeypatch, recipe, name):
+    freezes(monkeypatch)
+    kw = dict(pretrained=True, freeze_epochs=2, discriminative=10.)
+    assert same(command(path, tmp_path, recipe=recipe, **kw), arm(path, name, **kw))
+
+def test_a_pretrained_body_has_the_phases_of_fine_tune(path, monkeypatch):
+    freezes(monkeypatch)
+    cfg = changed(Config(), path=str(path), **small|dict(pretrained=True))
+    learn = config_learner(cfg, images_of(cfg), seed=3).add_cb(Phases())
+    with learn.no_bar(), learn.no_logging(): fit_plain(learn, 3, head_first(learn, 4e-3))
+    theirs = config_learner(cfg, images_of(cfg), seed=3).add_cb(Phases())
+    with theirs.no_bar(), theirs.no_logging(): theirs.fine_tune(3, 8e-3)
+    ours,theirs = learn.phases.fits,theirs.phases.fits
+    assert ours[0]==theirs[0] and ours[0][3] and not ours[1][3]
+    assert ours[1]==pytest.approx(theirs[1], rel=.02)
+
+def test_fine_tune_proxy_is_the_command(path, tmp_path, monkeypatch):
+    freezes(monkeypatch)
+    theirs = command(path, tmp_path, recipe='rehearsed', pretrained=True)
+    cfg = changed(Config(), path=str(path), **small|dict(pretrained=True))
+    learn = config_learner(cfg, images_of(cfg), seed=3)
+    torch.manual_seed(0)
+    train_module.set_seed(3)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune_proxy(3, 8e-3)
+    assert same(theirs, learn.model.state_dict())
+
+@pytest.mark.parametrize('name', ['shortcut','late','masktune','rehearsed'])
+def test_fit_proxy_is_the_arm(path, name):
+    cfg = changed(Config(), path=str(path), **small)
+    learn = config_learner(cfg, images_of(cfg), seed=3)
+    train_module.set_seed(3)
+    learn.add_cb(recipes[name]())
+    with learn.no_bar(), learn.no_logging(): learn.fit_proxy(3, 4e-3)
+    assert same(arm(path, name), learn.model.state_dict())
+
+def test_weight_decay_is_that_of_the_configuration(path, tmp_path):
+    a,b = (command(path, tmp_path, recipe='none', wd=o) for o in (None,.5))
+    assert not same(a, b) and same(b, arm(path, 'no proxy', wd=.5))
+
+@pytest.mark.parametrize('said,there', [
+    ('no proxy,late', ['no proxy','late']), ('shortcut(area=0.2,fill=zero), late', ['shortcut(area=0.2,fill=zero)','late']), ('', []),
+    ('default(steps=(1,"p",2),p=.5),late', ['default(steps=(1,"p",2),p=.5)','late']), ('a(b=1,c=(1,2)),d', ['a(b=1,c=(1,2))','d'])])
+def test_arms_are_parted_by_commas_outside_of_brackets(said, there): assert split_arms(said)==there
+
+def test_an_arm_with_settings():
+    assert what_is(find_arm('shortcut(area=0.2,fill=zero,clear=true)'))==what_is(with_proxies('shortcut', area=.2, fill='zero', clear=True))
+    assert what_is(find_arm('shortcut'))==what_is(with_proxies('shortcut'))
+    for text,says in (('shortcut(area)', 'is no arm'), ('shortcut(area=.2', 'is no arm'), ('shortcuts(area=.2)', "did you mean 'shortcut'"),
+                      ('late(are=.2)', "did you mean 'area'"), ('nothing', 'arm')):
+        with pytest.raises((ValueError,TypeError), match=says): find_arm(text)
+
+# A comparison of a folder
+
+def compared(path, tmp_path, *args, **kwargs): return compare_folder(path, *args, out=tmp_path/'runs', say=quietly, **(small|dict(epochs=2)|kwargs))
+
+@pytest.fixture(scope='module')
+def done(path, tmp_path_factory):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return compared(path, tmp_path_factory.mktemp('c'), 'no proxy,late', 1)
+
+def test_more_seeds_and_arms(path, done, tmp_path):
+    run = shutil.copytree(done, tmp_path/'run')
+    old = {f.name:f.read_bytes() for f in (run/'records').glob('*_*.json')}
+    assert compare_folder(arms='cutout', seeds=2, resume=run, say=quietly)==run
+    new = {f.name:f.read_bytes() for f in (run/'records').glob('*_*.json')}
+    assert len(old)==2 and len(new)==6 and {k:new[k] for k in old}==old
+    assert json.loads((run/'asked.json').read_text())==dict(arms='no proxy,late,cutout', seeds=2, tests='')
+    assert 'cutout' in (run/'verdict.txt').read_text()
+
+def test_more_test_sets(path, done, tmp_path):
+    run = shutil.copytree(done, tmp_path/'run')
+    compare_folder(tests=f'flipped={path/"flipped"}', resume=run, say=quietly)
+    assert set(json.loads((run/'records'/'late_0.json').read_text())['tests'])=={'valid','flipped'}
+
+@pytest.mark.parametrize('kw,says', [
+    (dict(epochs=5), 'as it was .epochs=2 there, 5 here.. Arms, seeds and test sets can be added'), (dict(lr=1e-3), 'lr=0.004 there'),
+    (dict(path='digits2'), 'path='), (dict(config='x.toml'), 'leave out --config, or --resume'), (dict(arch='resnet18'), 'arch='),
+    (dict(recipe='late'), 'has no use for recipe'), (dict(prune=.5), 'has no use for prune'), (dict(arms='nothing'), 'arm')])
+def test_resume_refuses_what_would_be_another_comparison(done, tmp_path, kw, says):
+    run = shutil.copytree(done, tmp_path/'run')
+    before = {f:f.read_bytes() for f in run.rglob('*') if f.is_file()}
+    with pytest.raises((ValueError,FileNotFoundError), match=says): compare_folder(resume=run, say=quietly, **kw)
+    assert {f:f.read_bytes() for f in run.rglob('*') if f.is_file()}==before
+
+def test_fewer_seeds_are_refused(done, path, tmp_path):
+    run = shutil.copytree(done, tmp_path/'run')
+    compare_folder(seeds=2, resume=run, say=quietly)
+    with pytest.raises(ValueError, match='has 2 seeds, and seeds=1 would take some away'): compare_folder(seeds=1, resume=run, say=quietly)
+
+def test_other_images_are_refused(path, tmp_path):
+    mine = shutil.copytree(path, tmp_path/'mine')
+    run = compared(mine, tmp_path, 'no proxy', 1)
+    f = next((mine/'train').rglob('*.png'))
+    f.write_bytes(next((mine/'train').rglob('1*.png')).read_bytes()+b' ')
+    with pytest.raises(ValueError, match='holds another comparison. Learner, training images, digest'): compare_folder(seeds=2, resume=run, say=quietly)
+
+def test_from_the_configuration_of_a_run(path, tmp_path):
+    "Its recipe is left to the arms, its length is kept"
+    run = train_folder(path, tmp_path/'runs', say=quietly, **small|dict(epochs=None, steps='1,p,2', recipe='late'))
+    made = compare_folder(arms='no proxy', seeds=1, config=run/'config.toml', out=tmp_path/'runs', say=quietly)
+    cfg = from_toml(made/'config.toml')
+    assert (cfg.proxy.recipe,cfg.proxy.steps,cfg.fit.epochs,cfg.data.size)==('none',None,3,32)
+
+@pytest.mark.parametrize('kw', [dict(epochs=1), dict(seeds=0), dict(arms='nothing'), dict(tests='a'), dict(tests='a=nowhere')])
+def test_what_is_refused_leaves_no_folder(path, tmp_path, kw):
+    with pytest.raises((ValueError,FileNotFoundError)): compared(path, tmp_path, **kw)
+    assert not (tmp_path/'runs').exists() or not list((tmp_path/'runs').iterdir())
+
+def test_a_failed_start_leaves_no_folder(path, tmp_path, monkeypatch):
+    def fails(*args, **kwargs): raise RuntimeError('no memory')
+    monkeypatch.setattr(train_module, 'arch_learner', fails)
+    with pytest.raises(RuntimeError): compared(path, tmp_path, 'no proxy', 1)
+    assert not list((tmp_path/'runs').iterdir())
