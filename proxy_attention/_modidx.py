@@ -943,6 +943,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'proxy_attention/experiment/compare.py'),
                                                     'proxy_attention.experiment.compare.Comparison._by_image': ( 'experiment/compare.html#comparison._by_image',
                                                                                                                  'proxy_attention/experiment/compare.py'),
+                                                    'proxy_attention.experiment.compare.Comparison._difference': ( 'experiment/compare.html#comparison._difference',
+                                                                                                                   'proxy_attention/experiment/compare.py'),
                                                     'proxy_attention.experiment.compare.Comparison._how': ( 'experiment/compare.html#comparison._how',
                                                                                                             'proxy_attention/experiment/compare.py'),
                                                     'proxy_attention.experiment.compare.Comparison._lowest': ( 'experiment/compare.html#comparison._lowest',

@@ -322,12 +322,12 @@ def _which(low):
     names = low.test.where(low.group.isna(), [f'{str(g)!r} of {t}' for g,t in zip(low.group, low.test)])
     k,of = low.assign(name=names).groupby('name', sort=False).seed.nunique(),low.seed.nunique()
     top = list(k[k==k.max()].index)
-    more = [f'{len(top)-3} more'] if len(top)>4 else top[3:]
     n = low.get('worst_n', pd.Series(dtype=float)).min()
     notes = []
     if k.max()<of: notes.append(f'{k.max()} of {of} seeds'+(' each' if len(top)>1 else ''))
     if n<_small: notes.append(f'only {n:.0f} images')
-    return ' or '.join(top[:3]+more) + (f' ({", ".join(notes)})' if notes else '')
+    named = top if len(top)<4 else [*top[:2], f'{len(top)-2} more']
+    return ' or '.join(named) + (f' ({", ".join(notes)})' if notes else '')
 
 @patch
 def _by_image(self:Comparison, arm, test, seeds):
@@ -337,23 +337,25 @@ def _by_image(self:Comparison, arm, test, seeds):
     return [np.stack(o) for o in both]
 
 @patch
-def _of_test(self:Comparison, test, wide, metric, image, limit):
+def _difference(self:Comparison, arm, test, wide, metric, image, limit):
+    "An arm minus the baseline on one test set: over seeds, and over images where they are known"
+    diff = (wide[arm]-wide[self.baseline]).dropna()
+    both = self._by_image(arm, test, diff.index) if metric=='accuracy' else None
+    more = bootstrap(*both, self.level) if both else dict(lo=np.nan, hi=np.nan, p=0.)
+    t = paired(diff, self.level, image, limit)
+    return {k:t[k] for k in ('diff','lo','hi')} | dict(
+        lo_images=more['lo'], hi_images=more['hi'], p=np.maximum(t['p'], more['p'])), len(diff)
+
+@patch
+def _of_test(self:Comparison, test, wide, *args):
     "A row for each arm on one test set"
-    found = {}
-    for arm in self.arms:
-        diff = (wide[arm]-wide[self.baseline]).dropna()
-        both = self._by_image(arm, test, diff.index) if metric=='accuracy' else None
-        more = bootstrap(*both, self.level) if both else dict(lo=np.nan, hi=np.nan, p=0.)
-        t = paired(diff, self.level, image, limit)
-        found[arm] = dict(
-            arm=arm, test=test, n=int(wide[arm].notna().sum()), mean=wide[arm].mean(), sd=wide[arm].std(), diff=t['diff'],
-            lo=t['lo'], hi=t['hi'], lo_images=more['lo'], hi_images=more['hi'], p=np.maximum(t['p'], more['p']), seeds=len(diff))
-    s = pd.DataFrame(found.values())
-    other = s.arm!=self.baseline
-    s.loc[~other, ['diff','lo','hi','lo_images','hi_images','p']] = np.nan
-    s['p_holm'] = holm(s.p)
-    s['verdict'] = [_says(r.seeds, r['diff'], r.p_holm, self.level) if o else None for o,(_,r) in zip(other, s.iterrows())]
-    return s.drop(columns='seeds')
+    found = {a:self._difference(a, test, wide, *args) for a in self.arms if a!=self.baseline}
+    for (o,n),p in zip(found.values(), holm([o['p'] for o,_ in found.values()])):
+        o.update(p_holm=p, verdict=_says(n, o['diff'], p, self.level))
+    about = lambda v: dict(n=int(v.notna().sum()), mean=v.mean(), sd=v.std())
+    return [dict(arm=a, test=test) | about(wide[a]) | (found[a][0] if a in found else {}) for a in self.arms]
+
+_columns = 'arm test n mean sd diff lo hi lo_images hi_images p p_holm verdict'.split()
 
 @patch
 def stats(self:Comparison,
@@ -373,7 +375,8 @@ def stats(self:Comparison,
         one = low.drop_duplicates(['seed','arm'])
         rows.append(('worst group', one.pivot(index='seed', columns='arm', values='worst'), _image(one, 'worst')))
     limit = 1. if metric in ('accuracy','worst') else np.inf
-    s = pd.concat([self._of_test(test, v.reindex(columns=self.arms), metric, image, limit) for test,v,image in rows], ignore_index=True)
+    s = pd.DataFrame([o for test,v,image in rows
+        for o in self._of_test(test, v.reindex(columns=self.arms), metric, image, limit)], columns=_columns)
     if metric=='accuracy':
         s['which'] = [_which(low[low.arm==a]) if t=='worst group' and (low.arm==a).any() else None for a,t in zip(s.arm, s.test)]
     return s
@@ -452,12 +455,12 @@ def _how(self:Comparison, s):
     "What the numbers of a verdict are"
     n,k = self.df.seed.nunique(),len(self.arms)-1
     if n<2: return f"One seed: differences to '{self.baseline}', and no verdict."
-    over = 'seeds and test images' if s.lo_images.notna().any() else 'seeds'
-    if s.lo_images.notna().any() and s.lo_images.isna()[s.arm!=self.baseline].any():
-        over += ' (where single images are not known, over seeds)'
+    known = s[s.arm!=self.baseline].groupby('test', sort=False).lo_images.agg(lambda o: o.notna().all())
+    over = 'seeds and test images' if known.any() else 'seeds'
+    if known.any() and not known.all(): over += f" ({', '.join(known[~known].index)}: over seeds)"
     said = f"{n} seeds, {self.level:.0%} intervals of the paired difference to '{self.baseline}' over {over}."
     if n<_fewest: return said+f' With fewer than {_fewest} seeds the numbers are given without a verdict.'
-    return said+(f" 'Helps' and 'harms' are corrected for {k} arms (Holm)." if k>1 else '')
+    return said+(f' An arm helps or harms where p < {1-self.level:.2g}, corrected for {k} arms (Holm).' if k>1 else '')
 
 @patch
 def _say(self:Comparison, r):
@@ -594,6 +597,6 @@ def summary_of(
 )->dict: # run; `stats`, a row each
     "What a comparison came to, as plain data"
     asked = json.loads((Path(run)/'asked.json').read_text(encoding='utf-8'))
-    df = pd.read_csv(Path(run)/'comparison.csv', dtype=dict(worst_group=str), keep_default_na=False, na_values=[''])
-    s = Comparison(df, asked['arms'].split(',')[0].strip()).stats()
+    arms = [o.strip() for o in asked['arms'].split(',') if o.strip()]
+    s = Comparison.kept(Path(run)/'records', arms, arms[0]).stats()
     return dict(run=str(run), stats=json.loads(s.to_json(orient='records')))
