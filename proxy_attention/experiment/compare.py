@@ -129,6 +129,8 @@ class Comparison:
         if baseline not in self.arms:
             raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, self.arms)} '
                 f'There are: {", ".join(self.arms)}.')
+        if 'worst group' in self.tests:
+            raise ValueError("No test set can be called 'worst group', as that is what the lowest group of all is called: rename it.")
         if (twice := df[df.duplicated(['arm','seed','test'])])[:1].size:
             a,s,t = twice.iloc[0][['arm','seed','test']]
             raise ValueError(f'The table has two rows for {a!r} with seed {s} on {t!r}: leave the one that counts.')
@@ -294,11 +296,26 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     values,counts = np.unique(diff.sum(0), return_counts=True) # images that are alike to all seeds are drawn as one kind
     means = rng.multinomial(images, counts/images, times)@values/(seeds*images)
-    spread = max(diff.mean(1).std(ddof=1), 1/images)
-    means += spread/seeds**.5*rng.standard_t(seeds-1, times)
+    return _and_seeds(means, diff.mean(1), 1/images, level, rng)
+
+def _and_seeds(means, diff, image, level, rng):
+    "Between what limits mean differences lie that were drawn over images, once seeds are drawn, too"
+    n,times = len(diff),len(means)
+    means = means+max(diff.std(ddof=1), image)/n**.5*rng.standard_t(n-1, times)
     lo,hi = np.clip(np.quantile(means, [.5-level/2, .5+level/2]), -1, 1)
     beyond = min((means<=0).sum(), (means>=0).sum())
     return dict(lo=float(lo), hi=float(hi), p=float(min(1, 2*(beyond+1)/(times+1))))
+
+def _of_groups(mine, base, n, level, times=9999, seed=0):
+    """As `bootstrap`, of the accuracy that a group of n images has with each seed, of an arm and of the baseline
+
+    Which images are in a group is not kept, so its accuracy is drawn as that of n images (after Jeffreys, so that none right is not
+    certain, either), and apart for the two arms. That is careful: where it is the same group, the same images tell of both."""
+    if len(mine)<2: return dict(lo=np.nan, hi=np.nan, p=np.nan)
+    rng,diff = np.random.default_rng(seed),mine-base
+    one = lambda v, n: rng.beta(n*v.mean()+.5, n*(1-v.mean())+.5, times)
+    drawn = one(mine, n[0])-one(base, n[1])
+    return _and_seeds(drawn-drawn.mean()+diff.mean(), diff, 1/min(n), level, rng)
 
 # %% ../../nbs/experiment/08_compare.ipynb #3f1c8a25
 _small = 20 # Images: a group of fewer is told of
@@ -306,8 +323,13 @@ _small = 20 # Images: a group of fewer is told of
 def _image(df, metric):
     "What one image is of an accuracy; 0 where that is not known, or it is none"
     if metric not in ('accuracy','worst') or 'n' not in df: return 0.
-    n = df.worst_n.fillna(df.n) if metric=='worst' and 'worst_n' in df else df.n
+    n = _worst_n(df) if metric=='worst' else df.n
     return 0. if n.isna().all() else 1/n.min()
+
+def _worst_n(df):
+    "How many images the worst group has, or, where that is not known, the test set"
+    n = df.get('n', pd.Series(np.nan, df.index))
+    return df.worst_n.fillna(n) if 'worst_n' in df else n
 
 @patch
 def _lowest(self:Comparison):
@@ -322,7 +344,7 @@ def _which(low):
     names = low.test.where(low.group.isna(), [f'{str(g)!r} of {t}' for g,t in zip(low.group, low.test)])
     k,of = low.assign(name=names).groupby('name', sort=False).seed.nunique(),low.seed.nunique()
     top = list(k[k==k.max()].index)
-    n = low.get('worst_n', pd.Series(dtype=float)).min()
+    n = _worst_n(low).min()
     notes = []
     if k.max()<of: notes.append(f'{k.max()} of {of} seeds'+(' each' if len(top)>1 else ''))
     if n<_small: notes.append(f'only {n:.0f} images')
@@ -337,12 +359,21 @@ def _by_image(self:Comparison, arm, test, seeds):
     return [np.stack(o) for o in both]
 
 @patch
-def _difference(self:Comparison, arm, test, wide, metric, image, limit):
+def _over_images(self:Comparison, arm, test, both, low):
+    "What `bootstrap` says of an arm and the baseline, seed by seed in `both`; None where single images are not known"
+    known = [self._by_image(arm, o, both.index) for o in (self.tests if test=='worst group' else [test])]
+    if any(o is None for o in known): return None
+    if test!='worst group': return bootstrap(*known[0], self.level)
+    n = _worst_n(low).groupby(low.arm).min()[[arm,self.baseline]]
+    return None if n.isna().any() else _of_groups(*both[[arm,self.baseline]].to_numpy().T, n.tolist(), self.level)
+
+@patch
+def _difference(self:Comparison, arm, test, wide, low, image, limit):
     "An arm minus the baseline on one test set: over seeds, and over images where they are known"
-    diff = (wide[arm]-wide[self.baseline]).dropna()
-    both = self._by_image(arm, test, diff.index) if metric=='accuracy' else None
-    more = bootstrap(*both, self.level) if both else dict(lo=np.nan, hi=np.nan, p=0.)
+    both = wide[[arm,self.baseline]].dropna()
+    diff = both[arm]-both[self.baseline]
     t = paired(diff, self.level, image, limit)
+    more = (None if low is None else self._over_images(arm, test, both, low)) or dict(lo=np.nan, hi=np.nan, p=0.)
     return {k:t[k] for k in ('diff','lo','hi')} | dict(
         lo_images=more['lo'], hi_images=more['hi'], p=np.maximum(t['p'], more['p'])), len(diff)
 
@@ -365,18 +396,19 @@ def stats(self:Comparison,
 
     `lo` and `hi` are of `paired`, over seeds; `lo_images` and `hi_images` of `bootstrap`, over seeds and images, where every run says
     which images were right. An arm helps or harms if both leave zero out: `p` is the larger of the two, and `p_holm` that of `holm`
-    over the arms of a test set. The worst group is compared over seeds alone."""
+    over the arms of a test set."""
     df = self.df
     if metric not in df: raise ValueError(f'A comparison has no column {metric!r}{nearest(metric, df.columns)}')
     wide = df.pivot(index='seed', columns=['test','arm'], values=metric)
     rows = [(o, wide[o], _image(df[df.test==o], metric)) for o in self.tests]
+    one = None # a row of the worst group for each seed and arm
     if metric=='accuracy':
         low = self._lowest()
         one = low.drop_duplicates(['seed','arm'])
         rows.append(('worst group', one.pivot(index='seed', columns='arm', values='worst'), _image(one, 'worst')))
     limit = 1. if metric in ('accuracy','worst') else np.inf
     s = pd.DataFrame([o for test,v,image in rows
-        for o in self._of_test(test, v.reindex(columns=self.arms), metric, image, limit)], columns=_columns)
+        for o in self._of_test(test, v.reindex(columns=self.arms), one, image, limit)], columns=_columns)
     if metric=='accuracy':
         s['which'] = [_which(low[low.arm==a]) if t=='worst group' and (low.arm==a).any() else None for a,t in zip(s.arm, s.test)]
     return s
