@@ -117,6 +117,13 @@ def test_the_bootstrap_covers(how):
     assert out<=.07, out
     assert abs(out-np.mean([o['p']<.05 for o in found]))<.02 # interval and p say the same
 
+def test_none_right_of_few_images_is_not_certain():
+    "Of a worst group with none of 20 images right, in both arms and with every seed"
+    none = np.tile(np.arange(40)>19, (5,1))
+    cmp = by_image({(a,t):o for a in ('no proxy','x') for t,o in (('plain',none[:,20:]),('flipped',none[:,:20]))})
+    row = cmp.stats().query("arm=='x' and test=='worst group'").iloc[0]
+    assert row.hi_images>.08>row.hi>0>row.lo>-.08>row.lo_images and row.verdict=='no effect shown'
+
 @pytest.mark.parametrize('how', ['seeds','images'])
 def test_the_bootstrap_covers_a_gain(how):
     "The true difference is that over many images and seeds"

@@ -314,8 +314,7 @@ def _of_groups(mine, base, n, level, times=9999, seed=0):
     if len(mine)<2: return dict(lo=np.nan, hi=np.nan, p=np.nan)
     rng,diff = np.random.default_rng(seed),mine-base
     one = lambda v, n: rng.beta(n*v.mean()+.5, n*(1-v.mean())+.5, times)
-    drawn = one(mine, n[0])-one(base, n[1])
-    return _and_seeds(drawn-drawn.mean()+diff.mean(), diff, 1/min(n), level, rng)
+    return _and_seeds(one(mine, n[0])-one(base, n[1]), diff, 1/min(n), level, rng)
 
 # %% ../../nbs/experiment/08_compare.ipynb #3f1c8a25
 _small = 20 # Images: a group of fewer is told of
