@@ -267,6 +267,19 @@ def test_a_damaged_record_is_told(right, bad):
     with pytest.raises(ValueError, match=f"record of 'no proxy' with seed 3 is damaged: .* 'plain' does not agree.* Remove it"):
         Comparison.of(recs, 'no proxy')
 
+def test_a_summary_says_what_the_verdict_says(tmp_path):
+    "Five seeds agree on images that need not be like others"
+    alike = {('no proxy',s,'plain'):np.arange(60)<40 for s in range(5)}
+    recs = records(alike|{('x',s,'plain'):np.r_[np.arange(40)>=5, np.arange(20)<12] for s in range(5)})
+    (tmp_path/'records').mkdir()
+    for o in recs: (tmp_path/'records'/f"{o['arm'].replace(' ', '_')}_{o['seed']}.json").write_text(json.dumps(o))
+    (tmp_path/'asked.json').write_text(json.dumps(dict(arms='no proxy, x', seeds=5, tests='')))
+    cmp = Comparison.of(recs, 'no proxy')
+    cmp.df.to_csv(tmp_path/'comparison.csv', index=False)
+    said = {(o['arm'],o['test']):o['verdict'] for o in json.loads(json.dumps(summary_of(tmp_path)))['stats']}
+    assert said['x','plain']=='no effect shown' and 'no effect shown on plain' in cmp.verdict()
+    assert 'helps on plain' in Comparison(cmp.df).verdict() # the table alone does not know
+
 # ---- the worst group
 
 def worst_of(lows, n=60, arms=('no proxy','x')):
