@@ -108,11 +108,11 @@ def test_the_worst_group_is_named():
     where = {('no proxy',s,'flipped'):'dog' for s in range(5)}|{('x',s,'plain'):'owl' for s in range(4)}|{('x',4,'flipped'):'cat'}
     cmp = grouped(where)
     s = cmp.stats().set_index(['test','arm'])
-    assert s.loc[('worst group','no proxy'),'which']=='dog of flipped'
-    assert s.loc[('worst group','x'),'which']=='owl of plain (4 of 5 seeds)'
+    assert s.loc[('worst group','no proxy'),'which']=="'dog' of flipped"
+    assert s.loc[('worst group','x'),'which']=="'owl' of plain (4 of 5 seeds)"
     assert pd.isna(s.loc[('plain','x'),'which'])
     for t in (cmp.table().to_string(), cmp.table(diff=False).to_string(), cmp.verdict()):
-        assert 'dog of flipped' in t and 'owl of plain (4 of 5 seeds)' in t
+        assert "'dog' of flipped" in t and "'owl' of plain (4 of 5 seeds)" in t
     bare = Comparison(cmp.df.drop(columns='worst_group'))
     assert bare.stats().query("test=='worst group'").which.tolist()==['flipped','plain (4 of 5 seeds)']
 

@@ -105,7 +105,7 @@ def test_weight_decay_is_that_of_the_configuration(path, tmp_path):
     assert not same(a, b) and same(b, arm(path, 'no proxy', wd=.5))
 
 @pytest.mark.parametrize('said,there', [
-    ('no proxy,late', ['no proxy','late']), ('shortcut(area=0.2,fill=zero), late', ['shortcut(area=0.2,fill=zero)','late']), ('', []),
+    ('no proxy,late', ['no proxy','late']), ('no proxy, last layer, afr,last layer,dac', ['no proxy','last layer, afr','last layer, dac']), ('shortcut(area=0.2,fill=zero), late', ['shortcut(area=0.2,fill=zero)','late']), ('', []),
     ('default(steps=(1,"p",2),p=.5),late', ['default(steps=(1,"p",2),p=.5)','late']), ('a(b=1,c=(1,2)),d', ['a(b=1,c=(1,2))','d'])])
 def test_arms_are_parted_by_commas_outside_of_brackets(said, there): assert split_arms(said)==there
 

@@ -113,10 +113,12 @@ arms = Arms()
 def split_arms(
     text:str # As "no proxy,shortcut(area=0.2,fill=zero)"
 )->list: # One text per arm
-    "Arms by name, separated by commas that stand outside of brackets"
+    "Arms by name, separated by commas that stand outside of brackets and of names"
     cuts = [i for i,c in enumerate(text) if c==',' and text.count('(', 0, i)==text.count(')', 0, i)]
     parts = [text[a+1:b].strip() for a,b in zip([-1,*cuts], [*cuts,len(text)])]
-    return [o for o in parts if o]
+    def joined(i): return i+1<len(parts) and f'{parts[i]}, {parts[i+1]}' in arms # as "last layer, afr"
+    said = [f'{o}, {parts[i+1]}' if joined(i) else o for i,o in enumerate(parts) if not i or not joined(i-1)]
+    return [o for o in said if o]
 
 def find_arm(
     text:str # A name, or that of a recipe with settings in brackets, as "shortcut(area=0.2,fill=zero)"
