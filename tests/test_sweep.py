@@ -3,8 +3,10 @@ import json, multiprocessing, os, shutil, signal, sqlite3, sys, time
 import optuna, pytest
 from fastai.vision.all import *
 from optuna.storages import RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_sweep
+import proxy_attention.experiment.sweep as s
 from proxy_attention.experiment.config import Config, changed, to_toml
 from proxy_attention.experiment.sweep import Sweep, folder_run, read_space, read_sweep, samplers, sweep_folder
 
@@ -104,22 +106,35 @@ def test_ctrl_c_and_the_same_goes_on(tmp_path):
     assert f'{df.a[2]} {df.b[2]}'==(tmp_path/'s'/'trial_0002'/'was').read_text()
 
 def test_a_trial_without_heartbeat_is_freed_by_hand(tmp_path):
-    sweep = Sweep(quick, grid, tmp_path/'s', 'grid')
-    sweep.study.ask() # as a process that was killed before the first beat
-    sweep.storage.grace_period = 1
+    def journal(): return JournalStorage(JournalFileBackend(str(tmp_path/'journal')))
+    sweep = Sweep(quick, grid, tmp_path/'s', 'grid', storage=journal())
+    sweep.study.ask() # as a process that was killed
     assert sweep.go(quiet=True)._done('complete')==5 and sweep._done('running')==1
-    assert read_sweep(tmp_path/'s').again('running')==1 and sweep.go(quiet=True)._done('complete')==6
+    assert read_sweep(tmp_path/'s', journal()).again('running')==1 and sweep.go(quiet=True)._done('complete')==6
     assert {(o.a, o.b) for o in sweep.df.itertuples()}==ab
     with pytest.raises(ValueError, match="did you mean 'failed'"): sweep.again('fail')
+
+def test_a_trial_that_was_taken_for_dead_is_left_to_the_other(tmp_path):
+    def sleeps(folder, a, b):
+        if folder.name=='trial_0001' and not (folder/'ran').exists():
+            quick(folder, a, b)
+            assert read_sweep(tmp_path/'s').again('running')==1 # as another process does that hears no heart
+            return dict(accuracy=100.)
+        return quick(folder, a, b)
+    sweep = Sweep(sleeps, grid, tmp_path/'s', 'grid')
+    with pytest.warns(ProxyWarning, match='Trial 1 was taken for dead.*left out'): sweep.go(quiet=True)
+    df = sweep.df
+    assert len(df)==6 and set(df.state)=={'complete'} and df.accuracy.max()<=1 and len(ran(tmp_path/'s')['trial_0001'])==2
 
 # ---- one study, one identity
 
 @pytest.mark.parametrize('url', [None, 'sqlite:///{}/db'])
-def test_another_sweep_is_refused_and_says_why(tmp_path, url):
+def test_another_sweep_is_refused_and_says_why(tmp_path, url, monkeypatch):
     def made(c=0):
         def run(folder, a, b, d=0): return dict(accuracy=a*d+c, valid_loss=a)
         return run
-    def sweep(**kw): return Sweep(**dict(run=made(), space=grid, folder=tmp_path/'s', sampler='grid', storage=url and url.format(tmp_path))|kw)
+    usual = dict(run=made(), space=grid, folder=tmp_path/'s', sampler='grid', storage=url and url.format(tmp_path))
+    def sweep(**kw): return Sweep(**usual|kw)
     sweep().go(1, quiet=True)
     for kw,words in (
             (dict(space=grid|dict(b=['x'])), r"Space, b, choices: \['x', 'y'\] there, \['x'\] here"),
@@ -131,6 +146,8 @@ def test_another_sweep_is_refused_and_says_why(tmp_path, url):
             (dict(run=made(2)), 'Run, inside, c: 0 there, 2 here')):
         with pytest.raises(ValueError, match=f'holds another sweep. {words}.*name a new folder'): sweep(**kw)
     assert len(sweep(sampler=samplers['grid'], pruner=None).go(2, quiet=True).df)==2
+    monkeypatch.setattr(s, 'versions', lambda: dict(torch='9.9'))
+    with pytest.raises(ValueError, match='Releases, .*there'): sweep()
 
 def test_a_range_that_changes_is_refused_and_a_sampler_may_change(tmp_path):
     Sweep(quick, dict(a=(0.,1.)), tmp_path/'s', 'random', seed=1).go(1, quiet=True)
@@ -235,7 +252,8 @@ def test_a_storage_that_fails_in_the_middle_is_a_sentence(tmp_path, capfd):
             held[0].execute('BEGIN EXCLUSIVE')
         return quick(folder, a, b)
     held = []
-    with pytest.raises(OSError, match=r'database is locked\): once'): Sweep(locks, grid, tmp_path/'t', 'grid', storage=storage).go(quiet=True)
+    with pytest.raises(OSError, match=r'database is locked\): once'):
+        Sweep(locks, grid, tmp_path/'t', 'grid', storage=storage).go(quiet=True)
     assert 'Traceback' not in capfd.readouterr().err
 
 def test_a_file_that_is_no_study(tmp_path):
@@ -320,7 +338,8 @@ def test_nothing_of_ours_is_left_behind(tmp_path):
     assert len(sweep.plot('a').figure.axes)==2 and len(sweep.plot_slices())==2 and len(sweep.plot_slices('b'))==1
     assert dict(plt.rcParams)==rc and optuna.logging.get_verbosity()==level
     assert '<table' in sweep._repr_html_() and sweep.best_params.keys()=={'a','b'}
-    assert {o.name for o in (tmp_path/'s').iterdir()}-{'.turn','study.db-wal','study.db-shm'}=={'study.db', *(f'trial_{i:04d}' for i in range(4))}
+    left = {o.name for o in (tmp_path/'s').iterdir()}-{'.turn','study.db-wal','study.db-shm'}
+    assert left=={'study.db', *(f'trial_{i:04d}' for i in range(4))}
 
 # ---- a folder of images
 
@@ -335,7 +354,7 @@ def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprin
             (dict(space='area=.1,.2', metric='acuracy'), "did you mean 'accuracy'"),
             (dict(space='area=.1,.2', metric='plain.accuracy'), "tells no 'plain.accuracy'"),
             (dict(space='area=.1,.2', folder=photos/'sweep'), 'nothing is ever written there'),
-            (dict(space='folds=2,3', pruner='median'), 'does not go with folds')):
+            (dict(space='folds=2,3', pruner='median'), 'neither with folds')):
         with pytest.raises((ValueError,TypeError), match=words): Sweep(run, **dict(folder=tmp_path/'s')|kw)
     with pytest.raises(ValueError, match='nothing to train on'): Sweep(folder_run(), 'area=.1,.2', tmp_path/'s')
     with pytest.raises(TypeError, match="did you mean 'arch'"): folder_run(photos, ach='resnet18')
@@ -353,7 +372,7 @@ def test_metrics_of_test_sets_and_the_warning_without_them(photos, tmp_path):
         assert Sweep(run, 'area=.1,.2', tmp_path/'w', metric='flipped.loss').study.direction.name=='MINIMIZE'
         assert Sweep(run, 'area=.1,.2', tmp_path/'x', metric='flipped.accuracy').study.direction.name=='MAXIMIZE'
     with pytest.raises(ValueError, match="There are: .*flipped.accuracy"): Sweep(run, 'area=.1,.2', tmp_path/'y', metric='fliped.accuracy')
-    with pytest.raises(ValueError, match='nor with .*flipped.accuracy'):
+    with pytest.raises(ValueError, match='nor with the metric of a test set .here flipped.accuracy'):
         Sweep(run, 'area=.1,.2', tmp_path/'y', metric='flipped.accuracy', pruner='median')
 
 def test_a_configuration_begins_it_and_images_are_decoded_once(photos, tmp_path, monkeypatch):
@@ -368,6 +387,8 @@ def test_a_configuration_begins_it_and_images_are_decoded_once(photos, tmp_path,
     assert any('no use for steps, share, rule, area' in o for o in told) and any('keeps its length: 2 epochs' in o for o in told)
     assert sweep._done('complete')==2 and len(decoded)==len(set(decoded))==len(sweep.run.images)
     assert any('2 complete' in o for o in told) and (tmp_path/'s'/'slices.png').exists()
+    one = tmp_path/'s'/'trial_0000' # as if the process had gone after the training, and before it said so
+    assert sweep.run(one, **sweep.study.trials[0].params)['valid_loss']==sweep.df.valid_loss[0] and len(list(one.glob('train_*')))==1
 
 def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
     class Second(optuna.pruners.BasePruner):
@@ -383,7 +404,6 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"
     import proxy_attention.experiment.train as t
-    import proxy_attention.experiment.sweep as s
     before,usual = fingerprint(photos.parent), t.arch_learner
     monkeypatch.setattr(s, '_beat', (1,2))
     class Killed(Callback):

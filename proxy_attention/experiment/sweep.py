@@ -64,7 +64,8 @@ def _distribution(name, tried, kind=None):
     several = isinstance(tried, (list,tuple,L,range,np.ndarray))
     values = [o.item() if isinstance(o, np.generic) else o for o in (tried if several else [tried])]
     if odd := [o for o in values if not isinstance(o, (str,bool,int,float,type(None)))]:
-        raise TypeError(f'{name}={odd[0]!r}: a study keeps texts, numbers, True, False and None. Give it a name, and look that up in `run`.')
+        raise TypeError(f'{name}={odd[0]!r}: a study keeps texts, numbers, True, False and None. '
+            'Give it a name, and look that up in `run`.')
     try:
         if not isinstance(tried, tuple):
             if len(set(values))<len(values): raise ValueError('a choice is named twice')
@@ -179,8 +180,8 @@ def check(self:folder_run,
     if metric not in known:
         raise ValueError(f"A training tells no {metric!r}{nearest(metric, known)} There are: {', '.join(known)}.")
     if pruner and (metric not in _each_epoch or self.cfg.data.folds or 'folds' in space):
-        raise ValueError(f'A pruner judges the epochs of one training: it does not go with folds, nor with {known[3:] or "test sets"}, '
-            'which are known at the end. Leave one of them out.')
+        raise ValueError(f'A pruner judges the epochs of one training by {", ".join(_each_epoch)}: '
+            f'it goes neither with folds nor with the metric of a test set (here {metric}). Leave one of them out.')
     refuse_inside(folder, self.images.path)
     ends = {k:getattr(d, 'choices', None) or (d.low, d.high) for k,d in space.items()}
     for k,v in ((k,v) for k,vs in ends.items() for v in vs):
@@ -224,6 +225,7 @@ class _Database(RDBStorage):
         except (SQLAlchemyError, OptunaError): pass
 
 _beat = (10, 60) # seconds between two beats of a trial, and after which it is taken for dead
+
 def _connected(file):
     "An SQLite file, whatever its path holds; a power cut may lose the last trial, and no more"
     con = sqlite3.connect(file, timeout=60, check_same_thread=False)
@@ -336,7 +338,7 @@ def _look(self:Sweep, storage):
     self.metric,self.space = self._kept()['metric'],self._kept()['space']
 
 # %% ../../nbs/experiment/09_sweep.ipynb #0fb82ddd
-_again = RetryHeartbeatStaleTrialCallback() # queues a trial again, with the parameters that it had
+with _quietly(): _again = RetryHeartbeatStaleTrialCallback() # queues a trial again, with the parameters that it had
 _states = {
     TrialState.COMPLETE:'complete', TrialState.FAIL:'failed',
     TrialState.PRUNED:'pruned', TrialState.RUNNING:'running'}
@@ -393,9 +395,10 @@ def _metrics(self:Sweep, said):
 @patch
 def _objective(self:Sweep, trial, turn):
     "What Optuna calls: draw, let others draw, run, and keep what came of it"
+    self.now = trial.number
     params = {k:_suggest(trial, k, d) for k,d in self.space.items()}
     turn.release()
-    t = next(t for t in self.study.get_trials(deepcopy=False) if t.number==trial.number)
+    t = next(t for t in self._trials() if t.number==trial.number)
     folder = self.folder/f'trial_{_place(t):04d}'
     folder.mkdir(exist_ok=True)
     if 'problem' in t.user_attrs: trial.set_user_attr('problem', None) # that of an attempt before
@@ -424,7 +427,11 @@ def _one(self:Sweep, n)->bool: # Was there one?
         if sum(t.state!=TrialState.WAITING for t in self._trials())>=n: return False
         number = sum(t.state!=TrialState.WAITING for t in self.study.get_trials(deepcopy=False)) # of this trial, whoever runs it
         self.study.sampler = self._sampler(int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
-        self.study.optimize(lambda trial: self._objective(trial, turn), n_trials=1, catch=(_Failed,))
+        try: self.study.optimize(lambda trial: self._objective(trial, turn), n_trials=1, catch=(_Failed,))
+        except ValueError:
+            if any(t.number==self.now for t in self._trials()): raise
+            warn(f'Trial {self.now} was taken for dead, since its heart had stopped, and was given to others: '
+                'what this process found is left out.', ProxyWarning)
     return True
 
 @patch
@@ -437,8 +444,8 @@ def go(self:Sweep,
         raise ValueError('This sweep was opened to be looked at: to go on with it, give `run` and the space again.')
     n = (self.points or 20) if n is None else n
     refuse_count(1, 'so many trials the study is to have in all', n=n)
-    n,waited,patience = min(n, self.points or n),0,getattr(self.storage, 'grace_period', None) or 0
-    self.failed = []
+    n,waited,self.failed = min(n, self.points or n),0,[]
+    patience = getattr(self.storage, 'grace_period', None) or 2*(getattr(self.storage, 'heartbeat_interval', None) or 0)
     with _in_words(f'The study of {self.folder} can no longer be read or written', 'once that is mended, the same again goes on.'):
         try:
             while waited<=patience:
@@ -451,8 +458,8 @@ def go(self:Sweep,
                 elif not self._done('running'): break
                 else: # somebody runs the last ones, or is gone, which is known once the patience is over
                     if not (quiet or waited): print(f'The last trials are run elsewhere, or were cut off: this is known in {patience} s.')
-                    time.sleep(1)
-                    waited += 1
+                    time.sleep(.25)
+                    waited += .25
         except KeyboardInterrupt as e: raise KeyboardInterrupt('The same again goes on with the sweep.') from e
     return self
 
@@ -547,6 +554,7 @@ def plot(self:Sweep,
     ax.set_title('')
     ax.set_xticks(ax.get_xticks(), [o.get_text() for o in ax.get_xticklabels()], rotation=0)
     for o in ax.figure.axes:
+        o.spines[['top','bottom']].set_visible(False)
         for tick in o.get_yticklabels(): tick.set(fontsize=8, bbox=dict(facecolor='white', alpha=.7, linewidth=0, pad=.6))
     return ax
 
@@ -563,6 +571,8 @@ def plot_slices(self:Sweep,
         ax.set(title='', facecolor='white')
         ax.grid(color='.92')
         for o in ax.collections: o.set(cmap='viridis_r', edgecolors='white', linewidths=.5, alpha=.9)
+        if labels := [o.get_text() for o in ax.get_xticklabels() if o.get_text().startswith(("'",'"'))]:
+            ax.set_xticks(range(len(labels)), [o[1:-1] for o in labels])
     return axs
 
 # %% ../../nbs/experiment/09_sweep.ipynb #31f9fd0c
