@@ -272,11 +272,12 @@ def images_of(cfg:Config): # An `ImageSet`
 
 def look_at(
     cfg:Config,
-    say # What is told goes here
+    say, # What is told goes here
+    check=check_images # Says what is wrong with a tuple of image files
 ):
     "The images, without those that cannot be read; and what is wrong with the others"
     images = images_of(cfg)
-    wrong = check_images(images.df.file, cfg.data.workers)
+    wrong = check(tuple(images.df.file), cfg.data.workers)
     unreadable = wrong[wrong.problem=='unreadable'].file
     if len(unreadable): images.leave_out(unreadable)
     for what,files in wrong.groupby('problem').file:
@@ -293,14 +294,14 @@ def look_at(
 
 # %% ../../nbs/experiment/07_train.ipynb #a2d87002
 def begun_with(
-    config, # TOML file of another run; None: the usual values
+    config, # TOML file of another run, or a `Config`; None: the usual values
     say, # What is told goes here
     **settings # Fields of `Config` in place of the file's; '' or 'none' unsets
 )->Config:
     """A configuration to begin with, and what is changed in it
 
     What only proxies need is left out if `recipe='none'` is asked for. A fit whose steps are unset keeps its length."""
-    before = from_toml(Path(config).expanduser()) if config else Config()
+    before = config if isinstance(config, Config) else from_toml(Path(config).expanduser()) if config else Config()
     cfg,given = changed(before, **settings), {k for k,v in settings.items() if v is not None}
     p = cfg.proxy
     if p.recipe=='none' and 'recipe' in given:
@@ -316,16 +317,17 @@ def begun_with(
 def train_folder(
     path=None, # A folder, a CSV file, or a known data set
     out='runs', # Folder of all runs; this one gets a new folder in it
-    config=None, # TOML file of another run, to begin with, see `begun_with`
+    config=None, # TOML file of another run (or a `Config`), to begin with, see `begun_with`
     say=print, # What is told goes here; anything but `print` turns bars and tables off too
     cbs=None, # More callbacks for the fit
+    check=check_images, # Says what is wrong with a tuple of image files; many runs on the same ones may ask once
     **settings # Any field of `Config`: `arch`, `steps`, `epochs`, `lr`, …
 )->Path: # The run folder
     "Train on images, with Proxy Attention, and keep everything in a new run folder"
     cfg = with_suspect(begun_with(config, say, path=None if path is None else str(path), **settings))
     epochs = check_config(cfg)
     say(to_toml(cfg))
-    images,wrong = look_at(cfg, say)
+    images,wrong = look_at(cfg, say, check)
     out = Path(out).expanduser()
     refuse_inside(out, images.path)
     if cfg.data.folds: _draw_folds(cfg.data, images)
