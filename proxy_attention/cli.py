@@ -84,7 +84,7 @@ class _Parser(ArgumentParser):
     needs = None
     def error(self, message, ex=None):
         if 'arguments are required' in message: message = f'{self.prog} needs {self.needs}. `{self.prog} --help` lists all options.'
-        odd = re.match(r'unrecognized arguments: (\S+)', message)
+        odd = re.match(r'(?i)unrecognized arguments: (\S+)', message)
         if odd and odd[1].startswith('-'):
             message = f'There is no option {odd[1]}{nearest(odd[1], self._option_string_actions)} `{self.prog} --help` lists them all.'
         elif odd: message = f'{odd[1]!r} is one word too many: `{self.prog} --help` says what is expected.'

@@ -102,7 +102,7 @@ import proxy_attention.cli as cli
 from proxy_attention.core import names_in
 from proxy_attention.experiment.config import _names
 said = {k:v for k,v in _names().items()} | {k:names_in(*v) for k,v in cli._named.items()} | dict(arms=cli.arm_names())
-for o in (cli.proxy_demo, cli.proxy_train, cli.proxy_compare, cli.proxy_sweep, cli.proxy_explain, cli.proxy_report): cli.parser_of(o).format_help()
+for o in [o for o in vars(cli).values() if hasattr(o, 'prog')]: cli.parser_of(o).format_help()
 try: cli.run_line(cli.proxy_runs, [sys.argv[1]])
 finally: print(json.dumps(dict(said=said, heavy=sorted({'torch','fastai','matplotlib','optuna','captum','sklearn'} & set(sys.modules)))))
 '''
