@@ -344,6 +344,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'proxy_attention.cli._own': ('cli.html#_own', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli._quietly': ('cli.html#_quietly', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli._sentences': ('cli.html#_sentences', 'proxy_attention/cli.py'),
+                                     'proxy_attention.cli._spelt': ('cli.html#_spelt', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli.arm_names': ('cli.html#arm_names', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli.asked': ('cli.html#asked', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli.command': ('cli.html#command', 'proxy_attention/cli.py'),

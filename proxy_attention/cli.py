@@ -64,7 +64,8 @@ def _own(f, pos):
         kw = dict(action='store_true') if o.anno is bool else dict(type=reads(str if names else o.anno, names))
         if many or k in pos and not must: kw['nargs'] = '*' if many else '?'
         said = o.docment.format_map(_Lists())
-        if not must and o.default not in (None,''): said += f" (default: {'no' if o.anno is bool else o.default})"
+        usual = {True:'yes', False:'no'}.get(o.default, o.default) if o.anno is bool else o.default
+        if not must and usual not in (None,'') and '(default: ' not in said: said += f' (default: {usual})'
         yield k,o.anno,said,kw,'' if must or k in pos else 'Output' if k in _output else 'Options'
 
 def _fields(f, but):
@@ -125,20 +126,29 @@ def parser_of(
     for o in every: _add(p, groups, *o)
     return p
 
+def _spelt(argv, known):
+    "`--n_jobs` as `--n-jobs`, and a value that begins with a dash (`--sort -accuracy`) as a part of its option"
+    words = []
+    for o in argv:
+        name = o.partition('=')[0]
+        dashed = name.replace('_','-')
+        if name not in known and dashed in known: o = o.replace(name, dashed, 1)
+        wanted = words and getattr(known.get(words[-1]), 'nargs', 0) is None
+        if wanted and o.startswith('-') and not o.startswith('--') and o not in known: words[-1] += f'={o}'
+        else: words.append(o)
+    return words
+
 def asked(
     f, # A command
     argv # Its arguments, as texts
 )->dict:
-    "What a command line says, and nothing that it leaves out; `--n_jobs` is `--n-jobs`"
+    "What a command line says, and nothing that it leaves out"
     p = parser_of(f)
     if not argv and f.needs and '_ARGCOMPLETE' not in os.environ: # where a shell completes, the line is not in `argv`
         p.print_usage(sys.stderr)
         p.error('Some arguments are required.')
-    def spelt(o):
-        name,_,value = o.partition('=')
-        dashed = name.replace('_','-')
-        return o.replace(name, dashed, 1) if name not in p._option_string_actions and dashed in p._option_string_actions else o
-    return {k:v for k,v in p.parse_args([spelt(o) for o in argv], defaults=False).as_dict().items() if v is not None}
+    said = p.parse_args(_spelt(argv, p._option_string_actions), defaults=False)
+    return {k:v for k,v in said.as_dict().items() if v is not None}
 
 # %% ../nbs/01_cli.ipynb #7c0ea005
 def _home(path):
@@ -215,7 +225,7 @@ def proxy_train(
     if json: print(dumps(last_of(run)))
 
 # %% ../nbs/01_cli.ipynb #84d549bc
-@partial(command, pos=['path'], needs=f'{_images}; and --space')
+@partial(command, pos=['path'], needs=f'{_images}; and what varies, as --space "lr=1e-4..1e-2:log"')
 def proxy_sweep(
     path:str=None, # Images: a folder, a CSV file, or a known data set, as for proxy-train
     space:str=None, # What varies, as "area=0.02..0.3 lr=1e-4..1e-2:log fill=swap,zero steps=1,p,2|2,p,1"; it has to be given

@@ -1,5 +1,5 @@
 "The commands as a user types them: one from a cold start, the others from warm processes"
-import json, os, resource, shutil, signal, subprocess, sys, time
+import json, os, resource, shlex, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 from typing import Literal
@@ -89,11 +89,15 @@ def test_an_argument_of_the_function_is_an_option():
         a:int=3, # Number of things
         b_c:bool=False, # Things are counted
         d:Literal['x','y']=None, # Thing that is meant: x or y (default: none)
+        e:bool=True, # Things are kept
+        g:int=None, # Number of others (default: 7)
     ):
         "Do something new"
-    assert [o.option_strings for o in options(proxy_new)[2:]]==[['--a'],['--b-c'],['--d']]
+    assert [o.option_strings for o in options(proxy_new)[2:]]==[['--a'],['--b-c'],['--d'],['--e'],['--g']]
     assert asked(proxy_new, ['--b_c','--a=4','--d','y'])==dict(a=4, b_c=True, d='y') and asked(proxy_new, [])=={}
-    assert 'Number of things (default: 3)' in parser_of(proxy_new).format_help()
+    assert asked(proxy_new, ['--no-e'])==dict(e=False)
+    assert [o.help for o in options(proxy_new)[2:]]==['Number of things (default: 3)', 'Things are counted (default: no)',
+        'Thing that is meant: x or y (default: none)', 'Things are kept (default: yes)', 'Number of others (default: 7)']
     with pytest.raises(SystemExit): asked(proxy_new, ['--d','z'])
 
 cold = '''
@@ -153,16 +157,21 @@ def test_each_way_to_say_it(capsys):
     for said,kw in {'photos --no-pretrained':dict(path='photos', pretrained=False), '--pretrained no':dict(pretrained=False),
                     '--pretrained=Yes':dict(pretrained=True), '--fp16':dict(fp16=True), '--no-fp16':dict(fp16=False),
                     '--n_per_class=3 --valid_pct .5':dict(n_per_class=3, valid_pct=.5), '--workers -1':dict(workers=-1),
-                    '--share 20':dict(share=20), '--share 0.2':dict(share=.2), '--recipe none':dict(recipe='none'),
+                    '--share 20':dict(share=20), '--wd -0.5 photos':dict(wd=-.5, path='photos'), '--share 0.2':dict(share=.2), '--recipe none':dict(recipe='none'),
                     '--save-images --quiet':dict(save_images=True, quiet=True), '--arch some_name':dict(arch='some_name')}.items():
         assert asked(proxy_train, said.split())==kw, said
     assert isinstance(asked(proxy_train, ['--share','20'])['share'], int)
     assert asked(proxy_compare, ['a','--n_jobs','2'])==asked(proxy_compare, ['--n-jobs=2','a'])==dict(path='a', n_jobs=2)
     assert not set(asked(proxy_compare, ['a','--seed','2'])) & {'seeds'}
 
+def test_each_line_of_the_readme_can_be_typed():
+    lines = [o for o in (root/'README.md').read_text(encoding='utf-8').splitlines() if o.startswith('proxy-')]
+    said = [asked(vars(cli)[name.replace('-','_')], args) for name,*args in (shlex.split(o, comments=True) for o in lines)]
+    assert len(said)>9 and all(said) and dict(root='runs', sort='-accuracy') in said
+
 @pytest.mark.parametrize('said,words', [
     ('--epoch 3', "There is no option --epoch, did you mean '--epochs'? `proxy-train --help` lists them all."),
-    ('a b', "'b' is one word too many"), ('--bs', '--bs needs a value.'), ('--bs 1.5', "--bs: '1.5' is no whole number."),
+    ('a b', "'b' is one word too many"), ('--bs', '--bs needs a value.'), ('--bs -h', '--bs needs a value.'), ('--steps --bs 4', '--steps needs a value.'), ('--bs 1.5', "--bs: '1.5' is no whole number."),
     ('--lr fast', "--lr: 'fast' is no number."), ('--start none5', "--start: 'none5' is no number."),
     ('--pretrained maybe', "--pretrained: 'maybe' is neither yes nor no."),
     ('--n_per_class x', "--n-per-class: 'x' is no whole number."),
@@ -347,7 +356,6 @@ def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
 
 def test_the_same_again_with_one_thing_changed(few, tmp_path, monkeypatch, capsys):
     "The README's own line, word by word, for a run that had steps and more"
-    import shlex
     line = next(o for o in (root/'README.md').read_text(encoding='utf-8').splitlines() if o.startswith('proxy-train --config'))
     first = train_folder(few, tmp_path/'runs', steps='1,p,2', share=8, fill='mean', save_images=True, say=noop, **small)
     said = shlex.split(line.split('#')[0])

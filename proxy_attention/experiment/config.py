@@ -89,7 +89,7 @@ class ProxyConfig:
     area:float=None # Share of the image that is masked; only with --rule area, random or centre
     keep:float=None # Share of the image that stays unmasked; only with --rule rest
     margin:float=None # Width of the rim around what stays, as a share of the shorter side; only with --rule rest
-    threshold:float=None # Heat above which a pixel is masked, in 0 to 1; only with --rule absolute or max_share
+    threshold:float=None # Heat over which a pixel is masked; only with --rule absolute (as it is) or max_share (as a share of the largest)
     cells:number=None # Share (0.1) or number (5) of the heat map's cells that are masked; only with --rule top_cells
     k:float=None # Standard deviations over the mean above which a pixel is masked; only with --rule mean_std
     max_area:float=None # Share of the image that a mask covers at most
