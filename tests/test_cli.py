@@ -157,7 +157,8 @@ def test_each_way_to_say_it(capsys):
     for said,kw in {'photos --no-pretrained':dict(path='photos', pretrained=False), '--pretrained no':dict(pretrained=False),
                     '--pretrained=Yes':dict(pretrained=True), '--fp16':dict(fp16=True), '--no-fp16':dict(fp16=False),
                     '--n_per_class=3 --valid_pct .5':dict(n_per_class=3, valid_pct=.5), '--workers -1':dict(workers=-1),
-                    '--share 20':dict(share=20), '--wd -0.5 photos':dict(wd=-.5, path='photos'), '--share 0.2':dict(share=.2), '--recipe none':dict(recipe='none'),
+                    '--share 20':dict(share=20),
+                    '--wd -0.5 photos':dict(wd=-.5, path='photos'), '--share 0.2':dict(share=.2), '--recipe none':dict(recipe='none'),
                     '--save-images --quiet':dict(save_images=True, quiet=True), '--arch some_name':dict(arch='some_name')}.items():
         assert asked(proxy_train, said.split())==kw, said
     assert isinstance(asked(proxy_train, ['--share','20'])['share'], int)
@@ -171,7 +172,8 @@ def test_each_line_of_the_readme_can_be_typed():
 
 @pytest.mark.parametrize('said,words', [
     ('--epoch 3', "There is no option --epoch, did you mean '--epochs'? `proxy-train --help` lists them all."),
-    ('a b', "'b' is one word too many"), ('--bs', '--bs needs a value.'), ('--bs -h', '--bs needs a value.'), ('--steps --bs 4', '--steps needs a value.'), ('--bs 1.5', "--bs: '1.5' is no whole number."),
+    ('a b', "'b' is one word too many"), ('--bs', '--bs needs a value.'), ('--bs -h', '--bs needs a value.'),
+    ('--steps --bs 4', '--steps needs a value.'), ('--bs 1.5', "--bs: '1.5' is no whole number."),
     ('--lr fast', "--lr: 'fast' is no number."), ('--start none5', "--start: 'none5' is no number."),
     ('--pretrained maybe', "--pretrained: 'maybe' is neither yes nor no."),
     ('--n_per_class x', "--n-per-class: 'x' is no whole number."),
