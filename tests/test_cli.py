@@ -1,7 +1,8 @@
 "The commands as a user types them: one from a cold start, the others from warm processes"
-import json, os, shutil, signal, subprocess, time
+import json, os, resource, shlex, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
+from typing import Literal
 import pytest, warm
 from fastai.vision.all import *
 from proxy_attention.all import *
@@ -9,7 +10,8 @@ from proxy_attention.core import ProxyWarning, new_run
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.experiment.config import Config, DataConfig, FitConfig, all_settings, changed, from_toml, to_toml
 from proxy_attention.experiment.train import begun_with, check_config, fit_length, look_at, resume_run
-from proxy_attention.cli import CliError, proxy_runs, proxy_train
+import proxy_attention.cli as cli
+from proxy_attention.cli import CliError, asked, command, parser_of, proxy_compare, proxy_runs, proxy_train
 
 pytestmark = pytest.mark.limit(170)
 root = Path(__file__).parent.parent
@@ -51,10 +53,177 @@ def test_train_end_to_end(path, tmp_path, fingerprint):
     learn = load_learner(o/'model.pkl')
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
 
-@pytest.mark.parametrize('name', ['proxy-demo','proxy-train','proxy-explain','proxy-runs'])
-def test_help(name):
-    res = run(name, '--help')
-    assert res.returncode==0 and res.stdout.startswith(f'usage: {name} [-h]') and not res.stderr, res
+# ---- what a command says of itself
+
+commands = [o for k,o in vars(cli).items() if k.startswith('proxy_') and hasattr(o, 'prog')]
+
+def options(f):
+    "The options of a command that its help shows"
+    return [o for o in parser_of(f)._actions if o.option_strings and o.help!='==SUPPRESS==']
+
+@pytest.mark.parametrize('f', commands, ids=lambda f: f.prog)
+def test_help(f):
+    "Each line is a phrase of plain English, with its default"
+    assert f.prog in {o.split('=')[0].strip() for o in (root/'settings.ini').read_text(encoding='utf-8').splitlines()}
+    text = parser_of(f).format_help()
+    assert text.startswith(f'usage: {f.prog} ') and f'{f.__doc__.split()[0]} ' in text and max(map(len, text.splitlines()))<=110
+    for o in parser_of(f)._actions:
+        if o.help=='==SUPPRESS==': continue
+        assert o.help[0].isupper() and len(o.help.split())>1 and o.help[-1]!='.' and '{' not in o.help, (o.dest, o.help)
+        said = '(default: ' in o.help or 'has to be given' in o.help or o.dest in ('help','version') or not o.option_strings
+        assert said, (o.dest, o.help)
+
+def test_help_is_in_groups():
+    groups = {g.title:[o.dest for o in g._group_actions] for g in parser_of(proxy_train)._action_groups}
+    assert list(groups)[2:]==['Data','Model','Training','Proxies','Proxies: when','Proxies: which images',
+        'Proxies: where the model looked','Proxies: what becomes of it','Proxies: how they are served','Output']
+    found = {k for title,o in groups.items() for k in o if title not in ('positional arguments','options','Output')}
+    assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','quiet','json','save_images']
+    needs = {o.dest:o.help for o in options(proxy_train)}
+    for k,words in dict(area='--rule area, random or centre', keep='--rule rest', cells='--rule top_cells', k='--rule mean_std',
+                        weight='--fill blend', radius='--fill blur').items(): assert f'only with {words} (default' in needs[k]
+
+def test_an_argument_of_the_function_is_an_option():
+    @command
+    def proxy_new(
+        a:int=3, # Number of things
+        b_c:bool=False, # Things are counted
+        d:Literal['x','y']=None, # Thing that is meant: x or y (default: none)
+        e:bool=True, # Things are kept
+        g:int=None, # Number of others (default: 7)
+    ):
+        "Do something new"
+    assert [o.option_strings for o in options(proxy_new)[2:]]==[['--a'],['--b-c'],['--d'],['--e'],['--g']]
+    assert asked(proxy_new, ['--b_c','--a=4','--d','y'])==dict(a=4, b_c=True, d='y') and asked(proxy_new, [])=={}
+    assert asked(proxy_new, ['--no-e'])==dict(e=False)
+    assert [o.help for o in options(proxy_new)[2:]]==['Number of things (default: 3)', 'Things are counted (default: no)',
+        'Thing that is meant: x or y (default: none)', 'Things are kept (default: yes)', 'Number of others (default: 7)']
+    with pytest.raises(SystemExit): asked(proxy_new, ['--d','z'])
+
+cold = '''
+import json, sys
+import proxy_attention.cli as cli
+from proxy_attention.core import names_in
+from proxy_attention.experiment.config import _names
+said = {k:v for k,v in _names().items()} | {k:names_in(*v) for k,v in cli._named.items()} | dict(arms=cli.arm_names())
+for o in [o for o in vars(cli).values() if hasattr(o, 'prog')]: cli.parser_of(o).format_help()
+try: cli.run_line(cli.proxy_runs, [sys.argv[1]])
+finally: print(json.dumps(dict(said=said, heavy=sorted({'torch','fastai','matplotlib','optuna','captum','sklearn'} & set(sys.modules)))))
+'''
+
+def test_help_and_runs_need_no_torch_and_know_every_name(tmp_path):
+    "From a cold start: names are read from the source, and are those that the modules have"
+    from proxy_attention.attribution.targets import targets
+    from proxy_attention.experiment.arms import arms
+    from proxy_attention.experiment.sweep import pruners, samplers
+    from proxy_attention.experiment.train import augments
+    from proxy_attention.masking.donors import donors
+    from proxy_attention.masking.fills import fills
+    from proxy_attention.masking.rules import rules
+    from proxy_attention.proxy.selection import selections
+    res = subprocess.run([sys.executable, '-c', cold, tmp_path], capture_output=True, text=True, cwd=tmp_path)
+    assert res.returncode==0 and not res.stderr, res.stderr
+    *shown,last = res.stdout.splitlines()
+    got = json.loads(last)
+    assert shown==[f'No run in {tmp_path}.'] and not got['heavy']
+    there = dict(recipes=recipes, selections=selections, rules=rules, fills=fills, donors=donors, targets=targets,
+                 augment=augments, sampler=samplers, pruner=pruners, arms=arms)
+    assert {k:sorted(v) for k,v in got['said'].items()}=={k:sorted(v) for k,v in there.items()}
+
+def test_a_name_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    from proxy_attention.core import names_in
+    monkeypatch.delitem(sys.modules, 'proxy_attention.masking.fills')
+    assert 'swap' in names_in('masking.fills', 'fills') and 'proxy_attention.masking.fills' not in sys.modules
+    with pytest.raises(LookupError, match='No names are found in filling of proxy_attention.masking.fills'):
+        names_in('masking.fills', 'filling')
+
+def cpu(*args):
+    "A command from a cold start: what it came to, and seconds of processor time"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    res = run_cold(*args)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return res,after.ru_utime+after.ru_stime-before.ru_utime-before.ru_stime
+
+@pytest.mark.parametrize('args,words', [
+    (('proxy-train','--help'), 'usage: proxy-train [path] [options]'), (('proxy-sweep','--version'), 'proxy-sweep 0.'),
+    (('proxy-runs','{tmp}'), 'No run in')])
+def test_an_answer_takes_no_two_seconds(args, words, tmp_path):
+    res,seconds = cpu(*[o.format(tmp=tmp_path) for o in args])
+    assert res.returncode==0 and words in res.stdout and not res.stderr and seconds<2, (seconds, res)
+
+# ---- what is typed
+
+def test_each_way_to_say_it(capsys):
+    for said,kw in {'photos --no-pretrained':dict(path='photos', pretrained=False), '--pretrained no':dict(pretrained=False),
+                    '--pretrained=Yes':dict(pretrained=True), '--fp16':dict(fp16=True), '--no-fp16':dict(fp16=False),
+                    '--n_per_class=3 --valid_pct .5':dict(n_per_class=3, valid_pct=.5), '--workers -1':dict(workers=-1),
+                    '--share 20':dict(share=20),
+                    '--wd -0.5 photos':dict(wd=-.5, path='photos'), '--share 0.2':dict(share=.2), '--recipe none':dict(recipe='none'),
+                    '--save-images --quiet':dict(save_images=True, quiet=True), '--arch some_name':dict(arch='some_name')}.items():
+        assert asked(proxy_train, said.split())==kw, said
+    assert isinstance(asked(proxy_train, ['--share','20'])['share'], int)
+    assert asked(proxy_compare, ['a','--n_jobs','2'])==asked(proxy_compare, ['--n-jobs=2','a'])==dict(path='a', n_jobs=2)
+    assert not set(asked(proxy_compare, ['a','--seed','2'])) & {'seeds'}
+
+def test_each_line_of_the_readme_can_be_typed():
+    lines = [o for o in (root/'README.md').read_text(encoding='utf-8').splitlines() if o.startswith('proxy-')]
+    said = [asked(vars(cli)[name.replace('-','_')], args) for name,*args in (shlex.split(o, comments=True) for o in lines)]
+    assert len(said)>9 and all(said) and dict(root='runs', sort='-accuracy') in said
+
+@pytest.mark.parametrize('said,words', [
+    ('--epoch 3', "There is no option --epoch, did you mean '--epochs'? `proxy-train --help` lists them all."),
+    ('a b', "'b' is one word too many"), ('--bs', '--bs needs a value.'), ('--bs -h', '--bs needs a value.'),
+    ('--steps --bs 4', '--steps needs a value.'), ('--bs 1.5', "--bs: '1.5' is no whole number."),
+    ('--lr fast', "--lr: 'fast' is no number."), ('--start none5', "--start: 'none5' is no number."),
+    ('--pretrained maybe', "--pretrained: 'maybe' is neither yes nor no."),
+    ('--n_per_class x', "--n-per-class: 'x' is no whole number."),
+    ('--fill sawp', "--fill: there is no 'sawp', did you mean 'swap'? There are: swap, swap_both,"),
+    ('--augment strng', "--augment: there is no 'strng', did you mean 'strong'? There are: none, flips, default, strong."),
+    ('--recipe masktun', "did you mean 'masktune'?"), ('--mode in', "There are: replace, augment.")])
+def test_slips_are_one_sentence(said, words, capsys):
+    with pytest.raises(SystemExit) as e: asked(proxy_train, said.split())
+    out,err = capsys.readouterr()
+    assert e.value.code==2 and words in err and not out and len(err.splitlines())==1
+
+def test_slips_of_numbers(path, few, tmp_path):
+    "They are known to be wrong before any image is read"
+    out = dict(out=str(tmp_path/'runs'))
+    with pytest.raises(CliError, match='bs=1 should be 2 or more: batch norm'): proxy_train('photos', bs=1, **out, **small)
+    with pytest.raises(CliError, match='workers=-1 should be 0 or more'): proxy_train('photos', **(small|dict(workers=-1)), **out)
+    with pytest.raises(CliError, match='seeds=0 should be 1 or more'): proxy_compare(str(few), seeds=0, **out, **small)
+    assert not (tmp_path/'runs').exists()
+
+@pytest.mark.parametrize('f', [o for o in commands if o.prog not in ('proxy-demo','proxy-runs')], ids=lambda f: f.prog)
+def test_a_bare_command_says_how_it_is_used(f, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [f'/somewhere/{f.prog}'])
+    with pytest.raises(SystemExit) as e: f()
+    out,err = capsys.readouterr()
+    assert e.value.code==2 and not out and err.startswith(f'usage: {f.prog} ') and f'{f.prog} needs ' in err.splitlines()[1]
+
+def test_a_command_reads_the_line_only_for_its_script(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['/somewhere/proxy-runs', str(tmp_path)])
+    proxy_runs()
+    assert capsys.readouterr().out==f'No run in {tmp_path}.\n'
+    monkeypatch.setattr(sys, 'argv', ['/somewhere/jupyter', '--odd'])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CliError, match='There is no folder runs'): proxy_runs()
+
+def test_a_refusal_ends_with_2_and_its_traceback_is_there_if_asked(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as e: cli.run_line(proxy_runs, [str(tmp_path/'no')])
+    out,err = capsys.readouterr()
+    assert e.value.code==2 and not out and len(err.splitlines())==1 and 'There is no folder' in err
+    monkeypatch.setenv('PROXY_TRACEBACK', '1')
+    with pytest.raises(FileNotFoundError, match='There is no folder'): cli.run_line(proxy_runs, [str(tmp_path/'no')])
+
+def test_what_a_shell_completes(tmp_path):
+    "As argcomplete's function for bash asks"
+    def offered(line):
+        env = os.environ|dict(_ARGCOMPLETE='1', _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path/'said'), _ARGCOMPLETE_IFS='\n',
+                              COMP_LINE=line, COMP_POINT=str(len(line)), COMP_TYPE='9')
+        assert run_cold('proxy-train', env=env).returncode==0
+        return [o.strip() for o in (tmp_path/'said').read_text().splitlines()]
+    assert offered('proxy-train --fill sw')==['swap','swap_both','swap_shared']
+    assert offered('proxy-train --pretr')==['--pretrained']
 
 @pytest.mark.parametrize('run,args,words', [
     (run, ['nowhere'], 'There is no folder and no CSV file nowhere'),
@@ -63,7 +232,7 @@ def test_help(name):
 def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
     res = run('proxy-train', *[o.format(path=path, tmp=tmp_path) for o in args],
               env=os.environ|dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path/'hf')))
-    assert res.returncode==1 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
+    assert res.returncode==2 and words in res.stderr and 'Traceback' not in res.stderr, res.stderr
     assert len(res.stderr.strip().splitlines())==1, res.stderr
 
 @pytest.mark.parametrize('kw,words', [
@@ -87,7 +256,7 @@ def test_errors_are_sentences(path, kw, words, tmp_path, monkeypatch):
     (dict(wd=np.inf), 'wd=inf should be a number from 0 to'), (dict(workers=-1), 'workers=-1 should be 0 or more'),
     (dict(lr=np.nan), 'lr=nan should be a number from'), (dict(lr=-1e-3), 'lr=-0.001 should be a number from'),
     (dict(lr=np.inf), 'lr=inf should be a number from'), (dict(discriminative=np.nan), 'discriminative=nan should be a number from'),
-    (dict(bs=-2), 'bs=-2 should be 1 or more'), (dict(size=0), 'size=0 should be 1 or more'),
+    (dict(bs=-2), 'bs=-2 should be 2 or more'), (dict(size=0), 'size=0 should be 1 or more'),
     (dict(folds=1), 'folds=1 should be 2 or more'),
     (dict(freeze_epochs=-1), 'freeze_epochs=-1 should be 0 or more'), (dict(seed=-1), 'seed=-1 should be a number from 0 to'),
     (dict(seed=2**32), 'seed=4294967296 should be a number from 0 to'), (dict(n_per_class=0), 'n_per_class=0 should be 1 or more'),
@@ -189,7 +358,6 @@ def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
 
 def test_the_same_again_with_one_thing_changed(few, tmp_path, monkeypatch, capsys):
     "The README's own line, word by word, for a run that had steps and more"
-    import shlex
     line = next(o for o in (root/'README.md').read_text(encoding='utf-8').splitlines() if o.startswith('proxy-train --config'))
     first = train_folder(few, tmp_path/'runs', steps='1,p,2', share=8, fill='mean', save_images=True, say=noop, **small)
     said = shlex.split(line.split('#')[0])
@@ -209,9 +377,7 @@ def test_the_same_again_with_one_thing_changed(few, tmp_path, monkeypatch, capsy
 
 def parsed(*args):
     "What a command line says, without running it"
-    from fastcore.script import anno_parser
-    said = vars(anno_parser(proxy_train, 'proxy-train', pos=['path']).parse_args(list(args)))
-    return {k:v for k,v in said.items() if k in all_settings(Config()) and v is not None}
+    return {k:v for k,v in asked(proxy_train, args).items() if k in all_settings(Config())}
 
 @pytest.mark.parametrize('how', ['none','None',''])
 def test_a_value_is_unset_on_the_command_line(how):
@@ -230,7 +396,7 @@ def test_what_is_neither_a_value_nor_none(capsys):
     for k,v in dict(wd='non', folds='2.5', balance='perhaps', lr='none').items():
         with pytest.raises(SystemExit): parsed(f'--{k}', v)
         err = capsys.readouterr().err
-        assert f'argument --{k}: invalid ' in err and repr(v) in err, err
+        assert f'--{k}: {v!r} is n' in err, err
 
 def test_steps_are_unset_and_the_fit_keeps_its_length(tmp_path):
     (tmp_path/'config.toml').write_text(to_toml(changed(Config(), path='x', steps='2,p,3', arch='test_resnet')), encoding='utf-8')

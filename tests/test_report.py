@@ -199,14 +199,12 @@ def test_numbers_are_those_on_disk(made, run):
     assert tomllib.loads(''.join(shown[2]))==tomllib.loads((run/'config.toml').read_text(encoding='utf-8')), 'to be copied'
 
 def test_command_makes_the_same_configuration(run):
-    from proxy_attention.cli import proxy_train
-    from fastcore.script import anno_parser
+    from proxy_attention.cli import asked, proxy_train
     import shlex
     for line in run_again(RunFolder(run)):
         args = shlex.split(line)
         assert args[0]=='proxy-train'
-        said = {k:v for k,v in vars(anno_parser(proxy_train, 'proxy-train', pos=['path']).parse_args(args[1:])).items()
-            if v is not None and k not in ('out','quiet','json','pdb','xtra')}
+        said = asked(proxy_train, args[1:])
         cfg = from_toml(said.pop('config')) if 'config' in said else Config()
         assert changed(cfg, **said)==from_toml(run/'config.toml')
 
@@ -478,7 +476,7 @@ def test_command(run, tmp_path):
     res = warm.run(warm.script, 'proxy-report', run, '--out', tmp_path/'page.html', '--n', 6)
     assert res.returncode==0 and res.stdout.startswith(f'{tmp_path}/page.html: 1 run, 6 pictures'), res
     res = warm.run(warm.script, 'proxy-report', tmp_path/'nothing')
-    assert res.returncode==1 and len(res.stderr.strip().splitlines())==1 and 'Traceback' not in res.stderr
+    assert res.returncode==2 and len(res.stderr.strip().splitlines())==1 and 'Traceback' not in res.stderr
 
 def test_200_of_the_worst_pictures_are_under_10_MB():
     "Noise, which nothing can compress, with four models and a proxy each"

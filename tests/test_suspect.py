@@ -234,7 +234,7 @@ def test_on_the_command_line(bed, tmp_path):
     assert len(pd.read_csv(run/'history.csv'))==3
     assert check_config(Config(proxy=ProxyConfig(suspect=str(one), recipe='shortcut', steps='p,3')))==3
     res = warm.run(warm.script, 'proxy-train', bed, *args, '--suspect', 'nowhere', '--out', tmp_path/'more')
-    assert res.returncode==1 and 'There is no model' in res.stderr and len(os.listdir(tmp_path/'more'))==1
+    assert res.returncode==2 and 'There is no model' in res.stderr and len(os.listdir(tmp_path/'more'))==1
 
 @pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 def test_objects_on_the_command_line(bed, tmp_path):

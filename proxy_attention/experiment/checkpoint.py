@@ -219,7 +219,8 @@ def state(self:Checkpoint,
 )->dict:
     "All that the rest of the run depends on"
     learn,model = self.learn,get_model(self.learn.model)
-    return dict(version=_version, what=self.what, start=self.start, releases=versions(), fit=self.fits+1, epoch=epoch, n_epoch=learn.n_epoch, best=self.best,
+    return dict(version=_version, what=self.what, start=self.start, releases=versions(),
+        fit=self.fits+1, epoch=epoch, n_epoch=learn.n_epoch, best=self.best,
         model=model.state_dict(), opt=learn.opt.state_dict(), grads={k:_grad(p) for k,p in model.named_parameters()},
         loss_func=learn.loss_func.state_dict() if isinstance(learn.loss_func, torch.nn.Module) else {},
         scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,

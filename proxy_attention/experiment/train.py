@@ -172,7 +172,7 @@ _usual_epochs = 10
 _least = dict( # whole numbers: the lowest, and why
     epochs=(1, 'a fit has at least one epoch'), freeze_epochs=(0, 'so many epochs train the head alone'),
     folds=(2, 'one fold validates and the others train'), n_per_class=(1, 'each class needs images'),
-    size=(1, 'it is the side of an image'), bs=(1, 'a batch holds images'), workers=(0, '0 loads images in this process'))
+    size=(1, 'it is the side of an image'), bs=(2, 'batch norm compares images'), workers=(0, '0 loads images in this process'))
 _between = dict(valid_pct=(0,1), subset=(0,1), seed=(0,2**32-1), lr=(1e-9,1e3), discriminative=(1,1e9), wd=(0,1e3), prune=(0,1))
 
 def fit_length(cfg:Config)->int:
