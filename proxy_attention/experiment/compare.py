@@ -6,7 +6,7 @@
 __all__ = ['left_to_arms', 'run_arm', 'Comparison', 'compare', 'paired', 'compare_folder', 'summary_of']
 
 # %% ../../nbs/experiment/08_compare.ipynb #7f70baa2
-import hashlib, json, os, re, time, warnings
+import hashlib, json, re, time, warnings
 from collections import Counter
 from dataclasses import fields
 from functools import partial
@@ -23,10 +23,9 @@ from fastai.data.transforms import get_image_files
 from fastai.torch_core import set_seed
 from ..core import *
 from ..data.images import refuse_count, refuse_inside
-from ..data.loaders import files_of
 from .arms import arms as shipped
 from .config import Config, ProxyConfig, changed, from_toml, to_toml
-from .train import check_config, config_learner, look_at
+from .train import check_config, config_learner, keep_checked, look_at, score_of, test_loader, tests_of
 
 # %% ../../nbs/experiment/08_compare.ipynb #9897093d
 class _Steps(Callback):
@@ -57,19 +56,6 @@ def _test_dl(learn, test):
         test = files
     return learn.dls.test_dl(test, with_labels=True)
 
-def _score(learn, dl, groups=None):
-    "Accuracy and loss, of all and of each group"
-    preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
-    right = (preds.argmax(1)==targs).float()
-    items = dl.dataset.items
-    if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # a table: its files
-    names = [groups(o) for o in items] if groups else [
-        learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
-    by = pd.Series(right.numpy()).groupby(pd.Series(names).astype(str)).agg(['mean','size'])
-    return dict(
-        n=len(right), accuracy=float(right.mean()), loss=float(losses.mean()),
-        worst=float(by['mean'].min()), worst_n=int(by['size'][by['mean'].idxmin()]), groups=by['mean'].to_dict())
-
 def run_arm(
     make_learner, # `seed -> Learner`, new and with the same weights and split each time
     arm, # `(learn, epochs, lr)`, trains it
@@ -93,7 +79,7 @@ def run_arm(
         warnings.simplefilter('always', ProxyWarning)
         arm(learn, epochs, lr)
         seconds = time.perf_counter()-began
-        scores = {k:_score(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
+        scores = {k:score_of(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
         more = {} if measure is None else {k:float(v) for k,v in measure(learn).items()}
     for o in told:
         if not issubclass(o.category, ProxyWarning):
@@ -376,27 +362,6 @@ def __repr__(self:Comparison): return self.verdict()
 # fields of `Config`
 left_to_arms = (*(o.name for o in fields(ProxyConfig)), 'folds','find_lr','find_bs','discriminative','wd','prune')
 
-def _test_of(folder, images):
-    "A folder of test images as a test set for learners of `images`"
-    files = get_image_files(folder).sorted()
-    if not len(files):
-        raise ValueError(f'The test set {folder} holds no image: give a folder with a folder of images a class.')
-    known = set(images.df.label)
-    if new := {o.parent.name for o in files}-known:
-        raise ValueError(f"The test set {folder} has a class {sorted(new)[0]!r}{nearest(sorted(new)[0], known)} "
-            f"The model will know {', '.join(sorted(known)[:12])}{' …' if len(known)>12 else ''}.")
-    df = pd.DataFrame(dict(
-        file=[os.path.relpath(o, images.path) for o in files],
-        label=[o.parent.name for o in files]))
-    return lambda learn: learn.dls.test_dl(df, with_labels=True)
-
-def _named(said, kind):
-    "'a=x,b=y' as a dictionary"
-    pairs = [o.strip().partition('=') for o in said.split(',') if o.strip()]
-    if bad := [k for k,_,v in pairs if not k or not v]:
-        raise ValueError(f'{bad[0]!r} names no {kind}: write name=folder, as in plain=test/plain.')
-    return {k:v for k,_,v in pairs}
-
 def _starts(cfg, images, seed):
     "The learner that every arm of a seed starts from"
     learn = config_learner(cfg, images, seed=seed)
@@ -411,7 +376,7 @@ def compare_folder(
     path=None, # A folder, a CSV file, or a known data set
     arms:str='no proxy,random mask,cutout,shortcut', # Names of shipped arms, separated by commas; the first is the baseline
     seeds:int=5, # How many; the split is the same for all
-    tests:str='', # More test sets, as plain=folder,flipped=folder: folders with a folder of images a class
+    tests:str='', # More test sets, as plain=folder,flipped=folder: those of the configuration
     out='runs', # Folder of all runs; this one gets a new folder in it
     resume=None, # Go on with the comparison in this folder; everything else is as it was
     n_jobs:int=1, # Processes
@@ -426,21 +391,23 @@ def compare_folder(
                 'it has no asked.json.')
         asked,cfg = json.loads((run/'asked.json').read_text(encoding='utf-8')), from_toml(run/'config.toml')
     else:
-        asked,cfg = (dict(arms=arms, seeds=seeds, tests=tests),
-            changed(Config(), path=None if path is None else str(path), **settings))
+        asked,cfg = (dict(arms=arms, seeds=seeds, tests=''), # those of the configuration, which is kept beside it
+            changed(Config(), path=None if path is None else str(path), tests=tests or None, **settings))
     if unused := [k for k,v in settings.items() if k in left_to_arms and v is not None]:
         raise ValueError(f"A comparison has no use for {', '.join(unused)}: the arms say how each is trained.")
     names = [o.strip() for o in asked['arms'].split(',') if o.strip()]
-    which,folders = {o:by_name(o, shipped, 'arm') for o in names}, _named(asked['tests'], 'test set')
+    which = {o:by_name(o, shipped, 'arm') for o in names}
     epochs = check_config(changed(cfg, recipe='none'))
     refuse_count(1, 'each is a run of every arm', seeds=asked['seeds'])
     say(to_toml(cfg).partition('[proxy]')[0]+f"Arms: {', '.join(names)}. Seeds: {asked['seeds']}.\n")
-    images,_ = look_at(cfg, say)
-    test_dls = {'valid':lambda learn: learn.dls.valid} | {k:_test_of(v, images) for k,v in folders.items()}
+    images,wrong = look_at(cfg, say, resume)
+    test_dls = {'valid':lambda learn: learn.dls.valid} | {
+        k:partial(test_loader, table=o) for k,o in tests_of(cfg, images).items()}
     if resume is None:
-        refuse_inside(out, images.path)
+        refuse_inside(out, images.roots)
         run = new_run(out, 'compare')
         images.save(run)
+        keep_checked(run, images, wrong)
         write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
         write_whole(run/'asked.json', lambda f: f.write(json.dumps(asked).encode()))
     else: images.load(run)
