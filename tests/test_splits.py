@@ -3,9 +3,13 @@ import os, re
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.cli import proxy_compare, proxy_sweep, proxy_train
 from proxy_attention.core import better
 from proxy_attention.data.images import ImageSet, refuse_inside
 from proxy_attention.data.loaders import refuse_among
+from proxy_attention.experiment.compare import compare_folder
+from proxy_attention.experiment.config import Config, all_settings, changed, from_toml, to_toml
+from proxy_attention.experiment.train import begun_with, images_of, last_of, look_at, notes_on, score_of, tests_of
 
 # ---- groups
 
@@ -278,3 +282,217 @@ def test_pictures_of_more_than_8_bits_are_called_what_they_are(tmp_path):
     wrong = check_images(sorted(tmp_path.iterdir()))
     assert wrong.problem.tolist()==['float','32-bit','16-bit','16-bit'] and '0 … 1 is black' in wrong.detail[0]
     assert np.asarray(PILImage.create(tmp_path/'a.tif')).max()<=1 # it is
+
+# ---- test sets of a configuration
+
+small = dict(arch='test_resnet', pretrained=False, size=32, workers=0, augment='none')
+
+def test_tests_are_a_section(tmp_path, monkeypatch):
+    "As a text and as a dictionary, in TOML and back, by whole paths; replaced as one, and unset"
+    monkeypatch.chdir(two_classes(tmp_path))
+    cfg = changed(Config(), path='a', tests='plain=a, flip-1=b')
+    assert cfg.tests==dict(plain=str(tmp_path/'a'), **{'flip-1':str(tmp_path/'b')})
+    assert changed(Config(), path='a', tests=dict(plain=Path('a'), **{'flip-1':'b'}))==cfg==changed(cfg, lr=.001)
+    (tmp_path/'c.toml').write_text(to_toml(cfg))
+    assert f'[tests]\nplain = "{tmp_path}/a"\n' in to_toml(cfg) and from_toml(tmp_path/'c.toml')==cfg
+    assert all_settings(cfg)['tests']==f'plain={tmp_path}/a,flip-1={tmp_path}/b' and changed(Config(), **all_settings(cfg))==cfg
+    assert changed(cfg, tests='none').tests==changed(cfg, tests='').tests=={} and all_settings(Config())['tests'] is None
+    assert changed(cfg, tests='x=b').tests==dict(x=str(tmp_path/'b'))
+    assert 'tests' not in to_toml(Config()) and Config()==changed(Config(), **all_settings(Config()))
+    (tmp_path/'a,b=c').mkdir()
+    odd = changed(Config(), tests={'x':'a,b=c', 'y':'b'}) # a comma, and an equals sign in a later part of the path
+    assert from_toml((tmp_path/'c.toml', (tmp_path/'c.toml').write_text(to_toml(odd)))[0])==odd
+    assert changed(Config(), tests=dict(x='p/a,q/r=1')) == changed(Config(), tests='x=p/a,q/r=1')
+
+@pytest.mark.parametrize('tests,words', [
+    ('plain', "'plain' of the test sets names no place"), ('=x', "'' of the test sets names no place"), ('a b=x', "'a b' is no name"),
+    ('valid=x', "cannot be called 'valid'"), ('train=x', "cannot be called 'train'"), ('x=a,x=b', "Two test sets are called 'x'"),
+    ('plain.a=x', "'plain.a' is no name for a test set"), (dict(x=3), "'x' of the test sets names no place"),
+    (['a'], "tests=['a'] should say a name and a place"), (dict(x='\udcff'), 'is not written in UTF-8')])
+def test_tests_that_are_none(tests, words, tmp_path):
+    with pytest.raises((ValueError,TypeError), match=re.escape(words)) as e: changed(Config(), tests=tests)
+    str(e.value).encode()
+
+@pytest.mark.parametrize('toml,words', [
+    ('tests = "a"', "says tests = 'a', and [tests] is a section"), ('[tests]\nvalid = "x"', "cannot be called 'valid'"),
+    ('[tests]\nx = 3', "'x' of the test sets names no place"), ('[test]\nx = "y"', "a section [test], did you mean 'tests'?")])
+def test_sections_that_cannot_be(toml, words, tmp_path):
+    (tmp_path/'c.toml').write_text(toml)
+    with pytest.raises(ValueError, match=re.escape(words)): from_toml(tmp_path/'c.toml')
+
+@pytest.mark.parametrize('f', [proxy_train, proxy_sweep, proxy_compare])
+def test_every_command_that_trains_has_tests(f):
+    from inspect import signature
+    assert 'tests' in signature(f).parameters and 'group_col' in signature(f).parameters
+
+def test_a_run_measures_its_tests_once(few, tmp_path):
+    "tests.csv, the columns of `last_of`, the same numbers as by hand; a configuration brings its tests along"
+    told = []
+    run = train_folder(few, tmp_path/'runs', recipe='none', epochs=1, bs=16, tests=f'plain={few}/plain,flipped={few}/flipped',
+        say=told.append, **small)
+    df = pd.read_csv(run/'tests.csv')
+    assert list(df.columns)==['test','n','accuracy','loss','worst_group','worst'] and df.test.tolist()==['plain','flipped']
+    assert df.n.tolist()==[len(get_image_files(few/o)) for o in ('plain','flipped')] and (df.worst<=df.accuracy).all()
+    learn = load_learner(run/'model.pkl')
+    files = sorted(get_image_files(few/'flipped'))
+    with learn.no_bar(): preds = [learn.predict(f)[0] for f in files]
+    right = pd.Series([p==f.parent.name for p,f in zip(preds, files)])
+    assert df.accuracy[1]==pytest.approx(right.mean()) and df.worst[1]==right.groupby([f.parent.name for f in files]).mean().min()
+    last = last_of(run)
+    assert (last['flipped.accuracy'],last['plain.loss'])==(round(df.accuracy[1], 6),round(df.loss[0], 6)) and 'valid_loss' in last
+    said = '\n'.join(told)
+    assert 'Test set plain: 16 images' in said and 'Test set flipped: loss' in said and '[tests]\n' in said
+    cfg = begun_with(run/'config.toml', told.append, lr=.1)
+    assert cfg.tests==dict(plain=str(few/'plain'), flipped=str(few/'flipped'))
+
+def test_measuring_changes_nothing_else(few, tmp_path, same):
+    "The weights are those of a run without tests, bit for bit"
+    a,b = (train_folder(few, tmp_path/'runs', steps='1,p,1', share=8, bs=32, tests=o, say=noop, **small)
+        for o in (None, f'plain={few}/plain'))
+    a,b = (load_learner(o/'model.pkl').model.state_dict() for o in (a,b))
+    assert same(a, b)
+
+def test_folds_are_tested_each(few, tmp_path):
+    run = train_folder(few/'train', tmp_path/'runs', recipe='none', epochs=1, bs=16, folds=2, tests=f'plain={few}/plain', say=noop, **small)
+    df = pd.read_csv(run/'folds_result.csv')
+    each = [pd.read_csv(run/f'fold_{i}'/'tests.csv').accuracy[0] for i in range(2)]
+    assert df['plain.accuracy'].tolist()==pytest.approx(each) and last_of(run)['plain.accuracy']==pytest.approx(np.mean(each), abs=1e-5)
+
+def test_a_run_that_was_cut_off_is_tested_at_its_end(few, tmp_path):
+    "Also where everything has moved"
+    d = tmp_path/'project'
+    shutil.copytree(few, d/'photos')
+    run = train_folder(d/'photos', d/'runs', recipe='none', epochs=1, bs=16, tests=f'plain={d}/photos/plain', say=noop, **small)
+    was = (run/'tests.csv').read_bytes()
+    for o in ('tests.csv','model.pkl'): (run/o).unlink()
+    d.rename(tmp_path/'moved')
+    told = []
+    resume_run(tmp_path/'moved'/'runs'/run.name, say=told.append)
+    assert (tmp_path/'moved'/'runs'/run.name/'tests.csv').read_bytes()==was
+    assert f"The test set plain is taken from {tmp_path}/moved/photos/plain" in '\n'.join(told)
+
+def test_a_table_to_test_with(few, tmp_path):
+    "With the columns of the training table; the same table stands for its rows of test"
+    files = sorted(get_image_files(few/'train'))
+    rows = pd.DataFrame([(f.parent.name, str(f), ['train','train','valid','test'][i%4]) for i,f in enumerate(files)], columns=['digit','f','part'])
+    rows.to_csv(tmp_path/'all.csv', index=False)
+    pd.DataFrame([(f.parent.name, str(f)) for f in sorted(get_image_files(few/'plain'))], columns=['digit','f']).to_csv(tmp_path/'t.csv', index=False)
+    cfg = changed(Config(), path=tmp_path/'all.csv', fn_col='f', label_col='digit', valid_col='part', tests=dict(rest=tmp_path/'all.csv', new=tmp_path/'t.csv'))
+    images = images_of(cfg)
+    tests = tests_of(cfg, images) # no note: no test image is trained on
+    assert set(tests)=={'rest','new'} and len(tests['rest'])==(rows.part=='test').sum() and len(tests['new'])==16
+    assert {images.path/o for o in tests['rest'].file}=={Path(f) for f in rows.f[rows.part=='test']}
+    learn = Learner(images.dataloaders(bs=8, num_workers=0), digits_net(images.df.label.nunique()), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        score = score_of(learn, learn.dls.test_dl(tests['rest'], with_labels=True))
+    assert len(learn.recorder.values)==1 and len(learn.recorder.values[0])==3 # the fit's
+    assert score['n']==len(tests['rest']) and score['worst']==min(score['groups'].values())==score['groups'][score['worst_group']]
+    csv = pd.read_csv(tmp_path/'all.csv').query("part!='test'")
+    csv.to_csv(tmp_path/'all.csv', index=False)
+    with pytest.raises(ValueError, match="The test set 'rest' cannot be used. .* has no row of test in the column 'part'"):
+        tests_of(cfg, images_of(cfg))
+
+@pytest.mark.parametrize('spoil,words', [
+    (lambda d: shutil.rmtree(d), 'There is no folder and no CSV file'), (lambda d: [shutil.rmtree(o) for o in d.iterdir()], 'holds no image'),
+    (lambda d: (d/'3').rename(d/'33'), "The test set 'plain', .*, has a class '33', did you mean '3'?"),
+    (lambda d: [f.write_bytes(b'') for f in get_image_files(d)], 'No image of the test set .plain., .*, can be read'),
+    (lambda d: (d/'4').symlink_to(d/'3') if not (d/'4').exists() else (shutil.rmtree(d/'4'), (d/'4').symlink_to(d/'3')), 'are one folder')])
+def test_test_sets_that_cannot_be(few, tmp_path, spoil, words):
+    "Before anything is trained, and nothing is left behind"
+    shutil.copytree(few/'plain', tmp_path/'plain')
+    spoil(tmp_path/'plain')
+    with pytest.raises((ValueError,FileNotFoundError), match=words):
+        train_folder(few, tmp_path/'runs', recipe='none', epochs=1, tests=f"plain={tmp_path/'plain'}", say=noop, **small)
+    assert not (tmp_path/'runs').exists()
+
+def test_a_test_image_that_cannot_be_read_is_left_out(few, tmp_path):
+    shutil.copytree(few/'plain', tmp_path/'plain')
+    f = sorted(get_image_files(tmp_path/'plain'))[0]
+    f.write_bytes(b'no image')
+    told = []
+    images,_ = look_at(changed(Config(), path=few, tests=dict(plain=tmp_path/'plain'), workers=0), told.append)
+    assert len(images.tests['plain'])==15 and f'1 unreadable and left out, such as {f.name}' in '\n'.join(told)
+
+def test_a_test_image_that_is_trained_on_is_told(few, tmp_path):
+    "Under its own name, and through a link"
+    (tmp_path/'t').symlink_to(few/'valid')
+    images = ImageFolder(few)
+    n = len(get_image_files(few/'valid'))
+    for o in (few/'valid', tmp_path/'t'):
+        with pytest.warns(ProxyWarning, match=rf"{n} of {n} images of the test set 'x' are also in training or validation \(0 and {n}\)"):
+            images.add_test('x', o)
+    images.add_test('plain', few/'plain') # a warning would be an error here
+
+def test_less_is_better_for_the_loss_of_a_test():
+    assert better('flipped.loss') is np.less and better('loss_free.accuracy') is np.greater and better('valid_loss') is np.less
+
+def test_a_comparison_takes_the_tests_of_a_configuration(few, tmp_path):
+    run = compare_folder(few, 'no proxy,cutout', 1, f'plain={few}/plain', tmp_path/'runs', epochs=2, bs=32, say=noop, **small)
+    df = pd.read_csv(run/'comparison.csv')
+    assert set(df.test)=={'valid','plain'} and from_toml(run/'config.toml').tests==dict(plain=str(few/'plain'))
+    again = compare_folder(resume=run, say=noop)
+    assert pd.read_csv(again/'comparison.csv').equals(df)
+    shutil.copytree(few/'plain'/'3', tmp_path/'odd'/'thirty')
+    with pytest.raises(ValueError, match="test set 'x', .*odd, has a class 'thirty'"):
+        compare_folder(few, tests=f'x={tmp_path}/odd', out=tmp_path/'no', say=noop, **small)
+
+# ---- what is allowed, and perhaps not meant
+
+def test_notes_on_a_configuration():
+    assert notes_on(changed(Config(), steps='1,p,2'))==notes_on(changed(Config(), steps='1,p,2', epochs=3))==notes_on(Config())==[]
+    note, = notes_on(changed(Config(), steps='1,p,2', epochs=5))
+    assert 'the steps 1,p,2 are 3 epochs long, and the fit has 5: the last 2 train on' in note
+    note, = notes_on(changed(Config(), size=4))
+    assert 'size=4 is small' in note and notes_on(changed(Config(), size=32))==[]
+
+def test_images_are_opened_once(few, tmp_path, monkeypatch):
+    "A run that is gone on with, and each of its folds, opens only what has another size; also where the images have moved"
+    import proxy_attention.experiment.train as module
+    seen,check = [],module.check_images
+    monkeypatch.setattr(module, 'check_images', lambda files, *a, **k: (seen.append(list(files)), check(files, *a, **k))[1])
+    shutil.copytree(few/'train', tmp_path/'photos')
+    bad,alpha,*_,changing = sorted(get_image_files(tmp_path/'photos'))
+    bad.write_bytes(b'no image')
+    Image.new('RGBA', (28,28)).save(alpha)
+    run = train_folder(tmp_path/'photos', tmp_path/'runs', recipe='none', epochs=1, bs=16, folds=2, say=noop, **small)
+    assert len(seen)==1 and len(seen[0])==64
+    problems = pd.read_csv(run/'problems.csv').problem.tolist()
+    assert sorted(problems)==['transparent','unreadable'] and len(pd.read_csv(run/'checked.csv'))==64
+    told = []
+    resume_run(run, say=told.append)
+    assert len(seen)==2 and seen[1]==[] and '1 unreadable and left out' in '\n'.join(told) and '1 transparent' in '\n'.join(told)
+    Image.new('RGB', (50,50)).save(changing)
+    (tmp_path/'photos').rename(tmp_path/'moved')
+    images,wrong = look_at(changed(from_toml(run/'config.toml'), path=tmp_path/'moved'), noop, run)
+    assert seen[2]==[tmp_path/'moved'/changing.relative_to(tmp_path/'photos')] and wrong.problem.tolist()==['unreadable','transparent']
+    (run/'checked.csv').unlink()
+    look_at(changed(from_toml(run/'config.toml'), path=tmp_path/'moved'), noop, run)
+    assert len(seen[3])==64 # as of a run of an older release
+    (run/'checked.csv').write_text('x')
+    with pytest.raises(ValueError, match='checked.csv cannot be read .*: remove it, and all images are checked again'):
+        look_at(changed(from_toml(run/'config.toml'), path=tmp_path/'moved'), noop, run)
+
+def test_copies_are_told_when_a_run_begins(few, tmp_path):
+    d = two_classes(tmp_path/'d', 6)
+    shutil.copy(d/'a'/'0.png', d/'b'/'copy.png')
+    told = []
+    _,wrong = look_at(changed(Config(), path=d, workers=0), told.append)
+    assert wrong.problem.tolist().count('under two labels')==1 and 'tiny' not in wrong.problem.tolist()
+    assert "1 under two labels: copy.png (the same bytes as a/0.png; 'b' here, 'a' there)" in told
+
+def test_groups_from_the_command_line(tmp_path):
+    "Kept together, told, and again when the run is gone on with; a split of another run that tears them is refused"
+    csv = some(tmp_path, 60)
+    told,args = [], dict(recipe='none', epochs=1, bs=8, **small)
+    run = train_folder(csv, tmp_path/'runs', group_col='who', say=told.append, **args)
+    split = pd.read_csv(run/'folds.csv').assign(group=lambda d: d.file.str[:3].astype(int)//3)
+    assert not torn(split) and re.search(r'Groups of who stay together: \d+ train, \d+ validate', '\n'.join(told))
+    (run/'model.pkl').unlink()
+    resume_run(run, say=noop)
+    assert pd.read_csv(run/'folds.csv').equals(split.drop(columns='group'))
+    other = train_folder(csv, tmp_path/'runs', say=noop, **args)
+    with pytest.raises(ValueError, match="images of the group 'p0?.*' on both sides"):
+        train_folder(csv, tmp_path/'no', group_col='who', split=other, say=noop, **args)
+    train_folder(csv, tmp_path/'runs', group_col='who', split=run, say=noop, **args)
+    with pytest.raises(TypeError, match='has no use for `group_col`'): train_folder(tmp_path/'img', tmp_path/'no', group_col='who', **args)

@@ -390,7 +390,8 @@ def score_of(
     groups=None # `item -> name`, of a table: `file -> name`; None: the classes
 )->dict: # n, accuracy, loss, worst (the accuracy of the worst group), worst_group, worst_n (its images), groups (the accuracy of each)
     "Accuracy and loss of a test set, of all and of each group"
-    preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
+    apart = [o for o in learn.cbs if getattr(o, 'remove_on_fetch', False)] # `get_preds` would write over the recorder's last row
+    with learn.removed_cbs(apart): preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
     right = (preds.argmax(1)==targs).float()
     items = dl.dataset.items
     if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # a table: its files
