@@ -2573,6 +2573,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'proxy_attention/report/build.py'),
                                               'proxy_attention.report.build._refuse_out': ( 'report/build.html#_refuse_out',
                                                                                             'proxy_attention/report/build.py'),
+                                              'proxy_attention.report.build._roots': ( 'report/build.html#_roots',
+                                                                                       'proxy_attention/report/build.py'),
                                               'proxy_attention.report.build.report_runs': ( 'report/build.html#report_runs',
                                                                                             'proxy_attention/report/build.py'),
                                               'proxy_attention.report.build.usual_sections': ( 'report/build.html#usual_sections',

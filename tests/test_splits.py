@@ -11,6 +11,8 @@ from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.config import Config, all_settings, changed, from_toml, to_toml
 from proxy_attention.experiment.train import begun_with, images_of, last_of, look_at, notes_on, score_of, tests_of
 
+small = dict(arch='test_resnet', pretrained=False, size=32, workers=0, augment='none')
+
 # ---- groups
 
 def some(top, n=24, per=3, classes='ab', groups='p{}'):
@@ -189,6 +191,20 @@ def test_roots_of_a_folder(few, tmp_path):
     assert images.roots==[tmp_path/'d',(few/'train'/'3').resolve(),(few/'train'/'4').resolve()]
     with pytest.raises(ValueError, match='among the images'): images.save(few/'train'/'3'/'run')
 
+def test_a_run_and_its_report_beside_sibling_folders(few, tmp_path, fingerprint):
+    "Checkpoints, logs, proxy images and the report lie beside the folders of a table, and none in them"
+    for o in ('train','valid'): shutil.copytree(few/o, tmp_path/o)
+    files = sorted(get_image_files(tmp_path))
+    rows = [(f.relative_to(tmp_path), f.parent.name, f.parent.parent.name) for f in files]
+    pd.DataFrame(rows, columns=['file','label','part']).to_csv(tmp_path/'x.csv', index=False)
+    before = [fingerprint(tmp_path/o) for o in ('train','valid')]
+    args = dict(valid_col='part', steps='1,p,1', share=8, save_images=True, bs=32, say=noop, **small)
+    run = train_folder(tmp_path/'x.csv', tmp_path/'runs', **args)
+    report_runs([run], n=0, quiet=True)
+    assert (run/'report.html').is_file() and [fingerprint(tmp_path/o) for o in ('train','valid')]==before
+    with pytest.raises(ValueError, match='among the images'): train_folder(tmp_path/'x.csv', tmp_path/'train'/'3'/'runs', **args)
+    with pytest.raises(ValueError, match='among the images'): report_runs([run], tmp_path/'train'/'3'/'r.html', n=0, quiet=True)
+
 def test_nested_roots_are_the_outer_ones(tmp_path):
     for o in ('a/0.png','a/deep/1.png','a/2.png','ab/3.png'):
         (tmp_path/o).parent.mkdir(parents=True, exist_ok=True)
@@ -284,8 +300,6 @@ def test_pictures_of_more_than_8_bits_are_called_what_they_are(tmp_path):
     assert np.asarray(PILImage.create(tmp_path/'a.tif')).max()<=1 # it is
 
 # ---- test sets of a configuration
-
-small = dict(arch='test_resnet', pretrained=False, size=32, workers=0, augment='none')
 
 def test_tests_are_a_section(tmp_path, monkeypatch):
     "As a text and as a dictionary, in TOML and back, by whole paths; replaced as one, and unset"
@@ -487,7 +501,7 @@ def test_groups_from_the_command_line(tmp_path):
     told,args = [], dict(recipe='none', epochs=1, bs=8, **small)
     run = train_folder(csv, tmp_path/'runs', group_col='who', say=told.append, **args)
     split = pd.read_csv(run/'folds.csv').assign(group=lambda d: d.file.str[:3].astype(int)//3)
-    assert not torn(split) and re.search(r'Groups of who stay together: \d+ train, \d+ validate', '\n'.join(told))
+    assert not torn(split) and re.search(r'Groups of who stay together, \d+ train and \d+ validate\.', '\n'.join(told))
     (run/'model.pkl').unlink()
     resume_run(run, say=noop)
     assert pd.read_csv(run/'folds.csv').equals(split.drop(columns='group'))

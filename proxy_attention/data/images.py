@@ -64,18 +64,24 @@ def _refuse_torn(df, by='part'):
                          f"and so of {(n>1).sum()} of {len(n)} groups: leave out the groups, or the split.")
 
 def _draw_groups(n, of, goal, rng):
-    "Groups for validation, in a random order: each class comes as near to its goal as it can, and none loses its last training group"
+    "Groups for validation: one of each class, then in a random order whichever bring the classes nearer to their goals"
     total,got,taken = Counter(), Counter(), set()
     for o in n.values(): total.update(o)
+    def sign(g): return -1 if g in taken else 1
+    def allowed(g): return all(0<got[k]+sign(g)*m<total[k] for k,m in n[g].items()) # each class stays on both sides
+    def gain(g): return sum(((got[k]-goal[k])**2-(got[k]+sign(g)*m-goal[k])**2)/total[k]**2 for k,m in n[g].items())
+    def move(g):
+        s = sign(g)
+        taken.symmetric_difference_update({g})
+        for k,m in n[g].items(): got[k] += s*m
     for label in sorted(of, key=lambda o: len(of[o])):
-        for g in rng.permutation(of[label]).tolist():
-            if g in taken or got[label] and abs(got[label]+n[g][label]-goal[label]) >= abs(got[label]-goal[label]): continue
-            if any(got[k]+m>=total[k] for k,m in n[g].items()): continue
-            taken.add(g)
-            got.update(n[g])
-    return sum((got[k]/total[k]-goal[k]/total[k])**2 for k in total), taken, [k for k in total if not got[k]]
+        first = None if got[label] else next(filter(allowed, rng.permutation(of[label]).tolist()), None)
+        if first is not None: move(first)
+    for g in [*rng.permutation(list(n)).tolist(), *rng.permutation(list(n)).tolist()]:
+        if allowed(g) and gain(g)>0: move(g)
+    return sum(((got[k]-goal[k])/total[k])**2 for k in total), taken, [k for k in total if not got[k]]
 
-def _split_groups(df, share, seed, tries=20):
+def _split_groups(df, share, seed):
     "Which groups validate: of some draws the one in which every class comes nearest to its share"
     n,of = {},{}
     for (g,label),k in df.groupby(['group','label']).size().items():
@@ -85,7 +91,7 @@ def _split_groups(df, share, seed, tries=20):
         raise ValueError(f"All images of the class '{one[0]}' are of one group, '{of[one[0]][0]}', and it cannot be in training "
                          "and in validation: give the class images of another group, or remove it.")
     rng,goal = np.random.default_rng(seed), {k:share*v for k,v in df.label.value_counts().items()}
-    _,taken,without = min((_draw_groups(n, of, goal, rng) for _ in range(tries)), key=lambda o: (len(o[2]), o[0]))
+    _,taken,without = min((_draw_groups(n, of, goal, rng) for _ in range(max(1, min(20, 20_000//len(n))))), key=lambda o: (len(o[2]), o[0]))
     if without:
         raise ValueError(f"The groups cannot be parted so that the class '{without[0]}' is in training and in validation: "
                          "give it images of more groups, or remove it.")
@@ -527,7 +533,7 @@ def load(self:ImageSet,
 
 # %% ../../nbs/data/00_images.ipynb #5c2e1d23
 def labelled_files(
-    what, # A folder with one folder of images a class, or a CSV file
+    what, # A folder with one folder of images per class, or a CSV file
     fn_col=0, # Of a CSV file: the column of paths
     label_col=1, # Of a CSV file: the column of labels
     test_col=None # Of a CSV file: take only the rows that this column calls test
@@ -537,7 +543,7 @@ def labelled_files(
     if not what.exists(): raise FileNotFoundError(f'There is no folder and no CSV file {what}.')
     if what.is_dir():
         files = get_image_files(what).sorted()
-        if not files: raise ValueError(f'{what} holds no image: give a folder with a folder of images a class.')
+        if not files: raise ValueError(f'{what} holds no image: give a folder with a folder of images per class.')
         _refuse_names(files)
         _refuse_linked(dict.fromkeys(f.parent for f in files))
         return pd.DataFrame(dict(file=list(files), label=[f.parent.name for f in files]))
@@ -552,7 +558,7 @@ def labelled_files(
 @delegates(labelled_files)
 def add_test(self:ImageSet,
     name:str, # What the test set is called
-    what, # A folder with one folder of images a class, or a CSV file
+    what, # A folder with one folder of images per class, or a CSV file
     **kwargs
 ):
     "A test set for models of these images: a table `tests[name]` of file and label"

@@ -375,7 +375,8 @@ def look_at(
     _look_at_tests(cfg, images, say)
     if 'group' in images.df:
         n = images.df.groupby('part').group.nunique()
-        say(f"Groups of {cfg.data.group_col} stay together: {n['train']} train, {n['valid']} validate.")
+        say(f'Groups of {cfg.data.group_col} stay together, '
+            + ('in each fold.' if cfg.data.folds else f"{n['train']} train and {n['valid']} validate."))
     if cfg.data.valid_col:
         say(f'The column {cfg.data.valid_col!r} says which images train and which validate; rows of test are left alone.')
     if cfg.data.split: say(f'The split is that of {_split_file(cfg.data.split)}.')
