@@ -637,6 +637,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'proxy_attention/data/images.py'),
                                              'proxy_attention.data.images._has_classes': ( 'data/images.html#_has_classes',
                                                                                            'proxy_attention/data/images.py'),
+                                             'proxy_attention.data.images._middle': ( 'data/images.html#_middle',
+                                                                                      'proxy_attention/data/images.py'),
                                              'proxy_attention.data.images._outermost': ( 'data/images.html#_outermost',
                                                                                          'proxy_attention/data/images.py'),
                                              'proxy_attention.data.images._parted_by': ( 'data/images.html#_parted_by',

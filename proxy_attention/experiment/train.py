@@ -305,6 +305,7 @@ def notes_on(cfg:Config)->list: # Sentences
     return res
 
 _checked = ['file','size','problem','detail']
+_of_copies = ('under two labels','in training and validation') # what `check_copies` says: it depends on the other images
 
 def _size(f): return str(os.stat(f).st_size) if os.path.exists(f) else ''
 
@@ -332,7 +333,7 @@ def keep_checked(
 ):
     "Keep what is wrong with images (`problems.csv`), and that the others are fine (`checked.csv`), so that `look_at` opens each once"
     wrong.to_csv(Path(run)/'problems.csv', index=False)
-    said = {f:rest for f,*rest in wrong[wrong.problem!='under two labels'].itertuples(index=False, name=None)}
+    said = {f:rest for f,*rest in wrong[~wrong.problem.isin(_of_copies)].itertuples(index=False, name=None)}
     files = list(dict.fromkeys([*images.df.file, *said]))
     df = pd.DataFrame([(n,_size(f),*said.get(f, ('',''))) for n,f in zip(images._named(files), files)], columns=_checked)
     write_whole(Path(run)/'checked.csv', lambda f: df.to_csv(f, index=False))
