@@ -153,7 +153,8 @@ def better(
     monitor:str # Name of a loss or metric
 ): # `np.less` or `np.greater`
     "Less is better for a loss or an error, more for everything else"
-    return np.less if 'loss' in monitor or 'error' in monitor else np.greater
+    last = monitor.rpartition('.')[2] # of `test.metric` the metric
+    return np.less if 'loss' in last or 'error' in last else np.greater
 
 # %% ../nbs/00_core.ipynb #ed902718
 def write_whole(

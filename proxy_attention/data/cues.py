@@ -151,7 +151,7 @@ def _without_bad(df, columns):
     "The rows whose files can be read"
     files = {o for k in columns for o in df[k] if isinstance(o, (str,Path))}
     bad = check_images(sorted(files, key=str), progress=False)
-    bad = bad[bad.problem.isin(['unreadable','16-bit'])]
+    bad = bad[bad.problem.isin(['unreadable','16-bit','32-bit','float'])]
     gone = set(bad.file)
     out = np.array([any(isinstance(o, (str,Path)) and o in gone for o in row) for row in df[columns].values], bool)
     if out.any():

@@ -106,7 +106,10 @@ def refuse_among(
     folder, # Where something is to be written
     dls:DataLoaders
 ):
-    "`refuse_inside` the folder that holds all images, or where they have none in common the folders they lie in"
+    """`refuse_inside` the folders that hold the images, which loaders of an `ImageSet` name as `roots`
+
+    Of other loaders it is the folder that holds all images, or where they have none in common the folders they lie in."""
+    if roots := getattr(dls, 'roots', None): return refuse_inside(folder, roots)
     files = map(Path, filter(None, [*item_files(dls), *files_of(dls.valid_ds, getattr(dls.valid_ds, 'items', []))]))
     parents = {o.parent:o for o in (o.resolve() for o in files)}
     parents = [d for d,o in parents.items() if o.exists()] # a name need not be a file

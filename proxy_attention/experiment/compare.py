@@ -24,12 +24,12 @@ from fastai.data.transforms import get_image_files
 from fastai.torch_core import set_seed
 from ..core import *
 from ..data.images import refuse_count, refuse_inside
-from ..data.loaders import files_of
 from ..proxy.recipes import head_first
 from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
 from .arms import find_arm, split_arms
-from .config import all_settings, changed, from_toml, left_to_arms, to_toml
-from .train import begun_with, check_config, config_learner, look_at
+from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
+from .train import (
+    begun_with, check_config, config_learner, keep_checked, look_at, score_of, test_loader, tests_of)
 
 # %% ../../nbs/experiment/08_compare.ipynb #9897093d
 class _Steps(Callback):
@@ -56,21 +56,7 @@ def _test_dl(learn, test):
         test = files
     return learn.dls.test_dl(test, with_labels=True)
 
-def _score(learn, dl, groups=None):
-    "Accuracy and loss, of all and of each group"
-    preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
-    right = preds.argmax(1)==targs
-    items = dl.dataset.items
-    if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # a table: its files
-    names = [groups(o) for o in items] if groups else [
-        learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
-    by = pd.Series(right.float().numpy()).groupby(pd.Series(names).astype(str)).agg(['mean','size'])
-    return dict(
-        images=items_of(dl.dataset), n=len(right), accuracy=float(right.float().mean()), loss=float(losses.mean()),
-        worst=float(by['mean'].min()), worst_n=int(by['size'][by['mean'].idxmin()]), groups=by['mean'].to_dict(),
-        right=np.packbits(right.numpy()).tobytes().hex()) # a bit per image, in their order
-
-def _scores(learn, tests, groups): return {k:_score(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
+def _scores(learn, tests, groups): return {k:score_of(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
 
 def run_arm(
     make_learner, # `seed -> Learner`, new and with the same weights and split each time
@@ -619,27 +605,6 @@ def _repr_html_(self:Comparison):
 def __repr__(self:Comparison): return self.verdict()
 
 # %% ../../nbs/experiment/08_compare.ipynb #8b00efa5
-def _test_of(folder, images):
-    "A folder of test images as a test set for learners of `images`"
-    files = get_image_files(folder).sorted()
-    if not len(files):
-        raise ValueError(f'The test set {folder} holds no image: give a folder with a folder of images a class.')
-    known = set(images.df.label)
-    if new := {o.parent.name for o in files}-known:
-        raise ValueError(f"The test set {folder} has a class {sorted(new)[0]!r}{nearest(sorted(new)[0], known)} "
-            f"The model will know {', '.join(sorted(known)[:12])}{' …' if len(known)>12 else ''}.")
-    df = pd.DataFrame(dict(
-        file=[os.path.relpath(o, images.path) for o in files],
-        label=[o.parent.name for o in files]))
-    return lambda learn: learn.dls.test_dl(df, with_labels=True)
-
-def _named(said, kind):
-    "'a=x,b=y' as a dictionary"
-    pairs = [o.strip().partition('=') for o in said.split(',') if o.strip()]
-    if bad := [k for k,_,v in pairs if not k or not v]:
-        raise ValueError(f'{bad[0]!r} names no {kind}: write name=folder, as in plain=test/plain.')
-    return {k:v for k,_,v in pairs}
-
 def _starts(cfg, images, seed): return config_learner(cfg, images, seed=seed)
 
 _usual_arms = 'no proxy,random mask,cutout,shortcut'
@@ -648,7 +613,7 @@ def compare_folder(
     path=None, # A folder, a CSV file, or a known data set
     arms:str=None, # Arms, the baseline first, as "no proxy,shortcut,shortcut(area=0.2)"; None: the usual ones
     seeds:int=None, # How many; the split is the same for all; None: 5
-    tests:str=None, # More test sets, as plain=folder,flipped=folder: folders with a folder of images per class
+    tests=None, # More test sets, as plain=folder,flipped=folder: those of the configuration
     out='runs', # Folder of all runs; this one gets a new folder in it
     config=None, # TOML file of a run, to begin with; its recipe and what belongs to it are left to the arms
     resume=None, # Go on with the comparison in this folder; arms, test sets and seeds (how many in all) may be added
@@ -661,30 +626,31 @@ def compare_folder(
     if unused := [k for k,v in settings.items() if k in left_to_arms and v is not None]:
         raise ValueError(f"A comparison has no use for {', '.join(unused)}: the arms say how each is trained, "
                          'as in --arms "no proxy,shortcut(area=0.2)".')
-    settings,named = dict(settings, path=None if path is None else str(path)),dict(arms=arms, seeds=seeds, tests=tests)
+    settings,named = dict(settings, path=None if path is None else str(path)),dict(arms=arms, seeds=seeds)
     if resume is not None and config is not None:
         raise ValueError('A comparison is gone on with as it was: leave out --config, or --resume.')
-    if resume is not None: asked,cfg = _more(Path(resume), named, settings)
+    if resume is not None: asked,cfg = _more(Path(resume), named, tests, settings)
     else:
-        asked = dict(arms=_usual_arms, seeds=5, tests='')|{k:v for k,v in named.items() if v is not None}
-        cfg = begun_with(config, say, recipe='none', **settings)
-    names,folders = split_arms(asked['arms']),_named(asked['tests'], 'test set')
+        asked = dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None}
+        cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
+    names = split_arms(asked['arms'])
     which = {o:find_arm(o) for o in names}
     epochs = check_config(cfg)
     refuse_count(1, 'each is a run of every arm', seeds=asked['seeds'])
     refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
     say(to_toml(cfg).partition('[proxy]')[0]+f"Arms: {', '.join(names)}. Seeds: {asked['seeds']}.\n")
-    images,_ = look_at(cfg, say)
-    test_dls = {'valid':_valid} | {k:_test_of(v, images) for k,v in folders.items()}
+    images,wrong = look_at(cfg, say, resume)
+    test_dls = {'valid':_valid} | {k:partial(test_loader, table=o) for k,o in tests_of(cfg, images).items()}
     if resume is None:
-        refuse_inside(out, images.path)
+        refuse_inside(out, images.roots)
         run = new_run(out, 'compare')
         images.save(run)
-        write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
+        keep_checked(run, images, wrong)
     else:
         run = Path(resume)
         images.load(run)
     say(f'Run folder: {run}')
+    write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
     write_whole(run/'asked.json', lambda f: f.write(json.dumps(asked).encode()))
     try:
         cmp = compare(
@@ -703,7 +669,7 @@ def compare_folder(
     say(f'\nAccuracy, %\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
 
-def _more(run, named, settings):
+def _more(run, named, tests, settings):
     "What a comparison was asked for and, beyond that, what is asked for now; and its configuration"
     if not (run/'asked.json').is_file():
         raise FileNotFoundError(f'{run} is not the folder of a comparison that can be gone on with: it has no asked.json.')
@@ -714,11 +680,11 @@ def _more(run, named, settings):
                          f'for anything else begin another comparison, with --config {run/"config.toml"}.')
     if named['seeds'] is not None and named['seeds']<asked['seeds']:
         raise ValueError(f"{run} has {asked['seeds']} seeds, and seeds={named['seeds']} would take some away: name more, or leave it out.")
-    there,more = _named(asked['tests'], 'test set'),_named(named['tests'] or '', 'test set')
-    if twice := [k for k in more if k in there and more[k]!=there[k]]:
-        raise ValueError(f'{run} has a test set {twice[0]!r} already, {there[twice[0]]}: give the new one another name.')
+    new = changed(Config(), tests=tests).tests
+    if twice := [k for k in new if new[k]!=cfg.tests.get(k, new[k])]:
+        raise ValueError(f'{run} has a test set {twice[0]!r} already, {cfg.tests[twice[0]]}: give the new one another name.')
     arms = dict.fromkeys([*split_arms(asked['arms']), *split_arms(named['arms'] or '')])
-    return dict(arms=','.join(arms), seeds=named['seeds'] or asked['seeds'], tests=','.join(f'{k}={v}' for k,v in (there|more).items())),cfg
+    return dict(arms=','.join(arms), seeds=named['seeds'] or asked['seeds']),changed(cfg, tests=cfg.tests|new)
 
 # %% ../../nbs/experiment/08_compare.ipynb #57fee002
 def summary_of(

@@ -7,9 +7,9 @@ __all__ = ['left_to_arms', 'number', 'yes', 'DataConfig', 'ModelConfig', 'FitCon
            'all_settings', 'to_toml', 'from_toml', 'reads', 'flags']
 
 # %% ../../nbs/experiment/00_config.ipynb #a06ca71a
-import inspect, os, tomli, tomli_w
+import inspect, os, re, tomli, tomli_w
 from argparse import ArgumentTypeError
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +39,7 @@ class DataConfig:
     fn_col:str=None # Column of a CSV file that holds the paths of the images (default: the first)
     label_col:str=None # Column of a CSV file that holds the labels (default: the second)
     valid_col:str=None # Column of a CSV file that says train, valid or test; test is left alone (default: the split is drawn)
+    group_col:str=None # Column of a CSV file whose groups (patients, say) stay on one side of the split (default: no groups)
     split:str=None # Run folder, or its folds.csv, whose split is taken over (default: the split is drawn)
     valid_pct:float=0.2 # Share of the images that is kept for validation, unless the split is given
     folds:int=None # Number of folds: so many trainings, each with another fold as validation (default: one training)
@@ -112,6 +113,7 @@ class Config:
     model:ModelConfig=field(default_factory=ModelConfig)
     fit:FitConfig=field(default_factory=FitConfig)
     proxy:ProxyConfig=field(default_factory=ProxyConfig)
+    tests:dict=field(default_factory=dict) # Test sets, measured at the end: plain=folder,flipped=table.csv (a folder holds one per class)
 
 # %% ../../nbs/experiment/00_config.ipynb #f6b3e248
 def _whole(path):
@@ -123,6 +125,11 @@ def _whole(path):
     p = p.resolve() if p.is_dir() else p.parent.resolve()/p.name # a CSV names files from where it is found
     return f'{name}:{p}' if known else str(p)
 
+def _refuse_no_text(k, v):
+    "Refuse what no file of settings can hold"
+    if re.search('[\ud800-\udfff]', str(v)):
+        raise ValueError(f'{k}={clean_text(v)} is not written in UTF-8: rename the file or folder that it names.')
+
 def _typed(f, v):
     "The value of a field, or a sentence"
     if v is None: return None
@@ -132,14 +139,31 @@ def _typed(f, v):
         raise TypeError(f"{f.name}={v!r} should be "
             f"{dict(str='a text', int='a whole number', float='a number', number='a number', bool='true or false')[f.type.__name__]}.")
     if f.type is not str: return v
+    _refuse_no_text(f.name, v)
     return _whole(str(v)) if f.name=='path' else str(v)
 
 def _unsets(f, v):
     "Does `v` say that a field goes back to its default? An empty text does, and 'none' where nothing is the default"
     return isinstance(v, str) and (not v.strip() or f.default is None and v.strip().lower()=='none')
 
-_sections = {f.name:f.default_factory for f in fields(Config)}
-_places = {f.name:sec for sec,cls in _sections.items() for f in fields(cls)}
+_sections = {f.name:f.default_factory for f in fields(Config) if is_dataclass(f.default_factory)}
+_places = {f.name:sec for sec,cls in _sections.items() for f in fields(cls)} | dict(tests='tests')
+
+def _named_tests(said):
+    "Test sets by name, from a dictionary, or from a text as `plain=test/plain,flipped=flipped.csv`"
+    if isinstance(said, (str,Path)): # a comma in a path parts nothing
+        pairs = [o.strip().partition('=')[::2] for o in re.split(r',(?=\s*[^,=/\\]*=)', str(said)) if o.strip()]
+    elif isinstance(said, dict): pairs = list(said.items())
+    else: raise TypeError(f'tests={said!r} should say a name and a place for each test set, as plain=test/plain.')
+    for i,(k,v) in enumerate(pairs):
+        if not isinstance(v, (str,Path)) or not str(v).strip() or not k:
+            raise ValueError(f'{k!r} of the test sets names no place: write name=folder, as plain=test/plain.')
+        if not re.fullmatch(r'[\w-]+', str(k)):
+            raise ValueError(f'{k!r} is no name for a test set: use letters, digits, _ and -.')
+        _refuse_no_text(k, v)
+        if k in ('valid','train'): raise ValueError(f'A test set cannot be called {k!r}, which is a part of the images: name it otherwise.')
+        if k in (o for o,_ in pairs[:i]): raise ValueError(f'Two test sets are called {k!r}: name them apart.')
+    return {k:_whole(str(v).strip()) for k,v in pairs}
 
 def changed(
     cfg:Config,
@@ -149,18 +173,22 @@ def changed(
     for k in named:
         if k not in _places:
             raise TypeError(f"A run has no setting '{k}'{nearest(k, _places)} There are: {', '.join(_places)}.")
+    t = named.pop('tests', None)
+    tests = cfg.tests if t is None else {} if isinstance(t, str) and t.strip().lower() in ('','none') else _named_tests(t)
     value = lambda f: f.default if _unsets(f, named[f.name]) else _typed(f, named[f.name])
     part = lambda sec: {f.name:value(f) for f in fields(_sections[sec]) if named.get(f.name) is not None}
-    return Config(**{sec:replace(getattr(cfg, sec), **part(sec)) for sec in _sections})
+    return Config(**{sec:replace(getattr(cfg, sec), **part(sec)) for sec in _sections}, tests=tests)
 
 # %% ../../nbs/experiment/00_config.ipynb #458c7956
 def all_settings(cfg:Config)->dict:
-    "Every setting of every section by its name, what is unset as None"
-    return {k:v for part in asdict(cfg).values() for k,v in part.items()}
+    "Every setting of every section by its name, what is unset as None; test sets as a command line has them"
+    return ({k:v for sec in _sections for k,v in asdict(getattr(cfg, sec)).items()}
+        | dict(tests=','.join(f'{k}={v}' for k,v in cfg.tests.items()) or None))
 
 def to_toml(cfg:Config)->str:
     "What is set, a section each"
-    return tomli_w.dumps({sec:{k:v for k,v in asdict(getattr(cfg, sec)).items() if v is not None} for sec in _sections})
+    said = {sec:{k:v for k,v in asdict(getattr(cfg, sec)).items() if v is not None} for sec in _sections}
+    return tomli_w.dumps(dict(data=said.pop('data')) | (dict(tests=cfg.tests) if cfg.tests else {}) | said)
 
 def from_toml(
     file # Written by a run, or by hand
@@ -170,15 +198,16 @@ def from_toml(
     except FileNotFoundError as e: raise FileNotFoundError(f'There is no file {file}.') from e
     except (tomli.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as e:
         raise ValueError(f'{file} is no TOML file ({e}).') from e
-    for sec,part in said.items():
-        if sec not in _sections:
-            raise ValueError(f"{file} has a section [{sec}]{nearest(sec, _sections)} There are: {', '.join(_sections)}.")
+    tests = said.pop('tests', {})
+    for sec,part in dict(said, tests=tests).items():
+        if sec not in (*_sections,'tests'):
+            raise ValueError(f"{file} has a section [{sec}]{nearest(sec, (*_sections,'tests'))} There are: {', '.join(_sections)}, tests.")
         if not isinstance(part, dict): raise ValueError(f'{file} says {sec} = {part!r}, and [{sec}] is a section.')
-        known = [f.name for f in fields(_sections[sec])]
+        known = list(part) if sec=='tests' else [f.name for f in fields(_sections[sec])]
         for k in part:
             if k not in known:
                 raise ValueError(f"{file} has '{k}' in [{sec}]{nearest(k, known)} There are: {', '.join(known)}.")
-    return changed(Config(), **{k:v for part in said.values() for k,v in part.items()})
+    return changed(Config(), tests=tests, **{k:v for part in said.values() for k,v in part.items()})
 
 # %% ../../nbs/experiment/00_config.ipynb #5d975c10
 # what the arms of a comparison decide, and not its configuration
@@ -226,7 +255,7 @@ def flags(
     **names # Field → the only values that it can have
 )->list: # Of `inspect.Parameter`: `Annotated` with type, help, keywords of `add_argument`, and group
     "Every field as a command line option: not given means None, so that a file's value stays"
-    res,known = [],_names()
+    res,known,tests = [],_names(),docments(Config)['tests']
     names = dict(
         recipe=(*known['recipes'],'none'), select=known['selections'], losses=('exact','running'), target=known['targets'],
         rule=known['rules'], fill=known['fills'], donor=known['donors'], mode=('replace','augment')) | names
@@ -241,4 +270,6 @@ def flags(
             if kind is yes: kw |= dict(nargs='?', const=True)
             kind = Annotated[kind, _said(f, sec, docs[f.name].format(**listed)), kw, group]
             res.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
-    return res
+    if 'tests' in but: return res
+    kind = Annotated[str, f'{tests} (default: none)', dict(type=reads(str)), 'Data']
+    return [*res, inspect.Parameter('tests', inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)]

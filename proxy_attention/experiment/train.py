@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['augments', 'find_arch', 'arch_learner', 'config_learner', 'kept_learner', 'largest_batch', 'fit_length',
-           'check_config', 'proxy_args', 'suspect_file', 'with_suspect', 'images_of', 'look_at', 'begun_with',
-           'train_folder', 'moved_along', 'resume_run', 'last_of', 'arm_of']
+           'check_config', 'proxy_args', 'suspect_file', 'with_suspect', 'images_of', 'tests_of', 'test_loader',
+           'notes_on', 'keep_checked', 'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'resume_run',
+           'last_of', 'arm_of']
 
 # %% ../../nbs/experiment/07_train.ipynb #f1303574
 import math, os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-import pandas as pd, timm, torch, torchvision
+import numpy as np, pandas as pd, timm, torch, torchvision
 import matplotlib.pyplot as plt
 from fastai.callback.fp16 import *
 from fastai.callback.progress import ProgressCallback
@@ -27,6 +28,7 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import model_meta, vision_learner
 from ..core import *
 from ..data.images import ImageSet, check_images, refuse_count, refuse_inside
+from ..data.loaders import files_of
 from ..data.datasets import known_sets, open_images
 from ..data.objects import read_objects
 from ..attribution.methods import Suspect, default_attribution
@@ -34,6 +36,7 @@ from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
 from ..proxy.recipes import IfCarried, as_suspect, head_first, recipes
 from .config import Config, all_settings, changed, from_toml, to_toml
+from .identity import items_of
 from .checkpoint import Checkpoint, read_checkpoint
 from .logs import RunBoard
 from .prune import Prune
@@ -169,6 +172,7 @@ def largest_batch(
 
 # %% ../../nbs/experiment/07_train.ipynb #f065b32b
 _usual_epochs = 10
+_least_size = 32 # below it, `notes_on` says so
 _least = dict( # whole numbers: the lowest, and why
     epochs=(1, 'a fit has at least one epoch'), freeze_epochs=(0, 'so many epochs train the head alone'),
     folds=(2, 'one fold validates and the others train'), n_per_class=(1, 'each class needs images'),
@@ -224,6 +228,8 @@ def check_config(cfg:Config)->int: # Length of the fit
     if make is None and p.save_images:
         raise ValueError("recipe='none' trains without proxies: there are no images to save.")
     _refuse_two_splits(d)
+    for k,o in cfg.tests.items():
+        if not Path(o).expanduser().exists(): raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.")
     by_name(d.augment, augments, 'augmentation')
     epochs = fit_length(cfg)
     if f.prune is not None: Prune(f.prune)
@@ -264,33 +270,155 @@ def images_of(cfg:Config): # An `ImageSet`
     if not d.path:
         raise ValueError('There is nothing to train on: '
             'give a folder of images, a CSV file, or the name of a known data set.')
-    cols = {k:v for k,v in dict(fn_col=d.fn_col, label_col=d.label_col, valid_col=d.valid_col).items() if v is not None}
+    cols = {k:getattr(d, k) for k in ('fn_col','label_col','valid_col','group_col') if getattr(d, k) is not None}
     images = open_images(
         d.path, pretrained=cfg.model.pretrained, valid_pct=d.valid_pct, seed=d.seed,
         subset=d.subset, n_per_class=d.n_per_class, **cols)
     return images.load(_split_file(d.split)) if d.split else images
 
-def look_at(
+def tests_of(
     cfg:Config,
-    say, # What is told goes here
-    check=check_images # Says what is wrong with a tuple of image files
+    images:ImageSet # That a model of this configuration is trained on
+)->dict: # Name → table of file and label, for `learn.dls.test_dl(…, with_labels=True)`
+    "The test sets of a configuration; `images` keeps them from the first time on"
+    d = cfg.data
+    for k,o in cfg.tests.items():
+        if k in images.tests: continue
+        f = Path(o).expanduser()
+        columns = {} if f.is_dir() else {c:getattr(d, c) for c in ('fn_col','label_col') if getattr(d, c) is not None}
+        if d.valid_col and f.is_file() and os.path.realpath(f)==os.path.realpath(Path(d.path).expanduser()):
+            columns['test_col'] = d.valid_col # the rows that were left alone
+        images.add_test(k, f, **columns)
+    return {k:images.test_table(k) for k in cfg.tests}
+
+def test_loader(
+    learn:Learner,
+    table # One of `tests_of`
+): # A `DataLoader`
+    "The loader of a test set"
+    return learn.dls.test_dl(table, with_labels=True)
+
+def notes_on(cfg:Config)->list: # Sentences
+    "What is allowed, and perhaps not meant"
+    d,p,epochs,res = cfg.data,cfg.proxy,fit_length(cfg),[]
+    if d.size<_least_size:
+        res.append(f'Note: size={d.size} is small. Most architectures halve an image five times, '
+                   f'so that below {_least_size} nothing is left to tell one place from another.')
+    if p.steps and (n := Steps(p.steps).n_epoch)<epochs:
+        res.append(f'Note: the steps {p.steps} are {n} epochs long, and the fit has {epochs}: '
+                   f'the last {epochs-n} train on as the steps left it. Without epochs={epochs} the fit ends with the steps.')
+    return res
+
+_checked = ['file','size','problem','detail']
+_of_copies = ('under two labels','in training and validation') # what `check_copies` says: it depends on the other images
+
+def _size(f): return str(os.stat(f).st_size) if os.path.exists(f) else ''
+
+def _checked_before(run):
+    "What a run has checked: name of the file → (size, problem, detail)"
+    f = Path(run)/'checked.csv'
+    if not f.is_file(): return {}
+    try: df = pd.read_csv(f, dtype=str, keep_default_na=False)[_checked]
+    except (OSError, ValueError, KeyError) as e:
+        raise ValueError(f'{f} cannot be read ({str(e).splitlines()[0][:100]}): remove it, and all images are checked again.') from e
+    return {name:rest for name,*rest in df.itertuples(index=False, name=None)}
+
+def _check_again(images, run, workers):
+    "`check_images`; of images that the run has checked before only those whose size has changed"
+    was,names = _checked_before(run), dict(zip(images.df.file, images._names()))
+    new = [f for f,name in names.items() if name not in was or was[name][0]!=_size(f)]
+    found = {f:rest for f,*rest in check_images(new, workers).itertuples(index=False, name=None)}
+    kept = {f:was[name][1:] for f,name in names.items() if f not in set(new) and was[name][1]}
+    return pd.DataFrame([(f,*(found|kept)[f]) for f in names if f in found|kept], columns=['file','problem','detail'])
+
+def keep_checked(
+    run, # A run folder
+    images:ImageSet, # From `look_at`
+    wrong:pd.DataFrame # From `look_at`
 ):
-    "The images, without those that cannot be read; and what is wrong with the others"
-    images = images_of(cfg)
-    wrong = check(tuple(images.df.file), cfg.data.workers)
+    "Keep what is wrong with images (`problems.csv`), and that the others are fine (`checked.csv`), so that `look_at` opens each once"
+    wrong.to_csv(Path(run)/'problems.csv', index=False)
+    said = {f:rest for f,*rest in wrong[~wrong.problem.isin(_of_copies)].itertuples(index=False, name=None)}
+    files = list(dict.fromkeys([*images.df.file, *said]))
+    df = pd.DataFrame([(n,_size(f),*said.get(f, ('',''))) for n,f in zip(images._named(files), files)], columns=_checked)
+    write_whole(Path(run)/'checked.csv', lambda f: df.to_csv(f, index=False))
+
+def _leave_out_unreadable(images, wrong, say):
+    "Leave them out, and say what is wrong with the others"
     unreadable = wrong[wrong.problem=='unreadable'].file
     if len(unreadable): images.leave_out(unreadable)
     for what,files in wrong.groupby('problem').file:
         say(f"{len(files)} {what}{' and left out' if what=='unreadable' else ''}: "
             f"{', '.join(f.name for f in files[:3])}{' …' if len(files)>3 else ''} "
             f"({wrong.detail[files.index[0]]})")
+
+def _look_at_tests(cfg, images, say):
+    "Test sets, without images that cannot be read"
+    for k in tests_of(cfg, images):
+        df = images.tests[k]
+        wrong = check_images(df.file, cfg.data.workers)
+        bad = df.file.isin(wrong[wrong.problem=='unreadable'].file)
+        if bad.all(): raise ValueError(f"No image of the test set '{k}', {cfg.tests[k]}, can be read.")
+        images.tests[k] = df[~bad].reset_index(drop=True)
+        say(f"Test set {k}: {(~bad).sum()} images, {df.label[~bad].nunique()} classes"
+            + (f'; {bad.sum()} unreadable and left out, such as {df.file[bad].iloc[0].name}' if bad.any() else ''))
+
+def look_at(
+    cfg:Config,
+    say, # What is told goes here
+    run=None, # A run folder in which `keep_checked` has kept what is known of these images
+    check=check_images # Says what is wrong with a tuple of image files
+): # The images; a table of file, problem, detail
+    "The images, without those that cannot be read, with the test sets; and what is wrong with them"
+    for o in notes_on(cfg): say(o)
+    images = images_of(cfg)
+    wrong = check(tuple(images.df.file), cfg.data.workers) if run is None else _check_again(images, run, cfg.data.workers)
+    _leave_out_unreadable(images, wrong, say)
+    if run is None:
+        copies = images.check_copies()
+        for what,o in copies.groupby('problem'): say(f'{len(o)} {what}: {o.file.iloc[0].name} ({o.detail.iloc[0]})')
+        wrong = pd.concat([wrong, copies[~copies.file.isin(wrong.file)]], ignore_index=True)
     say(str(images))
+    _look_at_tests(cfg, images, say)
+    if 'group' in images.df:
+        n = images.df.groupby('part').group.nunique()
+        say(f'Groups of {cfg.data.group_col} stay together, '
+            + ('in each fold.' if cfg.data.folds else f"{n['train']} train and {n['valid']} validate."))
     if cfg.data.valid_col:
         say(f'The column {cfg.data.valid_col!r} says which images train and which validate; rows of test are left alone.')
     if cfg.data.split: say(f'The split is that of {_split_file(cfg.data.split)}.')
     n = images.balance()
     if len(n)<=12: say(', '.join(f'{o.label} {o.n}' for o in n.itertuples()))
     return images,wrong
+
+# %% ../../nbs/experiment/07_train.ipynb #8f5b4a52
+def score_of(
+    learn:Learner,
+    dl, # A labelled `DataLoader`
+    groups=None # `item -> name`, of a table: `file -> name`; None: the classes
+)->dict: # images, n, accuracy, loss, worst (the accuracy of the worst group), worst_group, worst_n, groups; right, a bit per image as hex
+    "Accuracy and loss of a test set, of all and of each group"
+    apart = [o for o in learn.cbs if getattr(o, 'remove_on_fetch', False)] # `get_preds` would write over the recorder's last row
+    with learn.removed_cbs(apart): preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
+    right = preds.argmax(1)==targs
+    items = dl.dataset.items
+    if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # a table: its files
+    names = [groups(o) for o in items] if groups else [
+        learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
+    by = pd.Series(right.float().numpy()).groupby(pd.Series(names).astype(str)).agg(['mean','size'])
+    worst = by['mean'].idxmin()
+    return dict(
+        images=items_of(dl.dataset), n=len(right), accuracy=float(right.float().mean()), loss=float(losses.mean()),
+        worst=float(by['mean'].min()), worst_group=worst, worst_n=int(by['size'][worst]), groups=by['mean'].to_dict(),
+        right=np.packbits(right.numpy()).tobytes().hex())
+
+def _test(learn, cfg, images, run):
+    "Measure every test set, once"
+    if not cfg.tests: return
+    with keep_rng(), learn.no_bar(), learn.no_logging():
+        scores = {k:score_of(learn, test_loader(learn, o)) for k,o in tests_of(cfg, images).items()}
+    df = pd.DataFrame([dict(test=k, **{c:o[c] for c in ('n','accuracy','loss','worst_group','worst')}) for k,o in scores.items()])
+    write_whole(run/'tests.csv', lambda f: df.to_csv(f, index=False))
 
 # %% ../../nbs/experiment/07_train.ipynb #a2d87002
 def begun_with(
@@ -327,13 +455,13 @@ def train_folder(
     cfg = with_suspect(begun_with(config, say, path=None if path is None else str(path), **settings))
     epochs = check_config(cfg)
     say(to_toml(cfg))
-    images,wrong = look_at(cfg, say, check)
+    images,wrong = look_at(cfg, say, check=check)
     out = Path(out).expanduser()
-    refuse_inside(out, images.path)
+    refuse_inside(out, images.roots)
     if cfg.data.folds: _draw_folds(cfg.data, images)
     run = new_run(out, 'train')
     images.save(run)
-    wrong.to_csv(run/'problems.csv', index=False)
+    keep_checked(run, images, wrong)
     write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode())) # the last one: a folder with it can be gone on with
     say(f'Run folder: {run}')
     return _train(cfg, images, run, epochs, say, cbs)
@@ -355,12 +483,16 @@ def moved_along(
 
 def _images_again(cfg, run, say):
     "The configuration, with the images where they are now"
-    p = cfg.data.path
-    if not p or ':' in p or p in known_sets or os.path.exists(p): return cfg
+    tests = {k:_place_again(o, run, f'The test set {k} is', say) for k,o in cfg.tests.items()}
+    return changed(cfg, path=_place_again(cfg.data.path, run, 'The images are', say), tests=tests)
+
+def _place_again(p, run, what, say):
+    "A path, or where it is found now"
+    if not p or ':' in p or p in known_sets or os.path.exists(p): return p
     there = next((o for o in moved_along(p, run) if os.path.exists(o)), None)
-    if there is None: return cfg
-    say(f'The images are taken from {there}: {p} is not there.')
-    return changed(cfg, path=str(there))
+    if there is None: return p
+    say(f'{what} taken from {there}: {p} is not there.')
+    return str(there)
 
 def resume_run(
     run, # The folder of a run that was cut off
@@ -373,21 +505,24 @@ def resume_run(
         raise FileNotFoundError(f'{run} is not the folder of a run that can be gone on with: it has no config.toml.')
     cfg = _images_again(from_toml(run/'config.toml'), run, say)
     say(to_toml(cfg))
-    images,_ = look_at(changed(cfg, split=''), say) # the run has a copy of its split
+    images,_ = look_at(changed(cfg, split=''), say, run) # the run has a copy of its split
     images.load(run)
     say(f'Run folder: {run}')
     return _train(cfg, images, run, check_config(changed(cfg, split='')), say, cbs)
 
 def last_of(
     run # A run folder
-)->dict: # run; what the last row of the recorder says, or for folds each one's mean
+)->dict: # run; what the last row of the recorder says, and `<test>.accuracy` and `<test>.loss`; or for folds each one's mean
     "Where a run is, and what it came to"
     f = Path(run)/'folds_result.csv'
     last = pd.read_csv(f).drop(columns='fold').mean() if f.exists() else _last_row(run)
     return dict(run=str(run), **last.round(6).to_dict())
 
 def _last_row(run):
-    return pd.read_csv(Path(run)/'history.csv').drop(columns='epoch').iloc[-1]
+    last,f = pd.read_csv(Path(run)/'history.csv').drop(columns='epoch').iloc[-1], Path(run)/'tests.csv'
+    if not f.exists(): return last
+    tests = pd.read_csv(f, dtype=dict(test=str)).set_index('test')
+    return pd.concat([last, pd.Series({f'{t}.{k}':tests[k][t] for t in tests.index for k in ('accuracy','loss')})])
 
 def _train(cfg, images, run, epochs, say, cbs):
     "`_trained`, and a word on how to go on if it is stopped"
@@ -458,9 +593,11 @@ def _fit(cfg, images, run, epochs, say, cbs):
     rates = head_first(learn, lr, f.freeze_epochs, f.discriminative)
     if f.prune: learn.add_cb(Prune(f.prune, start=.5))
     with learn.added_cbs(cbs): arm(learn, epochs, rates)
+    _test(learn, cfg, images, run)
     _keep(learn, run)
     last = _last_row(run)
     say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {epochs} epochs")
+    for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, accuracy {last[f'{k}.accuracy']:.1%}")
     if p.recipe!='none':
         h = learn.proxy_attention.history
         say(f'{len(h)} proxy steps, {h.made.sum() if len(h) else 0} proxy images made; see {run/"proxies.png"}'

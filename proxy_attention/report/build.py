@@ -74,6 +74,11 @@ def _refuse_out(out):
         raise FileNotFoundError(
             f'There is no folder {out.resolve().parent} for the report: make it, or name another place.')
 
+def _roots(run, images):
+    "The folders that hold the images of a run: of a table, those in which its files lie"
+    table = run.cfg is not None and Path(run.cfg.data.path).suffix.lower() in ('.csv','.tsv','.txt')
+    return sorted({(images/o).parent for o in run.split.file}) if table else images
+
 @patch
 def save(self:Report,
     out # The file to write; a report that is there is written over, anything else is not
@@ -82,7 +87,7 @@ def save(self:Report,
     out = Path(out).expanduser()
     _refuse_out(out)
     for o in self.trainings:
-        if d := o.images_at(self.images): refuse_inside(out.resolve().parent, d)
+        if d := o.images_at(self.images): refuse_inside(out.resolve().parent, _roots(o, d))
     page = self.html().encode('utf-8', 'replace')
     try: return write_whole(out, lambda f: f.write(page))
     except OSError as e:
