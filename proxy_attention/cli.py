@@ -77,6 +77,7 @@ def proxy_train(
     resume:str=None, # Go on with the run in this folder; everything else is as it was
     config:str=None, # Begin with the config.toml of another run; options override it, and none (or an empty value) unsets one
     out:str='runs', # Folder of all runs; this one gets a new folder in it
+    export:bool=False, # Write model.pkl too, fastai's own export: a pickle, and loading one runs the code in it
     quiet:bool=False, # No progress bars, no table
     json:bool=False, # Nothing but one line of JSON at the end: run folder, loss, metrics
     **settings
@@ -85,11 +86,11 @@ def proxy_train(
     with _sentences():
         say = _quietly if quiet or json else print
         if resume:
-            if path or config or any(v is not None for v in settings.values()):
+            if path or config or any(v is not None for k,v in settings.items() if k!='suspect'):
                 raise ValueError('--resume goes on with a run as it was: '
                     'leave the other options out, or begin a new run with --config.')
-            run = resume_run(_home(resume), say)
-        else: run = train_folder(path, _home(out), _home(config), say, **settings)
+            run = resume_run(_home(resume), say, export=export, suspect=settings.get('suspect'))
+        else: run = train_folder(path, _home(out), _home(config), say, export=export, **settings)
         if json: print(dumps(last_of(run)))
 
 # %% ../nbs/01_cli.ipynb #84d549bc
@@ -145,7 +146,7 @@ def proxy_compare(
 # %% ../nbs/01_cli.ipynb #422bb9a0
 @call_parse
 def proxy_explain(
-    model:str, # An exported learner (model.pkl). Loading one runs the code in it: only open those you trust
+    model:str, # The folder of a run, or an exported learner (model.pkl): loading one runs the code in it, only open those you trust
     *images:str, # Files, folders, or patterns
     against:str=None, # Another model for the same images, such as one trained without proxies
     out:str='runs', # Folder of all runs; this one gets a new folder in it
@@ -177,7 +178,7 @@ def proxy_report(
     out:str=None, # The file to write; report.html in the run's folder, of several runs in the one they lie in
     n:int=200, # Pictures, at most
     images:str=None, # Where the images lie now, if they have moved
-    load_models:bool=False, # Load model.pkl, which runs the code in it, instead of the weights of the last checkpoint
+    load_models:bool=False, # Load model.pkl where there is one, which runs the code in it, instead of plain weights
     attribution:str='LayerCAM', # Where: LayerCAM, GradCAM, LeGrad and others, or a captum class
     target:str='margin', # What is explained: margin, pred
     quiet:bool=False, # Say nothing

@@ -4,6 +4,7 @@ import optuna, pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_sweep
+from proxy_attention.experiment.runs import finished, run_state
 from proxy_attention.experiment.sweep import Sweep, folder_run, grid_points, read_space, read_sweep, samplers
 
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.limit(170)]
@@ -282,7 +283,7 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
     run = tmp_path/'s'/df.run[0]
     assert (list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(run/'history.csv').valid_loss)
         and list(sweep.study.trials[1].intermediate_values)==[1])
-    assert 'StopEarly' not in str(load_learner(run/'model.pkl').cbs) and not (tmp_path/'s'/df.run[1]/'model.pkl').exists()
+    assert finished(run) and run_state(tmp_path/'s'/df.run[1])=='stopped'
 
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"

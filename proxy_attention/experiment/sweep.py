@@ -35,8 +35,8 @@ except ImportError: fcntl = None # Windows has no such lock
 from ..core import *
 from ..data.images import refuse_inside
 from .config import Config, all_settings, changed, flags, from_toml, number
-from .runs import read_runs
-from .train import check_config, images_of, last_of, resume_run, train_folder
+from .runs import finished, read_runs
+from .train import check_config, images_of, last_of, refuse_unasked, resume_run, train_folder
 
 # %% ../../nbs/experiment/09_sweep.ipynb #8120c830
 _plain = (str, bool, int, float, type(None))
@@ -169,6 +169,7 @@ class folder_run:
         **fixed # Fields of `Config` that are the same in all trials
     ):
         self.cfg = changed(from_toml(config) if config else Config(), path=None if path is None else str(path), **fixed)
+        refuse_unasked(self.cfg, fixed.get('suspect'))
         own = [p for p in inspect.signature(type(self).__call__).parameters.values() if p.kind==p.POSITIONAL_OR_KEYWORD][1:]
         self.__signature__ = inspect.Signature([*own, *flags('path')])
 
@@ -186,8 +187,8 @@ class folder_run:
         cfg = changed(self.cfg, **params)
         cbs = StopEarly(trial, metric) if trial is not None and not cfg.data.folds else None
         cut = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml'))
-            if from_toml(o)==cfg and not (o.parent/'model.pkl').exists()]
-        run = resume_run(cut[-1], noop, cbs) if cut else train_folder(out=folder, say=noop, cbs=cbs, **all_settings(cfg))
+            if from_toml(o)==cfg and not finished(o.parent)]
+        run = resume_run(cut[-1], noop, cbs, suspect=cfg.proxy.suspect) if cut else train_folder(out=folder, say=noop, cbs=cbs, **all_settings(cfg))
         (run/'checkpoints'/'last.pth').unlink(missing_ok=True) # three times the size of the model, and nothing goes on from it
         return {k:v for k,v in last_of(run).items() if k!='run'}
 
