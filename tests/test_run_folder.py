@@ -52,8 +52,9 @@ def preds(learn, files):
 
 # The network as a file
 
-@pytest.mark.parametrize('kw', [dict(), dict(augment='strong', bs=8), dict(arch='test_vit', size=160), dict(arch='xresnet18', augment='none')],
-                         ids=['timm body','strong','timm head','fastai'])
+@pytest.mark.parametrize('kw', [
+    dict(), dict(augment='strong', bs=8), dict(arch='test_vit', size=160), dict(arch='xresnet18', augment='none')],
+    ids=['timm body','strong','timm head','fastai'])
 def test_a_run_predicts_as_the_learner_that_was_trained(few, tmp_path, monkeypatch, same, kw):
     "Bit for bit, made again from the folder alone: elsewhere, without the images"
     import proxy_attention.experiment.train as t
@@ -206,8 +207,8 @@ def test_identity(made, few):
     assert said['digest']!=json.loads((made[1]/'identity.json').read_text(encoding='utf-8'))['digest']
 
 def test_the_command_stands_there_without_places_of_the_machine(few, tmp_path):
-    res = warm.run(warm.script, 'proxy-train', few, '--arch', 'test_resnet', '--pretrained', 'no', '--size', 32, '--workers', 0, '--epochs', 1,
-                   '--recipe', 'none', f'--out={tmp_path}/runs', cwd=tmp_path)
+    res = warm.run(warm.script, 'proxy-train', few, '--arch', 'test_resnet', '--pretrained', 'no', '--size', 32, '--workers', 0,
+                   '--epochs', 1, '--recipe', 'none', f'--out={tmp_path}/runs', cwd=tmp_path)
     assert res.returncode==0, res.stderr
     run, = (tmp_path/'runs').iterdir()
     said = json.loads((run/'identity.json').read_text(encoding='utf-8'))['command']
@@ -290,8 +291,9 @@ def test_killed_is_stopped(few, tmp_path):
         p.kill(); p.join()
     assert state_of(run)=='stopped'
 
-@pytest.mark.parametrize('kw,error', [(dict(arch='alexnet', size=8), ValueError), (dict(cbs=Stops(ZeroDivisionError('by zero'), 0)), ZeroDivisionError)],
-                         ids=['start','first epoch'])
+@pytest.mark.parametrize('kw,error', [
+    (dict(arch='alexnet', size=8), ValueError), (dict(cbs=Stops(ZeroDivisionError('by zero'), 0)), ZeroDivisionError)],
+    ids=['start','first epoch'])
 def test_what_fails_before_an_epoch_is_done_leaves_no_folder(few, tmp_path, kw, error):
     with pytest.raises(error): train_folder(few, tmp_path/'runs', **(plain|kw))
     assert not os.listdir(tmp_path/'runs')

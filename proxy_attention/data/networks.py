@@ -159,7 +159,8 @@ def empty_dls(
     "Loaders as the network was judged with"
     norm = [] if about['mean'] is None else [Normalize.from_stats(about['mean'], about['std'])]
     block = DataBlock(
-        (ImageBlock, CategoryBlock(vocab=about['labels'], sort=False)), getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter([]),
+        (ImageBlock, CategoryBlock(vocab=about['labels'], sort=False)),
+        getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter([]),
         item_tfms=Resize(tuple(about['size']), method=about['method'], pad_mode=about['pad_mode']),
         batch_tfms=[*augments[about['augment']](), *norm])
     black = np.zeros((*about['size'], 3), np.uint8) # fastai looks at one item to learn of which types they are

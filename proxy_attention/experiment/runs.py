@@ -348,7 +348,8 @@ def _final(run, problem=None, folds=()):
     state = run_state(run.path)
     own = dict(run=run.name, when=run.when, **(dict(state=state) if state else {}), done=run.done) | proxies
     settings = _beside(settings, own, 'setting')
-    return {k:own[k] for k in ('run','when','state') if k in own} | settings | dict(done=run.done) | _beside(last, own|settings, 'last') | proxies
+    first = {k:own[k] for k in ('run','when','state') if k in own}
+    return first | settings | dict(done=run.done) | _beside(last, own|settings, 'last') | proxies
 
 @patch(as_prop=True)
 def final(self:Runs)->pd.DataFrame:

@@ -188,7 +188,8 @@ class folder_run:
         cbs = StopEarly(trial, metric) if trial is not None and not cfg.data.folds else None
         cut = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml'))
             if from_toml(o)==cfg and not finished(o.parent)]
-        run = resume_run(cut[-1], noop, cbs, suspect=cfg.proxy.suspect) if cut else train_folder(out=folder, say=noop, cbs=cbs, **all_settings(cfg))
+        run = (resume_run(cut[-1], noop, cbs, suspect=cfg.proxy.suspect) if cut
+            else train_folder(out=folder, say=noop, cbs=cbs, **all_settings(cfg)))
         (run/'checkpoints'/'last.pth').unlink(missing_ok=True) # three times the size of the model, and nothing goes on from it
         return {k:v for k,v in last_of(run).items() if k!='run'}
 

@@ -385,7 +385,8 @@ def resume_run(
         return run
     cfg = _images_again(from_toml(run/'config.toml'), run, say)
     if suspect and suspect_file(suspect).resolve()!=suspect_file(cfg.proxy.suspect or '').resolve():
-        raise ValueError(f'{run} did not begin with the suspect {suspect}, but with {cfg.proxy.suspect or "none"}: go on with it as it was.')
+        raise ValueError(
+            f'{run} did not begin with the suspect {suspect}, but with {cfg.proxy.suspect or "none"}: go on with it as it was.')
     refuse_unasked(cfg, suspect)
     say(to_toml(cfg))
     images,_ = look_at(changed(cfg, split=''), say) # the run has a copy of its split
@@ -524,7 +525,8 @@ def _keep(learn, run, cfg, export):
 
 def _as_served(pa):
     "What the callback was asked for and what it had settled on in the end, a line each"
-    said = {k:v for k,v in pa.args.items() if k not in ('folder','save_images')} | {k:v for k,v in vars(pa.settings).items() if v is not None}
+    asked = {k:v for k,v in pa.args.items() if k not in ('folder','save_images')}
+    said = asked | {k:v for k,v in vars(pa.settings).items() if v is not None}
     return ''.join(f"{k} = {re.sub(r' at 0x[0-9a-f]+', '', getattr(v, '__name__', None) or repr(v))}\n" for k,v in said.items())
 
 def _export(learn, run):
