@@ -1,5 +1,5 @@
 "A run folder is complete in itself, says what state it is in, and is never unpickled unless somebody asks"
-import json, os, pickle, re, shutil, subprocess, sys, warnings
+import errno, json, os, pickle, re, shutil, subprocess, sys, warnings
 import pytest, warm
 from fastai.vision.all import *
 from safetensors.torch import save_file
@@ -229,6 +229,31 @@ def test_recipe_and_warnings_are_kept(few, made, tmp_path):
     before = warnings.showwarning
     with pytest.warns(ProxyWarning, match='two'): run = train_folder(few, tmp_path/'runs', cbs=Warns(), **plain)
     assert (run/'warnings.txt').read_text(encoding='utf-8').splitlines()==['ProxyWarning: two lines'] and warnings.showwarning is before
+
+def test_a_warning_is_shown_where_it_cannot_be_written(tmp_path):
+    "A full disk is warned of, and must not end the run by that"
+    from proxy_attention.experiment.train import _noted
+    f = tmp_path/'later'/'warnings.txt'
+    with pytest.warns(ProxyWarning, match='full'), _noted(f):
+        warnings.warn('full', ProxyWarning)
+        f.parent.mkdir()
+    assert f.read_text(encoding='utf-8')=='ProxyWarning: full\n'
+
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_a_full_disk_at_the_end(few, tmp_path, monkeypatch):
+    "Without its network the run has failed, and is gone on with; the export of one that is finished can be had later"
+    import proxy_attention.experiment.train as t
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for what,state in dict(write_network='failed', _export='finished').items():
+        with monkeypatch.context() as m:
+            m.setattr(t, what, full)
+            with pytest.raises(OSError, match='The model cannot be written to .*make room, and run again'):
+                train_folder(few, tmp_path/what, export=True, **plain)
+        run, = (tmp_path/what).iterdir()
+        assert run_state(run)==state and not (run/'model.pkl').exists() and not list(run.glob('*.part'))
+        assert finished(resume_run(run, noop, export=True)) and (run/'model.pkl').exists()
+    files = get_image_files(few)
+    assert torch.equal(preds(load_learner(run/'model.pkl'), files), preds(load_run(run), files))
 
 @pytest.fixture
 def cut(few, tmp_path):

@@ -9,7 +9,7 @@ __all__ = ['config_learner', 'kept_learner', 'largest_batch', 'fit_length', 'che
 
 # %% ../../nbs/experiment/06_train.ipynb #f1303574
 import json, math, os, re, shlex, shutil, sys, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd, timm, torch
@@ -67,7 +67,7 @@ def _stats(cfg):
     arch = find_arch(cfg.model.arch)
     if not isinstance(arch, str): return model_meta.get(arch, {}).get('stats')
     kept = timm.get_pretrained_cfg(arch)
-    return kept.mean,kept.std
+    return kept and (kept.mean,kept.std)
 
 def kept_learner(
     cfg:Config, # What the run was asked for
@@ -382,6 +382,7 @@ def resume_run(
         raise FileNotFoundError(f'{run} is not the folder of a run that can be gone on with: it has no config.toml.')
     if finished(run):
         say(f'{run} is finished.')
+        if export and (run/network_file).is_file() and not (run/'model.pkl').is_file(): _export(load_run(run), run)
         return run
     cfg = _images_again(from_toml(run/'config.toml'), run, say)
     if suspect and suspect_file(suspect).resolve()!=suspect_file(cfg.proxy.suspect or '').resolve():
@@ -408,14 +409,21 @@ def _last_row(run):
 
 @contextmanager
 def _noted(file):
-    "Warnings are shown as they would be, and stand in a file too, a line each"
-    shown = warnings.showwarning
+    "Warnings are shown as they would be, and stand in a file too, a line each; where the disk is full, once there is room again"
+    shown,said = warnings.showwarning,[]
+    def write():
+        with suppress(OSError), open(file, 'a', encoding='utf-8') as f:
+            f.write(''.join(said))
+            said.clear()
     def show(message, category, *args, **kwargs):
-        with open(file, 'a', encoding='utf-8') as f: f.write(f"{category.__name__}: {' '.join(str(message).split())}\n")
+        said.append(f"{category.__name__}: {' '.join(str(message).split())}\n")
         shown(message, category, *args, **kwargs)
+        write()
     warnings.showwarning = show
     try: yield
-    finally: warnings.showwarning = shown
+    finally:
+        warnings.showwarning = shown
+        if said: write()
 
 @contextmanager
 def _alone(run):
@@ -435,7 +443,7 @@ def _train(cfg, images, run, epochs, say, cbs, export):
         except TrialPruned: raise # a sweep has stopped it
         except Exception as e:
             why = ' '.join(str(e).split(':\n\t')[-1].split()) # fastai says in which callback before it says what
-            failed.write_text(f'{type(e).__name__}: {why}\n', encoding='utf-8')
+            with suppress(OSError): failed.write_text(f'{type(e).__name__}: {why}\n', encoding='utf-8') # the disk may be full, which is why
             raise
 
 def _trained(cfg, images, run, epochs, say, cbs, export):
@@ -505,7 +513,7 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
 
 # %% ../../nbs/experiment/06_train.ipynb #c3c4b699
 def _keep(learn, run, cfg, export):
-    "Records, pictures and the model, which comes last: a run with it is finished"
+    "Records, pictures and the network, which comes last: a run with it is finished"
     names = learn.recorder.metric_names[1:-1]
     pd.DataFrame(learn.recorder.values, columns=names).rename_axis('epoch').to_csv(run/'history.csv')
     if hasattr(learn, 'prune'): learn.prune.log.to_csv(run/'prune.csv', index=False)
@@ -518,8 +526,8 @@ def _keep(learn, run, cfg, export):
             fig.savefig(run/'proxies.png', dpi=110)
             plt.close(fig)
     try:
-        if export: _export(learn, run)
         write_network(learn, run/network_file, cfg.model.arch, cfg.data.augment, pretrained=cfg.model.pretrained, versions=versions())
+        if export: _export(learn, run)
     except (OSError, RuntimeError) as e:
         raise OSError(f'The model cannot be written to {run} ({str(e).splitlines()[0]}): make room, and run again.') from e
 
