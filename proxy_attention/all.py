@@ -10,6 +10,7 @@ from .data.cues import on_places, place_test_sets, planted
 from .data.datasets import known_sets, open_images
 from .data.objects import draw_boxes, read_objects, show_objects
 from .data.groups import Grouped, grouped_data, grouped_table
+from .data.networks import load_run
 from .attribution.layers import find_layer, find_layers
 from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from .attribution.perturbation import AblationCAM, ScoreCAM

@@ -209,6 +209,7 @@ def proxy_train(
     resume:str=None, # Run folder that is gone on with; everything else is as it was (default: a new run)
     config:str=None, # The config.toml of a run to begin with; options override it, and none or an empty value unsets one (default: none)
     out:str='runs', # Folder of all runs; this one gets a new folder in it
+    export:bool=False, # fastai's own export, model.pkl, is written too; it is a pickle, and loading one runs the code in it
     quiet:bool=False, # No progress bars and no table are shown
     json:bool=False, # Nothing is printed but one line of JSON at the end: run folder, loss, metrics
     **settings
@@ -217,12 +218,13 @@ def proxy_train(
     from proxy_attention.experiment.train import last_of, resume_run, train_folder
     say = _quietly if quiet or json else print
     if resume:
-        if path or config or any(v is not None for v in settings.values()):
+        if path or config or any(v is not None for k,v in settings.items() if k!='suspect'):
             raise ValueError('--resume goes on with a run as it was: '
                 'leave the other options out, or begin a new run with --config.')
-        run = resume_run(_home(resume), say)
-    else: run = train_folder(path, _home(out), _home(config), say, **settings)
+        run = resume_run(_home(resume), say, export=export, suspect=settings.get('suspect'))
+    else: run = train_folder(path, _home(out), _home(config), say, export=export, **settings)
     if json: print(dumps(last_of(run)))
+    elif quiet: print(f'Run folder: {run}')
 
 # %% ../nbs/01_cli.ipynb #84d549bc
 @partial(command, pos=['path'], needs=f'{_images}; and what varies, as --space "lr=1e-4..1e-2:log"')
@@ -274,12 +276,12 @@ def proxy_compare(
         path, arms, seeds, tests, _home(out), _home(config), _home(resume), keep_models, n_jobs,
         _quietly if quiet or json else print, **settings)
     if json: print(dumps(summary_of(run)))
-    elif quiet: print((run/'verdict.txt').read_text(encoding='utf-8').rstrip())
+    elif quiet: print(f"{(run/'verdict.txt').read_text(encoding='utf-8').rstrip()}\nRun folder: {run}")
 
 # %% ../nbs/01_cli.ipynb #422bb9a0
-@partial(command, needs='an exported learner (model.pkl), and images')
+@partial(command, needs='the folder of a run, and images')
 def proxy_explain(
-    model:str, # Exported learner (model.pkl). Loading one runs the code in it: only open those you trust
+    model:str, # Folder of a run, or an exported learner (model.pkl): loading one runs the code in it, so only open those you trust
     *images:str, # Image files, folders, or patterns
     against:str=None, # Another model for the same images, such as one trained without proxies (default: none)
     out:str='runs', # Folder of all runs; this one gets a new folder in it
@@ -312,7 +314,7 @@ def proxy_report(
     out:str=None, # The file to write (default: report.html in the run's folder, or of several runs in the one they lie in)
     n:int=200, # Number of pictures at most
     images:str=None, # Folder that the images lie in now, if they have moved (default: where the run says)
-    load_models:bool=False, # The model.pkl is loaded, which runs the code in it, instead of the weights of the last checkpoint
+    load_models:bool=False, # The model.pkl is loaded where there is one, which runs the code in it, instead of plain weights
     attribution:str='LayerCAM', # Method that tells where the model looks: LayerCAM, GradCAM, LeGrad and others, or a captum class
     target:str='margin', # Output that is explained: margin or pred
     quiet:bool=False, # Nothing is printed

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'names_in', 'fit_text', 'clean_text', 'short_text', 'called', 'takes', 'given',
            'refuse_unknown', 'refuse_number', 'keep_rng', 'trains_for_real', 'better', 'write_whole', 'from_first',
-           'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes', 'new_run']
+           'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes', 'new_run', 'hold_folder', 'is_held',
+           'let_go']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import ast, difflib, inspect, os, sys
@@ -16,6 +17,8 @@ from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from datetime import datetime
+from warnings import warn
+from filelock import FileLock, Timeout
 
 # %% ../nbs/00_core.ipynb #2e5dfe1a
 class ProxyWarning(UserWarning):
@@ -275,3 +278,37 @@ def new_run(
         except OSError as e:
             raise type(e)(f'No run folder can be made in {root} ({e.strerror}): name another one.') from e
     raise FileExistsError(f'{root} has 1000 runs named {name}_{stamp}.')
+
+# %% ../nbs/00_core.ipynb #e00bec82
+def _lock(folder): return FileLock(Path(folder)/'.lock', thread_local=False, is_singleton=True) # one per process and folder
+
+def hold_folder(
+    folder # Of a run, which is there
+)->FileLock: # Held as long as somebody has it, or until it is released
+    "Keep other processes out of a folder"
+    lock = _lock(folder)
+    try: lock.acquire(timeout=.5) # somebody may be looking, see `is_held`
+    except Timeout as e:
+        raise FileExistsError(f'Another process is training with the folder {folder}: wait for its end, or name a new folder.') from e
+    except (OSError, NotImplementedError) as e:
+        warn(f'The folder {folder} cannot be locked ({getattr(e, "strerror", None) or e}): see to it that only one run writes there.',
+            ProxyWarning)
+    return lock
+
+def is_held(
+    folder # Of a run
+)->bool: # False where the system does not say
+    "Is a process at work in this folder?"
+    if not (Path(folder)/'.lock').is_file(): return False
+    lock = FileLock(Path(folder)/'.lock', thread_local=False)
+    try: lock.acquire(timeout=0)
+    except Timeout: return True
+    except (OSError, NotImplementedError): return False
+    lock.release()
+    return False
+
+def let_go(
+    folder # Of a run
+):
+    "This process holds the folder no more"
+    if (Path(folder)/'.lock').is_file(): _lock(folder).release(force=True)

@@ -487,8 +487,7 @@ def test_callbacks_that_are_gone(small, half, tmp_path):
     with pytest.warns(ProxyWarning, match='does not have: late'), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(N, 3e-3)
 
 def test_two_processes_at_once(small, half):
-    code = ("import fcntl,sys,time; f=open(sys.argv[1],'a'); fcntl.lockf(f, fcntl.LOCK_EX); "
-            "print('held', flush=True); time.sleep(30)")
+    code = "import filelock,sys,time; f = filelock.FileLock(sys.argv[1]); f.acquire(); print('held', flush=True); time.sleep(30)"
     other = subprocess.Popen([sys.executable, '-c', code, half/'.lock'], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline()=='held\n'
     try:

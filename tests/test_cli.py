@@ -9,6 +9,7 @@ from proxy_attention.all import *
 from proxy_attention.core import ProxyWarning, new_run
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.experiment.config import Config, DataConfig, FitConfig, all_settings, changed, from_toml, to_toml
+from proxy_attention.experiment.runs import run_state
 from proxy_attention.experiment.train import begun_with, check_config, fit_length, look_at, resume_run
 import proxy_attention.cli as cli
 from proxy_attention.cli import CliError, asked, command, parser_of, proxy_compare, proxy_runs, proxy_train
@@ -47,10 +48,10 @@ def test_train_end_to_end(path, tmp_path, fingerprint):
     assert fingerprint(path)==before
     o, = (tmp_path/'runs').iterdir()
     assert {'config.toml','folds.csv','checkpoints','tensorboard','history.csv','proxy_log.csv','proxy_steps.csv','heat.npz',
-            'manifest.csv','proxies','proxies.png','model.pkl'} <= set(os.listdir(o))
+            'manifest.csv','proxies','proxies.png','model.safetensors','identity.json','recipe.txt'} <= set(os.listdir(o))
     assert from_toml(o/'config.toml').proxy.steps=='1,p,1'
     assert len(pd.read_csv(o/'history.csv'))==2
-    learn = load_learner(o/'model.pkl')
+    learn = load_run(o)
     with learn.no_bar(): assert learn.predict(get_image_files(path/'plain')[0])[0] in learn.dls.vocab
 
 # ---- what a command says of itself
@@ -308,9 +309,9 @@ def test_ctrl_c(path, tmp_path):
     err = (tmp_path/'stderr').read_text(encoding='utf-8')
     assert p.exitcode==130 and 'Go on with: proxy-train --resume' in err, (p.exitcode, err)
     o, = (tmp_path/'runs').iterdir()
-    assert not (o/'model.pkl').exists() and (o/'checkpoints'/'last.pth').exists()
+    assert run_state(o)=='stopped' and (o/'checkpoints'/'last.pth').exists()
 
-def weights_of(run): return load_learner(run/'model.pkl').model.state_dict()
+def weights_of(run): return load_run(run).model.state_dict()
 
 def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     "kill -9 in the middle of the third epoch; the run that goes on ends with the same bits, and so does its log"
@@ -348,7 +349,7 @@ def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
             and first['accuracy'] in [round(o['accuracy'], 6) for o in table])
     (tmp_path/'bad.toml').write_text('[model]\nach = "resnet18"')
     with pytest.raises(CliError, match="did you mean 'arch'?"): proxy_train(str(few), config=str(tmp_path/'bad.toml'))
-    res = run('proxy-explain', a/'model.pkl', few/'plain'/'3', '--against', b/'model.pkl', '--out', tmp_path/'seen')
+    res = run('proxy-explain', a, few/'plain'/'3', '--against', b, '--out', tmp_path/'seen')
     assert res.returncode==0, res.stderr
     seen, = (tmp_path/'seen').iterdir()
     assert (len(pd.read_csv(seen/'predictions.csv'))==len(get_image_files(few/'plain'/'3'))
@@ -456,9 +457,9 @@ def test_the_split_of_a_run_is_given_back(few, tmp_path):
     with pytest.warns(ProxyWarning, match='left out'): look_at(changed(Config(), path=few, split=a/'folds.csv'), told.append)
     assert f'The split is that of {a/"folds.csv"}.' in told
     shutil.move(a, tmp_path/'gone')
-    (b/'model.pkl').unlink()
+    (b/'model.safetensors').unlink()
     with pytest.warns(ProxyWarning, match='left out'): resume_run(b, say=noop) # it has its own copy
-    assert (b/'model.pkl').exists()
+    assert (b/'model.safetensors').exists()
     f = tmp_path/'gone'/'folds.csv'
     for kw,says in ((dict(split=f, subset=.5), 'subset'), (dict(split=f, n_per_class=3), 'n_per_class'),
                     (dict(split=f, valid_col='x'), 'valid_col'), (dict(split=f, folds=2), 'has no 2 folds'),
@@ -483,20 +484,20 @@ def test_a_run_is_gone_on_with_from_elsewhere(few, tmp_path, monkeypatch):
     args = dict(recipe='none', epochs=1, say=noop, **small)
     a = train_folder('photos', 'runs', **args)
     assert a.parts[0]=='runs' and from_toml(a/'config.toml').data.path==str(project/'photos')
-    (a/'model.pkl').unlink()
+    (a/'model.safetensors').unlink()
     monkeypatch.chdir(tmp_path)
     resume_run(project/a, say=noop)
-    assert (project/a/'model.pkl').exists()
+    assert (project/a/'model.safetensors').exists()
     project.rename(tmp_path/'moved')
     for old in (str(project/'photos'), 'photos'): # as it is kept, and as it once was
         o = tmp_path/'moved'/a
         o.joinpath('config.toml').write_text(to_toml(changed(from_toml(o/'config.toml'), path=old)), encoding='utf-8')
-        (o/'model.pkl').unlink()
+        (o/'model.safetensors').unlink()
         told = []
         resume_run(o, say=lambda s: told.append(s))
-        assert (o/'model.pkl').exists() and f'The images are taken from {tmp_path/"moved"/"photos"}' in '\n'.join(told)
+        assert (o/'model.safetensors').exists() and f'The images are taken from {tmp_path/"moved"/"photos"}' in '\n'.join(told)
     shutil.rmtree(tmp_path/'moved'/'photos')
-    (o/'model.pkl').unlink()
+    (o/'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='There is no folder and no CSV file'): resume_run(o, say=noop)
 
 def test_paths_that_are_kept_whole(tmp_path, monkeypatch):
@@ -521,9 +522,8 @@ def test_a_tilde_is_the_home_of_whoever_runs_it(few, patients, tmp_path):
         assert res.returncode==0, res.stderr
     assert not list(here.iterdir()) and sorted(o.name for o in (home/'runs').iterdir())==['a','b']
     o, = (home/'runs'/'a').iterdir()
-    (home/'model.pkl').symlink_to(o/'model.pkl')
     for args in (('proxy-runs', '~/runs'), ('proxy-train', f'--resume=~/runs/a/{o.name}'),
-                 ('proxy-explain', '~/model.pkl', few/'plain'/'3', '--out=~/runs/c'),
+                 ('proxy-explain', f'~/runs/a/{o.name}', few/'plain'/'3', '--out=~/runs/c'),
                  ('proxy-train', f'--config=~/runs/a/{o.name}/config.toml', '--out=~/runs/d'),
                  ('proxy-compare', few, *small_args, '--epochs', 2, '--seeds', 1, '--arms', 'no proxy', '--out=~/runs/e'),
                  ('proxy-sweep', few, *small_args, '--space', 'lr=0.01,0.001', '--trials', 1, '--epochs', 1,
@@ -581,7 +581,7 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     assert not capsys.readouterr().out, 'no bar of `lr_find` either'
     with monkeypatch.context() as m: # another rate, such as a GPU may find the second time, would be another run
         m.delattr(Learner, 'lr_find'); m.delattr(t, 'largest_batch')
-        (run/'model.pkl').unlink()
+        (run/'model.safetensors').unlink()
         assert same(weights_of(resume_run(run, noop)), model)
     monkeypatch.setattr(t, 'arch_learner', None)
     assert resume_run(run, told.append)==run and 'is finished' in told[-1]

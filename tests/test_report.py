@@ -88,7 +88,8 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope='module')
 def run(photos, tmp_path_factory):
     "A run with a proxy step"
-    return train_folder(photos/'photos.csv', tmp_path_factory.mktemp('runs'), steps='1,p,1', share=12, fill='zero', lr=5e-3, **tiny)
+    return train_folder(photos/'photos.csv', tmp_path_factory.mktemp('runs'), steps='1,p,1', share=12, fill='zero', lr=5e-3,
+                        export=True, **tiny)
 
 @pytest.fixture(scope='module')
 def made(run): return report_runs(run, quiet=True)
@@ -96,6 +97,15 @@ def made(run): return report_runs(run, quiet=True)
 @pytest.fixture
 def copy_of(run, tmp_path):
     return lambda name='copy': Path(shutil.copytree(run, tmp_path/name, ignore=shutil.ignore_patterns('report.html')))
+
+@pytest.fixture
+def old_copy(copy_of):
+    "As an earlier release left it"
+    def f():
+        d = copy_of()
+        (d/'model.safetensors').unlink()
+        return d
+    return f
 
 def test_page_is_complete_and_accessible(made):
     "Well-formed, nothing from elsewhere, headings in order, every picture described, every control named"
@@ -285,7 +295,7 @@ def test_comparison_brings_its_own_verdict(tmp_path):
 def test_run_cut_off(copy_of, made):
     "Without model and history: curves from the log, steps and pictures from what the steps kept"
     d = copy_of()
-    for o in ('model.pkl','history.csv','proxy_steps.csv','proxies.png'): (d/o).unlink()
+    for o in ('model.pkl','model.safetensors','history.csv','proxy_steps.csv','proxies.png'): (d/o).unlink()
     log = pd.read_csv(d/'proxy_log.csv')
     pd.concat([log[:5].assign(fit=0, item=range(900, 905), loss=9.), log]).to_csv(d/'proxy_log.csv', index=False) # of an earlier fit
     t,full = tree(report_runs(d, quiet=True)),tree(made)
@@ -372,8 +382,8 @@ def test_a_hostile_model_runs_nothing(copy_of, made, tmp_path, monkeypatch, caps
     assert mark.exists(), 'asked for, it is loaded: the test can fail'
     assert any('is no learner that fastai exported' in o for o in json.loads(capsys.readouterr().out)['missing'])
 
-def test_without_weights_the_page_says_how_to_load_the_model(copy_of):
-    d = copy_of()
+def test_without_weights_the_page_says_how_to_load_the_model(old_copy):
+    d = old_copy()
     shutil.rmtree(d/'checkpoints')
     said = words(report_runs(d, quiet=True))
     assert ('The model of copy is not asked' in said and 'There is no checkpoint' in said
@@ -385,15 +395,15 @@ def test_without_weights_the_page_says_how_to_load_the_model(copy_of):
 
 @pytest.mark.parametrize('change,says', [
     (dict(arch='test_resnet2'), 'no architecture'), (dict(arch='resnet10t'), "do not fit the architecture 'resnet10t' for 3 classes")])
-def test_weights_of_another_network_are_refused(copy_of, change, says):
-    d = copy_of()
+def test_weights_of_another_network_are_refused(old_copy, change, says):
+    d = old_copy()
     cfg = changed(from_toml(d/'config.toml'), **change)
     (d/'config.toml').write_text(to_toml(cfg), encoding='utf-8')
     said = words(report_runs(d, quiet=True))
     assert ('Neither fastai nor timm' if 'no arch' in says else says) in said and 'The model of copy is not asked' in said
 
-def test_a_checkpoint_of_an_earlier_epoch_is_not_the_model(copy_of):
-    d = copy_of()
+def test_a_checkpoint_of_an_earlier_epoch_is_not_the_model(old_copy):
+    d = old_copy()
     state = torch.load(d/'checkpoints'/'last.pth', weights_only=True)
     torch.save(state|dict(epoch=1), d/'checkpoints'/'last.pth')
     assert 'its last checkpoint is of epoch 1 of 2' in words(report_runs(d, quiet=True))
@@ -405,12 +415,15 @@ def test_a_checkpoint_of_an_earlier_epoch_is_not_the_model(copy_of):
     ids=['rehearsed','pruned','folds','fastai','strong'])
 def test_kept_weights_say_what_the_exported_model_says(photos, tmp_path, kw):
     "Predictions of the network made anew, beside those of model.pkl"
-    d = train_folder(photos/'photos.csv', tmp_path/'runs', **(dict(lr=5e-3)|tiny|kw))
+    d = train_folder(photos/'photos.csv', tmp_path/'runs', export=True, **(dict(lr=5e-3)|tiny|kw))
     o, = open_runs(d)[:1]
-    mine,exported = o.learner(photos),load_learner(o.model)
-    with mine.no_bar(), exported.no_bar():
-        a,b = (l.get_preds(dl=l.dls.test_dl(get_image_files(photos).sorted(), num_workers=0))[0] for l in (mine,exported))
-    assert torch.equal(a, b) and list(mine.dls.vocab)==list(exported.dls.vocab) and a.std(0).max()>0
+    mine,exported = o.learner(),load_learner(o.model)
+    (o.path/'model.safetensors').unlink()
+    old = o.learner() # from its checkpoint
+    with mine.no_bar(), exported.no_bar(), old.no_bar():
+        a,b,c = (l.get_preds(dl=l.dls.test_dl(get_image_files(photos).sorted(), num_workers=0))[0] for l in (mine,exported,old))
+    assert torch.equal(a, b) and torch.equal(b, c) and a.std(0).max()>0
+    assert list(mine.dls.vocab)==list(old.dls.vocab)==list(exported.dls.vocab)
     if kw['recipe']=='rehearsed': assert len(o.steps), 'a successor was trained'
 
 def test_kept_weights_of_a_pretrained_network(photos, tmp_path, monkeypatch):
@@ -420,10 +433,11 @@ def test_kept_weights_of_a_pretrained_network(photos, tmp_path, monkeypatch):
     asked = []
     def weights(*a, **kw): return asked.append(a) or tv.resnet18().state_dict()
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', weights)
-    d = train_folder(photos/'photos.csv', tmp_path/'runs', recipe='none', epochs=1, **(tiny|dict(arch='resnet18', pretrained=True)))
+    d = train_folder(photos/'photos.csv', tmp_path/'runs', recipe='none', epochs=1, export=True,
+                     **(tiny|dict(arch='resnet18', pretrained=True)))
     assert len(asked)==1
     o, = open_runs(d)
-    mine,exported = o.learner(photos),load_learner(o.model)
+    mine,exported = o.learner(),load_learner(o.model)
     assert len(asked)==1
     with mine.no_bar(), exported.no_bar():
         a,b = (l.get_preds(dl=l.dls.test_dl(get_image_files(photos)[:20], num_workers=0))[0] for l in (mine,exported))

@@ -230,7 +230,7 @@ def test_on_the_command_line(bed, tmp_path):
     assert res.returncode==0, res.stderr
     run, = (tmp_path/'more').iterdir()
     said = (run/'config.toml').read_text()
-    assert 'recipe = "rehearsed"' in said and f'suspect = "{(one/"model.pkl").resolve()}"' in said
+    assert 'recipe = "rehearsed"' in said and f'suspect = "{(one/"model.safetensors").resolve()}"' in said
     assert len(pd.read_csv(run/'history.csv'))==3
     assert check_config(Config(proxy=ProxyConfig(suspect=str(one), recipe='shortcut', steps='p,3')))==3
     res = warm.run(warm.script, 'proxy-train', bed, *args, '--suspect', 'nowhere', '--out', tmp_path/'more')

@@ -8,6 +8,7 @@ from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_sweep
 import proxy_attention.experiment.sweep as s
 from proxy_attention.experiment.config import Config, changed, to_toml
+from proxy_attention.experiment.runs import finished, run_state
 from proxy_attention.experiment.sweep import Sweep, folder_run, read_space, read_sweep, samplers, sweep_folder
 
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.limit(170)]
@@ -399,7 +400,7 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
     one,two = (next((tmp_path/'s'/o).glob('train_*')) for o in df.run)
     assert (list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(one/'history.csv').valid_loss)
         and list(sweep.study.trials[1].intermediate_values)==[1])
-    assert not (two/'history.csv').exists()
+    assert finished(one) and run_state(two)=='stopped' and not (two/'history.csv').exists()
 
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"

@@ -20,8 +20,6 @@ from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, get_random_states, num_distrib, set_random_states
-try: import fcntl
-except ImportError: fcntl = None # Windows has no such lock
 from ..core import *
 from ..data.loaders import plain_dl, refuse_among
 from ..proxy.callback import ProxyAttention
@@ -174,17 +172,10 @@ def hold(self:Checkpoint):
     refuse_among(self.folder, self.dls)
     try:
         self.folder.mkdir(parents=True, exist_ok=True)
-        held = open(self.folder/'.lock', 'a')
+        (self.folder/'.lock').touch()
     except OSError as e:
         raise type(e)(f'The folder for checkpoints, {self.folder}, cannot be written ({_why(e)}): name another one.') from e
-    try:
-        if fcntl: fcntl.lockf(held, fcntl.LOCK_EX|fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as e:
-        held.close()
-        raise FileExistsError(f'Another process is training with the folder {self.folder}: wait for its end, or name a new folder.') from e
-    except OSError as e:
-        warn(f'The folder {self.folder} cannot be locked ({_why(e)}): see to it that only one run writes there.', ProxyWarning)
-    self.held = held
+    self.held = hold_folder(self.folder)
     for o in self.folder.glob('.*.pth.*.tmp'): o.unlink(missing_ok=True) # of a process that was killed while it wrote
 
 @patch

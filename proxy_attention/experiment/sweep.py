@@ -29,8 +29,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..core import *
 from ..data.images import check_images, refuse_count, refuse_inside
 from .config import ProxyConfig, all_settings, changed, flags, from_toml, number
-from .identity import digest, refuse_other, versions, what_is
-from .train import begun_with, check_config, images_of, last_of, resume_run, train_folder, with_suspect
+from .identity import digest, files_digest, refuse_other, versions, what_is
+from .train import (
+    begun_with, check_config, images_of, last_of, refuse_unasked, resume_run, run_identity, tests_of, train_folder, with_suspect)
 
 # %% ../../nbs/experiment/09_sweep.ipynb #8120c830
 def _value(text):
@@ -135,10 +136,11 @@ class folder_run:
         **fixed # Fields of `Config` that are the same in all trials
     ):
         self.cfg = begun_with(config, say, path=None if path is None else str(path), **fixed)
+        refuse_unasked(self.cfg, fixed.get('suspect'))
         own = [p for p in inspect.signature(type(self).__call__).parameters.values() if p.kind==p.POSITIONAL_OR_KEYWORD][1:]
         self.__signature__ = inspect.Signature([*own, *flags('path')])
         self.check_files = lru_cache(8)(check_images)
-        self.tests = dict(getattr(self.cfg, 'tests', {}))
+        self.tests = self.cfg.tests
 
     @cached_property
     def images(self):
@@ -147,11 +149,10 @@ class folder_run:
 
     def identity(self)->dict:
         "What all trials share: the images, their labels and their split, by content and not by path, and the settings"
-        rows = [[o.file.relative_to(self.images.path).as_posix(), o.file.stat().st_size, o.label, o.part]
-            for o in self.images.df.itertuples()]
-        parts = {name:[o for o in rows if o[-1]==k] for name,k in dict(training='train', validation='valid').items()}
-        return {f'{k} images':dict(number=len(v), digest=digest(v)) for k,v in parts.items()} | dict(
-            settings={k:v for k,v in all_settings(self.cfg).items() if v is not None and k!='path'}, tests=self.tests)
+        tests_of(self.cfg, self.images)
+        tests = {k:files_digest(o.file, o.label) for k,o in self.images.tests.items()}
+        return run_identity(self.cfg, self.images)['data'] | dict(
+            settings={k:v for k,v in all_settings(self.cfg).items() if v is not None and k not in ('path','tests')}, tests=tests)
 
     def __call__(self,
         folder, # The run folder goes in it
@@ -162,8 +163,8 @@ class folder_run:
         cfg = with_suspect(changed(self.cfg, **params))
         cbs = StopEarly(trial, metric) if trial is not None and metric in _each_epoch and not cfg.data.folds else None
         there = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml')) if from_toml(o)==cfg] # it was cut off
-        run = resume_run(there[-1], noop, cbs) if there else train_folder(
-            out=folder, config=cfg, say=noop, cbs=cbs, check=self.check_files)
+        run = (resume_run(there[-1], noop, cbs, suspect=cfg.proxy.suspect) if there
+            else train_folder(out=folder, config=cfg, say=noop, cbs=cbs, check=self.check_files, suspect=cfg.proxy.suspect))
         (run/'checkpoints'/'last.pth').unlink(missing_ok=True) # three times the size of the model, and nothing goes on from it
         return {k:v for k,v in last_of(run).items() if k!='run'}
 
@@ -182,7 +183,7 @@ def check(self:folder_run,
     if pruner and (metric not in _each_epoch or self.cfg.data.folds or 'folds' in space):
         raise ValueError(f'A pruner judges the epochs of one training by {", ".join(_each_epoch)}: '
             f'it goes neither with folds nor with the metric of a test set (here {metric}). Leave one of them out.')
-    refuse_inside(folder, self.images.path)
+    refuse_inside(folder, self.images.roots)
     ends = {k:getattr(d, 'choices', None) or (d.low, d.high) for k,d in space.items()}
     for k,v in ((k,v) for k,vs in ends.items() for v in vs):
         rng,whys = random.Random(0),Counter()

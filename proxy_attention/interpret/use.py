@@ -24,6 +24,7 @@ from fastai.learner import Learner, load_learner
 from ..core import *
 from ..data.images import check_images, refuse_inside
 from ..data.loaders import has_items, plain_dls, whole_dl
+from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat
 from ..attribution.targets import as_target
 from ..attribution.cams import Explainer
@@ -44,17 +45,19 @@ class _Unpickler(pickle.Unpickler):
 _pickle = SimpleNamespace(**(vars(pickle) | dict(Unpickler=_Unpickler)))
 
 def open_learner(
-    model # An exported learner (`model.pkl`), or a `Learner`
+    model # The folder of a run, an exported learner (a `.pkl` file), or a `Learner`
 )->Learner:
-    "Load an exported learner through fastai. **Loading one runs the code in it: only open those you trust**"
+    """Open a model. A run folder is read as numbers and words, see `load_run`
+
+    **A `.pkl` file is loaded through fastai, and loading one runs the code in it: only open those you trust.**"""
     if isinstance(model, Learner): return model
     if not isinstance(model, (str,os.PathLike)):
         raise TypeError(f'The model is a {type(model).__name__}: '
-            'give the file of an exported learner, such as model.pkl, or a `Learner`.')
+            'give the folder of a run, the file of an exported learner, such as model.pkl, or a `Learner`.')
     path = Path(model).expanduser()
     if not path.exists(): raise FileNotFoundError(f'There is no model {path}.')
-    if not path.is_file():
-        raise IsADirectoryError(f"{path} is no file: give the exported learner itself, such as {path/'model.pkl'}.")
+    if path.is_dir() or path.suffix=='.safetensors': return load_run(path)
+    if not path.is_file(): raise OSError(f'{path} is neither a file nor a folder: give the folder of a run, or an exported learner.')
     say = f'{path} is no learner that fastai exported'
     try:
         with catch_warnings():
@@ -148,7 +151,7 @@ def look_at_files(
     except model_failures as e:
         if len(files)==1:
             return [], [(files[0],
-                f'the model cannot take it: {(str(e).strip() or type(e).__name__).splitlines()[0][:150].rstrip(".")}')]
+                f'the model cannot take it: {fit_text((str(e).strip() or type(e).__name__).splitlines()[0], 400).rstrip(".")}')]
     parts = [look_at_files(lookers, [f]) for f in files]
     return [o for done,_ in parts for o in done], [o for _,left in parts for o in left]
 
@@ -217,7 +220,7 @@ def _note(f, problem=None, detail=None):
         + ['turned by its EXIF tag, which fastai does not heed: the model sees it as it is shown']*turned)
 
 def explain_images(
-    model, # An exported learner (`model.pkl`), or a `Learner`. Loading a file runs the code in it: only open those you trust
+    model, # The folder of a run, a `Learner`, or an exported one (`.pkl`). Loading a `.pkl` runs the code in it: only open those you trust
     images, # A file, a folder, a pattern such as 'photos/*.jpg', or several of them
     against=None, # Another model for the same images, such as one trained without proxies
     out='runs', # Folder of all runs; this one gets a new folder in it

@@ -12,6 +12,7 @@ __all__ = ['recipes', 'treatments', 'probe_cycle', 'cycle_then_constant', 'fit_w
 import inspect, torch
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pickle import UnpicklingError
 from warnings import warn
 import numpy as np
 from fastcore.all import L, delegates, patch
@@ -379,6 +380,12 @@ def suspect_and_successor(
     if learn.opt is not None: learn.opt.clear_state()
     fit()
 
+def _weights_in(file):
+    "Plain weights; a pickle with code in it is refused"
+    try: return torch.load(file, map_location='cpu', weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as e:
+        raise ValueError(f'{file} holds no weights of a suspect, or is broken: begin a new run.') from e
+
 class _Young(Callback):
     "Keeps the weights after the first epoch of a suspect: a shortcut that is learned first shows there, and heat may leave it later"
     remove_on_fetch = True
@@ -390,7 +397,7 @@ class _Young(Callback):
     def of(self, model):
         "The young network; None: the fit had no second epoch"
         if self.state is None and self.file and self.file.exists(): # the first fit was done before the run was stopped
-            self.state = torch.load(self.file, map_location='cpu', weights_only=True)
+            self.state = _weights_in(self.file)
         if self.state is None: return None
         new = deepcopy(unwrap(model))
         new.load_state_dict(self.state)
@@ -420,7 +427,7 @@ def _keep_suspect(learn, cb, first):
     if not f.exists(): return write_whole(f, lambda o: torch.save(now, o))
     if not all(torch.equal(now[k], first[k]) for k in first):
         raise FileExistsError(f'The folder {cb.folder} holds the suspect of another run, and nothing is written over: name a new one.')
-    learn.model.load_state_dict(torch.load(f, map_location='cpu', weights_only=True))
+    learn.model.load_state_dict(_weights_in(f))
 
 @delegates(fit_with, but='sched')
 def rehearsed(

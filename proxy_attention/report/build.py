@@ -99,7 +99,7 @@ def report_runs(
     out=None, # The file to write; None: `report.html` in the folder, of several runs in the one they lie in
     n:int=200, # Pictures, at most
     images=None, # Where the images lie now, if they have moved
-    models:bool=False, # Load `model.pkl`, which runs the code in it? Otherwise the weights of the last checkpoint are taken
+    models:bool=False, # Load `model.pkl` where there is one, which runs the code in it? Otherwise plain weights are taken
     attribution=default_attribution, # Where: LayerCAM, GradCAM, LeGrad and others, or a captum class
     target=default_target, # What is explained: 'margin', 'pred'
     quiet:bool=False, # Tell nothing?

@@ -15,7 +15,7 @@ from fastcore.xml import *
 from ..core import *
 from ..attribution.heatmap import HeatmapStore
 from ..experiment.config import Config, all_settings, from_toml
-from ..experiment.runs import Run, Runs
+from ..experiment.runs import Run, Runs, finished
 from ..proxy.recipes import recipes
 from ..experiment.train import fit_length, proxy_args
 from ..experiment.compare import Comparison
@@ -91,7 +91,11 @@ class RunFolder:
     @property
     def finished(self):
         "Was the run trained to its end?"
-        return self.model is not None or 'history.csv' in self.run.kept
+        return self.has_network or 'history.csv' in self.run.kept
+    @property
+    def has_network(self):
+        "Is there a trained network?"
+        return finished(self.path) and not self.asked_for and not self.told
 
 # %% ../../nbs/report/01_folder.ipynb #d3f3587a
 _no_metric = ('epoch','step','fit','time','Unnamed: 0')

@@ -17,7 +17,7 @@ from fastcore.all import chunked, patch, store_attr
 from fastcore.xml import *
 from fastai.vision.core import PILImage
 from ..core import *
-from ..data.images import ImageSet
+from ..data.networks import load_run, network_file
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import as_target
 from ..attribution.methods import as_attribution, default_attribution, default_target
@@ -102,7 +102,7 @@ class Report:
         runs, # Folders of runs, or folders that hold such
         n:int=200, # Pictures, at most
         images=None, # Where the images lie now; None: where they lay
-        models:bool=False, # Load `model.pkl`, which runs the code in it? Otherwise the weights of the last checkpoint are taken
+        models:bool=False, # Load `model.pkl` where there is one, which runs the code in it? Otherwise plain weights are taken
         attribution=default_attribution, # Where: a CAM, a captum class, the name of one
         target=default_target, # What is explained: 'margin', 'pred'
         sections:dict=None, # Heading → `report -> tags`; None: `sections`
@@ -144,7 +144,7 @@ class Report:
 @patch
 def _asked(self:Report)->dict:
     "Name → the run that stands for a group; at most four, the first and the last among them"
-    reps = {k:next((o for o in v if o.model), v[0]) for k,v in self.groups.items()}
+    reps = {k:next((o for o in v if o.has_network), v[0]) for k,v in self.groups.items()}
     if len(reps)>4:
         self.note(
             f'Pictures are of {len(keep := [*list(reps)[:3], list(reps)[-1]])} of {len(reps)} groups of runs: '
@@ -153,13 +153,11 @@ def _asked(self:Report)->dict:
     return {k:reps[k] for k in keep}
 
 @patch
-def learner(self:RunFolder,
-    root # The folder that `split` counts from
-): # A `Learner`
-    "Its model, from its configuration and the weights of its last checkpoint: nothing is unpickled"
+def learner(self:RunFolder): # A `Learner`
+    "Its model, from plain numbers: nothing is unpickled. A run of an earlier release has them in its last checkpoint"
+    if (self.path/network_file).is_file(): return load_run(self.path)
     if self.cfg is None: raise ValueError('it has no configuration')
-    images = ImageSet(root, [Path(root)/o for o in self.split.file], self.split.label, self.split.part)
-    return kept_learner(self.cfg, images, self.path)
+    return kept_learner(self.cfg, self.split.label[self.split.part=='train'], self.path)
 
 @patch
 def _lookers(self:Report, reps, roots)->dict:
@@ -171,16 +169,16 @@ def _lookers(self:Report, reps, roots)->dict:
             self.note(
                 f'{o.name} was trained on other images ({clean_text(o.cfg.data.path) if o.cfg else "unknown"}): '
                 'its curves are shown, and no pictures.')
-        elif o.model is None:
+        elif not o.has_network:
             self.note(f'{o.name} has no model yet: of its pictures there is what its proxy steps kept, and no more.')
         else:
-            try: res[k] = Looker(open_learner(o.model) if self.models else o.learner(home), self.attribution, self.target, None)
+            try: res[k] = Looker(open_learner(o.model) if self.models and o.model else o.learner(), self.attribution, self.target, None)
             except model_failures as e:
                 why = (str(e).strip() or type(e).__name__).splitlines()[0][:200].rstrip('.')
-                self.note(f'The model of {o.name} cannot be used ({why}).' if self.models else
+                self.note(f'The model of {o.name} cannot be used ({why}).' if self.models and o.model else
                     f'The model of {o.name} is not asked, so there are no validation images of it and no mean attention: '
-                    f'its weights cannot be had from its last checkpoint ({why}). '
-                    'If you trust the run, load its model.pkl with `--load-models`; that runs the code in it.')
+                    f'its weights cannot be had ({why}).' + (
+                    ' If you trust the run, load its model.pkl with `--load-models`; that runs the code in it.' if o.model else ''))
     return res
 
 @patch

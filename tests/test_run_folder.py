@@ -1,0 +1,382 @@
+"A run folder is complete in itself, says what state it is in, and is never unpickled unless somebody asks"
+import errno, json, os, pickle, re, shutil, subprocess, sys, warnings
+import pytest, warm
+from fastai.vision.all import *
+from safetensors.torch import save_file
+from proxy_attention.all import *
+from proxy_attention.cli import CliError, proxy_explain, proxy_report, proxy_runs, proxy_train
+from proxy_attention.core import hold_folder, is_held, let_go
+from proxy_attention.data.networks import network_file, read_network
+from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
+from proxy_attention.experiment.runs import finished, run_state, runs_table
+from proxy_attention.experiment.sweep import folder_run
+from proxy_attention.experiment.train import largest_batch
+from proxy_attention.interpret.use import open_learner
+
+pytestmark = pytest.mark.limit(120)
+small = dict(arch='test_resnet', pretrained=False, size=32, workers=0, say=noop)
+plain = dict(recipe='none', epochs=1, **small)
+
+@pytest.fixture(scope='module')
+def made(few, tmp_path_factory):
+    "A run with proxies, and one without; not to be written to"
+    out = tmp_path_factory.mktemp('made')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return train_folder(few, out, steps='1,p,1', share=.5, export=True, **small), train_folder(few, out, **plain)
+
+@pytest.fixture
+def one(made, tmp_path): return Path(shutil.copytree(made[0], tmp_path/'runs'/made[0].name))
+
+class Hostile:
+    "A pickle that leaves a mark where it is loaded"
+    def __init__(self, mark): self.mark = mark
+    def __reduce__(self): return Path.touch, (self.mark,)
+
+def poison(run, mark, *patterns):
+    "Files of a run become pickles with code in them"
+    bad = pickle.dumps(Hostile(mark))
+    for f in [f for o in patterns for f in run.glob(o)] + [run/'model.pkl']: f.write_bytes(bad)
+    pickle.loads(bad)
+    assert mark.exists(), 'the test can fail'
+    mark.unlink()
+
+class Stops(Callback):
+    "Ends a fit in an epoch, usually its second"
+    def __init__(self, error=KeyboardInterrupt(), at=1): self.error,self.at = error,at
+    def after_batch(self):
+        if self.training and self.epoch==self.at: raise self.error
+
+def preds(learn, files):
+    with learn.no_bar(), learn.no_logging(): return learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0]
+
+# The network as a file
+
+@pytest.mark.parametrize('kw', [
+    dict(), dict(augment='strong', bs=8), dict(arch='test_vit', size=160), dict(arch='xresnet18', augment='none')],
+    ids=['timm body','strong','timm head','fastai'])
+def test_a_run_predicts_as_the_learner_that_was_trained(few, tmp_path, monkeypatch, same, kw):
+    "Bit for bit, made again from the folder alone: elsewhere, without the images"
+    import proxy_attention.experiment.train as t
+    usual,made = t.arch_learner,[]
+    monkeypatch.setattr(t, 'arch_learner', lambda *a: made.append(usual(*a)) or made[-1])
+    data = Path(shutil.copytree(few/'train', tmp_path/'photos'))
+    run = train_folder(data, tmp_path/'runs', n_per_class=4, **(plain|dict(lr=1e-2)|kw))
+    files = get_image_files(few).sorted()[:40]
+    want = preds(made[-1], files)
+    assert want.std(0).max()>0
+    shutil.rmtree(data)
+    moved = Path(shutil.move(run, tmp_path/'elsewhere'))
+    states = get_random_states()
+    again = load_run(moved)
+    assert all(torch.equal(a, b) if isinstance(a, Tensor) else True for a,b in zip(states.values(), get_random_states().values()))
+    assert torch.equal(preds(again, files), want) and same(again.model.state_dict(), made[-1].model.state_dict())
+    assert list(again.dls.vocab)==list(made[-1].dls.vocab) and torch.equal(preds(load_run(moved/network_file), files), want)
+    with again.no_bar(): assert again.predict(files[0])[0] in again.dls.vocab
+
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_the_export_is_only_written_if_asked(made, few):
+    assert (made[0]/'model.pkl').exists() and not (made[1]/'model.pkl').exists() and all(map(finished, made))
+    files = get_image_files(few)
+    assert torch.equal(preds(load_learner(made[0]/'model.pkl'), files), preds(load_run(made[0]), files))
+
+def test_what_stands_in_the_file(made):
+    about,weights = read_network(made[0]/network_file)
+    assert about['arch']=='test_resnet' and about['labels']==[str(i) for i in range(10)] and about['size']==[32,32]
+    assert about['pretrained'] is False and about['versions']['torch']==torch.__version__.split('+')[0]
+    assert set(weights)==set(load_run(made[0]).model.state_dict())
+
+@pytest.mark.parametrize('change,says', [
+    (dict(arch='resnet81'), "did you mean 'resnet18'"), (dict(arch='resnet18'), "do not fit the architecture 'resnet18' for 10 classes"),
+    (dict(arch='hf-hub:evil/model'), 'has an architecture called'), (dict(arch=3), 'does not say which network'),
+    (dict(labels=['a']), 'for 1 classes'), (dict(labels=[]), 'no list of names'), (dict(labels=['a','a']), 'no list of names'),
+    (dict(size=[0,32]), 'size=0'), (dict(size=32), 'its size is 32'), (dict(mean=[1.]), 'no mean and standard deviation'),
+    (dict(std=None), 'no mean and standard deviation'), (dict(std=[1.,2.,float('nan')]), 'no mean and standard deviation'),
+    (dict(method='shrink'), "its method is 'shrink'"), (dict(augment=['x']), 'is no network'), (dict(augment='evil'), "is 'evil'"),
+    (dict(bs=0), 'bs=0'), (dict(format=9), 'its format is 9')])
+def test_words_that_say_no_network_are_refused(made, tmp_path, change, says):
+    about,weights = read_network(made[0]/network_file)
+    save_file(weights, tmp_path/network_file, dict(learner=json.dumps(about|change)))
+    with pytest.raises(ValueError, match=re.escape(says)) as e: load_run(tmp_path)
+    assert str(tmp_path/network_file) in str(e.value) and str(e.value).endswith('.') and len(str(e.value).splitlines())==1
+
+@pytest.mark.parametrize('content', [b'', b'text', pickle.dumps({}), b'\x08'+b'\0'*7+b'{}      '], ids=['empty','text','pickle','no words'])
+def test_files_that_are_no_network(tmp_path, content):
+    (tmp_path/network_file).write_bytes(content)
+    with pytest.raises(ValueError, match='is no network that this library kept, or a broken one'): load_run(tmp_path)
+
+def test_folders_without_a_network(one, tmp_path):
+    with pytest.raises(FileNotFoundError, match='There is no run folder'): load_run(tmp_path/'none')
+    with pytest.raises(FileNotFoundError, match='It is no run, or one that is not finished'): load_run(tmp_path)
+    (one/network_file).unlink()
+    with pytest.raises(FileNotFoundError, match='is a pickle, and loading one runs the code in it'): open_learner(one)
+    (tmp_path/'fold_0').mkdir()
+    with pytest.raises(FileNotFoundError, match='It has folds: give one of them, such as .*fold_0'): load_run(tmp_path)
+
+# Nothing is unpickled unless somebody asks
+
+everything = ('**/*.pth','**/*.safetensors','**/*.npz')
+
+def test_explain_takes_run_folders(made, few, tmp_path):
+    res = warm.run(warm.script, 'proxy-explain', made[0], few/'plain'/'3', '--against', made[1], '--out', tmp_path/'seen')
+    assert res.returncode==0 and 'the models agree on' in res.stdout, res.stderr
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+def test_a_folder_of_pickles_runs_nothing(one, made, few, tmp_path, capsys):
+    mark = tmp_path/'ran'
+    seen = tmp_path/'seen'
+    seen.mkdir()
+    poison(one, mark) # the export alone: everything works
+    proxy_explain(str(one), str(few/'plain'/'3'), against=str(one), out=str(seen))
+    proxy_report(str(one), out=str(seen/'a.html'), json=True)
+    assert not [o for o in json.loads(capsys.readouterr().out.splitlines()[-1])['missing'] if 'model' in o]
+    proxy_train(str(few), suspect=str(one), out=str(seen), quiet=True, **{k:v for k,v in small.items() if k!='say'}, epochs=2)
+    proxy_train(resume=str(one), quiet=True)
+    proxy_runs(str(one))
+    assert not mark.exists()
+    poison(one, mark, *everything)
+    for f in (lambda: proxy_explain(str(one), str(few/'plain'/'3'), out=str(seen)),
+              lambda: proxy_train(str(few), suspect=str(one), out=str(seen), quiet=True, epochs=2,
+                                  **{k:v for k,v in small.items() if k!='say'})):
+        with pytest.raises(CliError, match='is no network that this library kept'): f()
+    proxy_report(str(one), out=str(seen/'b.html'), json=True)
+    assert any('its weights cannot be had' in o for o in json.loads(capsys.readouterr().out.splitlines()[-1])['missing'])
+    proxy_runs(str(one))
+    for o in ('model.pkl',network_file): (one/o).unlink()
+    with pytest.raises(CliError, match='is no checkpoint of this library'): proxy_train(resume=str(one), quiet=True)
+    assert not mark.exists()
+
+@pytest.mark.filterwarnings('ignore:Detected pickle')
+def test_a_suspect_that_is_kept_between_two_fits_is_not_unpickled(tmp_path):
+    from proxy_attention.proxy.recipes import _weights_in
+    mark = tmp_path/'ran'
+    (tmp_path/'suspect.pth').write_bytes(pickle.dumps(Hostile(mark)))
+    with pytest.raises(ValueError, match='holds no weights of a suspect, or is broken'): _weights_in(tmp_path/'suspect.pth')
+    assert not mark.exists()
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning','ignore:load_learner')
+def test_a_pickle_as_suspect_is_loaded_only_if_this_call_names_it(few, made, tmp_path):
+    mark,bad = tmp_path/'ran',tmp_path/'stranger.pkl'
+    bad.write_bytes(pickle.dumps(Hostile(mark)))
+    toml = tmp_path/'config.toml'
+    toml.write_text(to_toml(changed(Config(), path=few, suspect=bad, epochs=2, **{k:v for k,v in small.items() if k!='say'})))
+    for f in (lambda: train_folder(config=toml, out=tmp_path/'runs', say=noop), lambda: folder_run(config=toml)):
+        with pytest.raises(ValueError, match='loading one runs the code in it: if you trust it, say so yourself'): f()
+    res = warm.run(warm.script, 'proxy-train', '--config', toml, '--out', tmp_path/'runs')
+    assert res.returncode==1 and '--suspect' in res.stderr and not mark.exists() and not (tmp_path/'runs').exists()
+    with pytest.raises(ValueError, match='is no learner that fastai exported'): # named, it is loaded: the test can fail
+        train_folder(config=toml, out=tmp_path/'runs', suspect=bad, say=noop)
+    assert mark.exists() and not os.listdir(tmp_path/'runs')
+    toml.write_text(to_toml(changed(from_toml(toml), suspect=made[1]))) # a run folder may come from both
+    run = train_folder(config=toml, out=tmp_path/'runs', say=noop)
+    assert from_toml(run/'config.toml').proxy.suspect==str(made[1]/network_file)
+
+def test_a_run_with_an_exported_suspect_is_gone_on_with_if_it_is_named_again(few, made, tmp_path, quiet):
+    args = dict(small, epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        train_folder(few, tmp_path/'runs', suspect=made[0]/'model.pkl', recipe='shortcut', steps='1,p,1', cbs=Stops(), **args)
+    run, = (tmp_path/'runs').iterdir()
+    with pytest.raises(ValueError, match='loading one runs the code'): resume_run(run, noop)
+    with pytest.raises(ValueError, match='did not begin with the suspect'): resume_run(run, noop, suspect=made[1])
+    with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(run), lr=1., suspect=str(made[0]/'model.pkl'))
+    proxy_train(resume=str(run), suspect=str(made[0]/'model.pkl'), quiet=True, export=True)
+    assert finished(run) and (run/'model.pkl').exists()
+
+def test_a_run_of_an_earlier_release_is_finished_and_is_not_unpickled(one, tmp_path, capsys):
+    mark = tmp_path/'ran'
+    (one/network_file).unlink()
+    (one/'identity.json').unlink()
+    poison(one, mark)
+    assert finished(one) and run_state(one)=='finished'
+    proxy_train(resume=str(one))
+    assert 'is finished' in capsys.readouterr().out
+    (tmp_path/'seen').mkdir()
+    proxy_report(str(one), out=str(tmp_path/'seen'/'a.html'), json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said['pictures'] and not [o for o in said['missing'] if 'model' in o] and not mark.exists() # from its checkpoint
+
+# What a folder says of its run
+
+def test_identity(made, few):
+    said = json.loads((made[0]/'identity.json').read_text(encoding='utf-8'))
+    assert said['data']['training images']['number']==64 and said['data']['validation images']['number']==16
+    n = sum(f.stat().st_size for f in get_image_files(few/'train'))+sum(f.stat().st_size for f in get_image_files(few/'valid'))
+    assert sum(said['data'][k]['bytes'] for k in said['data'] if 'images' in k)==n
+    assert said['config']['steps']=='1,p,1' and said['config']['path']==str(few) and said['versions']['fastai']
+    assert said['device'] and said['command'] is None and len(said['digest'])==16
+    assert said['digest']!=json.loads((made[1]/'identity.json').read_text(encoding='utf-8'))['digest']
+
+def test_the_command_stands_there_without_places_of_the_machine(few, tmp_path):
+    res = warm.run(warm.script, 'proxy-train', few, '--arch', 'test_resnet', '--pretrained', 'no', '--size', 32, '--workers', 0,
+                   '--epochs', 1, '--recipe', 'none', f'--out={tmp_path}/runs', cwd=tmp_path)
+    assert res.returncode==0, res.stderr
+    run, = (tmp_path/'runs').iterdir()
+    said = json.loads((run/'identity.json').read_text(encoding='utf-8'))['command']
+    assert said.startswith("proxy-train .../digits --arch test_resnet") and str(tmp_path) not in said and '--out=.../runs' in said
+
+def test_the_same_run_elsewhere_has_the_same_digest(few, made, tmp_path):
+    data = shutil.copytree(few, tmp_path/'moved')
+    again = train_folder(data, tmp_path/'runs', **plain)
+    a,b = (json.loads((o/'identity.json').read_text(encoding='utf-8')) for o in (made[1],again))
+    assert a['digest']==b['digest'] and a['config']['path']!=b['config']['path']
+
+def test_recipe_and_warnings_are_kept(few, made, tmp_path):
+    said = (made[0]/'recipe.txt').read_text(encoding='utf-8')
+    assert 'masker = Masker(area_budget, swap' in said and 'share = 0.5' in said and str(made[0]) not in said and ' at 0x' not in said
+    assert not (made[1]/'recipe.txt').exists() and not (made[1]/'warnings.txt').exists()
+    class Warns(Callback):
+        def before_fit(self): warnings.warn('two\nlines', ProxyWarning)
+    before = warnings.showwarning
+    with pytest.warns(ProxyWarning, match='two'): run = train_folder(few, tmp_path/'runs', cbs=Warns(), **plain)
+    assert (run/'warnings.txt').read_text(encoding='utf-8').splitlines()==['ProxyWarning: two lines'] and warnings.showwarning is before
+
+def test_a_warning_is_shown_where_it_cannot_be_written(tmp_path):
+    "A full disk is warned of, and must not end the run by that"
+    from proxy_attention.experiment.train import _noted
+    f = tmp_path/'later'/'warnings.txt'
+    with pytest.warns(ProxyWarning, match='full'), _noted(f):
+        warnings.warn('full', ProxyWarning)
+        f.parent.mkdir()
+    assert f.read_text(encoding='utf-8')=='ProxyWarning: full\n'
+
+@pytest.mark.filterwarnings('ignore:load_learner')
+def test_a_full_disk_at_the_end(few, tmp_path, monkeypatch):
+    "Without its network the run has failed, and is gone on with; the export of one that is finished can be had later"
+    import proxy_attention.experiment.train as t
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for what,state in dict(write_network='failed', _export='finished').items():
+        with monkeypatch.context() as m:
+            m.setattr(t, what, full)
+            with pytest.raises(OSError, match='The model cannot be written to .*make room, and run again'):
+                train_folder(few, tmp_path/what, export=True, **plain)
+        run, = (tmp_path/what).iterdir()
+        assert run_state(run)==state and not (run/'model.pkl').exists() and not list(run.glob('*.part'))
+        assert finished(resume_run(run, noop, export=True)) and (run/'model.pkl').exists()
+    files = get_image_files(few)
+    assert torch.equal(preds(load_learner(run/'model.pkl'), files), preds(load_run(run), files))
+
+@pytest.fixture
+def cut(few, tmp_path):
+    "A CSV of images, and a run that was stopped"
+    d = Path(shutil.copytree(few/'train', tmp_path/'photos'))
+    files = get_image_files(d).sorted()
+    pd.DataFrame(dict(file=[f.relative_to(d) for f in files], label=[f.parent.name for f in files])).to_csv(d/'labels.csv', index=False)
+    with pytest.raises(KeyboardInterrupt): train_folder(d/'labels.csv', tmp_path/'runs', cbs=Stops(), **(plain|dict(epochs=2)))
+    run, = (tmp_path/'runs').iterdir()
+    return d,run
+
+def test_other_images_are_refused(cut):
+    "Other bytes, another label, a file that is gone; and a run whose place alone has moved goes on"
+    d,run = cut
+    files = get_image_files(d).sorted()
+    kept = files[0].read_bytes()
+    files[0].write_bytes(kept+b'more')
+    with pytest.raises(ValueError, match='The images of .* are not those that it began with.*bytes: '): resume_run(run, noop)
+    assert run_state(run)=='stopped'
+    files[0].write_bytes(kept)
+    table = (d/'labels.csv').read_text()
+    (d/'labels.csv').write_text(table.replace(',0\n', ',7\n', 1))
+    with pytest.raises(ValueError, match='another label than in'): resume_run(run, noop)
+    (d/'labels.csv').write_text(table)
+    (run/'identity.json').write_text('{')
+    with pytest.raises(ValueError, match='cannot be read: bring it back'): resume_run(run, noop)
+
+def test_a_place_that_has_moved_is_no_other_run(cut, tmp_path):
+    d,run = cut
+    (tmp_path/'new').mkdir()
+    for o in (d,run.parent): shutil.move(o, tmp_path/'new'/o.name)
+    assert finished(resume_run(tmp_path/'new'/'runs'/run.name, noop))
+
+# States
+
+def state_of(run): return read_runs(run.parent).set_index('run').state[run.name]
+
+def test_stopped_running_failed_finished(few, tmp_path):
+    seen = []
+    class Look(Callback):
+        def after_epoch(self): seen.append(state_of(next((tmp_path/'runs').iterdir())))
+    with pytest.raises(KeyboardInterrupt): train_folder(few, tmp_path/'runs', cbs=[Stops(), Look()], **(plain|dict(epochs=2)))
+    run, = (tmp_path/'runs').iterdir()
+    assert seen==['running'] and state_of(run)=='stopped' and 'stopped' in runs_table(run.parent)
+    with pytest.raises(ZeroDivisionError): resume_run(run, noop, Stops(ZeroDivisionError('by zero')))
+    assert state_of(run)=='failed' and (run/'failed.txt').read_text()=='ZeroDivisionError: by zero\n'
+    resume_run(run, noop)
+    assert state_of(run)=='finished' and not (run/'failed.txt').exists() and not is_held(run)
+    assert json.loads(runs_table(run.parent, as_json=True))[0]['state']=='finished'
+
+def test_killed_is_stopped(few, tmp_path):
+    with warm.begin(warm.script, 'proxy-train', few, '--arch', 'test_resnet', '--pretrained', 'no', '--size', 32, '--workers', 0,
+                    '--epochs', 50, '--recipe', 'none', '--out', tmp_path/'runs', out=tmp_path) as p:
+        while 'Epoch 2/' not in (tmp_path/'stdout').read_text(encoding='utf-8') if (tmp_path/'stdout').exists() else True:
+            assert p.is_alive()
+            time.sleep(.02)
+        run, = (tmp_path/'runs').iterdir()
+        assert state_of(run)=='running'
+        with pytest.raises(FileExistsError, match='Another process is training with the folder'): resume_run(run, noop)
+        p.kill(); p.join()
+    assert state_of(run)=='stopped'
+
+@pytest.mark.parametrize('kw,error', [
+    (dict(arch='alexnet', size=8), ValueError), (dict(cbs=Stops(ZeroDivisionError('by zero'), 0)), ZeroDivisionError)],
+    ids=['start','first epoch'])
+def test_what_fails_before_an_epoch_is_done_leaves_no_folder(few, tmp_path, kw, error):
+    with pytest.raises(error): train_folder(few, tmp_path/'runs', **(plain|kw))
+    assert not os.listdir(tmp_path/'runs')
+
+def test_a_ctrl_c_in_the_first_epoch_leaves_a_run_to_go_on_with(few, tmp_path):
+    with pytest.raises(KeyboardInterrupt): train_folder(few, tmp_path/'runs', cbs=Stops(at=0), **plain)
+    run, = (tmp_path/'runs').iterdir()
+    assert run_state(run)=='stopped' and finished(resume_run(run, noop))
+
+def test_folds_and_their_mean(path, tmp_path):
+    kw = plain|dict(folds=2, bs=16)
+    run = train_folder(path/'valid', tmp_path/'runs', **kw)
+    df = read_runs(tmp_path/'runs')
+    res = pd.read_csv(run/'folds_result.csv')
+    assert df.run.tolist()==[run.name, f'{run.name}/fold_0', f'{run.name}/fold_1'] and set(df.state)=={'finished'}
+    assert df.accuracy.tolist()==[res.accuracy.mean(), *res.accuracy] and df.valid_loss[0]==pytest.approx(res.valid_loss.mean())
+    with pytest.raises(FileNotFoundError, match='It has folds'): load_run(run)
+    assert list(load_run(run/'fold_1').dls.vocab)==[str(i) for i in range(10)]
+    for o in ('folds_result.csv',f'fold_1/{network_file}','fold_1/history.csv'): (run/o).unlink()
+    df = read_runs(tmp_path/'runs').set_index('run')
+    assert df.state.tolist()==['stopped','finished','stopped'] and df.accuracy[run.name]==res.accuracy[0]
+
+def test_logs_and_comparisons_have_no_state(tmp_path):
+    assert run_state(tmp_path) is None
+    for o in ('config.toml','asked.json'): (tmp_path/o).touch()
+    assert run_state(tmp_path) is None
+    (tmp_path/'verdict.txt').touch()
+    assert run_state(tmp_path)=='finished'
+
+def test_a_folder_is_held_by_one_process(tmp_path):
+    code = ('import sys,time; from proxy_attention.core import hold_folder; lock = hold_folder(sys.argv[1]); '
+            'print("held", flush=True); time.sleep(30)')
+    other = subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline()=='held\n' and is_held(tmp_path)
+    with pytest.raises(FileExistsError, match='Another process is training with the folder'): hold_folder(tmp_path)
+    other.kill()
+    other.wait()
+    a,b = hold_folder(tmp_path),hold_folder(tmp_path) # who is killed lets go, and one process may hold it twice
+    assert a is b and is_held(tmp_path)
+    let_go(tmp_path)
+    assert not is_held(tmp_path) and not is_held(tmp_path/'none')
+
+# Memory, and a sentence
+
+def test_the_batch_that_is_tried_is_trained_with(few):
+    "Adam keeps two numbers per weight, of all weights, and they are memory too"
+    pytest.importorskip('accelerate')
+    made = []
+    def make(bs):
+        learn = digits_learner(few, bs=bs)
+        learn.freeze()
+        made.append(learn)
+        return learn
+    assert largest_batch(make, 8)==8
+    learn, = made
+    state = [learn.opt.state[p] for p in learn.model.parameters() if p.requires_grad]
+    assert len(state)==len(list(learn.model.parameters())) and all('sqr_avg' in o for o in state)
+
+def test_a_method_that_does_not_fit_says_so_in_a_sentence(made, few, tmp_path):
+    with pytest.raises(CliError) as e: proxy_explain(str(made[0]), str(few/'plain'/'3'), attribution='LeGrad', out=str(tmp_path))
+    assert 'choose a CAM, such as LayerCAM. What was skipped stands in' in str(e.value)
