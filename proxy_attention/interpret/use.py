@@ -187,11 +187,12 @@ def _draw(groups, path, across=1, size=1.7):
         for ax in axs.flat: ax.set_axis_off()
         for (img,heat,title,colour),ax in zip((o for g in groups for o in g), axs.flat):
             show_heat(img, heat, ax=ax)
-            ax.set_title(title, fontsize=7 if size<2 else 9, color=colour, pad=3, parse_math=False)
+            named = ax.set_title(title, fontsize=7 if size<2 else 9, color=colour, pad=3, parse_math=False)
+            legible(named, warns=False) # it is said once, before the first picture
         h = rows*(size+.42)
         fig.subplots_adjust(left=.005, right=.995, bottom=.02/h, top=1-.4/h, wspace=.03, hspace=.42/size)
         with catch_warnings():
-            filterwarnings('ignore', 'Glyph|Matplotlib currently does not support') # a letter that the font lacks is drawn as a box
+            filterwarnings('ignore', 'Matplotlib currently does not support') # some scripts are drawn letter by letter
             write_whole(path, lambda f: fig.savefig(f, format='png', dpi=110))
     finally: plt.close(fig)
     return path
@@ -240,6 +241,7 @@ def explain_images(
     files = [f for f in files if f not in bad]
     if not files:
         raise ValueError(f'None of the {len(bad)} images can be read; the first is {clean_text(skipped[0][0])} ({skipped[0][1]}).')
+    warn_of_letters(*(clean_text(o.name) for o in files), *(clean_text(c) for o in lookers.values() for c in o.vocab))
     run,rows = new_run(out, 'explain'),[]
     try:
         if singles: (run/'images').mkdir()
