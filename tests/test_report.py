@@ -287,6 +287,14 @@ def test_titles_are_short_and_no_two_alike(tmp_path):
     twice = [RunFolder(written(tmp_path/o/'run', 0, [.1])) for o in ('a','b')]
     assert len(set(run_titles(twice).values()))==2, 'folders of one name in two places'
 
+def test_many_warnings_unfold(tmp_path):
+    d = written(tmp_path/'a', 0, [.1])
+    pd.DataFrame([dict(file=f'{i}.png', problem=f'odd {i}') for i in range(10)]).to_csv(d/'problems.csv', index=False)
+    t = tree(report_runs(d, quiet=True))
+    part = next(o for o in t('section') if 'What to be careful about' in t.text(o))
+    assert [t.text(part).count(f'1 image is odd {i}: {i}.png.') for i in range(10)]==[1]*10
+    assert [t.text(o) for o in t('summary')][0]=='2 more' and 'The best run' not in words(d/'report.html')
+
 def shot(i, part, loss=0., n=1): return Shot(Path(f'{i}.png'), 'x', part, {k:torch.rand(2,2) for k in range(n)}, loss=loss)
 
 @pytest.mark.parametrize('masked,seen,first', [(0,40,(0,24)), (40,0,(24,0)), (40,40,(12,12)), (5,40,(5,19)), (40,5,(19,5)), (9,9,(9,9))])

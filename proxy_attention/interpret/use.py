@@ -188,7 +188,7 @@ def _draw(groups, path, across=1, size=1.7):
         for (img,heat,title,colour),ax in zip((o for g in groups for o in g), axs.flat):
             show_heat(img, heat, ax=ax)
             named = ax.set_title(title, fontsize=7 if size<2 else 9, color=colour, pad=3, parse_math=False)
-            legible(named, warns=False) # it is said once, before the first picture
+            legible(named, warns=False) # it is said once, when all are drawn
         h = rows*(size+.42)
         fig.subplots_adjust(left=.005, right=.995, bottom=.02/h, top=1-.4/h, wspace=.03, hspace=.42/size)
         with catch_warnings():
@@ -241,7 +241,6 @@ def explain_images(
     files = [f for f in files if f not in bad]
     if not files:
         raise ValueError(f'None of the {len(bad)} images can be read; the first is {clean_text(skipped[0][0])} ({skipped[0][1]}).')
-    warn_of_letters(*(clean_text(o.name) for o in files), *(clean_text(c) for o in lookers.values() for c in o.vocab))
     run,rows = new_run(out, 'explain'),[]
     try:
         if singles: (run/'images').mkdir()
@@ -261,6 +260,7 @@ def explain_images(
     if not rows:
         raise ValueError(f'None of the {len(lost)} images could be explained. '
             f'The last is {lost.file.iloc[-1]}: {lost.problem.iloc[-1]}. What was skipped stands in {run/"skipped.csv"}.')
+    warn_of_letters(*(Path(o).name for o in table.file), *(o for c in table if c.endswith('pred') for o in table[c]))
     if len(lost):
         warn(f"{len(lost)} of {len(lost)+len(table)} images were skipped: "
             f"{', '.join(Path(o).name for o in lost.file[:3])}{' …' if len(lost)>3 else ''} ({lost.problem[0]}).", ProxyWarning)

@@ -83,8 +83,9 @@ def _best(rep, metric):
     ends = [o for o in ends if np.isfinite(o[0])]
     if not ends: return []
     v,run = min(ends, key=lambda o: o[0] if better(metric) is np.less else -o[0])
+    means = ': the means below say more' if any(len(v)>1 for v in rep.groups.values()) else ''
     return [f"The best run is {rep.title(run)}: {metric} {fmt(v)} after {counted(len(run.epochs), 'epoch')}. "
-            'The best of several is partly luck: the means below say more.']
+            f'The best of several is partly luck{means}.']
 
 def _groups(rep):
     "What each group of runs came to, the best first, and how it differs from the one it is compared with"
@@ -119,6 +120,25 @@ def _looks(heat):
             f"of {len(h)} validation images drawn at random, and at the centre in {z.hottest['centre']:.0%}; "
             f"by chance that would be {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
     return lines
+
+def _warned(o):
+    "What a run's records say went wrong"
+    res = [] if o.problems is None else [
+        f'{counted(n, "image")} {"is" if n==1 else "are"} {k}: {clean_text(Path(o.problems.file[o.problems.problem==k].iloc[0]).name)}{" …" if n>1 else ""}.'
+        for k,n in Counter(o.problems.problem).items()]
+    for r in o.steps.itertuples():
+        if r.degenerate:
+            res.append(
+                f'After epoch {r.epoch}: {r.degenerate} of {r.chosen} heatmaps are flat or not finite; '
+                'these items kept their original images.')
+        if not r.made: res.append(f'After epoch {r.epoch}: no proxy image was made.')
+    if o.log is not None and len(o.log):
+        last = o.log[o.log.epoch==o.log.epoch.max()]
+        if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()):
+            res.append(
+                f'{wrong} of the {len(last)} items of the last step were predicted otherwise than labelled: '
+                'hard ones, wrong labels, or a model that had just begun.')
+    return res
 
 def _warnings(rep, most=8):
     "What went wrong in the runs, a sentence once with the runs that it is true of; more than `most` sentences unfold"
@@ -444,29 +464,10 @@ def _rule(pa):
     share = f', share {usual_share if s.share is None else s.share}' if takes_share(s.select) else ''
     donor = f'; the other image is chosen by {called(a["donor"])}' if s.masker.needs_other else ''
     return page_list([
-        f"Items are chosen by {called(a['select'])}{share}.",
+        f"Items that are chosen: {called(a['select'])}{share}.",
         f"Heat is from {called(a['attribution'])} and explains the {called(a['target'])}.",
         f"Pixels are masked by the rule {called(a['rule'])}{area}, and filled by {called(a['fill'])}{donor}.",
-        f"A proxy is served {'in place of its original' if a['mode']=='replace' else 'beside its original'}, with a chance of {a['p']:.0%}."])
-
-def _warned(o):
-    "What a run's records say went wrong"
-    res = [] if o.problems is None else [
-        f'{n} images {k}: {clean_text(Path(o.problems.file[o.problems.problem==k].iloc[0]).name)}{" …" if n>1 else ""}.'
-        for k,n in Counter(o.problems.problem).items()]
-    for r in o.steps.itertuples():
-        if r.degenerate:
-            res.append(
-                f'After epoch {r.epoch}: {r.degenerate} of {r.chosen} heatmaps are flat or not finite; '
-                'these items kept their original images.')
-        if not r.made: res.append(f'After epoch {r.epoch}: no proxy image was made.')
-    if o.log is not None and len(o.log):
-        last = o.log[o.log.epoch==o.log.epoch.max()]
-        if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()):
-            res.append(
-                f'{wrong} of the {len(last)} items of the last step were predicted otherwise than labelled: '
-                'hard ones, wrong labels, or a model that had just begun.')
-    return res
+        f"A proxy is served {'in place of' if a['mode']=='replace' else 'beside'} its original, with a chance of {a['p']:.0%}."])
 
 def audit(rep:Report):
     "Every proxy step, its rule, and warnings"
