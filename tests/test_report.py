@@ -105,7 +105,8 @@ def test_page_is_complete_and_accessible(made):
             assert not a.get(k) or a[k].startswith(('data:','#')), (k,a[k][:80])
     style = t.text(t('style')[0])
     assert 'url(' not in style and '@import' not in style and not re.search(r'https?:', text), 'nothing is fetched, nor named'
-    assert t('html')[0][1]['lang']=='en' and len(t('h1'))==len(t('main'))==1 and t.text(t('title')[0]).startswith('Report: default recipe on photos, 20')
+    assert t('html')[0][1]['lang']=='en' and len(t('h1'))==len(t('main'))==1
+    assert t.text(t('title')[0]).startswith('Report: default recipe on photos, 20')
     levels = [int(o[0][1]) for o in t.all if re.fullmatch('h[1-6]', o[0])]
     assert all(b<=a+1 for a,b in zip([0]+levels, levels))
     ids = [o[1]['id'] for o in t.all if 'id' in o[1]]

@@ -123,9 +123,10 @@ def _looks(heat):
 
 def _warned(o):
     "What a run's records say went wrong"
-    res = [] if o.problems is None else [
-        f'{counted(n, "image")} {"is" if n==1 else "are"} {k}: {clean_text(Path(o.problems.file[o.problems.problem==k].iloc[0]).name)}{" …" if n>1 else ""}.'
-        for k,n in Counter(o.problems.problem).items()]
+    res = []
+    for k,files in ([] if o.problems is None else o.problems.groupby('problem', sort=False).file):
+        n,first = len(files),clean_text(Path(files.iloc[0]).name)
+        res.append(f"{counted(n, 'image')} {'is' if n==1 else 'are'} {k}: {first}{' …' if n>1 else ''}.")
     for r in o.steps.itertuples():
         if r.degenerate:
             res.append(
