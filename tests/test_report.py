@@ -15,12 +15,12 @@ from proxy_attention.proxy.selection import choose
 from proxy_attention.experiment.arms import arms
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
 from proxy_attention.core import short_text
-from proxy_attention.report import build, page
+from proxy_attention.report import build, page, sections
 from proxy_attention.report.build import usual_sections
-from proxy_attention.report.folder import RunFolder, open_runs
+from proxy_attention.report.folder import RunFolder, open_runs, run_titles
 from proxy_attention.experiment.runs import Runs, runs_table
-from proxy_attention.report.look import heat_moved
-from proxy_attention.report.sections import run_again
+from proxy_attention.report.look import Shot, heat_moved
+from proxy_attention.report.sections import foremost, run_again
 from proxy_attention.cli import CliError, proxy_report
 from browser import Page, chromium
 
@@ -115,7 +115,8 @@ def test_page_is_complete_and_accessible(made):
             assert not a.get(k) or a[k].startswith(('data:','#')), (k,a[k][:80])
     style = t.text(t('style')[0])
     assert 'url(' not in style and '@import' not in style and not re.search(r'https?:', text), 'nothing is fetched, nor named'
-    assert t('html')[0][1]['lang']=='en' and len(t('h1'))==len(t('main'))==1 and t.text(t('title')[0]).startswith('Report: train_')
+    assert t('html')[0][1]['lang']=='en' and len(t('h1'))==len(t('main'))==1
+    assert t.text(t('title')[0]).startswith('Report: default recipe on photos, 20')
     levels = [int(o[0][1]) for o in t.all if re.fullmatch('h[1-6]', o[0])]
     assert all(b<=a+1 for a,b in zip([0]+levels, levels))
     ids = [o[1]['id'] for o in t.all if 'id' in o[1]]
@@ -221,7 +222,7 @@ def test_command_makes_the_same_configuration(run):
 def written(d, seed, acc, **kw):
     "A run folder as a training leaves it, with nothing but numbers"
     d.mkdir(parents=True)
-    (d/'config.toml').write_text(to_toml(changed(Config(), path='photos', seed=seed, **(dict(epochs=len(acc))|kw))), encoding='utf-8')
+    (d/'config.toml').write_text(to_toml(changed(Config(), seed=seed, **(dict(path='photos', epochs=len(acc))|kw))), encoding='utf-8')
     pd.DataFrame(dict(epoch=range(len(acc)), train_loss=acc, valid_loss=acc, accuracy=acc)).to_csv(d/'history.csv', index=False)
     return d
 
@@ -245,6 +246,107 @@ def test_groups_their_spread_and_the_verdict(tmp_path):
         assert rows[name][7]==f'{(v-base).mean():+.3f} [{ci.low:+.3f}, {ci.high:+.3f}]'
     written(tmp_path/'runs'/'d', 9, [.1,.3,.9,.9], recipe='none', epochs=4)
     assert 'not of the same length' in words(report_runs(tmp_path/'runs', quiet=True))
+
+def headings(t): return [t.text(o) for o in t.all if re.fullmatch('h[1-6]', o[0])]
+
+def test_conclusions_come_first_and_no_heading_twice(run, tmp_path):
+    "Before any table, curve and picture; what is missing and what went wrong stand there, too"
+    for name,recipe,v in (('a','none',.5),('b','shortcut',.75),('c','late',.25)):
+        for s in range(2): written(tmp_path/'runs'/f'{name}{s}', s, [.1,v], recipe=recipe, area=None if recipe=='none' else .2)
+    comparison(tmp_path/'runs'/'compare', ['no proxy','shortcut'], 2)
+    for f in (tmp_path/'runs'/'b0').glob('*.csv'): f.unlink() # not at its end
+    steps = dict(fit=1, epoch=0, known=9, chosen=9, made=6, degenerate=3, served=6, mean_loss=1., area=.2, seconds=1., rule='x')
+    for o in ('b1','c0'): pd.DataFrame([steps]).to_csv(tmp_path/'runs'/o/'proxy_steps.csv', index=False)
+    out = report_runs([tmp_path/'runs', tmp_path/'runs'/'compare', run], tmp_path/'report.html', quiet=True)
+    t,text = tree(out),out.read_text(encoding='utf-8')
+    h = headings(t)
+    assert len(set(h))==len(h), h
+    order = ['In short','What is missing','Results','Curves','What was run','Proxy steps','Pictures','Run it again']
+    assert [o for o in h if o in order]==order
+    first = [o[0] for o in t.all[next(i for i,o in enumerate(t.all) if o[0]=='section'):]]
+    assert 'ul' in first[:8] and not {'table','svg','figure'} & set(first[:first.index('section', 1)])
+    said = words(out)
+    assert 'The best run is shortcut on photos' in said and 'accuracy 0.750 after 2 epochs' in said
+    ends = [said.index(o) for o in ('shortcut: accuracy 0.750','no proxies: accuracy 0.500 ± 0.000','late: accuracy 0.250 ± 0.000')]
+    assert ends==sorted(ends), 'the best first'
+    both = said[said.index('What to be careful about'):]
+    assert both.count('After epoch 0: 3 of 9 heatmaps are flat or not finite')==1, 'a sentence of two runs is said once'
+    assert re.search(r'shortcut on photos[^;]*; late on photos[^:]*: After epoch 0', both)
+    assert 'as usual' not in text.lower() and 'train_' not in ' '.join(h), 'no time stamp is a heading'
+    rows = {r[0]:r for r in cells(t, 'In what they differ')}
+    areas = [r[rows['run'].index('area')] for k,r in rows.items() if k!='run']
+    assert set(areas)=={'not set','0.2','0.1'}, 'the recipe says what was not asked for'
+
+def test_titles_are_short_and_no_two_alike(tmp_path):
+    at = '2026-03-01_10-20-'
+    made = [
+        written(tmp_path/f'train_{at}30', 0, [.1], recipe='none'), written(tmp_path/f'train_{at}31', 1, [.1], recipe='none'),
+        written(tmp_path/f'train_{at}32', 0, [.1], recipe='shortcut', path='/data/birds.v2'),
+        written(tmp_path/f'train_{at}33', 0, [.1], recipe='shortcut', path='/data/birds.v2'),
+        written(tmp_path/f'train_2026-03-01_11-20-33', 0, [.1], recipe='shortcut', path='/data/birds.v2'),
+        written(tmp_path/f'train_{at}34', 0, [.1], path='pets:/data/pets'), written(tmp_path/'mine', 0, [.1], path='x/table.csv')]
+    comparison(tmp_path/f'compare_{at}35', ['no proxy','shortcut'], 2)
+    titles = run_titles(open_runs(made)+open_runs(tmp_path/f'compare_{at}35'))
+    day,names = '2026-03-01',[*titles.values()]
+    assert names[:2]==[f'no proxies on photos, {day}, seed 0', f'no proxies on photos, {day}, seed 1']
+    assert len(set(names))==8 and all(o.startswith(f'shortcut on birds.v2, {day}, ') for o in names[2:5])
+    assert [o.split(', ')[2] for o in names[2:5]]==['10:20','10:20','11:20'] and f'train_{at}32' in names[2]
+    assert names[5]==f'default recipe on pets, {day}' and names[6].startswith('default recipe on table, ')
+    assert names[7]==f'comparison of 2 arms on photos, {day}'
+    twice = [RunFolder(written(tmp_path/o/'run', 0, [.1])) for o in ('a','b')]
+    assert len(set(run_titles(twice).values()))==2, 'folders of one name in two places'
+
+def test_many_warnings_unfold(tmp_path):
+    d = written(tmp_path/'a', 0, [.1])
+    pd.DataFrame([dict(file=f'{i}.png', problem=f'odd {i}') for i in range(10)]).to_csv(d/'problems.csv', index=False)
+    t = tree(report_runs(d, quiet=True))
+    part = next(o for o in t('section') if 'What to be careful about' in t.text(o))
+    assert [t.text(part).count(f'1 image is odd {i}: {i}.png.') for i in range(10)]==[1]*10
+    assert [t.text(o) for o in t('summary')][0]=='2 more' and 'The best run' not in words(d/'report.html')
+
+def shot(i, part, loss=0., n=1): return Shot(Path(f'{i}.png'), 'x', part, {k:torch.rand(2,2) for k in range(n)}, loss=loss)
+
+@pytest.mark.parametrize('masked,seen,first', [(0,40,(0,24)), (40,0,(24,0)), (40,40,(12,12)), (5,40,(5,19)), (40,5,(19,5)), (9,9,(9,9))])
+def test_which_pictures_come_first(masked, seen, first):
+    shots = [shot(i, 'training') for i in range(masked)]+[shot(i, 'validation', loss=i) for i in range(seen)]
+    got = foremost(shots)
+    assert Counter(o.part for o in got)==Counter({k:v for k,v in zip(('training','validation'), first) if v})
+    assert len({id(o) for o in got})==len(got)
+    if seen==40: assert 39. in [o.loss for o in got], 'the largest loss is among them'
+
+def test_more_pictures_unfold(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, 'foremost', lambda shots: foremost(shots, 10))
+    t = tree(report_runs(run, tmp_path/'x.html', quiet=True))
+    rest, = t('details', id='rest')
+    assert len(t('div', id='shots'))==len(t('div', id='more'))==1 and 'open' not in rest[1]
+    assert t.text(rest).startswith('14 more pictures')
+    at = [i for i,o in enumerate(t.all) if o[0]=='figure' and o[1].get('class')=='shot']
+    fold = next(i for i,o in enumerate(t.all) if o[1].get('id')=='rest')
+    assert sum(i<fold for i in at)==10 and sum(i>fold for i in at)==14
+    assert t.text(t('output')[0])=='24 pictures'
+
+def test_what_a_run_served_is_shown_as_it_was_served(tmp_path):
+    "The same mask, donor and noise, put together at the size that the loader had, also of images that are larger than the page shows"
+    (tmp_path/'photos').mkdir()
+    rng = np.random.default_rng(0)
+    for label in 'ab':
+        (tmp_path/'photos'/label).mkdir()
+        for i in range(6): Image.fromarray(rng.integers(0, 255, (40,700,3), dtype=np.uint8)).save(tmp_path/'photos'/label/f'{i}.png')
+    class Keep(Callback):
+        "Holds the learner"
+        def after_fit(self): self.kept = self.learn
+    for fill in ('shuffle','swap'):
+        keep = Keep()
+        d = train_folder(tmp_path/'photos', tmp_path/fill, recipe='shortcut', steps='1,p,1', fill=fill, p=1., lr=1e-3, cbs=keep,
+                         **(tiny|dict(bs=4)))
+        pa = keep.kept.proxy_attention
+        shots = [o for o in Report(d, n=8).looked.shots if o.part=='training' and o.proxy]
+        assert len(shots)>=4
+        of = {Path(f).name+Path(f).parent.name:i for f,i in zip(pa.log.file, pa.log['item'])}
+        for o in shots:
+            want = pa.proxy_images([of[o.file.name+o.file.parent.name]])[0]
+            want.thumbnail((512,512))
+            assert np.array_equal(np.asarray(o.proxy()), np.asarray(want)), fill
 
 def test_a_difference_of_one_image_is_no_effect(tmp_path):
     "In every seed, the same image of 20"
@@ -475,6 +577,25 @@ def test_errors_are_sentences(run, photos, tmp_path, args, kw, words):
         proxy_report(*map(fill, args), quiet=True, **{k:fill(v) for k,v in kw.items()})
     assert '\n' not in str(e.value) and not list(tmp_path.iterdir()) and not list(photos.glob('*.html'))
 
+@pytest.mark.parametrize('out,words', [
+    ('{tmp}', 'is there already and is no report'), ('{tmp}/no/report.html', 'There is no folder'),
+    ('{photos}/report.html', 'nothing is ever written there'), ('/proc/report.html', 'cannot be written to')])
+def test_where_the_page_goes_is_tried_before_any_work(run, photos, tmp_path, monkeypatch, out, words):
+    (tmp_path/'report.html').write_text('somebody else')
+    def worked(self): raise AssertionError('a model was asked')
+    monkeypatch.setattr(Report, '_look', worked)
+    monkeypatch.setattr(Report, 'html', worked)
+    there = set(photos.iterdir())
+    with pytest.raises((OSError,ValueError), match=words): report_runs(run, out.format(tmp=tmp_path, photos=photos), quiet=True)
+    assert set(photos.iterdir())==there and (tmp_path/'report.html').read_text()=='somebody else'
+    with pytest.raises(AssertionError): report_runs(run, tmp_path/'good.html', quiet=True)
+    assert [o.name for o in tmp_path.iterdir()]==['report.html'], 'what was tried is gone again'
+
+def test_a_place_that_cannot_be_is_told_before_a_run_is_read(tmp_path, monkeypatch):
+    def read(*_): raise AssertionError('a run was read')
+    monkeypatch.setattr(build, 'Report', read)
+    with pytest.raises(FileNotFoundError, match='There is no folder'): report_runs('anywhere', tmp_path/'no'/'x.html', quiet=True)
+
 def test_full_disk_and_no_permission(run, tmp_path, monkeypatch):
     def full(path, write): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(build, 'write_whole', full)
@@ -525,6 +646,25 @@ contrast = """(() => {
   }
   return worst
 })()"""
+
+@in_browser
+def test_more_unfolds_in_a_browser(run, tmp_path, monkeypatch):
+    "The choice and the order go over both boxes: the first 10 that fit stand in the open one"
+    monkeypatch.setattr(sections, 'foremost', lambda shots: foremost(shots, 10))
+    with Page(report_runs(run, tmp_path/'x.html', quiet=True), tmp_path) as p:
+        def choose(name, v):
+            p.js(f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = '{v}'; "
+                 "o.dispatchEvent(new Event('input', {bubbles:true})) })()")
+        def box(k): return p.js(f"[...document.querySelectorAll('#{k} > .shot')].filter(o => !o.hidden).map(o => +o.dataset.loss)")
+        assert len(box('shots'))==10 and len(box('more'))==14
+        choose('sort', 'loss')
+        order = box('shots')+box('more')
+        assert order==sorted(order, reverse=True) and len(order)==24 and len(box('shots'))==10
+        choose('part', 'training')
+        assert len(box('shots'))==10 and p.js("document.querySelector('#rest summary').textContent")=='2 more pictures'
+        choose('label', nasty[2])
+        assert p.js("document.getElementById('rest').hidden")==(len(box('shots')+box('more'))<=10)
+        assert not p.said, p.said
 
 @in_browser
 def test_in_a_browser(made, tmp_path):

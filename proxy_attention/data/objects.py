@@ -402,7 +402,7 @@ def show_objects(
         w,h = img.size
         ax.imshow(img)
         ax.set_axis_off()
-        ax.set_title(short_text(Path(f).name, 20)+('' if i in known else ': unknown'), fontsize=8, parse_math=False)
+        legible(ax.set_title(short_text(Path(f).name, 20)+('' if i in known else ': unknown'), fontsize=8, parse_math=False))
         k = max(1, 320//max(w,h)) # a fine mask, so that corners are corners
         if i in known: _outline(ax, objects.masks([f], (k*h,k*w))[0].numpy(), (h,w), color)
     return axs

@@ -59,7 +59,7 @@ def show_heat(
         a = (alpha*h**.8)[...,None]
         ax.imshow(x + a*(plt.get_cmap(cmap)(h)[...,:3]-x).clip(0))
     ax.set_axis_off()
-    if title: ax.set_title(title, fontsize=9)
+    if title: legible(ax.set_title(title, fontsize=9))
     return ax
 
 # %% ../../nbs/interpret/00_heats.ipynb #e1a0020f
@@ -76,16 +76,19 @@ def show_grid(
     gap = .2*any(len(o)>2 for row in rows for o in row) # inches for titles of their own
     wide,high = n*size+1.3, len(rows)*(size*h/w+gap)+.25
     fig,axs = plt.subplots(len(rows), n, figsize=(wide,high), squeeze=False)
+    told = []
     for r,row in enumerate(rows):
         for c,ax in enumerate(axs[r]):
             ax.set_axis_off()
             if c>=len(row): continue
             img,heat,*named = row[c]
             show_heat(img, heat, ax=ax, **kwargs)
-            if named: ax.set_title(named[0], fontsize=8, pad=2, parse_math=False, color=named[1] if len(named)>1 else 'black')
-            elif r==0 and c<len(captions): ax.set_title(captions[c], fontsize=8)
+            if named:
+                told.append(ax.set_title(named[0], fontsize=8, pad=2, parse_math=False, color=named[1] if len(named)>1 else 'black'))
+            elif r==0 and c<len(captions): told.append(ax.set_title(captions[c], fontsize=8))
         if r<len(titles):
-            axs[r][0].text(-.08, .5, titles[r], transform=axs[r][0].transAxes, ha='right', va='center', fontsize=9)
+            told.append(axs[r][0].text(-.08, .5, titles[r], transform=axs[r][0].transAxes, ha='right', va='center', fontsize=9))
+    legible(*told)
     fig.subplots_adjust(left=1.3/wide, right=.995, top=1-(.25/high if len(captions) or gap else .01), bottom=.01,
         wspace=.04, hspace=.04+gap/size)
     return axs
@@ -129,9 +132,11 @@ def plot_class_heat(
     axs = plt.subplots(1, max(1, len(top)), figsize=(size*max(1, len(top)), size*1.3),
         squeeze=False, layout='constrained')[1][0] if axs is None else axs
     hot = max([float(maps[i].max()) for i in top], default=1.)
+    told = []
     for i,ax in zip(sorted(top), axs):
         ax.imshow(resize_heat(maps[i], (64,64)), cmap=cmap, vmin=0, vmax=hot)
-        ax.set_title(f'{names[i][:14]} ({counts[i]})', fontsize=8, parse_math=False)
+        told.append(ax.set_title(f'{names[i][:14]} ({counts[i]})', fontsize=8, parse_math=False))
+    legible(*told)
     for ax in axs: ax.set_axis_off()
     return axs
 

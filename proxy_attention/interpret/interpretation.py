@@ -150,9 +150,11 @@ def plot_top_losses(self:ProxyInterpretation,
     if figsize is None: figsize = (size*(ncols or -(-n//rows)), (size+.25)*rows+.4)
     axs = get_grid(n, nrows, ncols, figsize, title='Prediction/Actual/Loss/Probability', layout='constrained')
     heats = self.heats(idxs) if heatmap else [None]*n
+    told = []
     for ax,heat,(img,label,pred,prob,loss) in zip(axs, heats, self.decoded(idxs)):
         show_heat(img, heat, ax=ax, **kwargs)
-        ax.set_title(f'{pred}/{label} / {loss:.2f} / {prob:.2f}', fontsize=9, parse_math=False)
+        told.append(ax.set_title(f'{pred}/{label} / {loss:.2f} / {prob:.2f}', fontsize=9, parse_math=False))
+    legible(*told)
     return axs
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #e284b845

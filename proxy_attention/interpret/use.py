@@ -190,11 +190,12 @@ def _draw(groups, path, across=1, size=1.7):
         for ax in axs.flat: ax.set_axis_off()
         for (img,heat,title,colour),ax in zip((o for g in groups for o in g), axs.flat):
             show_heat(img, heat, ax=ax)
-            ax.set_title(title, fontsize=7 if size<2 else 9, color=colour, pad=3, parse_math=False)
+            named = ax.set_title(title, fontsize=7 if size<2 else 9, color=colour, pad=3, parse_math=False)
+            legible(named, warns=False) # it is said once, when all are drawn
         h = rows*(size+.42)
         fig.subplots_adjust(left=.005, right=.995, bottom=.02/h, top=1-.4/h, wspace=.03, hspace=.42/size)
         with catch_warnings():
-            filterwarnings('ignore', 'Glyph|Matplotlib currently does not support') # a letter that the font lacks is drawn as a box
+            filterwarnings('ignore', 'Matplotlib currently does not support') # some scripts are drawn letter by letter
             write_whole(path, lambda f: fig.savefig(f, format='png', dpi=110))
     finally: plt.close(fig)
     return path
@@ -262,6 +263,7 @@ def explain_images(
     if not rows:
         raise ValueError(f'None of the {len(lost)} images could be explained. '
             f'The last is {lost.file.iloc[-1]}: {lost.problem.iloc[-1]}. What was skipped stands in {run/"skipped.csv"}.')
+    warn_of_letters(*(Path(o).name for o in table.file), *(o for c in table if c.endswith('pred') for o in table[c]))
     if len(lost):
         warn(f"{len(lost)} of {len(lost)+len(table)} images were skipped: "
             f"{', '.join(Path(o).name for o in lost.file[:3])}{' …' if len(lost)>3 else ''} ({lost.problem[0]}).", ProxyWarning)

@@ -100,6 +100,10 @@ class Masker:
                              'what lies farthest: leave `max_area` out.')
 
     @property
+    def by_heat(self):
+        "Does heat say which pixels are masked?"
+        return getattr(self.rule, 'by_heat', True) and bool(self.rule_takes & {'heat','grid','**'})
+    @property
     def needs_other(self):
         "Does the fill take another training image?"
         return 'other' in self.fill_takes

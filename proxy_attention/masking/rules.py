@@ -55,6 +55,7 @@ def everything(heat):
     "The whole image, whatever the heat"
     return torch.ones_like(heat, dtype=torch.bool)
 rest.most = border.most = everything.most = 1.
+border.by_heat = everything.by_heat = False
 
 # %% ../../nbs/masking/00_rules.ipynb #8b1ec233
 def random_place(heat, grid, area=0.1):
@@ -70,6 +71,7 @@ def centre(heat, area=0.1):
     y,x = (torch.linspace(-1, 1, o, device=heat.device) for o in heat.shape[-2:])
     near = -(y[:,None]**2+x**2) - 1e-3*(y[:,None]+x/2) # tilted a little: no two places are equally far
     return area_budget(near.expand_as(heat), area)
+random_place.by_heat = centre.by_heat = False
 
 rules = dict(area=area_budget, absolute=absolute, max_share=max_share, mean_std=mean_std, top_cells=top_cells,
              rest=rest, border=border, everything=everything, random=random_place, centre=centre)

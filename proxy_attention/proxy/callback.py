@@ -32,7 +32,7 @@ from .schedule import Every, Steps, depends, possible_epochs, proxy_epochs, refu
 from .losses import interpretation_of
 from .serving import Proxies, around_training, leave_training, training_on
 from .record import Record, append_served, check_folder, keep_images, keep_step, put_back, served_image
-from .step import Settings, step, warn_of_step
+from .step import Settings, step, warn_of_grid, warn_of_step
 from .proof import Proven, prove
 from .pictures import label_name, show_served, show_suspected, suspects_of
 
@@ -51,6 +51,7 @@ class FitState:
     begun:bool=_lives('fit', False) # Has this fit passed its checks, and not ended?
     idle:bool=_lives('fit', False) # Is it too short for the schedule, and makes no step?
     told:bool=_lives('fit', False) # Have wrong labels been spoken of?
+    coarse:bool=_lives('fit', False) # Has it been said that heat has few cells?
     fast:bool=_lives('fit', None) # False: half precision was tried and did not agree
     proven:Proven=_lives('fit', None) # What the checks have found out
     store:HeatmapStore=_lives('step', HeatmapStore) # Heat of the items that are served
@@ -312,8 +313,9 @@ def check_schedule(
     if s.earlier+n>total:
         raise ValueError(f'across={cb.across} epochs, and after the {s.earlier} of the fits before this one has {n}: give their sum.')
     if cb.across is None and getattr(own, 'n_epoch', 0)>n and getattr(cb.opt, 'frozen_idx', 0)>0: # the frozen phase of `fine_tune`
-        warn(f'The body is frozen, and this fit of {n} epochs is too short for the steps {own}: no proxy step in it. '
-             f'(`across={n}+…` makes one schedule of both phases of `fine_tune`.)', ProxyWarning)
+        warn(f'The body is frozen, and this fit of {counted(n, "epoch")} is too short for the steps {own}: there is no proxy step in it. '
+             f'The next fit, such as the second phase of `fine_tune`, follows the steps from their beginning; '
+             f'`across={n}+…` makes one schedule of both phases.', ProxyWarning)
         return True
     if getattr(own, 'at_start', False) and cb.suspect is not None:
         if hasattr(own, 'check'): own.check(total)
@@ -321,11 +323,12 @@ def check_schedule(
     try: sure,may,last = proxy_epochs(own, total),possible_epochs(own, total),given(own, total-1, total)
     except TypeError as e: raise TypeError(f'The schedule should be a function of the epoch and the number of epochs: {e}.') from e
     if not may and last:
-        raise ValueError(f'The only proxy step of this schedule comes after the last of {total} epochs, '
+        raise ValueError(f'The only proxy step of this schedule comes after the last of {counted(total, "epoch")}, '
                          'and nothing would train on its result: choose an earlier one.')
     if not may:
-        warn(f'No epoch of this fit ends in a proxy step ({own}, {total} epochs): '
-             'it trains as if ProxyAttention were not there.', ProxyWarning)
+        later = '' if cb.across else ' The next one follows the schedule anew, as the second phase of `fine_tune` does.'
+        warn(f'No epoch of this fit ends in a proxy step ({called(own)}, {counted(total, "epoch")}): '
+             f'this fit trains as if ProxyAttention were not there.{later}', ProxyWarning)
     if cb.epoch and any(e<cb.epoch for e in sure):
         warn(f'The fit starts at epoch {cb.epoch}, after a proxy step of the schedule: that step is not made up for.', ProxyWarning)
     return False
@@ -372,6 +375,7 @@ def make_step(
     s.record.note_step(found, s.fits, epoch)
     cb.now.interp,cb.now.proxies = found.interp,cb.proxies()
     s.told = warn_of_step(found, epoch, s.told)
+    s.coarse = s.coarse or warn_of_grid(found)
     if cb.folder and first:
         log = cb.log
         keep_step(cb.folder, cb.now.proxies, log[(log.fit==s.fits) & (log.epoch==epoch)], cb.clear)

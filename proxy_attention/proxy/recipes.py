@@ -44,7 +44,8 @@ def probe_cycle(
 )->ParamScheduler:
     "A probe at a constant rate, then one cycle over the rest"
     if not 1<=probe<n_epoch:
-        raise ValueError(f'A fit of {n_epoch} epochs has no room for a probe of {probe} and a cycle: train for at least {probe+1}.')
+        raise ValueError(f'A fit of {counted(n_epoch, "epoch")} has no room for a probe of {probe} and a cycle: '
+                         f'train for at least {probe+1}.')
     lr,moms = _rates(learn, lr_max),learn.moms if moms is None else moms
     then = lambda const,cycle: combine_scheds([probe/n_epoch, 1-probe/n_epoch], [SchedNo(const, const), cycle])
     cycle = combined_cos(pct_start, lr/div, lr, lr/div_final)
@@ -62,7 +63,8 @@ def cycle_then_constant(
     lr_max=None # Largest rate of the cycle; None: `learn.lr`
 )->ParamScheduler:
     "One cycle, then a last epoch at a third of the rate"
-    if n_epoch<2: raise ValueError(f'A fit of {n_epoch} epochs has no room for a last one of its own: train for at least 2.')
+    if n_epoch<2:
+        raise ValueError(f'A fit of {counted(n_epoch, "epoch")} has no room for a last one of its own: train for at least 2.')
     lr,moms = _rates(learn, lr_max),learn.moms
     then = lambda cycle,const: combine_scheds([1-1/n_epoch, 1/n_epoch], [cycle, SchedNo(const, const)])
     return ParamScheduler(dict(lr=then(combined_cos(.25, lr/25, lr, lr/1e5), lr/3), mom=then(combined_cos(.25, *moms), moms[0])))
@@ -135,8 +137,15 @@ def epochs_to_step(
     if sure := proxy_epochs(schedule, n_epoch): return sure[0]+1
     if possible_epochs(schedule, n_epoch):
         raise ValueError(f'Nobody can know when the first step of a {called(schedule)} comes: say how long the probe is, `probe=…`.')
-    raise ValueError(f'A fit of {n_epoch} epochs has no proxy step ({called(schedule)}): '
-                     'train for at least 2 epochs, or change the schedule.')
+    _refuse_short(n_epoch)
+    raise ValueError(f'A fit of {n_epoch} epochs has no proxy step by this schedule ({called(schedule)}): '
+                     'train for more epochs, or change the schedule.')
+
+def _refuse_short(n_epoch):
+    "Refuse a fit in which nothing comes after a step"
+    if n_epoch<2:
+        raise ValueError(f'A fit of {counted(n_epoch, "epoch")} has no room for a proxy step, '
+                         'as nothing would train on its result: train for at least 2 epochs.')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #1a89e589
 recipes = {} # Name → `Recipe`
@@ -480,6 +489,7 @@ def fit_proxy(self:Learner,
     **kwargs
 ):
     "Train with proxies. Without a `ProxyAttention` of your own, by the recipe `rehearsed`: a suspect, and its successor"
+    _refuse_short(n_epoch)
     own = hasattr(self, 'proxy_attention')
     for what,given_,how in (('objects to its schedule', objects, 'ProxyAttention.rehearsed(steps=IfCarried(objects=…))'),
                             ('suspect to it', suspect, 'ProxyAttention(attribution=Suspect(learn), …)')):
@@ -536,5 +546,6 @@ def fine_tune_proxy(self:Learner,
     **kwargs
 ):
     "fastai's `fine_tune`, whose second phase is `fit_proxy`"
+    _refuse_short(epochs)
     self.freeze()
     self.fit_proxy(epochs, head_first(self, base_lr/2, freeze_epochs, lr_mult, kwargs.get('cbs')), **kwargs)

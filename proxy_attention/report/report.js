@@ -1,9 +1,12 @@
 // The gallery: which pictures are shown, in which order, and which layer of each
 const form = document.getElementById('filter')
 if (form) {
-  const box = document.getElementById('shots'),
+  const first = document.getElementById('shots'),
+    rest = document.getElementById('rest'), // what unfolds, where there are more than fit the first box
+    boxes = rest ? [first, document.getElementById('more')] : [first],
     told = document.getElementById('told'),
-    shots = [...box.children]
+    shots = boxes.flatMap(o => [...o.children]),
+    most = first.children.length
 
   // Layers of one picture
   const layers = s => [...s.querySelectorAll('.l')]
@@ -33,8 +36,15 @@ if (form) {
     const f = new FormData(form),
       by = order[f.get('sort')]
     for (const s of shots) s.hidden = !fits(s, f)
-    box.append(...(by ? [...shots].sort((a, b) => by(a) - by(b)) : shots))
-    const n = shots.filter(s => !s.hidden).length
+    const sorted = by ? [...shots].sort((a, b) => by(a) - by(b)) : shots,
+      seen = sorted.filter(s => !s.hidden),
+      n = seen.length
+    first.append(...seen.slice(0, most), ...sorted.filter(s => s.hidden))
+    if (rest) {
+      boxes[1].append(...seen.slice(most))
+      rest.hidden = n <= most
+      rest.firstElementChild.textContent = n - most == 1 ? '1 more picture' : `${n - most} more pictures`
+    }
     told.textContent = n ? `${n} of ${shots.length} pictures` : 'No picture is like that.'
   }
 
@@ -43,7 +53,7 @@ if (form) {
   form.onsubmit = e => e.preventDefault()
   form.oninput = e => {
     if (e.target.name == 'show') for (const s of shots) show(s, e.target.value)
-    else if (e.target.name == 'heat') box.style.setProperty('--heat', e.target.value/100)
+    else if (e.target.name == 'heat') for (const o of boxes) o.style.setProperty('--heat', e.target.value/100)
     else filter()
   }
 
