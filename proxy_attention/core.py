@@ -135,7 +135,8 @@ def fonts_for(
     families=None # To begin with; None: those of matplotlib's settings
 )->tuple: # families that have its letters, as many as it takes; the letters that no installed font has
     "Which installed fonts can draw a text"
-    families = list(_fonts().rcParams['font.family'] if families is None else families)
+    from matplotlib import rcParams # as in `_fonts`
+    families = list(rcParams['font.family'] if families is None else families)
     left = {o for o in text if not o.isascii() and not o.isspace()}
     if left: left -= _usual_letters(families)
     fonts = {} if not left else {k:_letters(f) for k,f in _installed().items()}
