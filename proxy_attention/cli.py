@@ -42,7 +42,7 @@ def _sentences():
 
 # %% ../nbs/01_cli.ipynb #7c0ea003
 _named = dict( # options whose values are names of strategies, and where those are
-    augment=('experiment.train','augments'), sampler=('experiment.sweep','samplers'), pruner=('experiment.sweep','pruners'))
+    augment=('data.networks','augments'), sampler=('experiment.sweep','samplers'), pruner=('experiment.sweep','pruners'))
 _paths = 'path out resume config split suspect objects against images root runs model'.split()
 _output = 'out export quiet json'.split()
 
@@ -209,7 +209,7 @@ def proxy_train(
     resume:str=None, # Run folder that is gone on with; everything else is as it was (default: a new run)
     config:str=None, # The config.toml of a run to begin with; options override it, and none or an empty value unsets one (default: none)
     out:str='runs', # Folder of all runs; this one gets a new folder in it
-    export:bool=False, # fastai's own export, model.pkl, is written too; it is a pickle, and loading one runs the code in it
+    export:bool=False, # The learner is exported to model.pkl, too, a pickle: loading one runs the code in it
     quiet:bool=False, # No progress bars and no table are shown
     json:bool=False, # Nothing is printed but one line of JSON at the end: run folder, loss, metrics
     **settings

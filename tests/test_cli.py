@@ -79,7 +79,7 @@ def test_help_is_in_groups():
     assert list(groups)[2:]==['Data','Model','Training','Proxies','Proxies: when','Proxies: which images',
         'Proxies: where the model looked','Proxies: what becomes of it','Proxies: how they are served','Output']
     found = {k for title,o in groups.items() for k in o if title not in ('positional arguments','options','Output')}
-    assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','quiet','json','save_images']
+    assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','export','quiet','json','save_images']
     needs = {o.dest:o.help for o in options(proxy_train)}
     for k,words in dict(area='--rule area, random or centre', keep='--rule rest', cells='--rule top_cells', k='--rule mean_std',
                         weight='--fill blend', radius='--fill blur').items(): assert f'only with {words} (default' in needs[k]
@@ -340,8 +340,9 @@ def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
     assert len(out.splitlines())==1
     proxy_train(config=str(Path(first['run'])/'config.toml'), out=str(tmp_path/'runs'),
                 recipe='late', epochs=3, steps='1,p,2', quiet=True)
-    assert not capsys.readouterr().out
+    said = capsys.readouterr().out
     a,b = sorted((tmp_path/'runs').iterdir())
+    assert said==f'Run folder: {b}\n'
     assert from_toml(b/'config.toml')==changed(from_toml(a/'config.toml'), recipe='late', epochs=3, steps='1,p,2')
     proxy_runs(str(tmp_path/'runs'), json=True)
     table = json.loads(capsys.readouterr().out)
@@ -517,7 +518,7 @@ def test_a_tilde_is_the_home_of_whoever_runs_it(few, patients, tmp_path):
     here.mkdir(); home.mkdir()
     def at_home(*args): return run(*args, cwd=here, env=os.environ|dict(HOME=str(home)))
     for args in (('proxy-train', few, *small_args, '--recipe', 'none', '--epochs', 1, '--out=~/runs/a'),
-                 ('proxy-demo', '--epochs', 1, '--n', 300, '--out=~/runs/b')):
+                 ('proxy-demo', '--epochs', 2, '--n', 300, '--out=~/runs/b')):
         res = at_home(*args)
         assert res.returncode==0, res.stderr
     assert not list(here.iterdir()) and sorted(o.name for o in (home/'runs').iterdir())==['a','b']

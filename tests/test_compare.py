@@ -183,7 +183,8 @@ def other_arm(learn, epochs, lr): fit_plain(learn, epochs, lr/2)
 def there(bed, tmp_path_factory):
     "The folder of a comparison"
     d = tmp_path_factory.mktemp('there')/'runs'
-    compare(lambda seed: bed_learner(bed, seed=seed, bs=16), {'no proxy':fit_plain, 'mine':cutout}, 1, 2, test_sets(bed), folder=d, bar=False)
+    arms = {'no proxy':fit_plain, 'mine':cutout}
+    compare(lambda seed: bed_learner(bed, seed=seed, bs=16), arms, 1, 2, test_sets(bed), folder=d, bar=False)
     return d
 
 def other_net(bed, seed):
@@ -201,15 +202,20 @@ def other_weights(bed, seed):
     (dict(freeze_epochs=2), 'Fit, freeze_epochs'),
     (dict(arms={'no proxy':fit_plain, 'mine':other_arm}), "holds results of another arm under the name 'mine'. Name: "),
     (dict(arms={'no proxy':fit_plain, 'mine':with_proxies('late')}), "holds results of another arm under the name 'mine'"),
-    (dict(make='net'), 'another comparison. Learner, network'), (dict(make='weights'), 'a network that began with other weights with seed 0'),
+    (dict(make='net'), 'another comparison. Learner, network'),
+    (dict(make='weights'), 'a network that began with other weights with seed 0'),
     (dict(make='bs'), 'Learner, batch size: 16 there, 8 here'), (dict(make='images'), 'Learner, training images, '),
-    (dict(make='tfms'), 'Learner, transforms'), (dict(test='images'), "on another test set under the name 'plain'. Number: 24 there, 23 here"),
-    (dict(groups=lambda f: 'a'), 'another comparison. Groups: absent there'), (dict(measure=lambda learn: {}), 'another comparison. Measure')])
+    (dict(make='tfms'), 'Learner, transforms'),
+    (dict(test='images'), "on another test set under the name 'plain'. Number: 24 there, 23 here"),
+    (dict(groups=lambda f: 'a'), 'another comparison. Groups: absent there'),
+    (dict(measure=lambda learn: {}), 'another comparison. Measure')])
 def test_another_experiment_is_refused(bed, there, tmp_path, kw, says):
     "A folder never gives the results of something else"
     fewer = Path(shutil.copytree(bed, tmp_path/'fewer'))
     for part in ('train','plain'): next((fewer/part).rglob('*.png')).unlink()
-    make = dict(net=lambda seed: other_net(bed, seed), weights=lambda seed: other_weights(bed, seed), bs=lambda seed: bed_learner(bed, seed=seed, bs=8),
+    make = dict(
+        net=lambda seed: other_net(bed, seed), weights=lambda seed: other_weights(bed, seed),
+        bs=lambda seed: bed_learner(bed, seed=seed, bs=8),
         images=lambda seed: bed_learner(fewer, seed=seed, bs=16), tfms=lambda seed: erased(bed_learner(bed, seed=seed, bs=16)))
     tests = test_sets(bed)|({'plain':fewer/'plain'} if kw.pop('test', None) else {})
     usual = dict(arms={'no proxy':fit_plain, 'mine':cutout}, seeds=1, epochs=2, test_dls=tests, folder=there, bar=False)
@@ -224,7 +230,8 @@ def erased(learn):
 
 def test_other_releases_are_refused(make, there, bed, monkeypatch):
     monkeypatch.setattr('proxy_attention.experiment.compare.versions', lambda: dict(torch='0.1'))
-    with pytest.raises(ValueError, match='Versions, python'): compare(make, {'no proxy':fit_plain}, 1, 2, test_sets(bed), folder=there, bar=False)
+    with pytest.raises(ValueError, match='Versions, python'):
+        compare(make, {'no proxy':fit_plain}, 1, 2, test_sets(bed), folder=there, bar=False)
 
 def test_a_folder_of_an_earlier_release_is_refused(make, tmp_path):
     (tmp_path/'comparison.json').write_text('{"epochs": 2}')
@@ -272,7 +279,8 @@ def share(bed, folder):
 @pytest.mark.limit(200)
 def test_two_processes_share_a_folder(bed, tmp_path):
     "Each run is trained once, and both tables are whole"
-    with ThreadPoolExecutor(2) as ex: one,two = (o.stdout.partition('arm,')[2] for o in ex.map(lambda _: warm.run(share, bed, tmp_path), range(2)))
+    with ThreadPoolExecutor(2) as ex: both = list(ex.map(lambda _: warm.run(share, bed, tmp_path), range(2)))
+    one,two = (o.stdout.partition('arm,')[2] for o in both)
     assert one==two and one.count('no proxy')==3 and (tmp_path/'trained').read_text()=='x'*6
     assert not list((tmp_path/'runs').glob('*.lock'))
 

@@ -25,14 +25,15 @@ def written(code, name='f', **space):
 
 BASE = 'def g(x): return x+1\ndef f(learn, epochs, lr=1e-3):\n    return g(epochs)'
 @pytest.mark.parametrize('code', [
-    BASE.replace('    return g', '    "What it does"\n    return g'), BASE.replace('    return g', '    # a word\n\n    return g'), '\n\n'+BASE,
-    BASE.replace('g(x): return x+1', 'g(y): return y+1')])
+    BASE.replace('    return g', '    "What it does"\n    return g'), BASE.replace('    return g', '    # a word\n\n    return g'),
+    '\n\n'+BASE, BASE.replace('g(x): return x+1', 'g(y): return y+1')])
 def test_what_does_not_count(code):
     "Docstrings, comments, the place, and names of arguments that are only used inside"
     assert what_is(written(code))==what_is(written(BASE))
 
 @pytest.mark.parametrize('code,at', [
-    (BASE.replace('x+1', 'x+2'), 'uses, g, code'), (BASE.replace('g(epochs)', 'g(epochs)+1'), 'code'), (BASE.replace('1e-3', '2e-3'), 'defaults'),
+    (BASE.replace('x+1', 'x+2'), 'uses, g, code'), (BASE.replace('g(epochs)', 'g(epochs)+1'), 'code'),
+    (BASE.replace('1e-3', '2e-3'), 'defaults'),
     (BASE.replace('g(epochs)', '[g(e) for e in range(epochs)]'), 'code'), (BASE.replace('g(epochs)', 'print(epochs)'), 'code')])
 def test_what_counts(code, at): assert differs(what_is(written(BASE)), what_is(written(code)))[0].startswith(at)
 
@@ -57,12 +58,15 @@ def test_nothing_depends_on_addresses_or_the_order_of_sets():
     assert json.dumps(what_is(made()))==json.dumps(what_is(made()))
     assert ' at 0x' not in json.dumps([what_is(o) for o in arms.values()])
 
-@pytest.mark.parametrize('o', [None, True, 3, .5, 'a', Path('a'), (1,2), {'a':1}, {1,2}, b'ab', np.arange(3), np.float32(1), torch.eye(2), len,
-    np, Path, partial(int, base=2), nn.ReLU(), CrossEntropyLossFlat(), object(), Suspect(nn.Linear(2,2)), range(3), slice(1,2), Ellipsis])
+@pytest.mark.parametrize('o', [None, True, 3, .5, 'a', Path('a'), (1,2), {'a':1}, {1,2}, b'ab', np.arange(3), np.float32(1), torch.eye(2),
+    len, np, Path, partial(int, base=2), nn.ReLU(), CrossEntropyLossFlat(), object(),
+    Suspect(nn.Linear(2,2)), range(3), slice(1,2), Ellipsis])
 def test_anything_has_an_identity_that_json_can_keep(o):
     assert json.loads(json.dumps(what_is(o)))==what_is(o) and len(digest(what_is(o)))==16
 
-def test_types_are_told_apart(): assert len({digest(what_is(o)) for o in (1, 1., True, '1', [1], {'1':1}, None, np.array(1), torch.tensor(1))})>=8
+def test_types_are_told_apart():
+    said = [digest(what_is(o)) for o in (1, True, '1', [1], {'1':1}, None, np.array(1), torch.tensor(1))]
+    assert len(set(said))==len(said)
 
 def test_a_class_of_the_notebook_counts_by_its_code():
     code = 'class C:\n    n = {}\n    def __call__(self, x): return x*{}'
@@ -81,7 +85,8 @@ def test_settings_of_a_recipe_count_and_what_is_said_of_it_does_not(monkeypatch)
     assert what_is(one)==what_is(two)!=what_is(three)
 
 def test_the_loss_and_its_weights_count():
-    told = [what_is(CrossEntropyLossFlat(**o)) for o in ({}, dict(weight=torch.ones(2)), dict(weight=torch.tensor([1.,2.])), dict(label_smoothing=.1))]
+    args = ({}, dict(weight=torch.ones(2)), dict(weight=torch.tensor([1.,2.])), dict(label_smoothing=.1))
+    told = [what_is(CrossEntropyLossFlat(**o)) for o in args]
     assert len({digest(o) for o in told})==4
 
 # Images
@@ -105,7 +110,8 @@ def changed_folder(path, tmp_path, how):
 
 @pytest.mark.parametrize('how', ['name','label','gone','content','side'])
 def test_other_images(path, tmp_path, how):
-    assert differs(data_of(loaders(path)), data_of(loaders(changed_folder(path, tmp_path, how))))[0].startswith(('training images','validation images'))
+    where,*_ = differs(data_of(loaders(path)), data_of(loaders(changed_folder(path, tmp_path, how))))
+    assert where.startswith(('training images','validation images'))
 
 def test_the_place_does_not_count(path, tmp_path, monkeypatch):
     there = data_of(loaders(changed_folder(path, tmp_path, None)))
@@ -134,7 +140,9 @@ def test_refused_in_a_sentence():
         refuse_other('The folder a holds another comparison', dict(model=dict(head=3)), dict(model={}), 'Name a new one.')
     assert refuse_other('x', dict(a=[1,2]), dict(a=[1,2])) is None
 
-def test_releases(): assert versions()['python']=='.'.join(map(str, sys.version_info[:3])) and torch.__version__.startswith(versions()['torch'])
+def test_releases():
+    assert versions()['python']=='.'.join(map(str, sys.version_info[:3]))
+    assert torch.__version__.startswith(versions()['torch'])
 
 @pytest.mark.parametrize('cbs,other', [
     ([MixUp(.2)], [MixUp(.4)]), ([], [MixUp(.4)]), ([ProxyAttention(area=.1)], [ProxyAttention(area=.2)])])

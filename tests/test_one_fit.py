@@ -36,14 +36,17 @@ def arm(path, name, arms=None, **settings):
     "Weights that a comparison ends with"
     cfg,kept = changed(Config(), path=str(path), **(small|settings)),{}
     images = images_of(cfg)
-    run_arm(lambda seed: config_learner(cfg, images, seed=seed), find_arm(name), name, 3, check_config(cfg), cfg.fit.lr, {},
-            measure=lambda learn: kept.update(learn.model.state_dict()) or {}, freeze_epochs=cfg.fit.freeze_epochs, lr_mult=cfg.fit.discriminative)
+    run_arm(
+        lambda seed: config_learner(cfg, images, seed=seed), find_arm(name), name, 3, check_config(cfg), cfg.fit.lr, {},
+        measure=lambda learn: kept.update(learn.model.state_dict()) or {},
+        freeze_epochs=cfg.fit.freeze_epochs, lr_mult=cfg.fit.discriminative)
     return kept
 
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 @pytest.mark.parametrize('recipe,name', [
-    ('none','no proxy'), *((o,o) for o in ('default','shortcut','masktune','rehearsed')), (dict(recipe='shortcut', area=.2),'shortcut(area=0.2)'),
+    ('none','no proxy'), *((o,o) for o in ('default','shortcut','masktune','rehearsed')),
+    (dict(recipe='shortcut', area=.2),'shortcut(area=0.2)'),
     (dict(recipe='default', steps='1,p,2', fill='zero'),'default(steps=[1,"p",2],fill=zero)')])
 def test_the_command_and_the_arm(path, tmp_path, recipe, name):
     settings = recipe if isinstance(recipe, dict) else dict(recipe=recipe)
@@ -105,7 +108,9 @@ def test_weight_decay_is_that_of_the_configuration(path, tmp_path):
     assert not same(a, b) and same(b, arm(path, 'no proxy', wd=.5))
 
 @pytest.mark.parametrize('said,there', [
-    ('no proxy,late', ['no proxy','late']), ('no proxy, last layer, afr,last layer,dac', ['no proxy','last layer, afr','last layer, dac']), ('shortcut(area=0.2,fill=zero), late', ['shortcut(area=0.2,fill=zero)','late']), ('', []),
+    ('no proxy,late', ['no proxy','late']), ('', []),
+    ('no proxy, last layer, afr,last layer,dac', ['no proxy','last layer, afr','last layer, dac']),
+    ('shortcut(area=0.2,fill=zero), late', ['shortcut(area=0.2,fill=zero)','late']),
     ('default(steps=(1,"p",2),p=.5),late', ['default(steps=(1,"p",2),p=.5)','late']), ('a(b=1,c=(1,2)),d', ['a(b=1,c=(1,2))','d'])])
 def test_arms_are_parted_by_commas_outside_of_brackets(said, there): assert split_arms(said)==there
 
@@ -118,7 +123,8 @@ def test_an_arm_with_settings():
 
 # A comparison of a folder
 
-def compared(path, tmp_path, *args, **kwargs): return compare_folder(path, *args, out=tmp_path/'runs', say=quietly, **(small|dict(epochs=2)|kwargs))
+def compared(path, tmp_path, *args, **kwargs):
+    return compare_folder(path, *args, out=tmp_path/'runs', say=quietly, **(small|dict(epochs=2)|kwargs))
 
 @pytest.fixture(scope='module')
 def done(path, tmp_path_factory):
@@ -132,7 +138,7 @@ def test_more_seeds_and_arms(path, done, tmp_path):
     assert compare_folder(arms='cutout', seeds=2, resume=run, say=quietly)==run
     new = {f.name:f.read_bytes() for f in (run/'records').glob('*_*.json')}
     assert len(old)==2 and len(new)==6 and {k:new[k] for k in old}==old
-    assert json.loads((run/'asked.json').read_text())==dict(arms='no proxy,late,cutout', seeds=2, tests='')
+    assert json.loads((run/'asked.json').read_text())==dict(arms='no proxy,late,cutout', seeds=2)
     assert 'cutout' in (run/'verdict.txt').read_text()
 
 def test_more_test_sets(path, done, tmp_path):
@@ -160,7 +166,8 @@ def test_other_images_are_refused(path, tmp_path):
     run = compared(mine, tmp_path, 'no proxy', 1)
     f = next((mine/'train').rglob('*.png'))
     f.write_bytes(next((mine/'train').rglob('1*.png')).read_bytes()+b' ')
-    with pytest.raises(ValueError, match='holds another comparison. Learner, training images, digest'): compare_folder(seeds=2, resume=run, say=quietly)
+    with pytest.raises(ValueError, match='holds another comparison. Learner, training images, digest'):
+        compare_folder(seeds=2, resume=run, say=quietly)
 
 def test_from_the_configuration_of_a_run(path, tmp_path):
     "Its recipe is left to the arms, its length is kept"

@@ -163,7 +163,7 @@ def test_a_pickle_as_suspect_is_loaded_only_if_this_call_names_it(few, made, tmp
     for f in (lambda: train_folder(config=toml, out=tmp_path/'runs', say=noop), lambda: folder_run(config=toml)):
         with pytest.raises(ValueError, match='loading one runs the code in it: if you trust it, say so yourself'): f()
     res = warm.run(warm.script, 'proxy-train', '--config', toml, '--out', tmp_path/'runs')
-    assert res.returncode==1 and '--suspect' in res.stderr and not mark.exists() and not (tmp_path/'runs').exists()
+    assert res.returncode==2 and '--suspect' in res.stderr and not mark.exists() and not (tmp_path/'runs').exists()
     with pytest.raises(ValueError, match='is no learner that fastai exported'): # named, it is loaded: the test can fail
         train_folder(config=toml, out=tmp_path/'runs', suspect=bad, say=noop)
     assert mark.exists() and not os.listdir(tmp_path/'runs')

@@ -161,8 +161,9 @@ def test_plateau(few, quiet):
     assert quiet(learn, 'fit', 8, 1e-3).proxy_attention.history.epoch.tolist()==[4,6]
     with pytest.raises(ValueError, match="The recorder has no 'acc'"):
         quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau('acc'))), 'fit', 3)
-    with pytest.raises(ValueError, match='Nobody can know'): digits_learner(few, cbs=ProxyAttention(steps=Plateau())).fit_proxy(3)
-    quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau())), 'fit_proxy', 3, probe=1)
+    for make in (ProxyAttention, ProxyAttention.late): quiet(digits_learner(few, cbs=make(steps=Plateau())), 'fit_proxy', 3)
+    with pytest.raises(ValueError, match='Nobody can know'): digits_learner(few, cbs=ProxyAttention.shortcut(steps=Plateau())).fit_proxy(3)
+    quiet(digits_learner(few, cbs=ProxyAttention.shortcut(steps=Plateau())), 'fit_proxy', 3, probe=1)
 
 def test_a_step_after_the_last_epoch_is_refused(few, quiet):
     with pytest.raises(ValueError, match='comes after the last of 2 epochs'):

@@ -13,6 +13,7 @@ import pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastai.learner import Learner
 from ..core import *
+from ..data.images import refuse_count
 from ..data.digits import accuracy_on, digits, digits_learner, regions, test_sets
 from ..attribution.heatmap import heat_share
 from ..interpret.heats import heat_on, show_grid
@@ -97,6 +98,7 @@ def run_demo(
     say=print # What is told goes here
 )->Path: # The run folder, with `table.csv`, `verdict.txt`, `demo.png`, the digits, the heat and the log
     "Train on digits with a planted shortcut, without and with Proxy Attention: a table, a sentence, a picture"
+    refuse_count(2, 'a proxy step comes after the first, and the rest is trained with its proxies', epochs=epochs)
     run = new_run(out, 'demo')
     path = digits(run/'digits', seed, n=n)
     learns,rows = {},{}

@@ -321,12 +321,12 @@ def look_at(
     cfg:Config,
     say, # What is told goes here
     run=None, # A run folder in which `keep_checked` has kept what is known of these images
-    check=check_images # Says what is wrong with a tuple of image files
+    check=None # Says what is wrong with a tuple of image files; None: `check_images`
 ): # The images; a table of file, problem, detail
     "The images, without those that cannot be read, with the test sets; and what is wrong with them"
     for o in notes_on(cfg): say(o)
     images = images_of(cfg)
-    wrong = check(tuple(images.df.file), cfg.data.workers) if run is None else _check_again(images, run, cfg.data.workers)
+    wrong = (check or check_images)(tuple(images.df.file), cfg.data.workers) if run is None else _check_again(images, run, cfg.data.workers)
     _leave_out_unreadable(images, wrong, say)
     if run is None:
         copies = images.check_copies()
@@ -402,7 +402,7 @@ def train_folder(
     config=None, # TOML file of another run (or a `Config`), to begin with, see `begun_with`
     say=print, # What is told goes here; anything but `print` turns bars and tables off too
     cbs=None, # More callbacks for the fit
-    check=check_images, # Says what is wrong with a tuple of image files; many runs on the same ones may ask once
+    check=None, # Says what is wrong with a tuple of image files; many runs on the same ones may ask once; None: `check_images`
     export:bool=False, # Write `model.pkl` too, fastai's own export? It is a pickle, and loading one runs the code in it
     **settings # Any field of `Config`: `arch`, `steps`, `epochs`, `lr`, …
 )->Path: # The run folder
