@@ -29,7 +29,7 @@ from .identity import digest, items_of, learner_of, refuse_other, versions, what
 from .arms import find_arm, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
 from .train import (
-    begun_with, check_config, config_learner, keep_checked, look_at, score_of, test_loader, tests_of)
+    begun_with, check_config, config_learner, found_again, keep_checked, look_at, score_of, test_loader, tests_of)
 
 # %% ../../nbs/experiment/08_compare.ipynb #9897093d
 class _Steps(Callback):
@@ -629,7 +629,7 @@ def compare_folder(
     settings,named = dict(settings, path=None if path is None else str(path)),dict(arms=arms, seeds=seeds)
     if resume is not None and config is not None:
         raise ValueError('A comparison is gone on with as it was: leave out --config, or --resume.')
-    if resume is not None: asked,cfg = _more(Path(resume), named, tests, settings)
+    if resume is not None: asked,cfg = _more(Path(resume), named, tests, settings, say)
     else:
         asked = dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None}
         cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
@@ -669,11 +669,11 @@ def compare_folder(
     say(f'\nAccuracy, %\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
 
-def _more(run, named, tests, settings):
+def _more(run, named, tests, settings, say):
     "What a comparison was asked for and, beyond that, what is asked for now; and its configuration"
     if not (run/'asked.json').is_file():
         raise FileNotFoundError(f'{run} is not the folder of a comparison that can be gone on with: it has no asked.json.')
-    asked,cfg = _read_json(run/'asked.json'),from_toml(run/'config.toml')
+    asked,cfg = _read_json(run/'asked.json'),found_again(from_toml(run/'config.toml'), run, say)
     was,now = all_settings(cfg),all_settings(changed(cfg, **settings))
     if other := [f'{k}={was[k]!r} there, {now[k]!r} here' for k in was if was[k]!=now[k]]:
         raise ValueError(f"--resume goes on with {run} as it was ({'; '.join(other)}). Arms, seeds and test sets can be added to it; "

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['config_learner', 'kept_learner', 'largest_batch', 'fit_length', 'check_config', 'proxy_args', 'suspect_file',
            'refuse_unasked', 'with_suspect', 'images_of', 'tests_of', 'test_loader', 'notes_on', 'keep_checked',
-           'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'run_identity', 'resume_run', 'last_of',
-           'arm_of']
+           'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'run_identity', 'found_again',
+           'resume_run', 'last_of', 'arm_of']
 
 # %% ../../nbs/experiment/07_train.ipynb #f1303574
 import json, math, os, re, shlex, shutil, sys, warnings
@@ -493,8 +493,12 @@ def _refuse_other_images(run, cfg, images):
         f'The images of {run} are not those that it began with: a file, its size or its label has changed', only_images(there),
         only_images(here), 'Bring the old ones back, or begin a new run.')
 
-def _images_again(cfg, run, say):
-    "The configuration, with the images where they are now"
+def found_again(
+    cfg:Config, # Of a run
+    run, # Its folder
+    say # What is told goes here
+)->Config:
+    "The configuration, with images and test sets where they are now, if they have moved together with the run"
     tests = {k:_place_again(o, run, f'The test set {k} is', say) for k,o in cfg.tests.items()}
     return changed(cfg, path=_place_again(cfg.data.path, run, 'The images are', say), tests=tests)
 
@@ -521,7 +525,7 @@ def resume_run(
         say(f'{run} is finished.')
         if export and (run/network_file).is_file() and not (run/'model.pkl').is_file(): _export(load_run(run), run)
         return run
-    cfg = _images_again(from_toml(run/'config.toml'), run, say)
+    cfg = found_again(from_toml(run/'config.toml'), run, say)
     if suspect and suspect_file(suspect).resolve()!=suspect_file(cfg.proxy.suspect or '').resolve():
         raise ValueError(
             f'{run} did not begin with the suspect {suspect}, but with {cfg.proxy.suspect or "none"}: go on with it as it was.')

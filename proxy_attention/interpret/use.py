@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 from torch import Tensor
 from fastcore.all import L, chunked, store_attr
 from fastprogress.fastprogress import progress_bar
+import fastai.callback.progress # `no_bar`
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from ..core import *
