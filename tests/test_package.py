@@ -2,7 +2,7 @@
 import ast, configparser, filecmp, importlib.metadata, json, re, runpy, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-from fastcore.nbio import read_nb, write_nb
+from fastcore.nbio import read_nb
 from proxy_attention.proxy.recipes import recipe_table
 
 root = Path(__file__).parent.parent
@@ -31,8 +31,8 @@ def test_top_level():
     tracked = subprocess.run(['git','ls-files'], cwd=root, capture_output=True, text=True)
     if tracked.returncode: pytest.skip('not a git checkout')
     top = {o.split('/')[0] for o in tracked.stdout.split()}
-    assert top == {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','pyproject.toml','LICENSE',
-        '.gitignore','.ci','benchmarks'}
+    assert top == {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','CONTRIBUTING.md','pyproject.toml',
+        'LICENSE','.gitignore','.ci','benchmarks'}
 
 def place(nb):
     "The module that a notebook writes, and its place in the house: the wing, then the number of the notebook within it"
@@ -141,11 +141,12 @@ def test_every_fault_of_the_mutants_can_still_be_made():
             assert f'def {test}(' in (root/'tests'/f'test_{file}.py').read_text(encoding='utf-8'), f'{m.what}: {file}::{test}'
 
 def readme():
-    "`index.ipynb` as Markdown: its text and its code, without outputs"
+    "`index.ipynb` as Markdown: its text and its code, without outputs; its links begin at the top of the repository"
     cells = [(c.cell_type, c.source.strip()) for c in read_nb(root/'nbs'/'index.ipynb').cells]
     text = '\n\n'.join(src if kind=='markdown' else f'```python\n{src}\n```' for kind,src in cells if src and '#| hide' not in src)
-    for o in ('images/','tutorials/','results.ipynb'): text = text.replace(f']({o}', f'](nbs/{o}')
-    return text + '\n'
+    return re.sub(r'\]\((?!https?:|#)', '](nbs/', text) + '\n'
+
+def contributing(): return (root/'CONTRIBUTING.md').read_text(encoding='utf-8')
 
 def with_recipes(text):
     "The table of recipes as their objects say it, between its two marks"
@@ -156,21 +157,35 @@ def test_readme_is_index():
     assert (root/'README.md').read_text(encoding='utf-8')==readme(), (
         'run `python tests/test_package.py` to write README.md from nbs/index.ipynb')
 
-def test_readme_has_the_recipes_as_they_are():
-    text = readme()
-    assert text.count(recipe_table())==1 and with_recipes(text)==text, 'run `python tests/test_package.py`'
+def test_the_recipes_of_contributing_are_as_they_are():
+    assert contributing().count(recipe_table())==1 and with_recipes(contributing())==contributing(), 'run `python tests/test_package.py`'
 
-def test_readme_has_the_two_commands():
+def test_readme_has_the_two_commands_and_is_short():
     text = readme()
     assert '\npip install . && proxy-demo\n' in text and '\npip install -e ".[dev]" && pytest\n' in text
-    for o in re.findall(r'\]\((nbs/[^)]+)\)', text): assert (root/o).exists()
+    assert len(text.splitlines())<150 and f"*proxy_attention* {cfg['version']}, " in text
+    assert not [o for code in re.findall(r'^```.*?^```', text, flags=re.S|re.M) for o in code.splitlines() if len(o)>122], 'it would be cut'
+
+def slug(heading):
+    "The anchor that GitHub and Quarto give a heading"
+    return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+
+@pytest.mark.parametrize('text', [readme, contributing], ids=['README','CONTRIBUTING'])
+def test_links_lead_somewhere(text):
+    text = re.sub(r'^```.*?^```', '', text(), flags=re.S|re.M)
+    anchors = {slug(o) for o in re.findall(r'^#+ (.+)$', text, re.M)}
+    links = [o for o in re.findall(r'\]\(([^)]+)\)', text) if not o.startswith('https://')]
+    assert links and not [o for o in links if not (o[1:] in anchors if o[0]=='#' else (root/o).is_file())]
+
+def test_the_map_of_contributing_has_every_module():
+    rows = re.findall(r'^\| `(\w+)` \|[^|]*\|([^|]*)\|$', contributing().partition('## The map')[2], re.M)
+    assert [o for o,_ in rows]==list(wings)
+    mapped = [f'{wing}.{o}' if o else wing for wing,of in rows for o in re.findall(r'`(\w+)`', of) or ['']]
+    assert mapped==[name for name,_ in sorted(house.items(), key=lambda o: o[1])], 'the map has other modules, or in another order'
 
 def write_readme():
-    "The table of recipes into `index.ipynb`, and that into README.md"
-    nb = read_nb(root/'nbs'/'index.ipynb')
-    for c in nb.cells:
-        if c.cell_type=='markdown': c.source = with_recipes(c.source)
-    write_nb(nb, root/'nbs'/'index.ipynb')
+    "README.md from `index.ipynb`, and the table of recipes into CONTRIBUTING.md"
     (root/'README.md').write_text(readme(), encoding='utf-8')
+    (root/'CONTRIBUTING.md').write_text(with_recipes(contributing()), encoding='utf-8')
 
 if __name__=='__main__': write_readme()

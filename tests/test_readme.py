@@ -1,0 +1,107 @@
+"What the README says: its code uses names that are there, and its numbers are those of the benchmarks"
+import ast, builtins, inspect, re
+from pathlib import Path
+import pandas as pd, pytest
+import fastai.vision.all as fastai
+import proxy_attention.all as ours
+from proxy_attention.experiment.compare import Comparison, paired
+from test_package import readme
+
+root = Path(__file__).parent.parent
+text = readme()
+
+# ---- code
+
+yours = 'other files masks boxes model xb old make_learner'.split() # what a reader brings
+made = dict(learn=fastai.Learner, interp=ours.ProxyInterpretation, cmp=ours.Comparison, ProxyAttention=ours.ProxyAttention)
+nodes = [o for code in re.findall(r'^```python\n(.*?)^```', text, flags=re.S|re.M) for o in ast.walk(ast.parse(code))]
+
+def test_names_of_the_readme_are_there():
+    names = [o for o in nodes if isinstance(o, ast.Name)]
+    known = {*yours, *dir(builtins), *vars(fastai), *vars(ours), *(o.id for o in names if isinstance(o.ctx, ast.Store))}
+    assert len(names)>50 and not {o.id for o in names}-known
+
+def test_methods_of_the_readme_are_there():
+    asked = {(o.value.id, o.attr) for o in nodes if isinstance(o, ast.Attribute) and getattr(o.value, 'id', None) in made}
+    assert len(asked)>9 and not [o for o in asked if not hasattr(made[o[0]], o[1])]
+
+def called(o):
+    "What a call of the README calls: a method of a learner, a comparison …, or a function"
+    if isinstance(o.func, ast.Name): return vars(ours).get(o.func.id)
+    return getattr(made.get(getattr(o.func.value, 'id', None), fastai.Learner), o.func.attr, None)
+
+def test_arguments_of_the_readme_are_there():
+    calls = [(o,called(o)) for o in nodes if isinstance(o, ast.Call) and o.keywords]
+    known = [(o,inspect.signature(f).parameters) for o,f in calls if callable(f)]
+    assert len(known)>7
+    for o,taken in known:
+        free = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        assert free or {k.arg for k in o.keywords}<=set(taken), ast.unparse(o)
+
+# ---- numbers
+
+def measured(name): return pd.read_csv(root/'benchmarks'/f'{name}.csv', keep_default_na=False, na_values=[''])
+def spread(v): return f'{100*v.mean():.1f} ± {100*v.std():.1f} %'
+def minus(d): return f"{100*d['diff']:+.1f} [{100*d['lo']:+.1f}, {100*d['hi']:+.1f}]".replace('-', '−')
+
+def row_of(of, new, old, d):
+    "The row of the README's table of results, as the numbers have it"
+    row, = (o for o in text.splitlines() if f'`{of}`: {spread(new)}' in o)
+    assert f'| {spread(old)} |' in row and f'| {minus(d)} | {len(new)} |' in row.replace('**', '')
+
+def bed(part, name):
+    df = measured('evidence').query('part==@part and bed==@name')
+    return df,Comparison(df, 'no proxy').stats().set_index(['test','arm'])
+
+@pytest.mark.parametrize('part,name,test', [('all_arms','two_colours','flipped'), ('clean','mnist_1k','plain')])
+def test_results_of_shortcut(part, name, test):
+    df,s = bed(part, name)
+    by = df[df.test==test].pivot(index='seed', columns='arm', values='accuracy')
+    row_of('shortcut()', by['shortcut'], by['no proxy'], s.loc[test,'shortcut'])
+
+def test_what_shortcut_does_on_other_images():
+    _,s = bed('all_arms', 'two_colours')
+    plain,aligned = s.loc['plain','shortcut'],s.loc['aligned','shortcut']
+    assert f"costs {-100*aligned['diff']:.1f} points" in text and f"gains {100*plain['diff']:.1f} points" in text
+    assert f'{len(s.loc["plain"])-1} arms (p = {plain.p_holm:.3f})' in text and plain.verdict=='no effect shown'
+
+def test_what_masking_costs():
+    df,s = bed('clean', 'mnist_1k')
+    d = s.loc['plain','default']
+    said = f"{-100*d['diff']:.1f} points (`ProxyAttention()`, interval {100*d.lo:+.1f} to {100*d.hi:+.1f})".replace(' -', ' −')
+    assert said in text and not (s.verdict=='helps').any()
+    assert s.loc['plain','probed']['diff']==0 and (df[df.arm=='probed'].proxies==0).all()
+
+def test_results_of_the_background():
+    df = measured('head_only').query("bed=='0.95' and test!='valid'")
+    worst = df.groupby(['arm','seed']).accuracy.min().unstack('seed').dropna().T
+    new,old = worst['background, heat at 224 px'],worst['plain']
+    row_of("fit_head('background')", new, old, paired(new-old))
+    assert f"({spread(worst['afr'])})" in text
+
+def test_the_demo():
+    flipped,plain = (measured('demo_seeds').pivot(index='seed', columns='arm', values=o) for o in ('flipped','plain'))
+    assert f"{100*flipped.without.mean():.0f} ± {100*flipped.without.std():.0f} % and {spread(flipped['shortcut()'])}" in text
+    assert f"from {spread(plain.without)} to {spread(plain['thesis()'])} on digits without a patch" in text
+
+def test_what_was_not_found():
+    found = measured('confirmed').query("arm=='rehearsed' and test=='flipped'").assign(found=lambda o: o.proxies>0).groupby('bed').found
+    assert found.agg(['sum','size']).loc[['decoy','dominoes_95']].values.tolist()==[[0,5],[2,10]]
+    assert 'missed Decoy MNIST on five of five seeds, and Dominoes, whose shortcut fills half of the image, on eight of ten' in text
+
+def test_photographs():
+    by = measured('suspect').query("test=='flipped'").groupby(['bed','arm']).accuracy
+    assert all(f"({100*by.mean()[o,'no proxy']:.0f} → {100*by.mean()[o,'rehearsed']:.0f} %)" in text for o in ('bees','frame'))
+    assert by.size()['bees','rehearsed']==3 and by.size()['frame','rehearsed']==2
+
+def test_time_and_memory():
+    df = measured('attribution').query("net=='resnet18' and case=='gradient'").set_index(['batch','way'])
+    some = {k:df.loc[32,k] for k in ('GradCAM','forward','torchcam GradCAM','captum LayerGradCam','pytorch-grad-cam GradCAM')}
+    ours,plain,torchcam,captum,grad_cam = some.values()
+    assert (f'{ours.ratio:.2f} × the time of a plain forward pass and {ours.peak_mb:.0f} MB beside its {plain.peak_mb:.0f} '
+            f'(torchcam {torchcam.ratio:.2f} × and {torchcam.peak_mb:.0f} MB, captum {captum.ratio:.2f} × and {captum.peak_mb:.0f}, '
+            f'pytorch-grad-cam {grad_cam.ratio:.1f} × and {grad_cam.peak_mb:.0f})') in text
+    assert f"({df.loc[1,'torchcam GradCAM'].ratio:.1f} × against {df.loc[1,'GradCAM'].ratio:.1f} ×)" in text
+    step = measured('proxy_step').set_index('case')
+    for k in ('running','exact'): assert f"{step.ratio[f'{k} losses, full precision']:.2f}" in text
+    assert f"{step.store_bytes_an_item['10000 items']:.0f} bytes per image" in text
