@@ -237,6 +237,25 @@ def test_a_folder_of_an_earlier_release_is_refused(make, tmp_path):
     (tmp_path/'comparison.json').write_text('{"epochs": 2}')
     with pytest.raises(ValueError, match='of an earlier release'): compare(make, 'no proxy', 1, 2, folder=tmp_path, bar=False)
 
+def test_a_bed_that_each_seed_draws_anew(tmp_path):
+    "A folder is gone on with, from any seed; another bed under the same names is refused, also where only one seed tells"
+    drawn = {}
+    def make(seed, other=()):
+        k = seed,seed in other
+        if k not in drawn:
+            drawn[k] = two_colours(tmp_path/f'bed{k}', seed=seed+10*k[1], n_train=32, n_test=8)
+        return bed_learner(drawn[k], seed=seed, bs=16)
+    noted,trained = noting(tmp_path)
+    tests = dict(plain=lambda learn: learn.dls.test_dl(sorted((learn.dls.path/'plain').rglob('*.png')), with_labels=True))
+    ask = lambda seeds, make=make: compare(make, {'no proxy':noted}, seeds, 2, tests, folder=tmp_path/'runs', bar=False)
+    one = ask([1,2])
+    assert ask([1,2]).df.equals(one.df) and ask([2]).df.seed.tolist()==[2] and trained()==2
+    assert ask([3,2]).df.seed.tolist()==[3,2] and trained()==3
+    for seeds,other,says in (([1,2],{1},'another comparison'), ([2],{1},'another comparison'), ([1,2],{2},'on another test set'),
+                             ([2],{2},'on another test set')):
+        with pytest.raises(ValueError, match=says): ask(seeds, lambda seed: make(seed, other))
+    assert trained()==3
+
 @pytest.mark.parametrize('name', ['comparison','no_proxy_0'])
 def test_a_damaged_file_is_named(make, bed, there, tmp_path, name):
     d = Path(shutil.copytree(there, tmp_path/'runs'))
