@@ -233,12 +233,12 @@ def proxy_sweep(
     space:str=None, # What varies, as "area=0.02..0.3 lr=1e-4..1e-2:log fill=swap,zero steps=1,p,2|2,p,1"; it has to be given
     trials:int=None, # Number of trials in all, whoever runs them (default: 20, or the whole grid)
     sampler:str='tpe', # Sampler that chooses the parameters: {sampler}
-    metric:str='accuracy', # Metric of which the best is looked for: accuracy, valid_loss or train_loss
+    metric:str='accuracy', # Metric of which the best is looked for: accuracy, valid_loss, train_loss, or of a test set, as flipped.accuracy
     out:str='runs/sweep', # Folder of the sweep; the same command again goes on with it, here or in another process
     seed:int=0, # Random seed of the parameters; that of the trainings is a parameter: seed=1 in the space
-    storage:str=None, # URL of a database, for processes without a common folder (default: a journal in the folder)
+    storage:str=None, # URL of a database, for processes without a common folder (default: study.db in the folder)
     pruner:str=None, # Pruner that stops what does badly: {pruner} (default: every trial runs to its end)
-    again:str=None, # Trials that are run again: failed, pruned, or running (on a machine that is gone) (default: none)
+    again:str=None, # Trials that are run again: failed, pruned, or running (where no heartbeat tells that its process is gone) (default: none)
     config:str=None, # The config.toml of a run to begin with; options override it (default: none)
     quiet:bool=False, # No progress bar and no table are shown
     json:bool=False, # Nothing is printed but one line of JSON at the end: folder, how trials ended, the best one

@@ -162,27 +162,37 @@ class _Records:
         self.folder,self.arms,self.seeds,self.tests,self.groups = Path(folder),arms,seeds,tests,groups
         if len({self.file(a, 0) for a in arms})<len(arms):
             raise ValueError(f'Two of the arms {", ".join(arms)} would be kept in one file: name them apart.')
-        self.make_learner,self.what = make_learner,{k:what_is(v) for k,v in arms.items()}
-        with keep_rng():
-            learn = _made(make_learner, seeds[0])
-            said = learner_of(learn)
-            self.start,self.images = digest(said),{k:items_of(_test_dl(learn, o).dataset) for k,o in tests.items()}
-        self.hold(dict(fit=fit, learner={k:v for k,v in said.items() if k!='weights'}, versions=versions(),
+        self.make_learner,self.what,self.images = make_learner,{k:what_is(v) for k,v in arms.items()},{}
+        was = self.held()
+        self.first = seeds[0] if was is None else was.get('seed', seeds[0]) # data may be drawn by the seed: the learner of the same one is compared
+        said = self.begin(self.first)
+        self.start = digest(said)
+        self.hold(was, dict(fit=fit, seed=self.first, learner={k:v for k,v in said.items() if k!='weights'}, versions=versions(),
             **{k:what_is(v) for k,v in dict(groups=groups, measure=measure).items()}))
 
     def file(self, arm, seed): return self.folder/(re.sub(r'[^\w()=.-]+', '_', arm)+f'_{seed}.json')
 
-    def hold(self, asked):
+    def begin(self, seed):
+        "What the learner of a seed is, and what its test sets hold"
+        with keep_rng():
+            learn = _made(self.make_learner, seed)
+            self.images[seed] = {k:items_of(_test_dl(learn, o).dataset) for k,o in self.tests.items()}
+            return learner_of(learn)
+
+    def held(self):
+        "What the folder says that it holds; None: nothing yet"
+        if not (about := self.folder/'comparison.json').exists(): return None
+        was = _read_json(about)
+        if 'learner' not in was:
+            raise ValueError(f'{self.folder} is of an earlier release, whose results do not say what they are of: name a new folder.')
+        return was
+
+    def hold(self, was, asked):
         "A folder holds one comparison"
-        about = self.folder/'comparison.json'
+        if was is not None: return refuse_other(f'{self.folder} holds another comparison', was, asked)
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise type(e)(f'The folder {self.folder} cannot be made ({e.strerror}): name another one.') from e
-        if about.exists():
-            was = _read_json(about)
-            if 'learner' not in was:
-                raise ValueError(f'{self.folder} is of an earlier release, whose results do not say what they are of: name a new folder.')
-            refuse_other(f'{self.folder} holds another comparison', was, asked)
-        else: write_whole(about, lambda f: f.write(json.dumps(asked).encode()))
+        write_whole(self.folder/'comparison.json', lambda f: f.write(json.dumps(asked).encode()))
 
     def read(self, arm, seed):
         "The record of a run; None: it is not there"
@@ -190,10 +200,13 @@ class _Records:
         rec = _read_json(self.file(arm, seed))
         refuse_other(f'{self.folder} holds results of another arm under the name {arm!r}', rec['what'], self.what[arm],
             'Give the new arm another name, or name a new folder.')
-        if seed==self.seeds[0] and rec['start']!=self.start:
+        if seed==self.first and rec['start']!=self.start:
             raise ValueError(f'{self.folder} holds results of a network that began with other weights with seed {seed}: name a new folder.')
         for k in self.tests.keys() & rec['tests'].keys():
-            refuse_other(f'{self.folder} holds results on another test set under the name {k!r}', rec['tests'][k]['images'], self.images[k],
+            there = rec['tests'][k]['images']
+            if there==self.images[self.first][k]: continue
+            if seed not in self.images: self.begin(seed) # test sets may be drawn by the seed, too
+            refuse_other(f'{self.folder} holds results on another test set under the name {k!r}', there, self.images[seed][k],
                 'Give the new test set another name, or name a new folder.')
         return rec
 

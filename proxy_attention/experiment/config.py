@@ -74,7 +74,7 @@ class FitConfig:
 class ProxyConfig:
     "What `ProxyAttention` is asked for; what is left out is as the recipe has it"
     recipe:str='default' # Recipe, which sets all that is left out below: {recipes}; none trains without proxies
-    suspect:str=None # Run folder or model.pkl of a trained model that says where to look; its code is run (default: the model itself looks)
+    suspect:str=None # Run folder (or .pkl, whose code is run) of a trained model that says where to look (default: the model itself)
     objects:str=None # CSV, COCO file or folder of masks that says where objects are; only with --recipe probed or rehearsed (default: none)
     steps:str=None # Epochs and proxy steps in turn, as 5,p,9; in place of --start, --finish and --every
     start:number=None # Part of the fit that is done before the first proxy step: a share (0.3) or epochs (5)

@@ -53,7 +53,7 @@ def verdict(
     "What the two rows say, and no more"
     a,b = table.loc['without'], table.loc['with proxies']
     gain,plain = b.flipped-a.flipped, b.plain-a.plain
-    says = (f'On images whose patch lies, accuracy went from {a.flipped:.1%} to {b.flipped:.1%}; '
+    says = (f'On images whose patch is misleading, accuracy went from {a.flipped:.1%} to {b.flipped:.1%}; '
         f'on images without a patch, from {a.plain:.1%} to {b.plain:.1%}. ')
     if a.flipped>0.8:
         end = 'The network did not fall for the patch in the first place, so there was nothing to cure.'
