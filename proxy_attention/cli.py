@@ -233,7 +233,7 @@ def proxy_sweep(
     space:str=None, # What varies, as "area=0.02..0.3 lr=1e-4..1e-2:log fill=swap,zero steps=1,p,2|2,p,1"; it has to be given
     trials:int=None, # Number of trials in all, whoever runs them (default: 20, or the whole grid)
     sampler:str='tpe', # Sampler that chooses the parameters: {sampler}
-    metric:str='accuracy', # Metric of which the best is looked for: accuracy, valid_loss, train_loss, or of a test set, as flipped.accuracy
+    metric:str='accuracy', # Metric whose best is looked for: accuracy, valid_loss, train_loss, or that of a test set, as flipped.accuracy
     out:str='runs/sweep', # Folder of the sweep; the same command again goes on with it, here or in another process
     seed:int=0, # Random seed of the parameters; that of the trainings is a parameter: seed=1 in the space
     storage:str=None, # URL of a database, for processes without a common folder (default: study.db in the folder)

@@ -1,4 +1,4 @@
-"Each command, begun, stopped, killed, moved, twice at once, and with other images, code or settings: it goes on or refuses, and mistakes nothing"
+"Each command: begun, stopped, killed, moved, twice at once, with other images, code or settings. It goes on, or refuses"
 import json, random, shutil, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,8 @@ class Compare:
 
 class Sweep:
     def begin(self, d, space='lr=1e-3,4e-3', **kw):
-        return sweep_folder(d/'photos', space, out=d/'sweep', sampler='grid', metric='valid_loss', say=quietly, **small|dict(recipe='late')|kw)
+        return sweep_folder(
+            d/'photos', space, out=d/'sweep', sampler='grid', metric='valid_loss', say=quietly, **small|dict(recipe='late')|kw)
     go_on = begin
     def numbers(self, d): return self.begin(d).df.sort_values('lr')[['lr','state','valid_loss','accuracy']].to_csv(index=False)
 
@@ -193,7 +194,8 @@ def test_other_code(name, mine, monkeypatch):
     with pytest.raises(ValueError, match='area'): cmd.go_on(mine)
 
 @pytest.mark.parametrize('name,kw,says', [
-    ('compare',dict(epochs=3),'epochs=2 there, 3 here'), ('compare',dict(lr=1e-3),'lr=0.004 there'), ('compare',dict(seeds=1),'seeds=1 would take'),
+    ('compare',dict(epochs=3),'epochs=2 there, 3 here'), ('compare',dict(lr=1e-3),'lr=0.004 there'),
+    ('compare',dict(seeds=1),'seeds=1 would take'),
     ('sweep',dict(epochs=2),'epochs: 3 there, 2 here'), ('sweep',dict(recipe='shortcut'),'recipe: late there'),
     ('sweep',dict(space='lr=1e-3,5e-3'),'(?i)space')])
 def test_other_settings(name, kw, says, mine, done):
