@@ -440,7 +440,7 @@ def test_the_command_of_a_comparison_makes_the_same_one(tmp_path):
             begun = from_toml(said.pop('config')) if 'config' in said else Config()
             assert changed(begun, **said|dict(recipe='none'))==cfg
 
-def tested(d, seed, acc, images=None, **accs):
+def measured(d, seed, acc, images=None, **accs):
     "A run that was measured on test sets"
     written(d, seed, [.1,acc], **images or {})
     rows = [dict(test=t, n=200, accuracy=v, loss=1-v, worst_group='NA', worst=v/2) for t,v in accs.items()]
@@ -454,13 +454,14 @@ def test_runs_are_judged_by_their_test_sets(tmp_path):
     made = dict(none=(.99,base+.3,base), shortcut=(.9,base+.25,base+.3+rng.normal(0, .02, 5)),
         late=(.95,base+.3+rng.normal(0, .02, 5),base+.03+rng.normal(0, .025, 5)))
     for name,(v,plain,flipped) in made.items():
-        for s in range(5): tested(tmp_path/'runs'/f'{name}{s}', s, v, dict(recipe=name), plain=plain[s], flipped=flipped[s])
+        for s in range(5): measured(tmp_path/'runs'/f'{name}{s}', s, v, dict(recipe=name), plain=plain[s], flipped=flipped[s])
     t = tree(report_runs(tmp_path/'runs', quiet=True))
     said = ' '.join(t.text(o) for o in t('main'))
     assert 'ranked and compared by the lowest of their accuracies on the test sets plain and flipped' in said
     assert 'accuracy on them does not tell whether it is cured' in said and 'The best run is shortcut on photos' in said
-    means = [f'{k}: accuracy {made[o][1].mean():.3f} ± {made[o][1].std(ddof=1):.3f} on plain and {made[o][2].mean():.3f} ± '
-             f'{made[o][2].std(ddof=1):.3f} on flipped (5 runs).' for k,o in (('shortcut','shortcut'),('late','late'),('no proxies','none'))]
+    spread = lambda v: f'{v.mean():.3f} ± {v.std(ddof=1):.3f}'
+    means = [f'{k}: accuracy {spread(made[o][1])} on plain and {spread(made[o][2])} on flipped (5 runs).'
+             for k,o in (('shortcut','shortcut'),('late','late'),('no proxies','none'))]
     at = [said.index(o) for o in means]
     assert at==sorted(at), 'the best first, by the worst test set'
     p = {o:ttest_rel(made[o][2], base).pvalue for o in ('shortcut','late')}
@@ -470,9 +471,10 @@ def test_runs_are_judged_by_their_test_sets(tmp_path):
     for o in ('shortcut','late'):
         d = made[o][2]-base
         ci = ttest_rel(made[o][2], base).confidence_interval(.95)
-        assert f'on flipped: {d.mean():+.3f} compared with no proxies, 5 seeds in common, 95 % interval {ci.low:+.3f} to {ci.high:+.3f}' in said
+        assert (f'on flipped: {d.mean():+.3f} compared with no proxies, 5 seeds in common, '
+                f'95 % interval {ci.low:+.3f} to {ci.high:+.3f}') in said
         assert row[o]['accuracy on flipped minus no proxies']==f'{d.mean():+.3f} [{ci.low:+.3f}, {ci.high:+.3f}]'
-        assert row[o]['accuracy on plain']==means[['shortcut','late'].index(o)].split(' on plain')[0].split('accuracy ')[1]
+        assert row[o]['accuracy on plain']==spread(made[o][1])
     assert row['late']['worst group on flipped'].startswith(f'{made["late"][2].mean()/2:.3f}')
     assert 'corrected for 2 groups (Holm)' in said
     assert {r[0]:r[1] for r in cells(t, 'In what all runs are alike')}['test sets']=='plain 200, flipped 200'
@@ -492,19 +494,19 @@ def test_groups_are_read_together(tmp_path):
     assert 'A test set without it does (--tests plain=FOLDER)' in said
 
 def test_over_correction_of_a_training_is_told(tmp_path):
-    d = tested(tmp_path/'a', 0, .9, dict(recipe='shortcut'), plain=.65, flipped=.72)
+    d = measured(tmp_path/'a', 0, .9, dict(recipe='shortcut'), plain=.65, flipped=.72)
     said = words(report_runs(d, quiet=True))
     assert 'Over-corrected: shortcut on photos' in said and 'is 7.0 points better where the cue is misleading (flipped)' in said
     assert 'Test set flipped: accuracy 72.0% on 200 images, lowest in NA (36.0%).' in said
     assert 'accuracy on them does not tell whether it is cured' in said
-    other = tested(tmp_path/'b', 0, .9, dict(recipe='none'), plain=.65, flipped=.66)
+    other = measured(tmp_path/'b', 0, .9, dict(recipe='none'), plain=.65, flipped=.66)
     assert 'Over-corrected' not in words(report_runs(other, quiet=True))
     both = words(report_runs([d, other], tmp_path/'both.html', quiet=True))
     assert 'Over-corrected: shortcut is 7.0 points' in both and 'Over-corrected: no proxies' not in both
 
 @pytest.mark.parametrize('change', ['digest','number','gone'])
 def test_test_sets_of_one_name_are_not_taken_for_one_another(tmp_path, change):
-    a,b = (tested(tmp_path/o, 0, v, dict(recipe=o), plain=w) for o,v,w in (('none',.5,.9),('shortcut',.7,.1)))
+    a,b = (measured(tmp_path/o, 0, v, dict(recipe=o), plain=w) for o,v,w in (('none',.5,.9),('shortcut',.7,.1)))
     if change=='digest':
         for o in (a,b): (o/'identity.json').write_text(json.dumps(dict(tests=dict(plain=dict(number=200, digest=o.name)))))
     if change=='number': pd.read_csv(b/'tests.csv').assign(n=199).to_csv(b/'tests.csv', index=False)
@@ -519,7 +521,7 @@ def test_test_sets_of_one_name_are_not_taken_for_one_another(tmp_path, change):
     ('tests.csv',''), ('tests.csv','test,n\nplain,3\n'), ('tests.csv','test,n,accuracy,loss,worst_group,worst\n'+2*'a,3,.5,.5,x,.5\n'),
     ('identity.json','[1'), ('identity.json','[]'), ('identity.json','{"tests":3}'), ('identity.json','{"tests":{"plain":"x"}}')])
 def test_broken_results_of_test_sets_are_told(tmp_path, file, content):
-    d = tested(tmp_path/'a', 0, .9, plain=.65)
+    d = measured(tmp_path/'a', 0, .9, plain=.65)
     (d/file).write_text(content)
     said = words(report_runs(d, quiet=True))
     assert f'{file} of a cannot be read' in said and ('Test set plain: accuracy 65.0%' in said)==(file!='tests.csv')
@@ -834,19 +836,20 @@ def test_in_a_browser(made, tmp_path):
         choose('sort', '')
         # layers: by the choice for all, by click, by key
         now = lambda: p.js(
-            "(() => { const s = document.querySelector('.shot[data-part=training]'); "
+            "(() => { const s = document.querySelector('.shot[data-part=training]:has([data-n=proxy])'); "
             "return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
         p.js("document.head.append(Object.assign(document.createElement('style'), {textContent:'* { transition:none !important }'}))")
         assert now()==['heat',[.75,0,0]]
         p.js("document.querySelector('[name=heat]').value = 40; "
              "document.querySelector('[name=heat]').dispatchEvent(new Event('input', {bubbles:true}))")
         assert now()==['heat',[.4,0,0]]
-        p.js("document.querySelector('.shot[data-part=training] button').focus()")
+        p.js("document.querySelector('.shot[data-part=training]:has([data-n=proxy]) button').focus()")
         for name,on in (('heat at the step',[0,.4,0]),('proxy',[0,0,1]),('original',[0,0,0]),('heat',[.4,0,0])):
             p.key('Enter', 13, '\r')
             assert now()==[name,on]
         x,y = p.js(
-            "(() => { const b = document.querySelector('.shot[data-part=training] button'); b.scrollIntoView({block:'center'}); "
+            "(() => { const b = document.querySelector('.shot[data-part=training]:has([data-n=proxy]) button'); "
+            "b.scrollIntoView({block:'center'}); "
             "const r = b.getBoundingClientRect(); return [r.x+r.width/2, r.y+r.height/2] })()")
         p.mouse(x, y)
         assert now()==['heat',[0,0,0]], 'hovering lifts the heat'
