@@ -238,7 +238,7 @@ def proxy_sweep(
     seed:int=0, # Random seed of the parameters; that of the trainings is a parameter: seed=1 in the space
     storage:str=None, # URL of a database, for processes without a common folder (default: study.db in the folder)
     pruner:str=None, # Pruner that stops what does badly: {pruner} (default: every trial runs to its end)
-    again:str=None, # Trials that are run again: failed, pruned, or running (where no heartbeat tells that its process is gone) (default: none)
+    again:str=None, # Trials that are run again: failed, pruned, or running (where no heartbeat tells of an end) (default: none)
     config:str=None, # The config.toml of a run to begin with; options override it (default: none)
     quiet:bool=False, # No progress bar and no table are shown
     json:bool=False, # Nothing is printed but one line of JSON at the end: folder, how trials ended, the best one

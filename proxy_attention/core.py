@@ -369,11 +369,12 @@ def hold_folder(
     return lock
 
 def is_held(
-    folder # Of a run
+    folder, # Of a run
+    name:str='.lock' # Of the file that is locked: that of `hold_folder`, or one that locks a part of the work
 )->bool: # False where the system does not say
     "Is a process at work in this folder?"
-    if not (Path(folder)/'.lock').is_file(): return False
-    lock = FileLock(Path(folder)/'.lock', thread_local=False)
+    if not (Path(folder)/name).is_file(): return False
+    lock = FileLock(Path(folder)/name, thread_local=False)
     try: lock.acquire(timeout=0)
     except Timeout: return True
     except (OSError, NotImplementedError): return False

@@ -14,7 +14,7 @@ from proxy_attention.masking.fills import noise
 from proxy_attention.proxy.selection import choose
 from proxy_attention.experiment.arms import arms
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
-from proxy_attention.core import short_text
+from proxy_attention.core import hold_folder, let_go, short_text
 from proxy_attention.report import build, page, sections
 from proxy_attention.report.build import usual_sections
 from proxy_attention.report.folder import RunFolder, open_runs, run_titles
@@ -371,7 +371,7 @@ def comparison(d, arms, seeds):
     rng = np.random.default_rng(0)
     (d/'records').mkdir(parents=True)
     (d/'config.toml').write_text(to_toml(changed(Config(), path='photos', epochs=3)), encoding='utf-8')
-    (d/'asked.json').write_text(json.dumps(dict(arms=','.join(arms), seeds=seeds, tests='')))
+    (d/'asked.json').write_text(json.dumps(dict(arms=','.join(arms), seeds=seeds)))
     for a,arm in enumerate(arms):
         for s in range(seeds):
             acc = .6+.1*a+rng.normal(0, .01)
@@ -389,10 +389,142 @@ def test_comparison_brings_its_own_verdict(tmp_path):
     for f in (d/'records').glob('shortcut_[1-4].json'): f.unlink()
     said = words(report_runs(d, quiet=True))
     assert '6 of 10 runs of the comparison compare are done: go on with proxy-compare --resume' in said
+    lock = hold_folder(d)
+    assert '6 of 10 runs of the comparison compare are done: it is running.' in words(report_runs(d, quiet=True)) and lock.is_locked
+    let_go(d)
     for f in (d/'records').glob('shortcut_*.json'): f.unlink()
     assert '5 of 10 runs' in words(report_runs(d, quiet=True))
     shutil.rmtree(d/'records')
     assert 'No run of the comparison compare is done yet' in words(report_runs(d, quiet=True))
+
+def test_a_comparison_keeps_which_images_were_right(tmp_path):
+    "Also where an arm has no run yet, or has settings with a comma in them"
+    arms = ['no proxy','shortcut(area=0.2,fill=zero)','late']
+    d = comparison(tmp_path/'compare', arms, 5)
+    for i,f in enumerate(sorted((d/'records').glob('*_*.json'))):
+        rec = json.loads(f.read_text())
+        bits = np.arange(100)<60+i
+        t = rec['tests']['valid']
+        t |= dict(accuracy=bits.mean(), right=np.packbits(bits).tobytes().hex())
+        f.write_text(json.dumps(rec))
+    for f in (d/'records').glob('late_*.json'): f.unlink()
+    shutil.copy(d/'records'/f'{arms[0]}_0.json', d/'records'/'late_9.json')
+    rec = json.loads((d/'records'/'late_9.json').read_text())
+    (d/'records'/'late_9.json').write_text(json.dumps(rec|dict(arm='late', seed=9)))
+    run = RunFolder(d)
+    got,want = run.comparison(),Comparison.kept(d/'records', arms)
+    assert got.arms==arms[:2] and {k for k in want.right if k[0]!='late'}==set(got.right) and len(got.right)==10
+    row = lambda c: c.stats().set_index(['arm','test']).loc[(arms[1],'valid')]
+    assert row(got).lo_images==row(want).lo_images and np.isfinite(row(got).lo_images)
+    assert 'comparison of 3 arms' in run_titles([run])[d]
+
+def test_the_command_of_a_comparison_makes_the_same_one(tmp_path):
+    "With the file, and with everything spelt out; a comparison of an earlier release kept its test sets beside the arms"
+    from proxy_attention.cli import asked, proxy_compare
+    import shlex
+    d = comparison(tmp_path/'a run', ['no proxy','shortcut(area=0.2,fill=zero)'], 3)
+    tests = {o:str(tmp_path/f'the {o}') for o in ('plain','flipped')}
+    cfg = changed(Config(), path=str(tmp_path/'my photos'), epochs=3, lr=.1, recipe='none', tests=tests)
+    (d/'config.toml').write_text(to_toml(cfg), encoding='utf-8')
+    for old in (False,True):
+        if old:
+            (d/'config.toml').write_text(to_toml(changed(cfg, tests='')), encoding='utf-8')
+            (d/'asked.json').write_text(json.dumps(json.loads((d/'asked.json').read_text())|dict(tests=','.join(
+                f'{k}={v}' for k,v in tests.items()))))
+        lines = run_again(RunFolder(d))
+        assert len(lines)==2
+        for line in lines:
+            name,*args = shlex.split(line)
+            said = asked(proxy_compare, args)
+            assert name=='proxy-compare' and (said.pop('arms'),said.pop('seeds'))==('no proxy,shortcut(area=0.2,fill=zero)',3)
+            begun = from_toml(said.pop('config')) if 'config' in said else Config()
+            assert changed(begun, **said|dict(recipe='none'))==cfg
+
+def measured(d, seed, acc, images=None, **accs):
+    "A run that was measured on test sets"
+    written(d, seed, [.1,acc], **images or {})
+    rows = [dict(test=t, n=200, accuracy=v, loss=1-v, worst_group='NA', worst=v/2) for t,v in accs.items()]
+    pd.DataFrame(rows).to_csv(d/'tests.csv', index=False)
+    return d
+
+def test_runs_are_judged_by_their_test_sets(tmp_path):
+    "Validation says the opposite; ranked by the lowest test set; differences against SciPy, raised after Holm"
+    rng = np.random.default_rng(0)
+    base = rng.uniform(.3, .4, 5)
+    made = dict(none=(.99,base+.3,base), shortcut=(.9,base+.25,base+.3+rng.normal(0, .02, 5)),
+        late=(.95,base+.3+rng.normal(0, .02, 5),base+.03+rng.normal(0, .025, 5)))
+    for name,(v,plain,flipped) in made.items():
+        for s in range(5): measured(tmp_path/'runs'/f'{name}{s}', s, v, dict(recipe=name), plain=plain[s], flipped=flipped[s])
+    t = tree(report_runs(tmp_path/'runs', quiet=True))
+    said = ' '.join(t.text(o) for o in t('main'))
+    assert 'ranked and compared by the lowest of their accuracies on the test sets plain and flipped' in said
+    assert 'accuracy on them does not tell whether it is cured' in said and 'The best run is shortcut on photos' in said
+    spread = lambda v: f'{v.mean():.3f} ± {v.std(ddof=1):.3f}'
+    means = [f'{k}: accuracy {spread(made[o][1])} on plain and {spread(made[o][2])} on flipped (5 runs).'
+             for k,o in (('shortcut','shortcut'),('late','late'),('no proxies','none'))]
+    at = [said.index(o) for o in means]
+    assert at==sorted(at), 'the best first, by the worst test set'
+    p = {o:ttest_rel(made[o][2], base).pvalue for o in ('shortcut','late')}
+    assert p['shortcut']<.001 and .01<p['late']<.05, 'the correction matters'
+    head,*rows = cells(t, 'Last epoch')
+    row = {r[0]:dict(zip(head, r)) for r in rows}
+    for o in ('shortcut','late'):
+        d = made[o][2]-base
+        ci = ttest_rel(made[o][2], base).confidence_interval(.95)
+        assert (f'on flipped: {d.mean():+.3f} compared with no proxies, 5 seeds in common, '
+                f'95 % interval {ci.low:+.3f} to {ci.high:+.3f}') in said
+        assert row[o]['accuracy on flipped minus no proxies']==f'{d.mean():+.3f} [{ci.low:+.3f}, {ci.high:+.3f}]'
+        assert row[o]['accuracy on plain']==spread(made[o][1])
+    assert row['late']['worst group on flipped'].startswith(f'{made["late"][2].mean()/2:.3f}')
+    assert 'corrected for 2 groups (Holm)' in said
+    assert {r[0]:r[1] for r in cells(t, 'In what all runs are alike')}['test sets']=='plain 200, flipped 200'
+
+def test_groups_are_read_together(tmp_path):
+    "One of five that would be told of alone; without test sets, of validation"
+    rng = np.random.default_rng(1)
+    base,good = rng.uniform(.5, .6, 5),np.array([.03,.06,.01,.05,.02])
+    kw = [dict(recipe='none'), *(dict(recipe=o) for o in ('shortcut','late','thesis','masktune'))]
+    for i,o in enumerate(kw):
+        for s in range(5): written(tmp_path/f'{i}_{s}', s, [.1, base[s]+(good[s] if i==1 else rng.normal(0, .05) if i else 0)], **o)
+    p = ttest_rel(base+good, base).pvalue
+    assert .0125<p<.05
+    said = words(report_runs(tmp_path, quiet=True))
+    assert f'No effect shown: {good.mean():+.3f} compared with no proxies, 5 seeds in common' in said
+    assert re.search(rf'corrected p = {4*p:.2g}\.', said) and 'corrected for 4 groups (Holm)' in said
+    assert 'A test set without it does (--tests plain=FOLDER)' in said
+
+def test_over_correction_of_a_training_is_told(tmp_path):
+    d = measured(tmp_path/'a', 0, .9, dict(recipe='shortcut'), plain=.65, flipped=.72)
+    said = words(report_runs(d, quiet=True))
+    assert 'Over-corrected: shortcut on photos' in said and 'is 7.0 points better where the cue is misleading (flipped)' in said
+    assert 'Test set flipped: accuracy 72.0% on 200 images, lowest in NA (36.0%).' in said
+    assert 'accuracy on them does not tell whether it is cured' in said
+    other = measured(tmp_path/'b', 0, .9, dict(recipe='none'), plain=.65, flipped=.66)
+    assert 'Over-corrected' not in words(report_runs(other, quiet=True))
+    both = words(report_runs([d, other], tmp_path/'both.html', quiet=True))
+    assert 'Over-corrected: shortcut is 7.0 points' in both and 'Over-corrected: no proxies' not in both
+
+@pytest.mark.parametrize('change', ['digest','number','gone'])
+def test_test_sets_of_one_name_are_not_taken_for_one_another(tmp_path, change):
+    a,b = (measured(tmp_path/o, 0, v, dict(recipe=o), plain=w) for o,v,w in (('none',.5,.9),('shortcut',.7,.1)))
+    if change=='digest':
+        for o in (a,b): (o/'identity.json').write_text(json.dumps(dict(tests=dict(plain=dict(number=200, digest=o.name)))))
+    if change=='number': pd.read_csv(b/'tests.csv').assign(n=199).to_csv(b/'tests.csv', index=False)
+    if change=='gone': (b/'tests.csv').unlink()
+    t = tree(report_runs([a,b], tmp_path/'x.html', quiet=True))
+    said = ' '.join(t.text(o) for o in t('main'))
+    assert 'The test set plain is not the same in all runs, or not measured in all, and nothing is compared by that.' in said
+    assert 'The best run is shortcut' in said and 'accuracy minus no proxies' in cells(t, 'Last epoch')[0]
+    assert 'accuracy on plain' in cells(t, 'Last epoch')[0], 'shown it is'
+
+@pytest.mark.parametrize('file,content', [
+    ('tests.csv',''), ('tests.csv','test,n\nplain,3\n'), ('tests.csv','test,n,accuracy,loss,worst_group,worst\n'+2*'a,3,.5,.5,x,.5\n'),
+    ('identity.json','[1'), ('identity.json','[]'), ('identity.json','{"tests":3}'), ('identity.json','{"tests":{"plain":"x"}}')])
+def test_broken_results_of_test_sets_are_told(tmp_path, file, content):
+    d = measured(tmp_path/'a', 0, .9, plain=.65)
+    (d/file).write_text(content)
+    said = words(report_runs(d, quiet=True))
+    assert f'{file} of a cannot be read' in said and ('Test set plain: accuracy 65.0%' in said)==(file!='tests.csv')
 
 def test_run_cut_off(copy_of, made):
     "Without model and history: curves from the log, steps and pictures from what the steps kept"
@@ -442,6 +574,18 @@ def test_images_that_moved_with_the_run_are_found(copy_of, photos, tmp_path):
     log = pd.read_csv(d/'proxy_log.csv')
     log.assign(file=log.file.str.replace(str(photos.parent), '/elsewhere')).to_csv(d/'proxy_log.csv', index=False)
     assert len(tree(report_runs(d, quiet=True))('figure', class_='shot'))==24 and 'are not at' not in words(d/'report.html')
+
+def test_a_trained_run_brings_its_test_sets(few, tmp_path):
+    "As `train_folder` keeps them: the page tells what stands in tests.csv, with folds, too"
+    kw = dict(recipe='none', epochs=1, tests=f'plain={few}/plain', **(tiny|dict(size=32)))
+    a = train_folder(few, tmp_path/'runs', **kw)
+    b = train_folder(few/'train', tmp_path/'runs', folds=2, **(kw|dict(bs=4)))
+    t = tree(report_runs(a, n=0, quiet=True))
+    head,row = cells(t, 'Last epoch')
+    df = pd.read_csv(a/'tests.csv').set_index('test')
+    assert float(row[head.index('accuracy on plain')])==pytest.approx(df.accuracy.plain, abs=6e-4)
+    one,fold,_ = open_runs([a,b])
+    assert one.tests.images.plain==fold.tests.images.plain and len(one.tests.images.plain)==16, 'the same images, by their digest'
 
 def test_two_runs_with_other_images(run, few, tmp_path):
     other = train_folder(few, tmp_path/'runs', recipe='none', epochs=1, **tiny)
@@ -653,7 +797,7 @@ def test_more_unfolds_in_a_browser(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sections, 'foremost', lambda shots: foremost(shots, 10))
     with Page(report_runs(run, tmp_path/'x.html', quiet=True), tmp_path) as p:
         def choose(name, v):
-            p.js(f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = '{v}'; "
+            p.js(f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = {json.dumps(v)}; "
                  "o.dispatchEvent(new Event('input', {bubbles:true})) })()")
         def box(k): return p.js(f"[...document.querySelectorAll('#{k} > .shot')].filter(o => !o.hidden).map(o => +o.dataset.loss)")
         assert len(box('shots'))==10 and len(box('more'))==14
@@ -692,19 +836,20 @@ def test_in_a_browser(made, tmp_path):
         choose('sort', '')
         # layers: by the choice for all, by click, by key
         now = lambda: p.js(
-            "(() => { const s = document.querySelector('.shot[data-part=training]'); "
+            "(() => { const s = document.querySelector('.shot[data-part=training]:has([data-n=proxy])'); "
             "return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
         p.js("document.head.append(Object.assign(document.createElement('style'), {textContent:'* { transition:none !important }'}))")
         assert now()==['heat',[.75,0,0]]
         p.js("document.querySelector('[name=heat]').value = 40; "
              "document.querySelector('[name=heat]').dispatchEvent(new Event('input', {bubbles:true}))")
         assert now()==['heat',[.4,0,0]]
-        p.js("document.querySelector('.shot[data-part=training] button').focus()")
+        p.js("document.querySelector('.shot[data-part=training]:has([data-n=proxy]) button').focus()")
         for name,on in (('heat at the step',[0,.4,0]),('proxy',[0,0,1]),('original',[0,0,0]),('heat',[.4,0,0])):
             p.key('Enter', 13, '\r')
             assert now()==[name,on]
         x,y = p.js(
-            "(() => { const b = document.querySelector('.shot[data-part=training] button'); b.scrollIntoView({block:'center'}); "
+            "(() => { const b = document.querySelector('.shot[data-part=training]:has([data-n=proxy]) button'); "
+            "b.scrollIntoView({block:'center'}); "
             "const r = b.getBoundingClientRect(); return [r.x+r.width/2, r.y+r.height/2] })()")
         p.mouse(x, y)
         assert now()==['heat',[0,0,0]], 'hovering lifts the heat'

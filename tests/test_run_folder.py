@@ -7,8 +7,9 @@ from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_explain, proxy_report, proxy_runs, proxy_train
 from proxy_attention.core import hold_folder, is_held, let_go
 from proxy_attention.data.networks import network_file, read_network
+from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
-from proxy_attention.experiment.runs import finished, run_state, runs_table
+from proxy_attention.experiment.runs import finished, run_state, runs_done, runs_table
 from proxy_attention.experiment.sweep import folder_run
 from proxy_attention.experiment.train import largest_batch
 from proxy_attention.interpret.use import open_learner
@@ -341,8 +342,101 @@ def test_folds_and_their_mean(path, tmp_path):
     df = read_runs(tmp_path/'runs').set_index('run')
     assert df.state.tolist()==['stopped','finished','stopped'] and df.accuracy[run.name]==res.accuracy[0]
 
-def test_logs_and_comparisons_have_no_state(tmp_path):
-    assert run_state(tmp_path) is None
+def compared(few, tmp_path, seeds=2, **kw):
+    return compare_folder(few, 'no proxy,cutout', seeds, out=tmp_path/'runs', epochs=2, n_per_class=4, **(small|kw))
+
+@pytest.fixture
+def stops(monkeypatch):
+    "A comparison ends in the training after the first `n`; what was seen at each"
+    import proxy_attention.experiment.compare as c
+    usual = c.run_arm
+    def f(n, look, error=KeyboardInterrupt()):
+        seen = []
+        def one(*args, **kwargs):
+            seen.append(look())
+            if len(seen)>n: raise error
+            return usual(*args, **kwargs)
+        monkeypatch.setattr(c, 'run_arm', one)
+        return seen
+    return f
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+def test_how_far_a_comparison_is(few, tmp_path, stops):
+    "Of so many trainings; a verdict is not that of what was added to it"
+    look = lambda: [(state_of(o),runs_done(o)) for o in (tmp_path/'runs').iterdir()][0]
+    seen = stops(1, lambda: [*look(), is_held(next((tmp_path/'runs').iterdir()))])
+    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-compare --resume .*compare_'): compared(few, tmp_path)
+    run, = (tmp_path/'runs').iterdir()
+    assert seen==[['running',(0,4),True],['running',(1,4),True]] and look()==('stopped',(1,4)) and 'stopped 1/4' in runs_table(run.parent)
+    stops(9, look)
+    compare_folder(resume=run, say=noop)
+    assert look()==('finished',(4,4)) and re.search(r'finished +test_resnet', runs_table(run.parent)) and not is_held(run)
+    said = json.loads(runs_table(run.parent, as_json=True))[0]
+    assert (said['state'],said['runs_done'],said['runs_asked'])==('finished',4,4)
+    stops(1, look, ZeroDivisionError('by zero'))
+    with pytest.raises(ZeroDivisionError): compare_folder(resume=run, seeds=3, say=noop)
+    assert look()==('failed',(5,6)) and (run/'failed.txt').read_text()=='ZeroDivisionError: by zero\n' and finished(run)
+    (run/'records'/'cutout_0.json').write_text('{')
+    assert runs_done(run)==(4,6), 'what is damaged is not done'
+    (run/'records'/'cutout_0.json').write_text('[]')
+    assert runs_done(run)==(4,6)
+    (run/'records'/'cutout_0.json').unlink()
+    stops(9, look)
+    compare_folder(resume=run, tests=f'plain={few}/plain', say=noop)
+    assert look()==('finished',(6,6)) and not (run/'failed.txt').exists()
+    rec = json.loads((run/'records'/'cutout_1.json').read_text())
+    (run/'records'/'cutout_1.json').write_text(json.dumps(rec|dict(tests={'valid':rec['tests']['valid']})))
+    assert look()==('stopped',(5,6)), 'a test set is missing'
+
+def test_two_processes_share_a_comparison(few, tmp_path):
+    "A second one is not refused; who has begun it may be gone before the other one is done"
+    run = compared(few, tmp_path, 1)
+    code = ('import sys,time; from filelock import FileLock; locks = [FileLock(o) for o in sys.argv[1:]]; '
+            '[o.acquire() for o in locks]; print("held", flush=True); time.sleep(60)')
+    def other(*locks):
+        p = subprocess.Popen([sys.executable, '-c', code, *locks], stdout=subprocess.PIPE, text=True)
+        assert p.stdout.readline()=='held\n'
+        return p
+    p = other(run/'.lock')
+    assert state_of(run)=='running'
+    assert compare_folder(resume=run, seeds=2, say=noop)==run and runs_done(run)==(4,4)
+    assert is_held(run) and state_of(run)=='running', 'what another process holds is left alone'
+    p.kill(); p.wait()
+    assert state_of(run)=='finished'
+    p = other(run/'records'/'no_proxy_0.json.lock')
+    assert not is_held(run) and state_of(run)=='running'
+    p.kill(); p.wait()
+    assert state_of(run)=='finished'
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+def test_what_a_comparison_was(few, tmp_path):
+    "Data, arms, releases; elsewhere the same digest, with another arm another one; it is not written over by what is refused"
+    (tmp_path/'a').mkdir()
+    run = compared(few, tmp_path, 1, tests=f'plain={few}/plain')
+    said = json.loads((run/'identity.json').read_text(encoding='utf-8'))
+    assert set(said['arms'])=={'no proxy','cutout'} and said['seeds']==1 and said['tests']['plain']['number']>0
+    assert said['config']['size']==32 and said['versions']['fastai'] and said['command'] is None and len(said['digest'])==16
+    data = shutil.copytree(few, tmp_path/'moved')
+    there = compared(data, tmp_path/'a', 1, tests=f'plain={data}/plain')
+    again = json.loads((there/'identity.json').read_text(encoding='utf-8'))
+    assert again['digest']==said['digest'] and again['config']['path']!=said['config']['path']
+    compare_folder(resume=there, arms='late', say=noop)
+    more = json.loads((there/'identity.json').read_text(encoding='utf-8'))
+    assert list(more['arms'])==['no proxy','cutout','late'] and more['digest']!=said['digest'] and more['data']==said['data']
+    before = {f:f.read_bytes() for f in there.rglob('*') if f.is_file()}
+    f = data/pd.read_csv(there/'folds.csv').file[0]
+    f.write_bytes(f.read_bytes()+b' ')
+    with pytest.raises(ValueError, match='holds another comparison. (Training|Validation) images, bytes: .*Bring that back, or begin'):
+        compare_folder(resume=there, seeds=2, say=noop)
+    assert {f:f.read_bytes() for f in there.rglob('*') if f.is_file()}==before
+
+def test_what_a_comparison_warned_of(few, tmp_path, stops):
+    stops(9, lambda: warnings.warn('odd\nimages', ProxyWarning))
+    with pytest.warns(ProxyWarning, match='odd'): run = compared(few, tmp_path, 1)
+    assert set((run/'warnings.txt').read_text(encoding='utf-8').splitlines())=={'ProxyWarning: odd images'}
+
+def test_logs_and_comparisons_of_earlier_releases_have_no_state(tmp_path):
+    assert run_state(tmp_path) is None and runs_done(tmp_path) is None
     for o in ('config.toml','asked.json'): (tmp_path/o).touch()
     assert run_state(tmp_path) is None
     (tmp_path/'verdict.txt').touch()

@@ -6,7 +6,7 @@
 __all__ = ['config_learner', 'kept_learner', 'largest_batch', 'fit_length', 'check_config', 'proxy_args', 'suspect_file',
            'refuse_unasked', 'with_suspect', 'images_of', 'tests_of', 'test_loader', 'notes_on', 'keep_checked',
            'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'run_identity', 'found_again',
-           'resume_run', 'last_of', 'arm_of']
+           'resume_run', 'last_of', 'at_work', 'arm_of']
 
 # %% ../../nbs/experiment/07_train.ipynb #f1303574
 import json, math, os, re, shlex, shutil, sys, warnings
@@ -37,7 +37,7 @@ from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
 from ..proxy.recipes import IfCarried, as_suspect, head_first, recipes
 from .config import Config, all_settings, changed, from_toml, to_toml
-from .identity import data_of, digest, items_of, refuse_other, versions
+from .identity import data_of, digest, files_digest, items_of, refuse_other, versions
 from .runs import finished
 from .checkpoint import Checkpoint, read_checkpoint
 from .logs import RunBoard
@@ -467,8 +467,9 @@ def _command():
 
 def run_identity(
     cfg:Config,
-    images:ImageSet # With the split
-)->dict: # data, config, versions, device, command, digest
+    images:ImageSet, # With the split
+    **more # What else it is, as plain data: the arms and seeds of a comparison
+)->dict: # data, tests, config, versions, device, command, digest; and `more`
     "What a run is, as plain data; the digest is that of all but places and the command"
     with keep_rng(): data = data_of(_loaders(cfg, images, _stats(cfg)))
     for part in ('train','valid'):
@@ -476,8 +477,10 @@ def run_identity(
         data[k] = dict(number=data[k]['number'], bytes=_bytes_of(images.df.file[images.df.part==part]), digest=data[k]['digest'])
     device = default_device()
     where = f'{device.type}: {torch.cuda.get_device_name(device)}' if device.type=='cuda' else device.type
-    what = dict(data=data, config=all_settings(cfg), versions=versions(), device=where)
-    places = ('path','split','suspect','objects')
+    tests_of(cfg, images) # reads those that are new
+    tests = {k:files_digest(images.tests[k].file, images.tests[k].label) for k in cfg.tests}
+    what = dict(data=data, tests=tests, config=all_settings(cfg), versions=versions(), device=where, **more)
+    places = ('path','split','suspect','objects','tests')
     settings = {k:v for k,v in what['config'].items() if k not in places}
     return what | dict(command=_command(), digest=digest(what|dict(config=settings)))
 
@@ -570,25 +573,37 @@ def _noted(file):
         if said: write()
 
 @contextmanager
-def _alone(run):
-    "The folder is held meanwhile, and what is in it"
-    lock = hold_folder(run)
-    try: yield lock
+def _held(run, shared):
+    "The folder is held meanwhile, and what is in it; who shares it may find it held"
+    lock = None
+    try: lock = hold_folder(run)
+    except FileExistsError:
+        if not shared: raise
+    try: yield lock # held as long as somebody has it
     finally:
         for o in (run, *(f.parent for f in run.glob('**/checkpoints/.lock'))): let_go(o)
 
-def _train(cfg, images, run, epochs, say, cbs, export):
-    "`_trained`, and a word on how to go on if it is stopped, or on what it failed with"
+@contextmanager
+def at_work(
+    run:Path, # The folder of a run
+    go_on:str, # The command that goes on with it, without the folder
+    shared:bool=False # May other processes work in it, too? What each of them does it has to lock by itself
+):
+    "Meanwhile the folder is held, and keeps warnings; afterwards what it failed with, and who stops it is told how to go on"
     failed = run/'failed.txt'
-    with _alone(run), _noted(run/'warnings.txt'):
+    with _held(run, shared), _noted(run/'warnings.txt'):
         failed.unlink(missing_ok=True)
-        try: return _trained(cfg, images, run, epochs, say, cbs, export)
-        except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Go on with: proxy-train --resume {run}') from e
+        try: yield
+        except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Go on with: {go_on} {run}') from e
         except TrialPruned: raise # a sweep has stopped it
         except Exception as e:
             why = ' '.join(str(e).split(':\n\t')[-1].split()) # fastai says in which callback before it says what
             with suppress(OSError): failed.write_text(f'{type(e).__name__}: {why}\n', encoding='utf-8') # the disk may be full, which is why
             raise
+
+def _train(cfg, images, run, epochs, say, cbs, export):
+    "`_trained`, alone in its folder"
+    with at_work(run, 'proxy-train --resume'): return _trained(cfg, images, run, epochs, say, cbs, export)
 
 def _trained(cfg, images, run, epochs, say, cbs, export):
     "One training, or one per fold"

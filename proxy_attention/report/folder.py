@@ -7,6 +7,7 @@ __all__ = ['RunFolder', 'open_runs', 'run_titles', 'settings_that_differ', 'grou
 
 # %% ../../nbs/report/01_folder.ipynb #a007ee52
 import json, os, re, warnings
+from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
 import numpy as np, pandas as pd
@@ -15,14 +16,16 @@ from fastcore.xml import *
 from ..core import *
 from ..attribution.heatmap import HeatmapStore
 from ..experiment.config import Config, all_settings, from_toml
-from ..experiment.runs import Run, Runs, finished
+from ..experiment.runs import Run, Runs, finished, run_state, runs_done
 from ..proxy.recipes import recipes
 from ..experiment.train import fit_length, proxy_args
+from ..experiment.arms import split_arms
 from ..experiment.compare import Comparison
 
 # %% ../../nbs/report/01_folder.ipynb #39b41676
 _log_cols = 'file pred targ method fit# epoch# item# loss# area# degenerate'
 _step_cols = 'fit# epoch# chosen# made# degenerate# mean_loss? area? seconds?'
+_test_cols = 'test n# accuracy? loss? worst_group worst?'
 
 def _typed(df, cols):
     "The rows that are whole; `#`: a number, `?`: a number that may be missing"
@@ -38,9 +41,22 @@ def _table_of(f, cols):
         pd.read_csv(f, dtype={o:str for o in cols.split() if o[-1] not in '#?' and o!='degenerate'}, keep_default_na='#' in cols),
         cols)
 
+def _tests_of(f):
+    df = _typed(pd.read_csv(f, dtype=str, keep_default_na=False), _test_cols)
+    if len(twice := df.test[df.test.duplicated()]): raise ValueError(f'the test set {twice.iloc[0]!r} stands there twice')
+    return df.assign(test=df.test.map(clean_text)).set_index('test')
+
+def _digests_of(f):
+    "Test set → what its images are"
+    said = json.loads(f.read_text(encoding='utf-8'))
+    tests = said.get('tests', {}) if isinstance(said, dict) else None
+    if not isinstance(tests, dict) or not all(isinstance(o, dict) and 'digest' in o for o in tests.values()):
+        raise ValueError('it does not say what was tested on')
+    return {k:o['digest'] for k,o in tests.items()}
+
 def _asked_of(f):
     asked = json.loads(f.read_text(encoding='utf-8'))
-    if not isinstance(asked, dict) or not {'arms','seeds','tests'}<=set(asked):
+    if not isinstance(asked, dict) or not {'arms','seeds'}<=set(asked):
         raise ValueError('it is not that of a comparison')
     return asked
 
@@ -66,6 +82,14 @@ class RunFolder:
         # of a demo
         self.told = self._try('verdict.txt', lambda f: f.read_text(encoding='utf-8').strip()) if not self.asked_for else None
         self.model = self.path/'model.pkl' if (self.path/'model.pkl').is_file() else None
+
+    @cached_property
+    def tests(self):
+        "A row per test set: n, accuracy, loss, worst_group, worst; images, their digest, or where the run does not say, how many"
+        df = self._try('tests.csv', _tests_of)
+        if df is None: return pd.DataFrame(columns=['n','accuracy','loss','worst_group','worst','images'])
+        known = self._try('../identity.json' if self.fold else 'identity.json', _digests_of) or {}
+        return df.assign(images=[str(known.get(t, n)) for t,n in df.n.items()])
 
     def _try(self, name, read, **kw):
         "What `read` makes of a file; None where there is none, or it is broken"
@@ -137,22 +161,20 @@ def proxies(self:RunFolder):
 @patch
 def comparison(self:RunFolder): # A `Comparison`; None: not one yet
     "What came of a comparison so far"
-    arms = [o.strip() for o in self.asked_for['arms'].split(',') if o.strip()]
+    then = 'it is running' if run_state(self.path)=='running' else f'go on with `proxy-compare --resume {self.path}`'
+    arms = split_arms(self.asked_for['arms'])
     try: cmp = Comparison.kept(self.path/'records', arms, arms[0])
     except (ValueError, KeyError) as e:
         return self.missing.append(f'The comparison {self.name} cannot be read yet ({e}).')
     if cmp is None:
-        return self.missing.append(
-            f'No run of the comparison {self.name} is done yet: go on with `proxy-compare --resume {self.path}`.')
-    done,all_ = len(cmp.df[['arm','seed']].drop_duplicates()), len(arms)*self.asked_for['seeds']
-    if done<all_:
-        self.missing.append(
-            f'{done} of {all_} runs of the comparison {self.name} are done: go on with `proxy-compare --resume {self.path}`.')
+        return self.missing.append(f'No run of the comparison {self.name} is done yet: {then}.')
+    done,all_ = runs_done(self.path) or (len(cmp.df[['arm','seed']].drop_duplicates()), len(arms)*self.asked_for['seeds'])
+    if done<all_: self.missing.append(f'{done} of {all_} runs of the comparison {self.name} are done: {then}.')
     shared = lambda a: set(cmp.df[cmp.df.arm==a].seed) & set(cmp.df[cmp.df.arm==arms[0]].seed)
     ok = [a for a in cmp.arms if shared(a)]
     return cmp if len(ok)==len(cmp.arms) else Comparison(
         cmp.df[cmp.df.arm.isin(ok)], arms[0], cmp.level,
-        cmp.groups[cmp.groups.arm.isin(ok)], [o for o in cmp.notes if o[0] in ok])
+        cmp.groups[cmp.groups.arm.isin(ok)], [o for o in cmp.notes if o[0] in ok], {k:v for k,v in cmp.right.items() if k[0] in ok})
 
 # %% ../../nbs/report/01_folder.ipynb #403e4d40
 def _below(path, missing):
@@ -203,7 +225,7 @@ def _told(k, v):
 def _titled(run):
     "Recipe, images and day of a run"
     s,when = run.settings,run.run.when
-    kind = ('demo' if run.told else f"comparison of {counted(len(run.asked_for['arms'].split(',')), 'arm')}" if run.asked_for
+    kind = ('demo' if run.told else f"comparison of {counted(len(split_arms(run.asked_for['arms'])), 'arm')}" if run.asked_for
         else _told('recipe', s.get('recipe')) or 'run')
     images = f' on {o}' if (o := _told('path', s.get('path'))) else ''
     fold = f", {run.path.name.replace('_', ' ')}" if run.fold else ''

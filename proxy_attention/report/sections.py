@@ -18,8 +18,8 @@ from fastcore.xml import Output
 from ..core import *
 from ..interpret.probe import too_coarse, zone_energy
 from ..proxy.selection import takes_share, usual_share
-from ..experiment.config import Config, all_settings, to_toml
-from ..experiment.compare import paired
+from ..experiment.config import Config, all_settings, left_to_arms, to_toml
+from ..experiment.compare import Comparison
 from .page import *
 from .folder import RunFolder, settings_that_differ
 from .look import Report, heat_place, open_small, telling
@@ -33,10 +33,35 @@ def _main_metric(runs):
         (c for c in ['accuracy', *(c for c in cols if 'loss' not in c), 'valid_loss', *cols] if c in cols),
         None)
 
-def _values(runs, metric):
-    "(seed, fold) → last value, of runs that came to their end"
-    return {(o.settings.get('seed'), o.path.name if o.fold else None):float(o.epochs[metric].iloc[-1])
-            for o in runs if o.finished and metric in o.epochs and len(o.epochs)}
+def _done(runs): return [o for o in runs if o.finished and len(o.epochs)]
+def _and(names): return ' and '.join([', '.join(names[:-1]), names[-1]] if len(names)>1 else names)
+
+def _tests(runs):
+    "Test sets that all of some runs were measured on, and the others: of some runs only, or of other images by the same name"
+    found = [{t:o.tests.images[t] for t in o.tests.index[o.tests.accuracy.notna()]} for o in runs]
+    names = dict.fromkeys(t for o in found for t in o)
+    same = [t for t in names if len({o.get(t) for o in found})==1]
+    return same,[t for t in names if t not in same]
+
+def _judged(rep):
+    "The metric that runs are judged by, and the test sets on which; of validation alone, where no test set is one of all runs"
+    done = _done(rep.trainings)
+    tests = _tests(done)[0]
+    return ('accuracy',tests) if tests else (_main_metric(done), [])
+
+def _valid_n(run): return int((run.split.part=='valid').sum()) if run.split is not None else np.nan
+
+def _measured(run, metric, tests):
+    "What a run came to on each test set; without any, in its last epoch"
+    if tests: return {t:dict(run.tests.loc[t, ['accuracy','n','worst','worst_group']]) for t in tests if t in run.tests.index}
+    v = float(run.epochs[metric].iloc[-1]) if metric in run.epochs else None
+    return {} if v is None else {'validation':dict(accuracy=v, worst=v, n=_valid_n(run)) | {metric:v}}
+
+def _results(rep, metric, tests):
+    "A row for each group of runs, seed (with its fold) and test set, of runs that came to their end, as a `Comparison` takes them"
+    rows = {(k,o.settings.get('seed'),o.path.name if o.fold else '',t):said|dict(steps=len(o.epochs))
+            for k,v in rep.groups.items() for o in _done(v) for t,said in _measured(o, metric, tests).items()}
+    return pd.DataFrame([dict(arm=k, seed=f'{s} {f}', test=t, **o) for (k,s,f,t),o in rows.items()])
 
 def _against(rep):
     "The group that others are compared with: without proxies, or the first"
@@ -44,17 +69,18 @@ def _against(rep):
         (k for k,v in rep.groups.items() if v[0].cfg and v[0].cfg.proxy.recipe=='none'),
         next(iter(rep.groups), None))
 
-def _difference(rep, name, metric):
-    "`paired` for a group, over the seeds it shares with the one it is compared with"
-    a,b = (_values(rep.groups[k], metric) for k in (name,_against(rep)))
-    both = [k for k in a if k in b]
-    sign = -1 if better(metric) is np.less else 1
-    if not both: return None
-    n = min((int((o.split.part=='valid').sum()) for k in (name,_against(rep)) for o in rep.groups[k] if o.split is not None), default=0)
-    known = dict(image=1/n if n else 0., limit=1.) if metric=='accuracy' else {}
-    d = paired([sign*(a[k]-b[k]) for k in both], **known) # what is better counts as more
-    lo,hi = sorted((sign*d['lo'], sign*d['hi']))
-    return d|dict(n=len(both), diff=sign*d['diff'], lo=lo, hi=hi)
+def _differences(df, base, metric):
+    "(group, test set) → a row of `Comparison.stats` on how it differs from the one it is compared with; n: seeds that both have"
+    if not len(df) or base not in set(df.arm): return {}
+    sign = -1 if better(metric) is np.less else 1 # what is better counts as more
+    stats = Comparison(df.assign(**{metric:sign*df[metric]}), base).stats(metric)
+    seeds = df.groupby(['arm','test']).seed.agg(set)
+    res = {}
+    for r in stats[stats.test!='worst group'].dropna(subset='diff').to_dict('records'):
+        lo,hi = sorted((sign*r['lo'], sign*r['hi']))
+        n = len(seeds[r['arm'],r['test']] & seeds[base,r['test']])
+        res[r['arm'],r['test']] = r|dict(diff=sign*r['diff'], lo=lo, hi=hi, n=n)
+    return res
 
 def _one_run(rep, run):
     "What a single run came to"
@@ -67,43 +93,88 @@ def _one_run(rep, run):
     lines = [
         f"{title}: {said} on {n or 'the'} validation images after {counted(len(e), 'epoch')}" +
         (f' (95 % interval for images like these: {ci.low:.1%} to {ci.high:.1%}).' if ci else '.')]
+    if len(run.tests): lines.append(_shared)
+    for t,r in run.tests.iterrows():
+        lines.append(f"Test set {t}: accuracy {r.accuracy:.1%} on {counted(int(r.n), 'image')}" +
+            (f', lowest in {clean_text(r.worst_group)} ({r.worst:.1%}).' if r.worst<r.accuracy else '.'))
     if len(s := run.steps):
         lines.append(f"{counted(int(s.made.sum()), 'proxy image')} were made in {counted(len(s), 'step')}.")
     return lines
 
-def _ranked(rep, metric):
-    "Values of each group of runs, the best mean first, those without any last"
-    values = {k:list(_values(v, metric).values()) if metric else [] for k,v in rep.groups.items()}
-    sign = 1 if metric and better(metric) is np.less else -1
-    return sorted(values.items(), key=lambda o: sign*np.mean(o[1]) if o[1] else np.inf)
+def _lowest(df, metric):
+    "The mean on the test set that is worst, of each group"
+    means = df.groupby(['arm','test'])[metric].mean().groupby('arm')
+    return (means.max() if better(metric) is np.less else means.min()).to_dict()
 
-def _best(rep, metric):
+def _first_best(names, value, metric):
+    "The best first, what has no value last"
+    sign = 1 if metric and better(metric) is np.less else -1
+    return sorted(names, key=lambda k: sign*value[k] if np.isfinite(value.get(k, np.nan)) else np.inf)
+
+def _on(values, tests): return _and([f'{values[t]} on {t}' for t in tests]) if tests else values['validation']
+
+def _best(rep, metric, tests):
     "The best single run"
-    ends = [(float(o.epochs[metric].iloc[-1]), o) for o in rep.trainings if o.finished and metric in o.epochs and len(o.epochs)]
-    ends = [o for o in ends if np.isfinite(o[0])]
-    if not ends: return []
-    v,run = min(ends, key=lambda o: o[0] if better(metric) is np.less else -o[0])
+    ends = {o.path:{t:float(v[metric]) for t,v in _measured(o, metric, tests).items()} for o in _done(rep.trainings)}
+    low = {k:(max if better(metric) is np.less else min)(v.values()) for k,v in ends.items() if v}
+    first = next(iter(_first_best(low, low, metric)), None)
+    if first is None or not np.isfinite(low[first]): return []
+    run = next(o for o in rep.trainings if o.path==first)
     means = ': the means below say more' if any(len(v)>1 for v in rep.groups.values()) else ''
-    return [f"The best run is {rep.title(run)}: {metric} {fmt(v)} after {counted(len(run.epochs), 'epoch')}. "
+    said = _on({t:fmt(v) for t,v in ends[first].items()}, tests)
+    return [f"The best run is {rep.title(run)}: {metric} {said} after {counted(len(run.epochs), 'epoch')}. "
             f'The best of several is partly luck{means}.']
+
+def _apart(d, base, test=''):
+    "How a group differs from the one that it is compared with"
+    what = f"{d['diff']:+.3f} compared with {clean_text(base)}"
+    if d['n']<2: return f" One seed in common{test}: {what}, and no verdict."
+    raised = f"; corrected p = {d['p_holm']:.2g}" if d['verdict']=='no effect shown' and (d['lo']>0 or d['hi']<0) else ''
+    return f" {d['verdict'].capitalize()}{test}: {what}, {d['n']} seeds in common, " + (
+        'which differ in nothing.' if np.isnan(d['lo']) else f"95 % interval {d['lo']:+.3f} to {d['hi']:+.3f}{raised}.")
+
+_shared = ('Validation images come from where the training images come from, and share a shortcut with them: '
+    'accuracy on them does not tell whether it is cured.')
+
+def _how_judged(rep, tests):
+    "By which images the runs are judged, and what these can tell"
+    other = _tests(_done(rep.trainings))[1]
+    lines = []
+    if tests:
+        lines.append(
+            f"Runs are ranked and compared by {'the lowest of their accuracies on the test sets' if len(tests)>1 else 'the test set'} "
+            f'{_and(tests)}. {_shared}')
+    elif len(rep.groups)>1 and any(o.settings.get('recipe') not in (None,'none') for o in rep.trainings):
+        lines.append(f'{_shared} A test set without it does (`--tests plain=FOLDER`).')
+    if other:
+        one = len(other)==1
+        lines.append(f"The test set{'' if one else 's'} {_and(other)} {'is' if one else 'are'} not the same in all runs, or not measured "
+            'in all, and nothing is compared by that.')
+    return lines
 
 def _groups(rep):
     "What each group of runs came to, the best first, and how it differs from the one it is compared with"
-    metric,base,lines = _main_metric([o for o in rep.trainings if len(o.epochs)]),_against(rep),[]
-    for k,v in _ranked(rep, metric):
-        if not v:
+    (metric,tests),base,lines = _judged(rep),_against(rep),[]
+    df = _results(rep, metric, tests)
+    low,apart = (_lowest(df, metric),_differences(df, base, metric)) if len(df) else ({},{})
+    for k in _first_best(rep.groups, low, metric):
+        if k not in low:
             lines.append(f'{clean_text(k)}: no run has come to its end.')
             continue
-        lines.append(f"{clean_text(k)}: {metric} {_spread(v)} ({counted(len(v), 'run')}).")
-        if k==base or not (d := _difference(rep, k, metric)): continue
-        what = f"{d['diff']:+.3f} compared with {clean_text(base)}"
-        lines[-1] += (
-            f" One seed in common: {what}, and no verdict." if d['n']<2 else
-            f" {d['verdict'].capitalize()}: {what}, {d['n']} seeds in common, " +
-            ('which differ in nothing.' if np.isnan(d['lo']) else f"95 % interval {d['lo']:+.3f} to {d['hi']:+.3f}."))
+        mine = df[df.arm==k]
+        said = _on({t:_spread(v.tolist()) for t,v in mine.groupby('test', sort=False)[metric]}, tests)
+        lines.append(f"{clean_text(k)}: {metric} {said} ({counted(mine.seed.nunique(), 'run')})." +
+            ''.join(_apart(apart[k,t], base, f' on {t}' if tests else '') for t in tests or ['validation'] if (k,t) in apart))
+    compared = len({k for (k,_),d in apart.items() if d['verdict'] in ('helps','harms','no effect shown')})
+    if compared>1: lines.append(f'Verdicts are corrected for {compared} groups (Holm): the intervals are each by itself.')
     if len({len(o.epochs) for o in rep.trainings if o.finished})>1:
         lines.append('The runs are not of the same length, so a difference may be one of time.')
-    return (_best(rep, metric) if metric else [])+lines
+    return [*(_best(rep, metric, tests) if metric else []), *_how_judged(rep, tests), *lines]
+
+def _corrects_too_much(rep):
+    "Groups of runs that are better where a cue is misleading than where there is none"
+    df = _results(rep, 'accuracy', ['plain','flipped'])
+    return Comparison(df, df.arm[0]).corrects_too_much() if len(df) else []
 
 def _looks(heat):
     "Where the models look"
@@ -167,6 +238,7 @@ def in_short(rep:Report):
     lines = [] if not rep.trainings else _groups(rep) if len(rep.trainings)>1 else [
         *_one_run(rep, rep.trainings[0]),
         'One run cannot say whether proxies helped: `proxy-compare` trains with and without them, with several seeds.']
+    lines += [clean_text(o) for o in _corrects_too_much(rep)]
     lines += _looks(rep.looked.heat)
     if lines: out.append(page_list(with_code(o) for o in lines))
     return tuple([*out, *_warnings(rep)]) or None
@@ -191,6 +263,7 @@ def _about(o):
         'images':bdi(s.get('path') or '–'),
         'images to train, to validate':f"{n.get('train', '–')}, {n.get('valid', '–')}",
         'images with problems':bad or 'none',
+        'test sets':', '.join(f'{t} {n}' for t,n in o.tests.n.items()) or 'none',
         'classes':str(o.split.label.nunique()) if o.split is not None else '–',
         'architecture':bdi(s.get('arch') or s.get('model') or '–'),
         'pretrained':{True:'yes',False:'no'}.get(s.get('pretrained'), '–'),
@@ -283,23 +356,24 @@ def results_table(rep:Report):
                  for r in t.values.tolist()],
                 ['arm', *map(clean_text, t.columns[1:])],
                 'Accuracy on test sets; share of the heat on digit, shortcut and rest'))
-    done = {k:[o for o in v if o.finished and len(o.epochs)] for k,v in rep.groups.items()}
+    done = {k:_done(v) for k,v in rep.groups.items()}
     cols = list(dict.fromkeys(c for v in done.values() for o in v for c in o.epochs if c!='epoch'))
     if not cols: return tuple(out) or None
-    base,metric = _against(rep),_main_metric([o for v in done.values() for o in v])
-    head,rows = ['settings','runs','seeds','epochs',*cols],[]
-    apart = {k:_difference(rep, k, metric) for k in done if k!=base} if metric else {}
-    if any(apart.values()): head.append(f'{metric} minus {base}')
+    base,(metric,tests) = _against(rep),_judged(rep)
+    apart = _differences(_results(rep, metric, tests), base, metric)
+    ends = {c:{k:[float(o.epochs[c].iloc[-1]) for o in v if c in o.epochs] for k,v in done.items()} for c in cols}
+    named = [o for same in _tests(_done(rep.trainings)) for o in same]
+    ends |= {f'{said} on {t}':{k:[float(o.tests[c][t]) for o in v if t in o.tests.index] for k,v in done.items()}
+             for t in named for c,said in dict(accuracy='accuracy', worst='worst group').items()}
+    minus = [t for t in tests or ['validation'] if any(o==t for _,o in apart)]
+    head,rows = ['settings','runs','seeds','epochs',*ends,*(f"{metric}{f' on {t}' if tests else ''} minus {base}" for t in minus)],[]
     for k,v in done.items():
-        cells = [_spread([float(o.epochs[c].iloc[-1]) for o in v if c in o.epochs]) if any(c in o.epochs for o in v) else '–'
-                 for c in cols]
         row = [
             bdi(k), str(len(v)),
             ', '.join(dict.fromkeys(str(o.settings.get('seed', '–')) for o in v)) or '–',
             ', '.join(dict.fromkeys(str(len(o.epochs)) for o in v)) or '–',
-            *cells]
-        if len(head)>len(row):
-            d = apart.get(k)
+            *(_spread(o[k]) if o[k] else '–' for o in ends.values())]
+        for d in (apart.get((k,t)) for t in minus):
             row.append(
                 '' if d is None else
                 f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['lo']==d['lo'] else ''))
@@ -523,10 +597,11 @@ def run_again(
     if run.cfg is None: return []
     path = shlex.quote(str(run.cfg.data.path))
     if a := run.asked_for:
+        said = f"--arms {shlex.quote(a['arms'])} --seeds {a['seeds']}"
+        if a.get('tests'): said += f" --tests {shlex.quote(a['tests'])}" # an earlier release kept them apart
         return [
-            f"proxy-compare {path} --arms {shlex.quote(a['arms'])} --seeds {a['seeds']}" +
-            (f" --tests {shlex.quote(a['tests'])}" if a['tests'] else '') +
-            f" {_flags(run.cfg, ('recipe',))}"]
+            f'proxy-compare --config {shlex.quote(str(run.path/"config.toml"))} {said}',
+            f'proxy-compare {path} {said} {_flags(run.cfg, left_to_arms)}'.strip()]
     home = run.path.parent if run.fold else run.path
     return [
         f'proxy-train --config {shlex.quote(str(home/"config.toml"))}',
@@ -542,7 +617,7 @@ def configuration(rep:Report):
         seeds = list(dict.fromkeys(str(r.settings.get('seed')) for r in rep.groups.get(k, [o])))
         if len(seeds)>1: out.append(P(f"Seeds: {', '.join(seeds)}; this is the first."))
         out += [
-            P('From the command line', ', with the file of the run or with everything spelt out' if not o.asked_for else '', ':'),
+            P('From the command line, with the file of the run or with everything spelt out:'),
             *map(copy_box, run_again(o)),
             Details(Summary('config.toml'), copy_box(to_toml(o.cfg)))]
     if any(o.told for o in rep.runs): out += [P('The demo:'), copy_box('proxy-demo')]
