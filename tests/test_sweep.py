@@ -153,7 +153,7 @@ def test_another_sweep_is_refused_and_says_why(tmp_path, url, monkeypatch):
 def test_a_range_that_changes_is_refused_and_a_sampler_may_change(tmp_path):
     Sweep(quick, dict(a=(0.,1.)), tmp_path/'s', 'random', seed=1).go(1, quiet=True)
     with pytest.raises(ValueError, match='Space, a, high: 1.0 there, 2.0 here'): Sweep(quick, dict(a=(0.,2.)), tmp_path/'s')
-    with pytest.raises(ValueError, match='Space, a, low: 0.0 there, 1e-09 here'): Sweep(quick, dict(a=(1e-9,1.,'log')), tmp_path/'s')
+    with pytest.raises(ValueError, match='Space, a, log: False there, True here'): Sweep(quick, dict(a=(1e-9,1.,'log')), tmp_path/'s')
     assert len(Sweep(quick, dict(a=(0.,1.)), tmp_path/'s', 'tpe', seed=2).go(2, quiet=True).df)==2
 
 def test_other_images_in_the_same_folder_are_refused(photos, tmp_path):
@@ -182,8 +182,10 @@ def test_trials_without_a_study_and_studies_of_others(tmp_path):
     (tmp_path/'s'/'trial_0000').mkdir(parents=True)
     with pytest.raises(ValueError, match='holds trials of another sweep'): Sweep(quick, grid, tmp_path/'s')
     (tmp_path/'t').mkdir()
-    optuna.create_study(study_name='mine', storage=f'sqlite:///{tmp_path}/t/study.db')
-    with pytest.raises(ValueError, match="The study 'mine' was not made by a Sweep"): Sweep(quick, grid, tmp_path/'t')
+    for o in ('mine','sweep'):
+        with pytest.raises(FileNotFoundError, match='no sweep in'): read_sweep(tmp_path/'t')
+        optuna.create_study(study_name=o, storage=f'sqlite:///{tmp_path}/t/study.db').ask()
+    with pytest.raises(ValueError, match="The study 'sweep' was not made by a Sweep"): Sweep(quick, grid, tmp_path/'t')
     with pytest.raises(ValueError, match='not made by a Sweep'): read_sweep(tmp_path/'t')
 
 def test_a_moved_sweep_is_read_and_gone_on_with(tmp_path):
@@ -204,7 +206,7 @@ def test_failed_trials_are_kept_with_their_reason_and_run_again(tmp_path):
     df = sweep.df
     assert len(df)==6 and (df.state=='failed').sum()==4 and (df.problem=='ValueError: y cannot work').sum()==3
     assert df[(df.a==.1) & (df.b=='x')].problem.str.contains('accuracy is nan').all()
-    assert (sweep.table().state.tolist()==['complete']*2+['failed']*4 and sweep.best.a==.3 and sweep.best_params==dict(a=.3, b='x')
+    assert (sweep.table().state.tolist()==['complete']*2+['failed']*4 and sweep.best.a==.3 and sweep.study.best_params==dict(a=.3, b='x')
         and sweep.table(2).accuracy.is_monotonic_decreasing)
     (tmp_path/'mended').touch()
     assert sweep.again()==4 and len(sweep.df)==2 and len(sweep.go(quiet=True).df)==6 and 'problem' not in sweep.df
@@ -224,11 +226,12 @@ def test_three_of_a_kind_at_the_beginning_stop_it(tmp_path):
     assert Sweep(third, grid, tmp_path/'t', 'grid').go(quiet=True)._done('failed')==5 # not at the beginning
 
 @pytest.mark.parametrize('said,words', [
-    (dict(loss=1.), "returned no 'accuracy'"),
+    (dict(loss=1.), "should return 'accuracy'.*It returned {'loss': 1.0}"),
     (dict(acuracy=1.), "did you mean 'acuracy'"),
     (dict(accuracy='high'), 'dictionary of numbers'),
-    (None, 'dictionary of numbers'),
-    ({}, 'It returned: nothing')])
+    (dict(accuracy=1., note='high'), 'dictionary of numbers'),
+    (None, 'dictionary of numbers. It returned .*None'),
+    ({}, 'It returned {}')])
 def test_a_run_that_says_something_else_stops_the_sweep(tmp_path, said, words):
     sweep = Sweep(lambda folder, a: said, dict(a=[1,2]), tmp_path/'s', 'grid')
     with pytest.raises(TypeError, match=words): sweep.go(quiet=True)
@@ -261,7 +264,7 @@ def test_a_file_that_is_no_study(tmp_path):
     (tmp_path/'s').mkdir()
     (tmp_path/'s'/'study.db').write_bytes(b'nonsense'*200)
     with pytest.raises(OSError, match='cannot be opened .*not a database'): Sweep(quick, grid, tmp_path/'s', 'grid')
-    with pytest.raises(OSError, match='cannot be read .*not a database'): read_sweep(tmp_path/'s')
+    with pytest.raises(OSError, match='cannot be opened .*not a database'): read_sweep(tmp_path/'s')
     (tmp_path/'file').touch()
     with pytest.raises(OSError, match='cannot be opened .*name another folder'): Sweep(quick, grid, tmp_path/'file', 'grid')
 
@@ -275,7 +278,7 @@ def test_a_file_that_is_no_study(tmp_path):
     (dict(space=dict(a=(2,1))), 'from a smaller'), (dict(space=dict(a=(0,1,'log'))), '`low >= 1`'),
     (dict(space=dict(a=(1,2,3))), 'a range is \\(lo, hi\\)'), (dict(space=dict(a=(1,))), 'a range is \\(lo, hi\\)'),
     (dict(space=dict(a=('x','y'))), 'choices are a list'), (dict(space=dict(a=(0.,float('nan')))), 'from a smaller'),
-    (dict(space=dict(a=[print,1])), 'Give it a name'),
+    (dict(space=dict(a=[print,1])), 'give anything else a name'),
     (dict(space='a=1..x'), 'choices are a list'), (dict(space='a'), 'should say a name'), (dict(space='a=1..2 a=3'), 'twice'),
     (dict(sampler='grit'), "did you mean 'grid'"), (dict(space=dict(a=(0.,1.)), sampler='grid'), 'a is a range'),
     (dict(sampler=lambda space: 3), 'should be an Optuna sampler'),
@@ -336,9 +339,11 @@ def test_own_samplers_points_and_distributions(tmp_path):
 def test_nothing_of_ours_is_left_behind(tmp_path):
     rc,level = dict(plt.rcParams), optuna.logging.get_verbosity()
     sweep = Sweep(quick, dict(a=(0.,1.), b=['x','y']), tmp_path/'s').go(4, quiet=True)
-    assert len(sweep.plot('a').figure.axes)==2 and len(sweep.plot_slices())==2 and len(sweep.plot_slices('b'))==1
+    assert len(sweep.plot(params=['a']).figure.axes)==2+1 and len(sweep.plot('slice'))==2 and sweep.plot('slice', params=['b']).has_data()
+    for o in ('optimization_history','contour','rank','edf','param_importances'): assert np.ravel(sweep.plot(o))[0].figure
+    with pytest.raises(ValueError, match="did you mean 'slice'"): sweep.plot('slic')
     assert dict(plt.rcParams)==rc and optuna.logging.get_verbosity()==level
-    assert '<table' in sweep._repr_html_() and sweep.best_params.keys()=={'a','b'}
+    assert '<table' in sweep._repr_html_()
     left = {o.name for o in (tmp_path/'s').iterdir()}-{'.turn','study.db-wal','study.db-shm'}
     assert left=={'study.db', *(f'trial_{i:04d}' for i in range(4))}
 
@@ -387,7 +392,7 @@ def test_a_configuration_begins_it_and_images_are_decoded_once(photos, tmp_path,
         say=told.append, recipe='none')
     assert any('no use for steps, share, rule, area' in o for o in told) and any('keeps its length: 2 epochs' in o for o in told)
     assert sweep._done('complete')==2 and len(decoded)==len(set(decoded))==len(sweep.run.images)
-    assert any('2 complete' in o for o in told) and (tmp_path/'s'/'slices.png').exists()
+    assert any('2 complete' in o for o in told) and (tmp_path/'s'/'slice.png').exists()
     one = tmp_path/'s'/'trial_0000' # as if the process had gone after the training, and before it said so
     assert sweep.run(one, **sweep.study.trials[0].params)['valid_loss']==sweep.df.valid_loss[0] and len(list(one.glob('train_*')))==1
 
@@ -424,7 +429,7 @@ def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, c
     # as the installed script does it
     exec(compile('proxy_sweep()', 'script', 'exec'), dict(__name__='__main__', __file__='script', proxy_sweep=proxy_sweep))
     out = capsys.readouterr().out
-    assert '2 complete' in out and 'parallel.png' in out and Image.open(tmp_path/'s'/'slices.png').width>150
+    assert '2 complete' in out and 'parallel_coordinate.png' in out and Image.open(tmp_path/'s'/'slice.png').width>150
     df = read_sweep(tmp_path/'s').df
     assert sorted(df.area)==[.1,.3] and (df.fill=='swap').all() and set(df.state)=={'complete'}
     assert [len(list(o.glob('train_*'))) for o in sorted((tmp_path/'s').glob('trial_*'))]==[1,1]
