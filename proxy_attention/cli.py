@@ -236,7 +236,7 @@ def proxy_sweep(
     metric:str='accuracy', # Metric of which the best is looked for: accuracy, valid_loss or train_loss
     out:str='runs/sweep', # Folder of the sweep; the same command again goes on with it, here or in another process
     seed:int=0, # Random seed of the parameters; that of the trainings is a parameter: seed=1 in the space
-    storage:str=None, # URL of a database, for processes without a common folder (default: a journal in the folder)
+    storage:str=None, # URL of a database, for processes without a common folder (default: study.db in the folder)
     pruner:str=None, # Pruner that stops what does badly: {pruner} (default: every trial runs to its end)
     again:str=None, # Trials that are run again: failed, pruned, or running (on a machine that is gone) (default: none)
     config:str=None, # The config.toml of a run to begin with; options override it (default: none)
