@@ -283,6 +283,7 @@ def test_a_file_that_is_no_study(tmp_path):
     (dict(sampler='grit'), "did you mean 'grid'"), (dict(space=dict(a=(0.,1.)), sampler='grid'), 'a is a range'),
     (dict(sampler=lambda space: 3), 'should be an Optuna sampler'),
     (dict(pruner='median'), 'an argument `trial`'), (dict(pruner='medium'), "did you mean 'median'"),
+    (dict(run=min), 'does not say what its arguments are called'),
     (dict(seed=-1), 'seed=-1'), (dict(seed=1.5), 'whole number'), (dict(metric=3), 'metric=3'), (dict(run=3), 'should be a function'),
     (dict(storage='nonsense'), 'cannot be opened'),
     (dict(space=dict(a=list(range(400)), b=[str(i) for i in range(400)])), '160000 points')])
@@ -342,6 +343,9 @@ def test_nothing_of_ours_is_left_behind(tmp_path):
     assert len(sweep.plot(params=['a']).figure.axes)==2+1 and len(sweep.plot('slice'))==2 and sweep.plot('slice', params=['b']).has_data()
     for o in ('optimization_history','contour','rank','edf','param_importances'): assert np.ravel(sweep.plot(o))[0].figure
     with pytest.raises(ValueError, match="did you mean 'slice'"): sweep.plot('slic')
+    one = Sweep(quick, dict(a=(0.,1.), b='x'), tmp_path/'one').go(1, quiet=True)
+    assert one.plot().has_data() and one.plot('slice').has_data() # of a
+    plt.close('all')
     assert dict(plt.rcParams)==rc and optuna.logging.get_verbosity()==level
     assert '<table' in sweep._repr_html_()
     left = {o.name for o in (tmp_path/'s').iterdir()}-{'.turn','study.db-wal','study.db-shm'}

@@ -184,12 +184,12 @@ def _quietly():
 def _behind(e): return [] if e is None else [e, *_behind(e.__cause__ or e.__context__)]
 
 @contextmanager
-def _in_words(failed, then):
+def _in_words(failed, then, *more):
     "A failure of the storage as a sentence"
     try: yield
     except KeyboardInterrupt as e: raise KeyboardInterrupt('The same again goes on with the sweep.') from e
     except Exception as e: # Optuna raises others, too, where it cannot write that a trial failed
-        found = [o for o in _behind(e) if isinstance(o, (SQLAlchemyError, OptunaError, OSError, ImportError, RuntimeError))]
+        found = [o for o in _behind(e) if isinstance(o, (SQLAlchemyError, OptunaError, OSError, *more))]
         if not found: raise
         why = max(found, key=lambda o: isinstance(o, SQLAlchemyError)) # the first of these, which says most
         raise OSError(f'{failed} ({(str(why) or type(why).__name__).splitlines()[0]}): {then}') from e
@@ -255,13 +255,14 @@ class Sweep:
         "What is tried, as distributions"
         if not isinstance(space, dict):
             raise TypeError(f"space={space!r} should be a dictionary, as dict(area=(0.02, 0.3), fill=['swap','zero']).")
-        names,ours = inspect.signature(self.run).parameters, ('folder','trial','metric','state','seconds','problem','run')
+        welcome,ours = takes(self.run), ('folder','trial','metric','state','seconds','problem','run')
         for k in space:
             if k in ours: raise ValueError(f"A parameter cannot be called '{k}': a sweep has that already.")
-            if k not in names and '**' not in takes(self.run):
-                known = sorted({*names}.difference(ours))
+            if k not in welcome and '**' not in welcome:
+                known = sorted(welcome.difference(ours))
                 raise ValueError(f"There is no parameter '{k}'{nearest(k, known)} There are: {', '.join(known)}.")
-        self.space = {k:_distribution(k, v, getattr(names.get(k), 'annotation', None)) for k,v in space.items()}
+        said = inspect.signature(self.run).parameters
+        self.space = {k:_distribution(k, v, getattr(said.get(k), 'annotation', None)) for k,v in space.items()}
         if all(d.single() for d in self.space.values()):
             raise ValueError(f'Nothing varies in the space {space!r}: give a parameter several values, or a range.')
 
@@ -280,11 +281,11 @@ class Sweep:
     def _open(self, storage, pruner):
         "The study, made, gone on with, or looked at; that of another sweep is refused"
         here,name = self.run and self._identity(), str(self.folder.resolve()) if storage else 'sweep'
-        self.own,none = None if storage else (self.folder/'study.db').resolve(), FileNotFoundError(f'There is no sweep in {self.folder}'
-            f"{' of this database' if storage else ''}.")
+        self.own = None if storage else (self.folder/'study.db').resolve()
+        none = FileNotFoundError(f"There is no sweep in {self.folder}{' of this database' if storage else ''}.")
         if not here and self.own and not self.own.exists(): raise none
-        with _in_words(f'The study of {self.folder} cannot be opened', 'name another folder, or the storage that it was made with; '
-                'that is a URL, as sqlite:///sweep.db or postgresql://user@host/name, or an Optuna storage.'), _quietly():
+        with _quietly(), _in_words(f'The study of {self.folder} cannot be opened', 'name another folder, or the storage that it was '
+                'made with: a URL, as sqlite:///sweep.db or postgresql://user@host/name, or an Optuna storage.', ImportError, RuntimeError):
             if here: self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder/'.turn') if here else nullcontext():
                 self.storage = storage if not isinstance(storage, (str,type(None))) else _database(storage, self.own)
@@ -455,8 +456,9 @@ def plot(self:Sweep,
 ): # matplotlib's axes
     "One of Optuna's own plots, which leaves matplotlib as it was; what does not vary is left out"
     draw = by_name(kind, plots, 'plot')
-    if 'params' in takes(draw): kwargs = dict(params=[k for k in self.space if self.df[k].nunique()>1]) | kwargs
     if not self._done('complete'): raise ValueError('No trial is complete yet.')
+    varied = [k for k,d in self.study.best_trial.distributions.items() if not d.single()]
+    if 'params' in takes(draw): kwargs = dict(params=varied) | kwargs
     plt.rcParams['interactive'] # the first look at it sets it
     with _quietly(), plt.rc_context(): axs = given(draw, self.study, target_name=self.metric, **kwargs)
     fig = np.ravel(axs)[0].figure
