@@ -28,6 +28,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from ..core import *
 from ..data.images import check_images, refuse_count, refuse_inside
+from ..proxy.recipes import recipes
 from .config import ProxyConfig, all_settings, changed, flags, from_toml, number
 from .identity import files_digest, refuse_other, versions, what_is
 from .train import (
@@ -121,7 +122,7 @@ class folder_run:
         refuse_unasked(self.cfg, fixed.get('suspect'))
         own = [inspect.Parameter(o, inspect.Parameter.POSITIONAL_OR_KEYWORD) for o in ('folder','trial','metric')]
         self.__signature__ = inspect.Signature([*own, *flags('path')])
-        self.check_files,self.tests = lru_cache(8)(check_images),self.cfg.tests
+        self.check_files,self.tests,self.recipes = lru_cache(8)(check_images),self.cfg.tests,[self.cfg.proxy.recipe]
 
     @cached_property
     def images(self):
@@ -133,7 +134,8 @@ class folder_run:
         tests_of(self.cfg, self.images)
         return run_identity(self.cfg, self.images)['data'] | dict(
             settings={k:v for k,v in all_settings(self.cfg).items() if v is not None and k not in ('path','tests')},
-            tests={k:files_digest(o.file, o.label) for k,o in self.images.tests.items()})
+            tests={k:files_digest(o.file, o.label) for k,o in self.images.tests.items()},
+            recipes={k:what_is(recipes[k]) for k in self.recipes if k in recipes})
 
     def __call__(self,
         folder, # The run folder goes in it
@@ -151,6 +153,7 @@ class folder_run:
 
     def check(self, space:dict, metric:str, pruner, folder):
         "Refuse what cannot work, before the first trial: `Sweep` asks for it"
+        self.recipes = getattr(space.get('recipe'), 'choices', self.recipes) # what they do belongs to the identity
         known = [*_each_epoch, *(f'{o}.{k}' for o in self.tests for k in ('accuracy','loss'))]
         if metric not in known:
             raise ValueError(f"A training tells no {metric!r}{nearest(metric, known)} There are: {', '.join(known)}.")
