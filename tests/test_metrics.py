@@ -98,6 +98,9 @@ def test_road_is_pytorch_grad_cams(seen, monkeypatch):
     test_close(road(model, x, heat, y, shares=(.25,.5,.75), noise=0), torch.from_numpy(ref), eps=1e-3)
     assert abs(ref).max()>.01
 
+# Quantus asks for opencv-python, which writes over the opencv-python-headless of grad-cam and needs libGL, so it is none of the
+# dev_requirements: `pip install --no-deps quantus`, then `pip install cachetools scikit-image`, as `.ci/run` does
+
 def test_masks_are_quantus_s(seen):
     "Where Quantus is installed; it takes absolute values and scales, unless told not to, and all of the hottest pixels, not the first"
     quantus = pytest.importorskip('quantus')

@@ -653,7 +653,7 @@ def test_more_unfolds_in_a_browser(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sections, 'foremost', lambda shots: foremost(shots, 10))
     with Page(report_runs(run, tmp_path/'x.html', quiet=True), tmp_path) as p:
         def choose(name, v):
-            p.js(f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = '{v}'; "
+            p.js(f"(() => {{ const o = document.querySelector('[name={name}]'); o.value = {json.dumps(v)}; "
                  "o.dispatchEvent(new Event('input', {bubbles:true})) })()")
         def box(k): return p.js(f"[...document.querySelectorAll('#{k} > .shot')].filter(o => !o.hidden).map(o => +o.dataset.loss)")
         assert len(box('shots'))==10 and len(box('more'))==14
@@ -690,21 +690,22 @@ def test_in_a_browser(made, tmp_path):
             v = [sign*float(o[by]) for o in shown()]
             assert v==sorted(v) and len(set(v))>1
         choose('sort', '')
-        # layers: by the choice for all, by click, by key
+        # layers of a picture that was served: by the choice for all, by click, by key
+        p.js("[...document.querySelectorAll('.shot[data-part=training]')].find(o => o.querySelectorAll('.l').length==3).id = 'served'")
         now = lambda: p.js(
-            "(() => { const s = document.querySelector('.shot[data-part=training]'); "
+            "(() => { const s = document.getElementById('served'); "
             "return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
         p.js("document.head.append(Object.assign(document.createElement('style'), {textContent:'* { transition:none !important }'}))")
         assert now()==['heat',[.75,0,0]]
         p.js("document.querySelector('[name=heat]').value = 40; "
              "document.querySelector('[name=heat]').dispatchEvent(new Event('input', {bubbles:true}))")
         assert now()==['heat',[.4,0,0]]
-        p.js("document.querySelector('.shot[data-part=training] button').focus()")
+        p.js("document.querySelector('#served button').focus()")
         for name,on in (('heat at the step',[0,.4,0]),('proxy',[0,0,1]),('original',[0,0,0]),('heat',[.4,0,0])):
             p.key('Enter', 13, '\r')
             assert now()==[name,on]
         x,y = p.js(
-            "(() => { const b = document.querySelector('.shot[data-part=training] button'); b.scrollIntoView({block:'center'}); "
+            "(() => { const b = document.querySelector('#served button'); b.scrollIntoView({block:'center'}); "
             "const r = b.getBoundingClientRect(); return [r.x+r.width/2, r.y+r.height/2] })()")
         p.mouse(x, y)
         assert now()==['heat',[0,0,0]], 'hovering lifts the heat'
