@@ -1,5 +1,5 @@
 "One HTML page about some runs: complete, true, harmless; for any state of a run folder, and in a real browser"
-import base64, errno, io, json, pickle, re, shutil, tomllib
+import base64, errno, io, json, pickle, re, shutil, tomli
 from collections import Counter
 from html.parser import HTMLParser
 import pytest, warm
@@ -207,7 +207,7 @@ def test_numbers_are_those_on_disk(made, run):
     loss = cells(t, 'Loss')
     assert [float(r[2]) for r in loss[1:]]==pytest.approx(hist.valid_loss.tolist(), rel=2e-3)
     shown = next(o for o in t('pre') if '[data]' in ''.join(o[2]))
-    assert tomllib.loads(''.join(shown[2]))==tomllib.loads((run/'config.toml').read_text(encoding='utf-8')), 'to be copied'
+    assert tomli.loads(''.join(shown[2]))==tomli.loads((run/'config.toml').read_text(encoding='utf-8')), 'to be copied'
 
 def test_command_makes_the_same_configuration(run):
     from proxy_attention.cli import asked, proxy_train
@@ -834,7 +834,8 @@ def test_in_a_browser(made, tmp_path):
             v = [sign*float(o[by]) for o in shown()]
             assert v==sorted(v) and len(set(v))>1
         choose('sort', '')
-        # layers: by the choice for all, by click, by key
+        # layers of a picture that was served: by the choice for all, by click, by key
+        p.js("[...document.querySelectorAll('.shot[data-part=training]')].find(o => o.querySelectorAll('.l').length==3).id = 'served'")
         now = lambda: p.js(
             "(() => { const s = document.querySelector('.shot[data-part=training]:has([data-n=proxy])'); "
             "return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")

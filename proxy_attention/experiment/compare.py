@@ -165,8 +165,7 @@ class _Records:
             raise ValueError(f'Two of the arms {", ".join(arms)} would be kept in one file: name them apart.')
         self.make_learner,self.what,self.images = make_learner,{k:what_is(v) for k,v in arms.items()},{}
         was = self.held()
-        # data may be drawn by the seed: the learner of the same one is compared
-        self.first = seeds[0] if was is None else was.get('seed', seeds[0])
+        self.first = (was or {}).get('seed', seeds[0]) # data may be drawn by the seed: the learner of the same one is compared
         said = self.begin(self.first)
         self.start = digest(said)
         self.hold(was, dict(fit=fit, seed=self.first, learner={k:v for k,v in said.items() if k!='weights'}, versions=versions(),
