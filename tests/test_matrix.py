@@ -12,6 +12,7 @@ from proxy_attention.experiment.identity import weights_digest
 from proxy_attention.experiment.sweep import sweep_folder
 from proxy_attention.experiment.train import finished, resume_run, train_folder
 from proxy_attention.proxy.recipes import recipes
+import proxy_attention.experiment.sweep as sweep_module
 
 pytestmark = pytest.mark.limit(170)
 small = dict(arch='test_resnet', pretrained=False, size=32, bs=16, workers=0, augment='flips', epochs=3, lr=4e-3, seed=3)
@@ -68,7 +69,8 @@ def done(project, tmp_path_factory):
     return res
 
 @pytest.fixture(autouse=True)
-def no_words():
+def no_words(monkeypatch):
+    monkeypatch.setattr(sweep_module, '_beat', (1,4)) # seconds, so that a killed trial is not waited for a minute
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
@@ -104,10 +106,12 @@ def test_stopped_and_gone_on_with(name, at, done, mine, monkeypatch):
 
 def begun(name, d):
     warnings.simplefilter('ignore')
+    sweep_module._beat = 1,4
     commands[name].begin(d)
 
 def gone_on(name, d):
     warnings.simplefilter('ignore')
+    sweep_module._beat = 1,4
     commands[name].go_on(d)
 
 @each

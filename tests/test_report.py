@@ -835,7 +835,6 @@ def test_in_a_browser(made, tmp_path):
             assert v==sorted(v) and len(set(v))>1
         choose('sort', '')
         # layers of a picture that was served: by the choice for all, by click, by key
-        p.js("[...document.querySelectorAll('.shot[data-part=training]')].find(o => o.querySelectorAll('.l').length==3).id = 'served'")
         now = lambda: p.js(
             "(() => { const s = document.querySelector('.shot[data-part=training]:has([data-n=proxy])'); "
             "return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
