@@ -1,5 +1,5 @@
 "One HTML page about some runs: complete, true, harmless; for any state of a run folder, and in a real browser"
-import base64, errno, io, json, pickle, re, shutil, tomllib
+import base64, errno, io, json, pickle, re, shutil, tomli
 from collections import Counter
 from html.parser import HTMLParser
 import pytest, warm
@@ -207,7 +207,7 @@ def test_numbers_are_those_on_disk(made, run):
     loss = cells(t, 'Loss')
     assert [float(r[2]) for r in loss[1:]]==pytest.approx(hist.valid_loss.tolist(), rel=2e-3)
     shown = next(o for o in t('pre') if '[data]' in ''.join(o[2]))
-    assert tomllib.loads(''.join(shown[2]))==tomllib.loads((run/'config.toml').read_text(encoding='utf-8')), 'to be copied'
+    assert tomli.loads(''.join(shown[2]))==tomli.loads((run/'config.toml').read_text(encoding='utf-8')), 'to be copied'
 
 def test_command_makes_the_same_configuration(run):
     from proxy_attention.cli import asked, proxy_train
