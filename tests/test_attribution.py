@@ -50,7 +50,7 @@ both = [o for o in attributions if hasattr(pytorch_grad_cam, o) and o!='FinerCAM
 def test_agrees_with_pytorch_grad_cam(nets, batch, how, net, monkeypatch):
     """To 0.002 of the range: it works in numpy and adds 1e-7 to denominators
 
-    In GradCAMPlusPlus it adds 1e-6, as much as small squared gradients, so there to a rank correlation of .97.
+    In GradCAMPlusPlus it adds 1e-6, as much as small squared gradients, so there to a rank correlation of .98.
     It stretches maps for ScoreCAM with aligned corners; for this test it does as we do, with half-pixel centres."""
     monkeypatch.setattr(torch.nn, 'UpsamplingBilinear2d', lambda size: nn.Upsample(size, mode='bilinear', align_corners=False))
     if how=='AblationCAM' and net!='cnn': pytest.skip('it takes channels that can be negative to -1e7, we to 0 as in the paper')
@@ -61,7 +61,7 @@ def test_agrees_with_pytorch_grad_cam(nets, batch, how, net, monkeypatch):
             input_tensor=x, targets=[ClassifierOutputTarget(int(o)) for o in y])
     ours,theirs = as_attribution(how)(model, layer=layer)(x, y),torch.from_numpy(theirs)
     assert not degenerate(ours).all()
-    if how=='GradCAMPlusPlus': assert agreement(pixels(ours), theirs)[0].nanmean()>.97
+    if how=='GradCAMPlusPlus': assert agreement(pixels(ours), theirs)[0].nanmean()>.98
     elif how.startswith('Eigen'): # a component has no sign: each of theirs is ours, or ours turned around
         seen,looked = [],as_attribution(how)(model, layer=layer)
         looked.heat = lambda act,grad=None: seen.append(first_component(act if grad is None else act*grad)) or seen[-1]
@@ -630,7 +630,7 @@ def test_a_method_that_is_not_for_the_model_stops_a_fit_at_once(path, kw, words)
 
 @pytest.mark.parametrize('kw', [
     dict(attribution='LeGrad'), dict(attribution='AttentionRollout'),
-    dict(attribution='LayerCAM', layer=['blocks.0','blocks.1.norm1'])])
+    dict(attribution='HiResCAM', layer=['blocks.0','blocks.1.norm1'])])
 def test_a_transformer_trains_on_proxies(path, quiet, kw):
     learn = digits_learner(path, cbs=ProxyAttention(steps=[1,'p',1], select='all', **kw))
     learn.model = small_vit(depth=2)

@@ -6,8 +6,8 @@
 __all__ = ['digest', 'differs', 'refuse_other', 'weights_digest', 'what_is', 'files_digest', 'items_of', 'data_of', 'learner_of',
            'versions']
 
-# %% ../../nbs/experiment/02_identity.ipynb #504d5c20
-import dis, hashlib, json, os, re, sys
+# %% ../../nbs/experiment/02_identity.ipynb #f3dc6180
+import dis, hashlib, json, os, re, sys, sysconfig
 from functools import partial, singledispatchmethod
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core import *
 from ..data.loaders import files_of, has_items, plain_dl
 
-# %% ../../nbs/experiment/02_identity.ipynb #03c6fc97
+# %% ../../nbs/experiment/02_identity.ipynb #82ccb363
 def digest(
     what # Plain data: texts, numbers, lists, dictionaries
 )->str: # 16 hexadecimal digits
@@ -50,22 +50,22 @@ def refuse_other(
         none = lambda o: 'absent' if o is None or o==[] else str(o)[:200]
         raise ValueError(f'{what}. {at[:1].upper()+at[1:]}: {none(a)} there, {none(b)} here. {then}')
 
-# %% ../../nbs/experiment/02_identity.ipynb #ddaa73db
+# %% ../../nbs/experiment/02_identity.ipynb #76b34186
 def _no_address(o): return re.sub(r' at 0x[0-9a-f]+', '', str(o))
 def _sha(*parts): # of bytes
     h = hashlib.sha256()
     for o in parts: h.update(o)
     return h.hexdigest()[:16]
 
-_installed = {Path(o).resolve() for o in (*sys.path, os.__file__) if o and Path(o).name in ('site-packages','dist-packages')} | {
-    Path(os.__file__).resolve().parent, Path(__file__).resolve().parent.parent if '__file__' in globals() else Path(os.__file__).parent}
+_library = [Path(o).resolve() for o in (sysconfig.get_path('stdlib'), Path(sys.modules['proxy_attention'].__file__).parent)]
 
 def _is_installed(o):
     "Is it a function or class of a library, and not of a notebook, a script or a test?"
     module = sys.modules.get(getattr(o, '__module__', None) or '')
-    file = getattr(module, '__file__', None)
     if module is None or module.__name__=='__main__': return False
-    return file is None or any(d in Path(file).resolve().parents for d in _installed)
+    if getattr(module, '__file__', None) is None: return True # built in
+    file = Path(module.__file__).resolve()
+    return bool({'site-packages','dist-packages'} & {*file.parts}) or any(d in file.parents for d in _library)
 
 def _name(o): return f"{getattr(o, '__module__', '')}.{getattr(o, '__qualname__', type(o).__name__)}"
 
@@ -169,7 +169,7 @@ def what_is(
     "Plain data that says what an object is and does"
     return _Teller()(o)
 
-# %% ../../nbs/experiment/02_identity.ipynb #3faa239d
+# %% ../../nbs/experiment/02_identity.ipynb #40345161
 def _labels_of(ds):
     "The label of each item, as text; none where the data set does not say"
     return [str(o) for o in ds.tls[-1]] if has_items(ds) and hasattr(ds, 'tls') and len(ds.tls)>1 else []
@@ -224,7 +224,7 @@ def learner_of(
         optimizer=what_is(learn.opt_func), **data_of(learn.dls),
         callbacks={o.name:_callback(o) for o in learn.cbs if type(o).__name__ not in _no_matter})
 
-# %% ../../nbs/experiment/02_identity.ipynb #b62d009a
+# %% ../../nbs/experiment/02_identity.ipynb #14bf3eec
 _releases = ('proxy_attention','torch','torchvision','fastai','timm')
 
 def versions()->dict:
