@@ -9,9 +9,12 @@ from proxy_attention.data.digits import digits
 from proxy_attention.experiment.checkpoint import read_checkpoint
 from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.identity import weights_digest
+from proxy_attention.experiment.runs import runs_table
 from proxy_attention.experiment.sweep import sweep_folder
 from proxy_attention.experiment.train import finished, resume_run, train_folder
+from proxy_attention.interpret.use import explain_images
 from proxy_attention.proxy.recipes import recipes
+from proxy_attention.report.build import report_runs
 import proxy_attention.experiment.sweep as sweep_module
 
 pytestmark = pytest.mark.limit(170)
@@ -219,3 +222,30 @@ def test_two_sweeps_in_one_database(mine, project, tmp_path):
     one,two = (commands['sweep'].begin(o, space=f'lr={lr}', storage=url, epochs=1, recipe='none')
                for o,lr in ((mine,'1e-3,2e-3'),(other,'3e-3,4e-3')))
     assert one.study.study_name!=two.study.study_name and set(one.df.lr)=={1e-3,2e-3} and set(two.df.lr)=={3e-3,4e-3}
+
+# Commands that read
+
+def read(d):
+    "What the commands that read say of a project: numbers alone, no places"
+    run = only(d/'runs')
+    seen = explain_images(run, [d/'photos'/'3'], out=d/'seen', quiet=True, singles=False).table
+    page = report_runs([run], d/'report.html', n=8, quiet=True).read_text(encoding='utf-8')
+    row, = json.loads(runs_table(d/'runs', as_json=True))
+    return seen.select_dtypes('number').round(6).to_csv(), 'images cannot be found' in page, row['state'], row['valid_loss']
+
+def test_what_reads_says_the_same_of_a_project_that_was_moved(done, tmp_path, monkeypatch):
+    old = Path(shutil.copytree(done['train'][0], tmp_path/'old'))
+    before = read(old)
+    new = old.rename(tmp_path/'new')
+    for o in ('seen','report.html'): shutil.rmtree(new/o) if (new/o).is_dir() else (new/o).unlink()
+    monkeypatch.chdir('/')
+    assert read(new)==before and before[2]=='finished'
+
+def test_what_reads_says_that_a_run_was_stopped(mine, monkeypatch):
+    stop(commands['train'], mine, monkeypatch, 9)
+    run = only(mine/'runs')
+    row, = json.loads(runs_table(mine/'runs', as_json=True))
+    assert row['state']=='stopped'
+    with pytest.raises((ValueError,FileNotFoundError), match='model.safetensors|network'):
+        explain_images(run, [mine/'photos'/'3'], out=mine/'seen', quiet=True)
+    assert 'has no model yet' in report_runs([run], mine/'report.html', n=8, quiet=True).read_text(encoding='utf-8')
