@@ -345,6 +345,7 @@ def _metrics(self:Sweep, said):
 def _objective(self:Sweep, trial, turn):
     "What Optuna calls: draw, let others draw, run, and keep what came of it"
     params = {k:_suggest(trial, k, d) for k,d in self.space.items()}
+    if getattr(self.storage, 'heartbeat_interval', None): self.storage.record_heartbeat(trial._trial_id) # before anybody else can look
     turn.release()
     self.now,place = trial.number,_place(self.study.get_trials(deepcopy=False)[trial.number])
     folder = self.folder/f'trial_{place:04d}'
@@ -393,6 +394,7 @@ def go(self:Sweep,
     refuse_count(1, 'so many trials the study is to have in all', n=n)
     n,say,waited,self.failed = min(n, self.points or n), noop if quiet else print, 0, []
     patience = getattr(self.storage, 'grace_period', None) or 0 # seconds after which a trial is known to be dead
+    if patience: patience += 2 # a database may count whole seconds
     with _in_words(f'The study of {self.folder} can no longer be read or written', 'once that is mended, the same again goes on.'):
         while waited<=patience and ((ran := self._one(n)) or self._done('running')):
             waited = 0 if ran else waited+.25
