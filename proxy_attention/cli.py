@@ -8,7 +8,7 @@ __all__ = ['arm_names', 'parser_of', 'asked', 'run_line', 'command', 'proxy_demo
 
 # %% ../nbs/01_cli.ipynb #ec91abcd
 import inspect, os, re, shutil, sys, warnings
-from argparse import SUPPRESS, ArgumentError, HelpFormatter
+from argparse import SUPPRESS, HelpFormatter
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.metadata import version

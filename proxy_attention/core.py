@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'names_in', 'fit_text', 'clean_text', 'short_text', 'counted', 'called',
            'fonts_for', 'warn_of_letters', 'legible', 'takes', 'given', 'refuse_unknown', 'refuse_number', 'keep_rng',
-           'trains_for_real', 'better', 'write_whole', 'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank',
-           'as_html', 'keep_modes', 'new_run', 'hold_folder', 'is_held', 'let_go']
+           'trains_for_real', 'better', 'write_whole', 'write_json', 'from_first', 'from_all', 'on_all', 'on_first',
+           'dist_rank', 'as_html', 'keep_modes', 'new_run', 'hold_folder', 'is_held', 'let_go']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
-import ast, difflib, inspect, os, sys
+import ast, difflib, inspect, json, os, sys
 from functools import lru_cache, partial
 from html import escape
 import numpy as np
@@ -248,6 +248,14 @@ def write_whole(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path
+
+def write_json(
+    path, # The file to write
+    what, # Plain data
+    **kwargs # Passed to `json.dumps`
+)->Path:
+    "Write plain data as JSON, completely or not at all"
+    return write_whole(path, lambda f: f.write(json.dumps(what, **kwargs).encode()))
 
 # %% ../nbs/00_core.ipynb #44640d80
 def _processes():

@@ -7,7 +7,7 @@ __all__ = ['network_file', 'augments', 'find_arch', 'arch_learner', 'about_netwo
            'network_again', 'load_run']
 
 # %% ../../nbs/data/09_networks.ipynb #ccc0b9af
-import json, os
+import json
 from functools import partial
 from numbers import Real
 from pathlib import Path

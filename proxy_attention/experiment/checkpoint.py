@@ -6,7 +6,7 @@
 __all__ = ['read_checkpoint', 'what_of', 'state_of', 'give_state', 'Checkpoint', 'load_best']
 
 # %% ../../nbs/experiment/03_checkpoint.ipynb #7bb4ab3e
-import inspect, re, zipfile
+import inspect, zipfile
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,7 +23,7 @@ from fastai.torch_core import get_model, get_random_states, num_distrib, set_ran
 from ..core import *
 from ..data.loaders import plain_dl, refuse_among
 from ..proxy.callback import ProxyAttention
-from .identity import data_of, differs, digest, refuse_other, versions, weights_digest, what_is
+from .identity import data_of, differs, digest, no_address, refuse_other, versions, weights_digest, what_is
 
 # %% ../../nbs/experiment/03_checkpoint.ipynb #0bf2809f
 class _NotPlain(TypeError): pass
@@ -93,7 +93,7 @@ def what_of(
     return {
         'the number of epochs':learn.n_epoch,
         'the weights of the model':{k:str(tuple(v.shape)) for k,v in model.state_dict().items()},
-        'the layers of the model':digest(re.sub(r' at 0x[0-9a-f]+', '', str(model))),
+        'the layers of the model':digest(no_address(model)),
         'the optimizer':what_is(learn.opt_func),
         'the loss function':what_is(learn.loss_func),
         'the parameters that are trained':[len(opt.param_lists), sum(p.requires_grad for p in model.parameters())],

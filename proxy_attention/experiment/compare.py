@@ -6,7 +6,7 @@
 __all__ = ['run_arm', 'Comparison', 'compare', 'paired', 'verdict_on', 'holm', 'bootstrap', 'compare_folder', 'summary_of']
 
 # %% ../../nbs/experiment/08_compare.ipynb #7f70baa2
-import json, os, re, shutil, time, warnings
+import json, re, shutil, time, warnings
 from collections import Counter
 from functools import partial
 from numbers import Integral, Real
@@ -28,9 +28,8 @@ from ..proxy.recipes import head_first
 from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
 from .arms import find_arm, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
-from proxy_attention.experiment.train import (
-    at_work, begun_with, check_config, config_learner, found_again, keep_checked, look_at, run_identity, score_of, test_loader,
-    tests_of)
+from .train import at_work, begun_with, check_config, config_learner, found_again, keep_checked, look_at
+from .train import run_identity, score_of, test_loader, tests_of
 
 # %% ../../nbs/experiment/08_compare.ipynb #9897093d
 class _Steps(Callback):
@@ -55,7 +54,7 @@ def _test_dl(learn, test):
         if not len(files):
             raise ValueError(f'The test set {test} holds no image: give a folder with a folder of images a class.')
         test = files
-    return learn.dls.test_dl(test, with_labels=True)
+    return test_loader(learn, test)
 
 def _scores(learn, tests, groups): return {k:score_of(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
 
@@ -97,11 +96,10 @@ def run_arm(
         tests=scores, measures=more,
         notes=sorted({str(o.message) for o in told if issubclass(o.category, ProxyWarning)}))
     if keep: write_whole(_weights(file), lambda f: torch.save(learn.model.state_dict(), f))
-    if file is not None: _write_record(file, rec)
+    if file is not None: write_json(file, rec)
     return rec
 
 def _weights(file): return file.with_suffix('.pth')
-def _write_record(file, rec): write_whole(file, lambda f: f.write(json.dumps(rec).encode()))
 
 # %% ../../nbs/experiment/08_compare.ipynb #f1754c18
 class Comparison:
@@ -193,7 +191,7 @@ class _Records:
         if was is not None: return refuse_other(f'{self.folder} holds another comparison', was, asked)
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise type(e)(f'The folder {self.folder} cannot be made ({e.strerror}): name another one.') from e
-        write_whole(self.folder/'comparison.json', lambda f: f.write(json.dumps(asked).encode()))
+        write_json(self.folder/'comparison.json', asked)
 
     def read(self, arm, seed):
         "The record of a run; None: it is not there"
@@ -221,7 +219,7 @@ class _Records:
         learn.model.load_state_dict(torch.load(kept, map_location='cpu', weights_only=True))
         learn.model.to(learn.dls.device)
         with learn.no_bar(), learn.no_logging(): rec['tests'] |= _scores(learn, new, self.groups)
-        _write_record(self.file(arm, seed), rec)
+        write_json(self.file(arm, seed), rec)
         return rec
 
     def there(self):
@@ -690,9 +688,9 @@ def compare_folder(
 
 def _begin(run, cfg, said, asked):
     "What the folder of a comparison holds before anything is trained"
-    write_whole(run/'identity.json', lambda f: f.write(json.dumps(said, indent=1, ensure_ascii=False).encode()))
+    write_json(run/'identity.json', said, indent=1, ensure_ascii=False)
     write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
-    write_whole(run/'asked.json', lambda f: f.write(json.dumps(asked).encode())) # the last one: a folder with it can be gone on with
+    write_json(run/'asked.json', asked) # the last one: a folder with it can be gone on with
 
 def _keep(cmp, run):
     "What came of it: a table, a picture and the verdict, which comes last"

@@ -30,9 +30,9 @@ from ..core import *
 from ..data.images import check_images, refuse_count, refuse_inside
 from ..proxy.recipes import recipes
 from .config import ProxyConfig, all_settings, changed, flags, from_toml, number
-from .identity import files_digest, refuse_other, versions, what_is
+from .identity import refuse_other, versions, what_is
 from .train import (
-    begun_with, check_config, images_of, last_of, refuse_unasked, resume_run, run_identity, tests_of, train_folder, with_suspect)
+    begun_with, check_config, images_of, last_of, refuse_unasked, resume_run, run_identity, train_folder, with_suspect)
 
 # %% ../../nbs/experiment/09_sweep.ipynb #8120c830
 def _value(text):
@@ -131,10 +131,10 @@ class folder_run:
 
     def identity(self)->dict:
         "What all trials share: the images, their labels and their split, by content and not by path, and the settings"
-        tests_of(self.cfg, self.images)
-        return run_identity(self.cfg, self.images)['data'] | dict(
+        said = run_identity(self.cfg, self.images)
+        return said['data'] | dict(
             settings={k:v for k,v in all_settings(self.cfg).items() if v is not None and k not in ('path','tests')},
-            tests={k:files_digest(o.file, o.label) for k,o in self.images.tests.items()},
+            tests=said['tests'],
             recipes={k:what_is(recipes[k]) for k in self.recipes if k in recipes})
 
     def __call__(self,

@@ -37,7 +37,7 @@ from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
 from ..proxy.recipes import IfCarried, as_suspect, head_first, recipes
 from .config import Config, all_settings, changed, from_toml, to_toml
-from .identity import data_of, digest, files_digest, items_of, refuse_other, versions
+from .identity import data_of, digest, files_digest, items_of, no_address, refuse_other, versions
 from .runs import finished
 from .checkpoint import Checkpoint, read_checkpoint
 from .logs import RunBoard
@@ -306,11 +306,11 @@ def _leave_out_unreadable(images, wrong, say):
             f"{', '.join(f.name for f in files[:3])}{' …' if len(files)>3 else ''} "
             f"({wrong.detail[files.index[0]]})")
 
-def _look_at_tests(cfg, images, say):
+def _look_at_tests(cfg, images, say, check):
     "Test sets, without images that cannot be read"
     for k in tests_of(cfg, images):
         df = images.tests[k]
-        wrong = check_images(df.file, cfg.data.workers)
+        wrong = check(tuple(df.file), cfg.data.workers)
         bad = df.file.isin(wrong[wrong.problem=='unreadable'].file)
         if bad.all(): raise ValueError(f"No image of the test set '{k}', {cfg.tests[k]}, can be read.")
         images.tests[k] = df[~bad].reset_index(drop=True)
@@ -333,7 +333,7 @@ def look_at(
         for what,o in copies.groupby('problem'): say(f'{len(o)} {what}: {o.file.iloc[0].name} ({o.detail.iloc[0]})')
         wrong = pd.concat([wrong, copies[~copies.file.isin(wrong.file)]], ignore_index=True)
     say(str(images))
-    _look_at_tests(cfg, images, say)
+    _look_at_tests(cfg, images, say, check or check_images)
     if 'group' in images.df:
         n = images.df.groupby('part').group.nunique()
         say(f'Groups of {cfg.data.group_col} stay together, '
@@ -431,7 +431,7 @@ def _begin(cfg, images, wrong, run):
     "What a run folder holds before anything is trained"
     images.save(run)
     keep_checked(run, images, wrong)
-    write_whole(run/'identity.json', lambda f: f.write(json.dumps(run_identity(cfg, images), indent=1, ensure_ascii=False).encode()))
+    write_json(run/'identity.json', run_identity(cfg, images), indent=1, ensure_ascii=False)
     write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode())) # the last one: a folder with it can be gone on with
 
 def _has_trained(run):
@@ -704,7 +704,7 @@ def _as_served(pa):
     "What the callback was asked for and what it had settled on in the end, a line each"
     asked = {k:v for k,v in pa.args.items() if k not in ('folder','save_images')}
     said = asked | {k:v for k,v in vars(pa.settings).items() if v is not None}
-    return ''.join(f"{k} = {re.sub(r' at 0x[0-9a-f]+', '', getattr(v, '__name__', None) or repr(v))}\n" for k,v in said.items())
+    return ''.join(f"{k} = {no_address(getattr(v, '__name__', None) or repr(v))}\n" for k,v in said.items())
 
 def _export(learn, run):
     "fastai's own export, a pickle"

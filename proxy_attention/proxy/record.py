@@ -207,7 +207,7 @@ def keep_step(
                   max_area=m.max_area, min_area=m.min_area, edge=m.edge, kwargs=m.kwargs) for m in proxies.maskers]
     how = dict(mode=proxies.mode, p=proxies.p, donor=called(proxies.donor), first=proxies.first,
                data=proxies.data and asdict(proxies.data), steps=steps)
-    write_whole(folder/'proxies.json', lambda f: f.write(json.dumps(how, default=str).encode()))
+    write_json(folder/'proxies.json', how, default=str)
     proxies.store.save(folder/'heat.npz', made=proxies.made)
     _append(folder/'proxy_log.csv', rows.drop(columns=['rule','served','donor','changed']))
     if clear and (folder/'manifest.csv').exists():
