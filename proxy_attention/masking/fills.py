@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['fills', 'fill_zero', 'fill_mean', 'fill_max', 'fill_min', 'fill_halfmax', 'dataset_mean', 'dataset_max',
-           'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'swap_both', 'either',
-           'swap_shared', 'shared', 'look', 'soften']
+           'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'as_it_is', 'swap_both',
+           'either', 'swap_shared', 'shared', 'swap_theirs', 'donors_own', 'move', 'moved', 'look', 'soften']
 
 # %% ../../nbs/masking/01_fills.ipynb #378e9153
 import torch, torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 # %% ../../nbs/masking/01_fills.ipynb #8752a54b
@@ -71,12 +72,15 @@ def shuffle(img, mask, rng=None):
 def swap(other):
     "The same place in another training image"
     return other
-swap.pasted = True # nothing is computed: a piece of a PIL image can be pasted as it is
+def as_it_is(other):
+    "The donor, as a PIL image: nothing is computed, and a piece of it is pasted"
+    return other
+swap.pasted = as_it_is
 
 def swap_both(other):
     "As `swap`, wherever either of the two images was looked at: what told the classes apart goes, and what tells another class comes in"
     return other
-swap_both.pasted = True
+swap_both.pasted = as_it_is
 
 def either(
     own, # (…,h,w) bool: where the image itself was looked at
@@ -89,7 +93,7 @@ swap_both.where = either
 def swap_shared(other):
     "As `swap`, only where the masks of both images agree: with the rule `rest`, the donor's object stays outside"
     return other
-swap_shared.pasted = True
+swap_shared.pasted = as_it_is
 
 def shared(
     own, # (…,h,w) bool: the mask of the image itself
@@ -98,6 +102,61 @@ def shared(
     "The places that both have"
     return own&theirs
 swap_shared.where = shared
+
+def swap_theirs(other):
+    "As `swap`, where the *donor* was looked at: what tells its class comes in, and what it hides may be anything"
+    return other
+swap_theirs.pasted = as_it_is
+
+def donors_own(
+    theirs # (…,h,w) bool: the mask of the donor
+):
+    "The place of the donor"
+    return theirs
+swap_theirs.where = donors_own
+
+# %% ../../nbs/masking/01_fills.ipynb #5b0c9b22
+def _frame(mask):
+    "Left, upper, right, lower edge of what is set in a mask (h,w), as shares of its size"
+    y,x = (mask.any(d).nonzero()[:,0] for d in (1,0))
+    h,w = mask.shape
+    return float(x[0])/w, float(y[0])/h, float(x[-1]+1)/w, float(y[-1]+1)/h
+
+def _at(frame, h, w):
+    "A frame in pixels, at least one of them"
+    left,top,right,bottom = (round(o*s) for o,s in zip(frame, (w,h,w,h)))
+    left,top = min(left, w-1),min(top, h-1)
+    return left, top, max(right, left+1), max(bottom, top+1)
+
+def _resampling(n, m, device):
+    "(m,n) weights that resize `n` pixels to `m`, as PIL's `BILINEAR` does (`F.interpolate` with `antialias` errs where a side is 1)"
+    at,centres = torch.arange(n, device=device)+.5,(torch.arange(m, device=device)+.5)*n/m
+    weights = (1-(at-centres[:,None]).abs()/max(1, n/m)).clamp(min=0)
+    return weights/weights.sum(1, keepdim=True)
+
+def move(img, mask, other, theirs):
+    "The piece of the donor in the frame of the donor's own mask, resized to the frame of this mask; without either mask the donor as it is"
+    if not mask.any() or not theirs.any(): return other
+    h,w = img.shape[-2:]
+    (l,t,r,b),(x0,y0,x1,y1) = _at(_frame(mask), h, w),_at(_frame(theirs), *other.shape[-2:])
+    new,piece = img.float().clone(),other[...,y0:y1,x0:x1].float()
+    new[...,t:b,l:r] = _resampling(y1-y0, b-t, img.device) @ piece @ _resampling(x1-x0, r-l, img.device).T
+    return new
+
+def moved(
+    img, # PIL image
+    mask, # (h,w) bool
+    other, # PIL image of the same mode and size
+    theirs # (h,w) bool
+):
+    "As `move`, for PIL images"
+    if not mask.any() or not theirs.any(): return other
+    l,t,r,b = _at(_frame(mask), *img.size[::-1])
+    place,new = _at(_frame(theirs), *other.size[::-1]),other.copy()
+    bands = [o.crop(place).resize((r-l,b-t), Image.BILINEAR) for o in other.split()] # each by itself: alpha is a channel like the others
+    new.paste(Image.merge(other.mode, bands), (l,t))
+    return new
+move.pasted = moved
 
 # %% ../../nbs/masking/01_fills.ipynb #de21ec56
 def _radial(
@@ -126,7 +185,7 @@ def look(img, other,
     return torch.maximum(torch.minimum(new, high), low)
 
 # %% ../../nbs/masking/01_fills.ipynb #5075908f
-fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, look=look,
+fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, swap_theirs=swap_theirs, move=move, look=look,
              zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, blur=blur,
              noise=noise, shuffle=shuffle,
              dataset_mean=dataset_mean, dataset_max=dataset_max, dataset_min=dataset_min, dataset_halfmax=dataset_halfmax)

@@ -58,15 +58,15 @@ def size_of(
     return img.size[::-1] if isinstance(img, Image.Image) else tuple(img.shape[-2:])
 
 # %% ../../nbs/masking/03_masker.ipynb #af6e3e53
-_asks = ('img','mask','heat','other','data','rng')
+_asks = ('img','mask','heat','other','theirs','data','rng')
 _numbers = dict(area=(1e-6,1), keep=(1e-6,1), margin=(0,.5), width=(1e-6,.5), most=(1,1e6), weight=(1e-6,1),
-                radius=(1e-6,1), cells=(1e-6,10**6), threshold=(-1e6,1e6), k=(-1e6,1e6))
+                radius=(1e-6,1), alpha=(1e-3,1e3), cells=(1e-6,10**6), threshold=(-1e6,1e6), k=(-1e6,1e6))
 
 class Masker:
     "Heat and an image make a proxy image: `rule` says where, `fill` with what"
     def __init__(self,
         rule='area', # Which pixels: 'area', 'rest', 'border', 'everything', 'top_cells', 'max_share' and other `rules`, or a function
-        fill='swap', # What comes there: the name of one of `fills`, or a function of any of img, mask, heat, other, data, rng
+        fill='swap', # What comes there: the name of one of `fills`, or a function of any of img, mask, heat, other, theirs, data, rng
         max_area:float=None, # A mask never covers more than this share of the image; None: 0.4, or what the rule says of itself
         min_area:float=0., # Nor less than this
         edge:float=0., # Width of a soft edge, as a share of the image's shorter side; 0: a hard one
@@ -84,7 +84,7 @@ class Masker:
         refuse_number(0, 1, min_area=self.min_area)
         refuse_number(0, .5, edge=self.edge)
         if self.min_area>self.max_area: raise ValueError(f'min_area={self.min_area} is more than max_area={self.max_area}.')
-        refuse_unknown(self.rule, ('heat','grid',*self.kwargs), 'rule')
+        refuse_unknown(self.rule, ('heat','grid','rng',*self.kwargs), 'rule')
         refuse_unknown(self.fill, (*_asks,*self.kwargs), 'fill')
         if self.where: refuse_unknown(self.where, ('own','theirs','heat','other_heat',*self.kwargs), '`where` of the fill')
         known = (self.rule_takes | self.fill_takes) - {'grid',*_asks}
@@ -107,6 +107,14 @@ class Masker:
     def needs_other(self):
         "Does the fill take another training image?"
         return 'other' in self.fill_takes
+    @property
+    def needs_theirs(self):
+        "Does it take the mask of the donor?"
+        return self.where is not None or 'theirs' in self.fill_takes
+    @property
+    def draws(self):
+        "Is the mask drawn anew each time an image is served?"
+        return 'rng' in self.rule_takes
     @property
     def needs_data(self):
         "Does the fill take statistics of the training images?"
@@ -132,11 +140,13 @@ class Masker:
 @patch
 def ruled(self:Masker,
     heat:Tensor, # (…,h,w)
-    grid:Tensor=None # (…,h',w') what `heat` was stretched from; None: `heat` itself
+    grid:Tensor=None, # (…,h',w') what `heat` was stretched from; None: `heat` itself
+    rng=None # `torch.Generator`, for rules that draw; None: always the same draws
 )->tuple: # mask and the heat that it is of: (…,h,w), or (…,h',w')
     "Which pixels, or which cells, the rule says"
     grid = heat if grid is None else grid
-    mask = given(self.rule, heat=heat, grid=grid, **self.kwargs)
+    if self.draws and rng is None: rng = torch.Generator().manual_seed(0)
+    mask = given(self.rule, heat=heat, grid=grid, rng=rng, **self.kwargs)
     on = heat if isinstance(mask, Tensor) and mask.shape==heat.shape else grid
     if not isinstance(mask, Tensor) or mask.dtype!=torch.bool or mask.shape!=on.shape:
         raise TypeError(f'The rule {called(self.rule)} returned {_what(mask)} for heat of shape {tuple(heat.shape)}: '
@@ -146,10 +156,11 @@ def ruled(self:Masker,
 @patch
 def mask(self:Masker,
     heat:Tensor, # (…,h,w)
-    grid:Tensor=None # (…,h',w') what `heat` was stretched from; None: `heat` itself
+    grid:Tensor=None, # (…,h',w') what `heat` was stretched from; None: `heat` itself
+    rng=None # `torch.Generator`, for rules that draw
 )->Tensor: # (…,h,w) or (…,h',w') bool
     "Which pixels, or which cells, of this image alone"
-    return bound_area(*self.ruled(heat, grid), self.min_area, self.max_area)
+    return bound_area(*self.ruled(heat, grid, rng), self.min_area, self.max_area)
 
 @patch
 def drawn_size(self:Masker,
@@ -163,13 +174,14 @@ def drawn_size(self:Masker,
 def drawn(self:Masker,
     heat:Tensor, # (…,h',w') grid
     size=(128,128), # (height, width) of the image in pixels
-    other:Tensor=None # (…,h',w') that of the donor, for a fill that says where; None: not known
+    other:Tensor=None, # (…,h',w') that of the donor, for a fill that says where; None: not known
+    rng=None # `torch.Generator`, for rules that draw
 )->Tensor: # (…,h,w) bool
     "The mask as it is drawn, see `drawn_size`; or a cell each, if the rule is about cells"
     large = [o if o is None else resize_heat(o, self.drawn_size(o.shape[-2:], size)) for o in (heat,other)]
-    own = self.mask(large[0], heat)
+    own = self.mask(large[0], heat, rng)
     if self.where is None or other is None: return own
-    theirs = self.mask(large[1], other)
+    theirs = self.mask(large[1], other, rng)
     a,b = large if own.shape==large[0].shape else (heat,other)
     mask = given(self.where, own=own, theirs=theirs, heat=a, other_heat=b, **self.kwargs)
     if not isinstance(mask, Tensor) or mask.dtype!=torch.bool or mask.shape!=own.shape:
@@ -181,10 +193,11 @@ def drawn(self:Masker,
 def mask_over(self:Masker,
     heat:Tensor, # (…,h',w') grid
     size, # (height, width) of the image in pixels
-    other:Tensor=None # (…,h',w') that of the donor
+    other:Tensor=None, # (…,h',w') that of the donor
+    rng=None # `torch.Generator`, for rules that draw
 )->Tensor: # (…,height,width) bool
     "Which pixels of an image of this size"
-    return stretch_mask(self.drawn(heat, size, other), size)
+    return stretch_mask(self.drawn(heat, size, other, rng), size)
 
 # %% ../../nbs/masking/03_masker.ipynb #7fe41ae2
 @patch
@@ -199,7 +212,7 @@ def weights(self:Masker,
     return ((F.interpolate(soft, size, mode='bilinear', align_corners=False)*m*255).round()/255).reshape(mask.shape)
 
 @patch
-def _filled(self:Masker, img, mask, heat, other, data, rng):
+def _filled(self:Masker, img, mask, heat, other, data, rng, theirs):
     "What comes under the mask, over the whole picture"
     size = img.shape[-2:]
     if self.needs_other:
@@ -207,7 +220,7 @@ def _filled(self:Masker, img, mask, heat, other, data, rng):
             raise ValueError(f'The fill needs `other`, another image of shape {tuple(img.shape)}; it got {_what(other)}.')
         if other.shape[-2:]!=size: other = F.interpolate(other[None].float(), size, mode='bilinear', align_corners=False)[0]
     over = resize_heat(heat, size) if 'heat' in self.fill_takes else None
-    new = given(self.fill, img=img, mask=mask, heat=over, other=other, data=data, rng=rng, **self.kwargs)
+    new = given(self.fill, img=img, mask=mask, heat=over, other=other, theirs=theirs, data=data, rng=rng, **self.kwargs)
     if not isinstance(new, Tensor) or new.shape!=img.shape:
         raise TypeError(f'The fill {called(self.fill)} returned {_what(new)}: '
                         f'it should be the whole picture, a tensor of shape {tuple(img.shape)}.')
@@ -222,23 +235,27 @@ def fill_in(self:Masker,
     heat:Tensor=None, # (…,h',w') grid, for fills that need it
     other=None, # The donor's image, for fills that need one
     data=None, # `ImageStats`, for fills that need them
-    rng=None # `torch.Generator`, for fills that draw
+    rng=None, # `torch.Generator`, for fills that draw
+    theirs:Tensor=None # (…,h',w') bool: the donor's own mask, of any size, for fills that ask for it; None: as `mask`
 ): # As `img`
     "The proxy image, where it is known which pixels are masked: bit-equal to `img` outside of them"
     if not isinstance(img, Image.Image):
         mask = unpack_mask(mask) if isinstance(mask, Image.Image) else mask
         mask,heat = stretch_mask(mask, size_of(img)).to(img.device),heat if heat is None else heat.to(img.device)
-        return torch.where(mask.unsqueeze(-3), self._filled(img, mask, heat, other, data, rng), img)
+        return torch.where(mask.unsqueeze(-3), self._filled(img, mask, heat, other, data, rng, mask if theirs is None else theirs), img)
     mask = (mask if isinstance(mask, Image.Image) else pack_mask(mask)).resize(img.size, Image.NEAREST)
     if isinstance(other, Image.Image) and (other.mode,other.size)!=(img.mode,img.size):
         other = other.convert(img.mode).resize(img.size, Image.BILINEAR)
-    if getattr(self.fill, 'pasted', False) and isinstance(other, Image.Image) and img.mode in ('L','RGB','RGBA'):
-        new = other
+    paste = getattr(self.fill, 'pasted', None)
+    if paste and isinstance(other, Image.Image) and img.mode in ('L','RGB','RGBA'):
+        known = dict(mask=unpack_mask(mask)) if 'mask' in takes(paste) else {}
+        new = given(paste, img=img, other=other, theirs=known.get('mask') if theirs is None else theirs, **known)
         if self.edge: mask = Image.fromarray((self.weights(unpack_mask(mask))*255).round().byte().numpy())
     else:
         x,back = _planes(img)
         if isinstance(other, Image.Image): other = _planes(other)[0]
-        new = back(self._filled(x, unpack_mask(mask), heat, other, data, rng))
+        at = unpack_mask(mask)
+        new = back(self._filled(x, at, heat, other, data, rng, at if theirs is None else theirs))
     res = img.copy()
     res.paste(new, (0,0), mask)
     return _as(img, res)
@@ -253,4 +270,6 @@ def __call__(self:Masker,
     other_heat:Tensor=None # (…,h',w') heat of the donor, for fills that say where; None: not known, so only the own place counts
 ): # As `img`
     "The proxy image: bit-equal to `img` outside the mask"
-    return self.fill_in(img, self.drawn(heat, size_of(img), other_heat), heat, other, data, rng)
+    size = size_of(img)
+    theirs = self.drawn(other_heat, size, rng=rng) if 'theirs' in self.fill_takes and other_heat is not None else None
+    return self.fill_in(img, self.drawn(heat, size, other_heat, rng), heat, other, data, rng, theirs)

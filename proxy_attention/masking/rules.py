@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['usual_most', 'rules', 'absolute', 'max_share', 'area_budget', 'top_cells', 'mean_std', 'rest', 'border', 'everything',
-           'random_place', 'centre', 'bound_area']
+           'random_box', 'hottest_box', 'random_place', 'centre', 'bound_area']
 
 # %% ../../nbs/masking/00_rules.ipynb #378e9153
 from zlib import crc32
@@ -57,6 +57,27 @@ def everything(heat):
 rest.most = border.most = everything.most = 1.
 border.by_heat = everything.by_heat = False
 
+# %% ../../nbs/masking/00_rules.ipynb #5b0c9a12
+def _boxes(heat, rng, alpha, centre):
+    "Boxes around `centre(map, draws) -> (y, x)`, one per map"
+    h,w = heat.shape[-2:]
+    draws = np.random.default_rng(int(torch.randint(2**62, (1,), generator=rng)))
+    mask = torch.zeros(heat.shape, dtype=torch.bool).reshape(-1, h, w)
+    for m,o in zip(mask, heat.reshape(-1, h, w)):
+        half,(y,x) = draws.beta(alpha, alpha)**.5/2, centre(o, draws)
+        top,left = (int(np.clip(round(c-half*s), 0, s-1)) for c,s in ((y,h),(x,w)))
+        m[top:max(top+1, round(y+half*h)),left:max(left+1, round(x+half*w))] = True
+    return mask.view(heat.shape).to(heat.device)
+
+def random_box(heat, rng, alpha=1.):
+    "A box anywhere, whatever the heat (CutMix: Yun et al. 2019, arXiv 1905.04899)"
+    return _boxes(heat, rng, alpha, lambda o,draws: (draws.random()*o.shape[0], draws.random()*o.shape[1]))
+def hottest_box(heat, rng, alpha=1.):
+    "A box around the hottest pixel (SaliencyMix: Uddin et al. 2021, arXiv 2006.01791)"
+    return _boxes(heat, rng, alpha, lambda o,_: divmod(int(o.argmax()), o.shape[1]))
+random_box.most = hottest_box.most = 1.
+random_box.by_heat = False
+
 # %% ../../nbs/masking/00_rules.ipynb #8b1ec233
 def random_place(heat, grid, area=0.1):
     "A control: the hottest `area` moved to another place, over the edges and in again; always the same place for the same map"
@@ -74,7 +95,8 @@ def centre(heat, area=0.1):
 random_place.by_heat = centre.by_heat = False
 
 rules = dict(area=area_budget, absolute=absolute, max_share=max_share, mean_std=mean_std, top_cells=top_cells,
-             rest=rest, border=border, everything=everything, random=random_place, centre=centre)
+             rest=rest, border=border, everything=everything, random=random_place, centre=centre,
+             box=random_box, hottest_box=hottest_box)
 
 # %% ../../nbs/masking/00_rules.ipynb #8a410d0e
 def bound_area(

@@ -141,6 +141,7 @@ class ProxyAttention(Callback):
         area:float=None, # Share of the image that rule='area' masks; None: a tenth
         donor='previous', # Whose pixels a swap brings in: 'previous', 'balanced', 'other_class', 'same_class', 'alike', or a function
         balance:bool=False, # Draw the training items of each class equally often while proxies are served?
+        labels='own', # Whose label a proxy carries: its own ('own'), or also the donor's by heat ('mix') or by area ('mix_area')
         steps=None, # When: [5,'p',9] or '5,p,9', `Plateau(…)`, or a function `(epoch, n_epoch) -> bool` or -> arguments of this step's rule
         across:int=None, # One schedule over several fits, so many epochs in all (`fine_tune(5)` has 6); None: each fit has its own
         mode:str='replace', # 'replace': in place of the original; 'augment': beside it
@@ -152,12 +153,12 @@ class ProxyAttention(Callback):
     ):
         self.asked = {k:v for k,v in locals().items() if k not in ('self','kwargs','__class__')} | kwargs
         self.args = {k:o.default for k,o in inspect.signature(type(self)).parameters.items() if k!='kwargs'} | self.asked
-        store_attr('mode,p,donor,balance,clear,across')
+        store_attr('mode,p,donor,balance,labels,clear,across')
         self.schedule = _schedule(steps, {k:kwargs.pop(k) for k in ('start','finish','every') if k in kwargs})
         self.settings = Settings(select, share, losses, attribution, target, layer, fast, scale, grid, _masker(area, kwargs))
         if self.suspect is None: refuse_at_start(self.schedule)
         if across is not None: refuse_number(2, 10**6, across=across)
-        Proxies(HeatmapStore(), self.settings.masker, mode, p, donor, balance=balance) # refuses what is out of range
+        Proxies(HeatmapStore(), self.settings.masker, mode, p, donor, balance=balance, labels=labels) # refuses what is out of range
         if folder is not None and not str(folder): raise ValueError("folder='' is no name for a folder.")
         if save_images and folder is None: raise ValueError('save_images=True needs a place: give `folder` too.')
         self.folder,self.save_images,self.lost = None if folder is None else Path(folder),save_images,[]
@@ -224,7 +225,7 @@ class ProxyAttention(Callback):
         how = dict(donor=self.donor, balance=self.balance) | served[-1]
         return Proxies(s.store, [m.having(**o) for o in masks], self.mode, self.p, how['donor'], classes,
                        s.proven and s.proven.data, s.proven and s.proven.image, s.made if s.how else None,
-                       len(s.record.steps)-len(s.how), how['balance'])
+                       len(s.record.steps)-len(s.how), how['balance'], self.labels)
 
 # %% ../../nbs/proxy/08_callback.ipynb #ce0eb4b2
 @patch(as_prop=True)

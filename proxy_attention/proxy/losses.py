@@ -161,7 +161,7 @@ class RunningLosses(ExactLosses):
         self.loss_func,self.n,self.got,self.rows,self.epoch = learn.loss_func,len(train_items(learn.dls)),[],None,0
 
     def note(self, learn, notes):
-        if learn.loss_func is not self.loss_func:
+        if getattr(learn.loss_func, 'plain', learn.loss_func) is not self.loss_func: # a loss of mixed labels is ours
             raise TypeError("losses='running' reads the loss of each item in training, and a callback has put another loss function in: "
                             "choose losses='exact'.")
         if notes is None or len(notes)!=len(learn.yb[0]):

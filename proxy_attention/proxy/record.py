@@ -25,7 +25,8 @@ from .serving import Proxies
 # %% ../../nbs/proxy/04_record.ipynb #01b4524a
 _usual = dict(step=np.int32(-1), loss=np.float32(np.nan), pred=np.int64(-1), targ=np.int64(-1),
               area=np.float32(0), degenerate=np.bool_(False),
-              served=np.int32(0), epoch=np.int32(-1), donor=np.int64(-1), changed=np.float32(0))
+              served=np.int32(0), epoch=np.int32(-1), donor=np.int64(-1), changed=np.float32(0),
+              label_weight=np.float32(1), donor_weight=np.float32(0))
 
 @dataclass
 class Record:
@@ -39,7 +40,8 @@ class Record:
         n:int # Training items
     ):
         "For so many items: those of another data set are forgotten"
-        if len(self.items.get('step', ()))!=n: self.items = {k:np.full(n, v) for k,v in _usual.items()}
+        if len(self.items.get('step', ()))!=n: self.items = {}
+        for k,v in _usual.items(): self.items.setdefault(k, np.full(n, v))
         return self
 
 @patch
@@ -58,7 +60,7 @@ def note_step(self:Record,
         rule=repr(found.masker), target=found.target, method=found.method))
     idxs = at.numpy()
     for k,v in dict(step=len(self.steps)-1, loss=interp.losses[at], pred=interp.preds[at], targ=interp.targs[at], area=found.area,
-                    degenerate=found.bad, served=0, epoch=-1, donor=-1, changed=0.).items():
+                    degenerate=found.bad, served=0, epoch=-1, donor=-1, changed=0., label_weight=1., donor_weight=0.).items():
         i[k][idxs] = np.asarray(v)
 
 @patch
@@ -69,7 +71,7 @@ def begin_epoch(self:Record, fit:int, epoch:int, seed:int):
 
 @patch
 def note(self:Record,
-    notes:Tensor # (bs,4) of a batch that was trained on, see `ServedItem.note`
+    notes:Tensor # (bs,7) of a batch that was trained on, see `ServedItem.note`
 ):
     "A batch"
     if notes is not None and len(new := notes[notes[:,1]==1]): self.rows.append(new.numpy())
@@ -79,11 +81,12 @@ def end_epoch(self:Record,
     whole:bool=True # Has it come to its end? Then of several processes each learns what the others have served
 ):
     "What the epoch has served, into the tables"
-    here = np.concatenate([np.empty((0,4), np.int64), *self.rows])
+    here = np.concatenate([np.empty((0,7), np.int64), *self.rows])
     self.rows = [np.concatenate(from_all(here) if whole else [here])]
-    i,donor,area = self.rows[0][:,0],self.rows[0][:,2],self.rows[0][:,3]/1e6
+    i,donor,(area,own,theirs) = self.rows[0][:,0],self.rows[0][:,2],self.rows[0][:,3:6].T/1e6
     np.add.at(self.items['served'], i, 1)
-    for k,v in dict(epoch=len(self.epochs)-1, donor=donor, changed=area).items(): self.items[k][i] = v
+    for k,v in dict(epoch=len(self.epochs)-1, donor=donor, changed=area, label_weight=own, donor_weight=theirs).items():
+        self.items[k][i] = v
     self.epochs[-1].update(served=len(i), area=float(area.mean()) if len(i) else np.nan)
 
 # %% ../../nbs/proxy/04_record.ipynb #78b90a1c
@@ -119,11 +122,11 @@ def log(self:Record,
 def served(self:Record)->pd.DataFrame:
     """A row for every proxy of the last epoch that served any
 
-    Fit, epoch, item, donor (-1: none), share of the image that was masked, step, seed."""
-    if not self.epochs: return _table([], 'fit epoch item donor area step seed'.split())
-    rows,last = np.concatenate([np.empty((0,4), np.int64), *self.rows]),self.epochs[-1]
+    Fit, epoch, item, donor (-1: none), share of the image that was masked, step, seed, weights of its own label and of the donor's."""
+    if not self.epochs: return _table([], 'fit epoch item donor area step seed label_weight donor_weight'.split())
+    rows,last = np.concatenate([np.empty((0,7), np.int64), *self.rows]),self.epochs[-1]
     return pd.DataFrame(dict(fit=last['fit'], epoch=last['epoch'], item=rows[:,0], donor=rows[:,2], area=rows[:,3]/1e6,
-                             step=last['step'], seed=last['seed']))
+                             step=last['step'], seed=last['seed'], label_weight=rows[:,4]/1e6, donor_weight=rows[:,5]/1e6))
 
 @patch
 def was_served(self:Record,
@@ -144,10 +147,11 @@ def largest(self:Record,
 @patch
 def serving_of(self:Record,
     i:int # Item number
-)->dict: # fit, epoch, step, seed, donor, area
+)->dict: # fit, epoch, step, seed, donor, area, label_weight, donor_weight
     "How an item was served last"
     if not self.was_served(i): raise ValueError(f'Item {i} has not been served as a proxy: see `log`, column `served`.')
-    return self.epochs[self.items['epoch'][i]] | dict(donor=int(self.items['donor'][i]), area=float(self.items['changed'][i]))
+    own = {k:float(self.items[o][i]) for k,o in dict(area='changed', label_weight='label_weight', donor_weight='donor_weight').items()}
+    return self.epochs[self.items['epoch'][i]] | dict(donor=int(self.items['donor'][i]), **own)
 
 def remade(
     proxies:Proxies, # As they were served
@@ -205,7 +209,7 @@ def keep_step(
     "What a step has found"
     steps = [dict(rule=_name(m.rule, rules), fill=_name(m.fill, fills),
                   max_area=m.max_area, min_area=m.min_area, edge=m.edge, kwargs=m.kwargs) for m in proxies.maskers]
-    how = dict(mode=proxies.mode, p=proxies.p, donor=called(proxies.donor), first=proxies.first,
+    how = dict(mode=proxies.mode, p=proxies.p, donor=called(proxies.donor), labels=called(proxies.labels), first=proxies.first,
                data=proxies.data and asdict(proxies.data), steps=steps)
     write_json(folder/'proxies.json', how, default=str)
     proxies.store.save(folder/'heat.npz', made=proxies.made)

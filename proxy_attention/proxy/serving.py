@@ -23,6 +23,7 @@ from ..data.loaders import first_item, image_of, items_had, plain_dl
 from ..data.passes import numbered_batches, own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..masking.donors import HeatIndex, choose_donor, donor_asks, donors
+from ..masking.labels import labelings, mixed_labels, own_label
 from ..masking.masker import mask_area, pack_mask, size_of
 
 # %% ../../nbs/proxy/03_serving.ipynb #f349ca36
@@ -42,15 +43,20 @@ class Proxies:
         size=None, # (height, width) of the images, if masks are to be kept drawn
         made=None, # (n,) which of the maskers each item of the store has; None: the last
         first:int=0, # Number of the step that the first masker belongs to
-        balance:bool=False # Draw the items of each class equally often, as many as an epoch has?
+        balance:bool=False, # Draw the items of each class equally often, as many as an epoch has?
+        labels='own' # Whose label a proxy carries: 'own', 'mix', 'mix_area', or a function, see `labelings`
     ):
         if mode not in modes: raise ValueError(f"mode={mode!r} should be 'replace' or 'augment'{nearest(mode, modes)}")
         refuse_number(0, 1, p=p)
         if balance not in (True,False): raise TypeError(f'balance={balance!r} should be True or False.')
         store_attr('store,mode,p,classes,data,first,balance')
-        self.donor = by_name(donor, donors, 'donor')
+        self.donor,self.labels = by_name(donor, donors, 'donor'),by_name(labels, labelings, 'labels')
         refuse_unknown(self.donor, donor_asks, 'donor strategy')
+        refuse_unknown(self.labels, ('mask','heat','taken','donor_heat'), 'labels strategy')
         self.maskers = list(masker) if isinstance(masker, (list,tuple)) else [masker]
+        if self.mixes and not self.masker.needs_other:
+            raise ValueError(f'labels={called(self.labels)!r} mixes in the label of a donor, and the fill {called(self.masker.fill)} '
+                             "takes no donor: choose a fill that does, such as 'swap', or leave `labels` out.")
         self.made = np.full(len(store), len(self.maskers)-1) if made is None else np.asarray(made)
         self.drawn,self.rows,self.seed,self.heat = np.empty(0, np.int64),{},0,HeatIndex(store.idxs, store.grids)
         self.size = size and self.masker.drawn_size(store.grids.shape[1:], size)
@@ -61,10 +67,16 @@ class Proxies:
         "That of the last step"
         return self.maskers[-1]
 
+    @property
+    def mixes(self):
+        "Does a proxy carry the donor's label, too?"
+        return self.labels is not own_label
+
     def _bits(self):
         "The masks of the first items, a bit a pixel, as they are drawn for images of one size"
         kept = []
         for k,m in enumerate(self.maskers):
+            if m.draws: return [] # another mask each time
             at = np.flatnonzero(self.made[:_most]==k)
             for part in np.split(at, range(256, len(at), 256)):
                 if not len(part): continue
@@ -89,28 +101,42 @@ class Proxies:
 
 # %% ../../nbs/proxy/03_serving.ipynb #580e7cfe
 @patch
-def _kept(self:Proxies, row, size):
+def _kept(self:Proxies, row, size, rng=None):
     "The mask of one item alone, (h,w) bool"
     m = self.maskers[self.made[row]]
     if row<len(self.bits) and m.drawn_size(self.store.grids.shape[1:], size)==self.size:
         return torch.from_numpy(np.unpackbits(self.bits[row], axis=-1, count=self.size[1]).astype(bool))
-    return m.drawn(self.store.at(row), size)
+    return m.drawn(self.store.at(row), size, rng=rng)
 
 @patch
 def mask(self:Proxies,
     row:int, # Of the item, in the store
     size, # (height, width) of the image in pixels
-    donor:int=None # Row of the donor; None: it has no heat, or there is none
-)->Image.Image: # One bit a pixel, as it is drawn
-    "Which pixels are masked"
+    donor:int=None, # Row of the donor; None: it has no heat, or there is none
+    rng=None # `torch.Generator`, for rules that draw
+)->tuple: # (h,w) bool each: which pixels are masked, and the mask of the donor (None: it has none, or nobody needs it)
+    "Which pixels are masked, as it is drawn"
     m = self.maskers[self.made[row]]
-    own = self._kept(row, size)
-    if m.where is None or donor is None: return pack_mask(own)
-    theirs = self._kept(donor, size)
+    own = self._kept(row, size, rng)
+    if not m.needs_theirs or donor is None: return own,None
+    theirs = self._kept(donor, size, rng)
+    if m.where is None: return own,theirs
     if takes(m.where)<={'own','theirs'} and own.shape==theirs.shape:
-        both = m.where(own=own, theirs=theirs)
-        if m.min_area<=both.float().mean()<=m.max_area: return pack_mask(both)
-    return pack_mask(m.drawn(self.store.at(row), size, self.store.at(donor)))
+        both = given(m.where, own=own, theirs=theirs)
+        if m.draws or m.min_area<=both.float().mean()<=m.max_area: return both,theirs
+    return m.drawn(self.store.at(row), size, self.store.at(donor)),theirs
+
+@patch
+def _weights(self:Proxies, m, row, donor, mask, theirs):
+    "How much the label of the item counts, and that of the donor"
+    if not self.mixes: return 1.,0.
+    taken = theirs if theirs is not None and m.where is None else mask # a fill that moves takes what the donor's own mask frames
+    donor_heat = None if donor is None else self.store.at(donor)
+    found = given(self.labels, mask=m.weights(mask), heat=self.store.at(row), taken=taken, donor_heat=donor_heat)
+    if not (isinstance(found, (tuple,list)) and len(found)==2 and all(0<=o<=1 for o in found)):
+        raise ValueError(f'The labels strategy {called(self.labels)} returned {found!r}: it should be two weights from 0 to 1, '
+                         "of the item's own label and of the donor's.")
+    return tuple(map(float, found))
 
 @patch
 def make(self:Proxies,
@@ -119,26 +145,28 @@ def make(self:Proxies,
     donor=None, # `() -> (item number, img)`: another training image, for fills that need one
     seed:int=None, # Of the epoch that serves it; None: of the present one
     step:int=None # Number of the last step then; None: the last one there is. A donor that got its heat later gives its pixels alone
-)->tuple: # the proxy image, the share of it that is masked, the number of the donor (-1: none)
+)->tuple: # the proxy image, the share of it that is masked, the number of the donor (-1: none), the weights of the two labels
     "The proxy of item `i`"
     row = self.rows[i] if i in self.rows else self.store.row(i)
     m,(h,w) = self.maskers[self.made[row]],size_of(img)
     j,other = donor() if m.needs_other else (-1,None)
-    there = self.store.row(j) if m.where and j in self.store else None
+    there = self.store.row(j) if (m.needs_theirs or self.mixes) and j in self.store else None
     if there is not None and step is not None and self.first+self.made[there]>step: there = None
-    mask = self.mask(row, (h,w), there).resize((w,h), Image.NEAREST)
     seed = self.seed if seed is None else seed
-    rng = torch.Generator().manual_seed((seed*1_000_003+i)%2**63) if 'rng' in m.fill_takes else None
-    return m.fill_in(img, mask, self.store.at(row), other, self.data, rng), mask_area(mask), j
+    rng = torch.Generator().manual_seed((seed*1_000_003+i)%2**63) if m.draws or 'rng' in m.fill_takes else None
+    drawn,theirs = self.mask(row, (h,w), there, rng)
+    mask = pack_mask(drawn).resize((w,h), Image.NEAREST)
+    new = m.fill_in(img, mask, self.store.at(row), other, self.data, rng, theirs)
+    return new, mask_area(mask), j, self._weights(m, row, there, drawn, theirs)
 
 # %% ../../nbs/proxy/03_serving.ipynb #5bc98738
 _at_hand = 2**28 # bytes of images that a worker keeps for donors
 
 def plain_note(
     s # As a loader asks for an item
-)->tuple: # item number, 0, -1, 0
-    "What is noted of an item that is served as it is"
-    return (int(s or 0), 0, -1, 0)
+)->tuple: # item number, 0, -1, 0, a million, 0, -1
+    "What is noted of an item that is served as it is, see `ServedItem.note`"
+    return (int(s or 0), 0, -1, 0, 10**6, 0, -1)
 
 class ServedItem:
     "A loader's `create_item` that asks `Proxies` first, and notes what it did"
@@ -150,34 +178,48 @@ class ServedItem:
         self.replace,self.by_class = proxies.mode=='replace','classes' in takes(proxies.donor)
         self.images,self.told = {},None # the class, or 0 → the last item of it and its image
 
-    def keep(self, i, img):
-        "An image is at hand for the next items"
+    def keep(self, i, item):
+        "An item is at hand for the next ones"
         key = int(self.proxies.classes.of[i]) if self.by_class else 0
         self.images.pop(key, None)
-        self.images[key] = i,img
-        if len(self.images)>1 and sum(_bytes(o) for _,o in self.images.values())>_at_hand: self.images.pop(next(iter(self.images)))
+        self.images[key] = i,item
+        if len(self.images)>1 and sum(_bytes(image_of(o)) for _,o in self.images.values())>_at_hand:
+            self.images.pop(next(iter(self.images)))
 
     def donor(self, i):
-        "Another training item, number and image: one that is at hand, or else read for the purpose"
+        "Another training item and its number: one that is at hand, or else read for the purpose"
         hand,p,rng = dict(self.images.values()),self.proxies,random.Random(f'{self.proxies.seed} {i}')
         drawn = (choose_donor(p.donor, i, self.n, rng, list(hand), classes=p.classes, heat=p.heat) for _ in range(20))
         found = next(items_had(lambda j: hand[j] if j in hand else self.read(j), drawn), None)
         if found is None: raise RuntimeError(f'None of 20 donors that were drawn for item {i} can be had: they say `SkipItemException`.')
-        return found[0],image_of(found[1])
+        return found
 
     def __call__(self, dl, s):
         beside,i = divmod(int(s or 0), self.n) # 'augment': numbers after the last item are the proxies beside
         item = self.read(i)
-        img,proxy,area,donor = image_of(item),bool(beside) or (self.replace and i in self.proxies),0.,-1
-        if proxy: new,area,donor = self.proxies.make(img, i, partial(self.donor, i))
-        self.told = (i, int(proxy), donor, round(area*1e6))
-        if self.proxies.masker.needs_other: self.keep(i, img if proxy else _copy(img))
+        img,proxy = image_of(item),bool(beside) or (self.replace and i in self.proxies)
+        if proxy: new,self.told = self.proxy(i, img)
+        else: self.told = plain_note(i)
+        if self.proxies.masker.needs_other: self.keep(i, item if proxy else _with_image(item, _copy(img)))
         return _with_image(item, new) if proxy else item
+
+    def proxy(self, i, img):
+        "The proxy of an item, and what is noted of it"
+        brought = []
+        def donor():
+            brought.append(self.donor(i))
+            return brought[0][0],image_of(brought[0][1])
+        new,area,j,weights = self.proxies.make(img, i, donor)
+        label = int(brought[0][1][1]) if brought and self.proxies.mixes else -1
+        return new, (i, 1, j, *(round(o*1e6) for o in (area,*weights)), label)
 
     def note(self,
         s # As the loader asked for the item
-    )->tuple: # item number, is it a proxy?, the donor's number (-1: none), millionths of the image that are masked
-        "What is noted of the item that was made last"
+    )->tuple: # whole numbers
+        """What is noted of the item that was made last
+
+        Its number, is it a proxy?, the donor's number (-1: none), how much of the image is masked, the weight of its own label and that
+        of the donor's (all three in millionths), and the donor's label (-1: not known)."""
         return self.told
 
 def _bytes(img): return img.numel()*img.element_size() if isinstance(img, Tensor) else img.size[0]*img.size[1]*len(img.getbands())
@@ -268,4 +310,7 @@ def training_on(
     with ExitStack() as stack:
         note = None if proxies is None else stack.enter_context(serving(dl, proxies, from_first(loader_seed(dl))))
         if note is None and not watched: yield None
-        else: yield stack.enter_context(numbered_batches(learn, dl, note or plain_note, seen))
+        else:
+            notes = stack.enter_context(numbered_batches(learn, dl, note or plain_note, seen))
+            if note is not None and proxies.mixes: stack.enter_context(mixed_labels(learn, notes))
+            yield notes
