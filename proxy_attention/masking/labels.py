@@ -72,7 +72,8 @@ class MixLabels(Callback):
         if not now[:,1].any() and (now[:,0]==_whole).all(): return # no label is mixed: the batch is as it was
         self.was,y = self.learn.yb,self.y
         own,theirs,other = now.to(y.device).unbind(1)
-        self.learn.yb = (torch.stack([y.as_subclass(Tensor).long(), other, own, theirs], 1),)
+        y = y.as_subclass(Tensor).long()
+        self.learn.yb = (torch.stack([y, torch.where(other<0, y, other), own, theirs], 1),) # -1: this image has no donor
     def after_loss(self):
         if self.was is not None: self.learn.yb,self.was = self.was,None # metrics see the label of the image itself
 

@@ -1,0 +1,174 @@
+"A proxy image that carries the labels of both images: weights, losses, what mixes batches on top, and what is told of it"
+import pytest, torch, torch.nn.functional as F
+from fastai.vision.all import *
+from proxy_attention.all import *
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.masking.labels import MixedLoss, by_area, by_heat, labelings
+from proxy_attention.masking.masker import Masker
+from proxy_attention.proxy.serving import Proxies
+
+pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+usual = dict(select='all', area=.3, start=1, every=None, p=1.)
+
+class Watch(Callback):
+    "What the loss gets to see of each batch, and what it says"
+    order = 100
+    def __init__(self): self.got,self.after = [],[]
+    def after_pred(self):
+        if self.training: self.got.append((self.epoch, self.training, self.pred.detach().clone(), self.yb[0].detach().clone()))
+    def after_loss(self):
+        if self.training: self.after.append((self.yb[0].ndim, float(self.loss)))
+
+def fitted(few, cbs=(), epochs=2, loss_func=None, watch=None, **kwargs):
+    learn = digits_learner(few, seed=0)
+    if loss_func is not None: learn.loss_func = loss_func
+    learn.add_cb(ProxyAttention(**(usual|kwargs)))
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-3, cbs=[*L(cbs), *L(watch)])
+    return learn
+
+def mixed(watch): return [(o,told) for o,told in zip(watch.got, watch.after) if o[3].ndim==2]
+
+@pytest.mark.parametrize('labels', ['mix','mix_area'])
+def test_the_loss_is_that_of_both_labels(few, labels):
+    watch = Watch()
+    learn = fitted(few, watch=watch, labels=labels)
+    found = mixed(watch)
+    assert found and all(e==1 and training for (e,training,*_),_ in found)
+    for (_,_,pred,y),(ndim,loss) in found:
+        own,other = (F.cross_entropy(pred, o, reduction='none') for o in (y[:,0],y[:,1].clamp(min=0)))
+        assert loss==pytest.approx(float((own*y[:,2]/1e6+other*y[:,3]/1e6).mean()), abs=1e-5) and ndim==1
+    if labels=='mix_area': assert all((y[:,2:].sum(1)-10**6).abs().max()<=1 for (*_,y),_ in found)
+    assert type(learn.loss_func) is CrossEntropyLossFlat and not learn.cbs.filter(lambda o: type(o).__name__=='MixLabels')
+
+def test_what_is_told_is_what_was_trained_on(few):
+    watch = Watch()
+    learn = fitted(few, watch=watch, labels='mix_area')
+    pa,targs = learn.proxy_attention,learn.proxy_attention.interp.targs
+    rows = pa.served
+    assert (rows.donor_weight-rows.area).abs().max()<.05 and (rows.label_weight+rows.donor_weight-1).abs().max()<1e-5
+    told = Counter((int(targs[r.item]), int(targs[r.donor]), round(r.donor_weight*1e6)) for r in rows.itertuples())
+    seen = Counter((*map(int, o[:2]),int(o[3])) for (*_,y),_ in mixed(watch) for o in y.tolist() if o[3])
+    assert seen and not seen-told
+    titles = [o.get_title() or o.get_xlabel() for o in np.ravel(pa.show(4))]
+    assert any(', ' in o for o in titles)
+
+def test_nothing_is_mixed_where_nothing_is_served(few, weights, same):
+    a,b = (fitted(few, p=0., **kw) for kw in ({}, dict(labels='mix')))
+    assert same(weights(a), weights(b))
+
+@pytest.mark.parametrize('over', [MixUp, CutMix])
+def test_batches_are_mixed_on_top(few, over):
+    "Each row's loss is the mixture, of two images, of the loss of two labels each"
+    class Then(Watch):
+        order = 101
+        def after_loss(self):
+            if not self.training: return
+            y = self.got[-1][3]
+            if y.ndim==1: return self.after.append(None)
+            lam,y1 = learn.mix.lam,learn.mix.yb1[0]
+            def each(y): return sum(F.cross_entropy(self.pred, y[:,k].clamp(min=0), reduction='none')*y[:,k+2]/1e6 for k in (0,1))
+            self.after.append((float(self.loss), float(torch.lerp(each(y1), each(y), lam).mean())))
+    learn,watch = digits_learner(few, seed=0),Then()
+    learn.add_cbs([ProxyAttention(**usual, labels='mix_area'), over()])
+    learn.mix = learn.cbs.filter(risinstance(over))[0]
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3, cbs=watch)
+    found = [o for o in watch.after if o]
+    assert found and all(a==pytest.approx(b, abs=1e-5) for a,b in found)
+
+def own_loss(pred, y, reduction='mean'):
+    return F.cross_entropy(pred.as_subclass(Tensor), y.as_subclass(Tensor), reduction=reduction)
+
+@pytest.mark.parametrize('loss', [own_loss, LabelSmoothingCrossEntropyFlat(), FocalLossFlat(),
+                                  CrossEntropyLossFlat(weight=torch.arange(1., 11.))])
+def test_any_loss_that_can_be_had_per_sample(few, loss):
+    learn = fitted(few, loss_func=loss, labels='mix')
+    assert learn.loss_func is loss and np.isfinite(learn.recorder.losses).all()
+
+def test_running_losses_read_what_was_served_as_it_is(few):
+    learn = fitted(few, losses='running', labels='mix', epochs=3, p=.5, every=1)
+    assert len(learn.proxy_attention.history)==2
+
+def test_metrics_in_training_see_the_own_label(few):
+    learn = digits_learner(few, seed=0)
+    learn.recorder.train_metrics = True
+    learn.add_cb(ProxyAttention(**usual, labels='mix'))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
+    assert len(learn.recorder.values)==2
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, CancelFitException, CancelTrainException, CancelBatchException])
+def test_the_loss_comes_back(few, error):
+    class Stops(Callback):
+        def after_pred(self):
+            if self.training and self.epoch==1: raise error
+    learn = digits_learner(few, seed=0)
+    learn.add_cb(ProxyAttention(**usual, labels='mix'))
+    plain = learn.loss_func
+    with learn.no_bar(), learn.no_logging():
+        if error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt): learn.fit(2, 1e-3, cbs=Stops())
+        else: learn.fit(2, 1e-3, cbs=Stops())
+        assert learn.loss_func is plain
+        learn.fit(1, 1e-3)
+
+@pytest.mark.parametrize('workers', [0,2])
+@pytest.mark.parametrize('how', [dict(rule='box', fill='move'), dict(rule='hottest_box', fill='swap_theirs'), dict(rule='box', fill='swap'),
+                                 dict(rule='top_cells', cells=6, fill='swap_theirs')])
+def test_an_image_with_a_box_is_made_again_bit_for_bit(few, how, workers, tmp_path):
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=workers)
+    seen = []
+    class See(Callback):
+        def before_batch(self):
+            if self.training and self.epoch==1: seen.extend((self.x.as_subclass(Tensor)*255).round().byte())
+    learn = Learner(dls, digits_learner(few).model, CrossEntropyLossFlat(), metrics=accuracy)
+    how = {k:v for k,v in (usual|how|dict(labels='mix')).items() if k!='area'}
+    learn.add_cb(ProxyAttention(folder=tmp_path/'proxies', **how))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3, cbs=See())
+    pa = learn.proxy_attention
+    items = pa.served.item.tolist()
+    made = {tensor(np.asarray(o)).permute(2,0,1).contiguous().numpy().tobytes() for o in pa.proxy_images(items)}
+    assert len(items)>30 and {o.numpy().tobytes() for o in seen}<=made | {
+        tensor(np.asarray(o[0])).permute(2,0,1).contiguous().numpy().tobytes() for o in dls.train_ds}
+    assert len(made & {o.numpy().tobytes() for o in seen})>30
+
+def test_another_box_in_each_epoch(few):
+    class Each(Callback):
+        order = 90
+        def after_epoch(self): areas.append(self.learn.proxy_attention.served.sort_values('item').area.tolist())
+    areas,learn = [],digits_learner(few, seed=0)
+    learn.add_cb(ProxyAttention(select='all', rule='box', fill='move', labels='mix', start=1, every=None, p=1.))
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=Each())
+    assert areas[1]!=areas[2] and len(set(areas[2]))>20
+
+def test_refused_in_a_sentence(few):
+    with pytest.raises(ValueError, match="labels='by_heat' mixes in the label of a donor, and the fill fill_zero takes no donor"):
+        ProxyAttention(fill='zero', labels='mix')
+    with pytest.raises(ValueError, match="did you mean 'mix'"): ProxyAttention(labels='mixed')
+    with pytest.raises(TypeError, match='labels strategy'): ProxyAttention(labels=lambda pixels: (1,0))
+    learn = digits_learner(few, seed=0)
+    learn.add_cb(ProxyAttention(**usual, labels=lambda mask: 3))
+    with pytest.raises(ValueError, match='it should be two weights from 0 to 1'), learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
+    with pytest.raises(TypeError, match='cannot be had item by item|per sample'):
+        fitted(few, loss_func=lambda pred,y: F.cross_entropy(pred, y), labels='mix')
+
+def test_your_own_weights(few):
+    half = lambda mask: (.5,.5)
+    rows = fitted(few, labels=half).proxy_attention.served
+    assert (rows.label_weight==.5).all() and (rows.donor_weight==.5).all()
+
+def test_weights_by_heat():
+    heat,mask = torch.zeros(4,4),torch.zeros(8,8)
+    heat[0,0],mask[:2,:2] = 1.,1.
+    assert by_heat(mask, heat, mask, heat)==(0.,1.) and by_heat(mask, heat.flip(0), mask, heat.flip(0))==(1.,0.)
+    assert by_heat(mask, torch.zeros(4,4), mask, None)==(1.,4/64) and by_area(mask)==(1-4/64,4/64)
+    assert set(labelings)=={'own','mix','mix_area'}
+
+def test_a_donor_without_heat_counts_by_its_area():
+    store = HeatmapStore([0], torch.rand(1,4,4))
+    img,other = (PILImage.create(np.full((32,32,3), o, np.uint8)) for o in (10,200))
+    area,weights = Proxies(store, Masker('area', 'swap', area=.25), labels='mix').make(img, 0, lambda: (1,other))[1::2]
+    assert weights[1]==pytest.approx(area, abs=.01)
+
+def test_mixed_loss_without_a_mixture_is_the_plain_one():
+    pred,y = torch.randn(5,3),torch.tensor([0,1,2,0,1])
+    for plain in (CrossEntropyLossFlat(weight=torch.rand(3)), F.cross_entropy): assert MixedLoss(plain)(pred, y)==plain(pred, y)
+    with NoneReduce(MixedLoss(CrossEntropyLossFlat())) as f: assert f(pred, y).shape==(5,)
