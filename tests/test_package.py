@@ -83,7 +83,7 @@ def test_no_line_is_longer_than_140_characters():
     assert not long, '\n'.join(long[:20])
 
 everything = """
-    AblationCAM AttentionOn AttentionRollout CAM Captum Checkpoint Comparison Grouped
+    AblationCAM AttentionOn AttentionRollout Augmented CAM Captum Checkpoint Comparison Grouped
     draw_boxes grouped_data grouped_table on_places place_test_sets planted read_objects show_objects SwappedAccuracy swapped_accuracy
     EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
     HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau

@@ -86,10 +86,10 @@ class ProxyConfig:
     attribution:str=None # Method that tells where the model looks: LayerCAM, GradCAM, ScoreCAM, LeGrad and others, or a captum class
     target:str=None # Output that is explained: {targets}
     layer:str=None # Layer that a CAM looks at, by its name in the model (default: found by itself)
-    rule:str=None # Rule that makes a mask of the heat: {rules}; random and centre are controls
+    rule:str=None # Rule that makes a mask of the heat: {rules}; random, random_rest and centre are controls
     area:float=None # Share of the image that is masked; only with --rule area, random or centre
-    keep:float=None # Share of the image that stays unmasked; only with --rule rest
-    margin:float=None # Width of the rim around what stays, as a share of the shorter side; only with --rule rest
+    keep:float=None # Share of the image that stays unmasked; only with --rule rest or random_rest
+    margin:float=None # Width of the rim around what stays, as a share of the shorter side; only with --rule rest or random_rest
     threshold:float=None # Heat over which a pixel is masked; only with --rule absolute (as it is) or max_share (as a share of the largest)
     cells:number=None # Share (0.1) or number (5) of the heat map's cells that are masked; only with --rule top_cells
     k:float=None # Standard deviations over the mean above which a pixel is masked; only with --rule mean_std

@@ -5,12 +5,22 @@
 # %% auto #0
 __all__ = ['fills', 'fill_zero', 'fill_mean', 'fill_max', 'fill_min', 'fill_halfmax', 'dataset_mean', 'dataset_max',
            'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'as_it_is', 'swap_both',
-           'either', 'swap_shared', 'shared', 'swap_theirs', 'donors_own', 'move', 'moved', 'look', 'soften']
+           'either', 'swap_shared', 'shared', 'swap_theirs', 'donors_own', 'move', 'moved', 'look', 'Augmented',
+           'erase', 'soften']
 
 # %% ../../nbs/masking/01_fills.ipynb #378e9153
-import torch, torch.nn.functional as F
+import inspect, random
+from contextlib import contextmanager
+from copy import deepcopy
+import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from fastcore.all import L
+from fastai.data.transforms import Normalize
+from fastai.imports import Transform
+from fastai.torch_core import TensorImage
+from torchvision import transforms
+from ..core import *
 
 # %% ../../nbs/masking/01_fills.ipynb #8752a54b
 _whole = (-3,-2,-1)
@@ -184,10 +194,104 @@ def look(img, other,
     low,high = (getattr(torch, k)(*(getattr(o, f'a{k[:3]}')(_whole, keepdim=True) for o in (x,y))) for k in ('minimum','maximum'))
     return torch.maximum(torch.minimum(new, high), low)
 
+# %% ../../nbs/masking/01_fills.ipynb #5d1c7a11
+_normalize = Normalize.order # fastai's transforms of a higher order come after it, and expect normalized images
+
+def _told(o):
+    "An augmentation in one line, with what is not as usual"
+    if isinstance(o, nn.Module): return ' '.join(str(o).split())
+    if not isinstance(o, Transform) or type(o) is Transform: return called(getattr(o, 'name', o))
+    usual = inspect.signature(type(o)).parameters
+    own = {k:v for k,v in vars(o).items() if k in usual and str(v)!=str(usual[k].default)}
+    return f"{type(o).__name__}({', '.join(f'{k}={v}' for k,v in own.items())})"
+
+def _made_of(o):
+    "What a module was made with, in plain data: not every module says that itself"
+    if isinstance(o, (list,tuple,nn.ModuleList)): return [_made_of(v) for v in o]
+    if not isinstance(o, nn.Module): return o
+    own = {k:v for k,v in vars(o).items() if not k.startswith('_')} | dict(o.named_children())
+    return dict(a=type(o), weights=dict(o.state_dict()), **{k:_made_of(v) for k,v in own.items()})
+
+@contextmanager
+def _drawn_by(rng):
+    "Python's, NumPy's and torch's numbers come from `rng` in here, and then go on as before; `keep_rng` would wake the GPU in a loader's worker"
+    seed = int(torch.randint(2**32, (1,), generator=rng))
+    python,numpy = random.getstate(),np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try: yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+def _span(img):
+    "The numbers that stand for black and white: 0 and 1, 255 or 65535; the image's own where some are negative"
+    low,high = float(img.min()),float(img.max())
+    if low<0: return low, max(high, low+1)
+    return 0., float(next((o for o in (1,255,65535) if high<=o and (o>1 or img.is_floating_point())), high))
+
+def _spread(x):
+    "Standard deviation and mean of each channel; a flat one has next to no deviation"
+    std,mean = torch.std_mean(x, (-2,-1), keepdim=True, correction=0)
+    return std.clamp(min=1e-6), mean
+
+def _changed(tfm, x):
+    "What an augmentation makes of a batch (1,c,h,w) of floats in [0,1]"
+    try: new = tfm(TensorImage(x), split_idx=0) if isinstance(tfm, Transform) else tfm(x)
+    except Exception as e:
+        raise RuntimeError(f'The augmentation {_told(tfm)} fails on a batch {tuple(x.shape)} of numbers from 0 to 1 ({e}): '
+                           'choose one that takes such a batch, as those of torchvision.transforms.v2 do.') from e
+    if not isinstance(new, Tensor) or new.shape!=x.shape:
+        what = f'shape {tuple(new.shape)}' if isinstance(new, Tensor) else f'type {type(new).__name__}'
+        raise ValueError(f'The augmentation {_told(tfm)} makes something of {what} of a batch {tuple(x.shape)}: '
+                         'a fill keeps height, width and channels, so choose one that does not crop or resize.')
+    return new.as_subclass(Tensor)
+
+class Augmented:
+    "A fill: the image as augmentations leave it, so that they act under the mask alone"
+    def __init__(self,
+        tfms # One or a list: batch transforms of fastai, torchvision's `v2`, functions of a float batch (1,c,h,w) in [0,1]
+    ):
+        self.tfms = sorted((o() if isinstance(o, type) else o for o in L(tfms)), key=lambda o: getattr(o, 'order', 0))
+        if not self.tfms or not all(map(callable, self.tfms)):
+            raise TypeError(f'tfms={tfms!r} should be an augmentation, as `RandomErasing(p=1.)` or `v2.RandAugment()`, or a list of some.')
+
+    def __call__(self, img, rng=None):
+        low,high = _span(img)
+        x = (img.detach().as_subclass(Tensor).cpu().float()-low)/(high-low)
+        with _drawn_by(rng): new = torch.cat([self._one(o[None]) for o in x.reshape(-1, *x.shape[-3:])])
+        return new.clamp_(0, 1).mul_(high-low).add_(low).view(img.shape).to(img.device)
+
+    def _one(self, x):
+        for tfm in deepcopy(self.tfms): # a transform remembers what it has drawn
+            if getattr(tfm, 'order', 0)<=_normalize: x = _changed(tfm, x)
+            else:
+                std,mean = _spread(x)
+                x = _changed(tfm, (x-mean)/std)*std+mean
+        return x
+
+    def identity(self):
+        "What it does, see `what_is`"
+        return dict(a=type(self).__name__, tfms=_made_of(self.tfms))
+    def __repr__(self): return f"Augmented({', '.join(map(_told, self.tfms))})"
+
+def erase(img, rng=None):
+    "A rectangle of noise (Random Erasing, Zhong et al. 2017, arXiv 1708.04896), with the sizes of fastai's `RandomErasing`"
+    x,(low,high) = img.reshape(-1, *img.shape[-3:]).to(torch.float32, copy=True),_span(img)
+    with _drawn_by(rng):
+        for o in x:
+            top,left,h,w,noise = transforms.RandomErasing.get_params(o, (0.,.3), (.3,1/.3)) # share of the image, aspect
+            if (h,w)==o.shape[-2:]: continue # no such rectangle fits into so small an image
+            std,mean = _spread(o)
+            o[:,top:top+h,left:left+w] = (mean+std*noise.to(o.device)).clamp(low, high)
+    return x.view(img.shape)
+
 # %% ../../nbs/masking/01_fills.ipynb #5075908f
 fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, swap_theirs=swap_theirs, move=move, look=look,
              zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, blur=blur,
-             noise=noise, shuffle=shuffle,
+             noise=noise, shuffle=shuffle, erase=erase,
              dataset_mean=dataset_mean, dataset_max=dataset_max, dataset_min=dataset_min, dataset_halfmax=dataset_halfmax)
 
 # %% ../../nbs/masking/01_fills.ipynb #23f162d0

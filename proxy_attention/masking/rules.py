@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['usual_most', 'rules', 'absolute', 'max_share', 'area_budget', 'top_cells', 'mean_std', 'rest', 'border', 'everything',
-           'random_box', 'hottest_box', 'random_place', 'centre', 'bound_area']
+           'random_box', 'hottest_box', 'random_place', 'random_rest', 'centre', 'bound_area']
 
 # %% ../../nbs/masking/00_rules.ipynb #378e9153
 from zlib import crc32
@@ -79,23 +79,30 @@ random_box.most = hottest_box.most = 1.
 random_box.by_heat = False
 
 # %% ../../nbs/masking/00_rules.ipynb #8b1ec233
-def random_place(heat, grid, area=0.1):
-    "A control: the hottest `area` moved to another place, over the edges and in again; always the same place for the same map"
-    h,w = heat.shape[-2:]
+def _elsewhere(x, grid):
+    "A map or a mask moved to another place, over the edges and in again; always the same place for the same heat"
+    h,w = x.shape[-2:]
     moved = []
-    for o,g in zip(heat.reshape(-1, h, w), grid.reshape(-1, *grid.shape[-2:])):
+    for o,g in zip(x.reshape(-1, h, w), grid.reshape(-1, *grid.shape[-2:])):
         rng = np.random.default_rng(crc32(g.half().cpu().contiguous().numpy().tobytes()))
         moved.append(o.roll((int(rng.random()*h), int(rng.random()*w)), (0,1)))
-    return area_budget(torch.stack(moved).view_as(heat), area)
+    return torch.stack(moved).view_as(x)
+def random_place(heat, grid, area=0.1):
+    "A control: the hottest `area` moved to another place, over the edges and in again; always the same place for the same map"
+    return area_budget(_elsewhere(heat, grid), area)
+def random_rest(heat, grid, keep=0.3, margin=0.):
+    "A control for `rest`: its mask moved to another place, over the edges and in again; always the same place for the same map"
+    return _elsewhere(rest(heat, keep, margin), grid)
 def centre(heat, area=0.1):
     "A control: the middle of the image, whatever the heat"
     y,x = (torch.linspace(-1, 1, o, device=heat.device) for o in heat.shape[-2:])
     near = -(y[:,None]**2+x**2) - 1e-3*(y[:,None]+x/2) # tilted a little: no two places are equally far
     return area_budget(near.expand_as(heat), area)
-random_place.by_heat = centre.by_heat = False
+random_place.by_heat = random_rest.by_heat = centre.by_heat = False
+random_rest.most = 1.
 
 rules = dict(area=area_budget, absolute=absolute, max_share=max_share, mean_std=mean_std, top_cells=top_cells,
-             rest=rest, border=border, everything=everything, random=random_place, centre=centre,
+             rest=rest, border=border, everything=everything, random=random_place, random_rest=random_rest, centre=centre,
              box=random_box, hottest_box=hottest_box)
 
 # %% ../../nbs/masking/00_rules.ipynb #8a410d0e

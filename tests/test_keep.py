@@ -1,0 +1,192 @@
+"Augmentations as fills: they act under the mask alone, are drawn from the fill's own numbers, and keep the size"
+import pickle, random
+import numpy as np, pytest, torch
+from torch import nn
+from torchvision import transforms as old
+from torchvision.transforms import v2
+from fastai.vision.all import *
+from proxy_attention.all import *
+from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.core import called
+from proxy_attention.experiment.identity import digest, what_is
+from proxy_attention.masking.fills import erase, fills
+from proxy_attention.masking.rules import random_rest, rest, rules
+from proxy_attention.proxy.serving import Proxies
+
+def seeded(seed): return torch.Generator().manual_seed(seed)
+def planes(img): return np.atleast_3d(np.asarray(img))
+
+def image(mode, size=(24,32), seed=0):
+    rng = np.random.default_rng(seed)
+    if mode=='I;16': return Image.fromarray(rng.integers(0, 65536, size, dtype=np.uint16))
+    return Image.fromarray(rng.integers(0, 256, size if mode=='L' else (*size,len(mode)), dtype=np.uint8))
+
+def darker(x): return x*.5
+def of_python(x): return x*random.random()
+def of_numpy(x): return x*np.random.rand()
+
+# transforms remember what they drew: each test makes its own
+augmentations = dict(
+    aug_transforms=aug_transforms, erasing=lambda: RandomErasing(p=1.), brightness=lambda: Brightness(.6, p=1.), rotate=lambda: Rotate(40, p=1.),
+    flip=lambda: Flip(p=1.), warp=lambda: Warp(.4, p=1.), hue=lambda: Hue(.3, p=1.), of_a_function=lambda: Transform(darker),
+    rand_augment=lambda: v2.RandAugment(magnitude=20), jitter=lambda: v2.ColorJitter(.8, .8), several=lambda: [v2.GaussianBlur(3),Zoom(p=1.)],
+    composed=lambda: v2.Compose([v2.RandomInvert(1.),v2.RandomAffine(20)]), function=lambda: darker, python=lambda: of_python,
+    numpy=lambda: of_numpy)
+
+@pytest.mark.parametrize('mode', ['RGB','L','RGBA','I;16'])
+@pytest.mark.parametrize('name', ['erasing','rotate','brightness','function','erase'])
+def test_any_kind_of_image_changes_under_the_mask_alone(name, mode):
+    img,heat = image(mode), torch.rand(5, 7, generator=seeded(0))
+    m = Masker('rest', 'erase' if name=='erase' else Augmented(augmentations[name]()))
+    kept,found = ~m.mask_over(heat, (24,32)).numpy(),0
+    for seed in range(6): # a rectangle may be a small one
+        a,b = planes(img),planes(m(img, heat, rng=seeded(seed)))
+        assert a.shape==b.shape and a.dtype==b.dtype and (a[kept]==b[kept]).all()
+        found += (a!=b).any()
+    assert found>=3
+
+@pytest.mark.parametrize('name', list(augmentations))
+def test_the_same_numbers_make_the_same_image_and_others_go_on_as_before(name):
+    img,fill = torch.rand(3, 24, 32, generator=seeded(1)),Augmented(augmentations[name]())
+    random.seed(3), np.random.seed(4), torch.manual_seed(5)
+    want = [random.random(),np.random.rand(),torch.rand(1)]
+    random.seed(3), np.random.seed(4), torch.manual_seed(5)
+    made = [fill(img, seeded(o)) for o in (7,8,7)]
+    assert [random.random(),np.random.rand(),torch.rand(1)]==want
+    assert torch.equal(made[0], made[2]) and made[0].shape==img.shape and 0<=made[0].min()<=made[0].max()<=1
+    assert any(not torch.equal(img, o) for o in made)
+    drawn = any(not torch.equal(fill(img, seeded(o)), made[0]) for o in range(10))
+    assert drawn==(name not in ('flip','function','of_a_function'))
+
+def test_what_fails_leaves_the_random_numbers_alone():
+    def fails(x): raise ArithmeticError('nothing to see')
+    random.seed(3), np.random.seed(4), torch.manual_seed(5)
+    want = [random.random(),np.random.rand(),torch.rand(1)]
+    random.seed(3), np.random.seed(4), torch.manual_seed(5)
+    with pytest.raises(RuntimeError, match=r'The augmentation .*fails fails on a batch \(1, 3, 8, 8\) .*nothing to see'):
+        Augmented(fails)(torch.rand(3, 8, 8, generator=seeded(0)), seeded(1))
+    assert [random.random(),np.random.rand(),torch.rand(1)]==want
+
+@pytest.mark.parametrize('mode', ['RGB','L','RGBA','I;16'])
+@pytest.mark.parametrize('size', [(1,1),(1,9),(2,2)])
+def test_the_smallest_images(size, mode): # of which fastai flips or turns none of a single pixel
+    img,heat = image(mode, size),torch.rand(2, 2, generator=seeded(0))
+    for f in ('erase', Augmented(RandomErasing(p=1.)), Augmented(Brightness(p=1.)), Augmented(darker)):
+        assert planes(Masker('everything', f)(img, heat, rng=seeded(0))).shape==planes(img).shape
+
+@pytest.mark.parametrize('top,dtype', [(1,torch.float),(255,torch.float),(255,torch.uint8),(65535,torch.int32),(65535,torch.float)])
+def test_an_image_keeps_its_range(top, dtype):
+    "An augmentation sees numbers from 0 to 1, whatever the image has; black images are no brighter for it"
+    seen = []
+    def look(x):
+        seen.append((float(x.min()), float(x.max())))
+        return 1-x
+    img = (torch.rand(3, 8, 8, generator=seeded(0))*top).to(dtype)
+    new = Augmented(look)(img, seeded(0))
+    assert 0<=seen[0][0]<.1 and .9<seen[0][1]<=1
+    assert torch.allclose(new.double(), top-img.double(), atol=top*1e-6)
+    if not dtype.is_floating_point: assert Augmented(darker)(torch.zeros(3, 4, 4, dtype=dtype), seeded(0)).max()==0
+
+def test_a_normalized_image_has_its_own_range():
+    img = torch.randn(3, 16, 16, generator=seeded(0))
+    new = Augmented(lambda x: 1-x)(img, seeded(0))
+    assert torch.allclose(new, img.min()+img.max()-img, atol=1e-5)
+    flat = Augmented(darker)(torch.full((3,4,4), -2.), seeded(0))
+    assert torch.isfinite(flat).all()
+
+def test_what_comes_after_normalize_meets_mean_0_and_spread_1():
+    seen = {}
+    class Late(Transform):
+        order = 100
+        def encodes(self, x:TensorImage):
+            seen['late'] = torch.std_mean(x, (-2,-1))
+            return x+1
+    class Early(Transform):
+        order = 3
+        def encodes(self, x:TensorImage):
+            seen['early'] = float(x.min()),'late' in seen
+            return x
+    img = torch.rand(3, 16, 16, generator=seeded(0))*.5
+    new = Augmented([Late(),Early()])(img, seeded(0))
+    std,mean = (o.flatten() for o in seen['late'])
+    assert torch.allclose(std, torch.ones(3), atol=.01) and torch.allclose(mean, torch.zeros(3), atol=1e-5)
+    assert seen['early'][0]>=0 and not seen['early'][1]
+    assert torch.allclose((new-img).mean((1,2)), img.std((1,2)), atol=.01)
+
+def test_a_batch_is_drawn_image_by_image():
+    imgs = torch.rand(1, 3, 16, 16, generator=seeded(0)).expand(3, 3, 16, 16)
+    for f in (erase, Augmented(RandomErasing(p=1., sl=.2)), Augmented(v2.RandAugment(magnitude=20))):
+        a,b,c = f(imgs, seeded(2))
+        assert not torch.equal(a, b) and not torch.equal(b, c) and torch.equal(f(imgs, seeded(2))[0], a)
+
+def test_erase_leaves_all_but_a_rectangle():
+    img = torch.rand(3, 60, 80, generator=seeded(0))
+    before,shares = img.clone(),[]
+    for seed in range(40):
+        new = erase(img, seeded(seed))
+        rows,cols = ((new!=img).any(0).any(o).nonzero().flatten() for o in (1,0))
+        if not len(rows): continue
+        h,w = (int(o.max()-o.min())+1 for o in (rows,cols))
+        assert (new!=img)[:,rows.min():rows.max()+1,cols.min():cols.max()+1].float().mean()>.9
+        shares.append(h*w/4800)
+    assert torch.equal(img, before) and max(shares)<.32 and .1<np.mean(shares)<.2 # 0 to 30 %
+
+@pytest.mark.parametrize('tfms,error,match', [
+    (None, TypeError, 'tfms=None should be an augmentation'), ([], TypeError, r'tfms=\[\] should be'), ('erase', TypeError, "'erase' should be"),
+    ([Flip(),3], TypeError, 'should be an augmentation')])
+def test_what_is_no_augmentation_is_refused(tfms, error, match):
+    with pytest.raises(error, match=match): Augmented(tfms)
+
+@pytest.mark.parametrize('tfm,error,match', [
+    (v2.CenterCrop(4), ValueError, r'CenterCrop\(.* makes something of shape \(1, 3, 4, 4\) of a batch \(1, 3, 8, 12\): a fill keeps height'),
+    (RandomResizedCropGPU(5), ValueError, r'RandomResizedCropGPU\(.*shape \(1, 3, 5, 5\)'),
+    (v2.Grayscale(1), ValueError, r'shape \(1, 1, 8, 12\)'), (lambda x: None, ValueError, 'of type NoneType'),
+    (old.RandomPosterize(2, p=1.), RuntimeError, r'uint8.*those of torchvision.transforms.v2')])
+def test_what_keeps_no_size_is_said(tfm, error, match):
+    with pytest.raises(error, match=match): Augmented(tfm)(torch.rand(3, 8, 12), seeded(0))
+
+def test_another_augmentation_is_another_experiment():
+    class Silent(nn.Module): # says nothing of its settings
+        def __init__(self, by):
+            super().__init__()
+            self.by = by
+        def forward(self, x): return x*self.by
+    def fills_(): return [Augmented(o) for o in (RandomErasing(p=1.), RandomErasing(p=1., sh=.2), Rotate(10), Rotate(20), Brightness(.1),
+        v2.RandAugment(magnitude=3), v2.RandAugment(magnitude=4), v2.Compose([v2.GaussianBlur(3)]), v2.Compose([v2.GaussianBlur(5)]),
+        v2.Compose([Silent(.1)]), v2.Compose([Silent(.2)]), Silent(.1), darker, lambda x: x*.25, [Flip(),Hue()], [Hue()])]
+    names = [digest(what_is(o)) for o in fills_()]
+    assert len(set(names))==len(names) and names==[digest(what_is(o)) for o in fills_()]
+    for f,was in zip(fills_(), names): # nor is it another one once it has been used
+        f(torch.rand(3, 8, 8), seeded(0))
+        assert digest(what_is(f))==was
+
+def test_it_says_what_it_is():
+    assert repr(Augmented([RandomErasing(p=1., sh=.2),v2.GaussianBlur(3)]))==\
+        'Augmented(GaussianBlur(kernel_size=(3, 3), sigma=(0.1, 2.0)), RandomErasing(p=1.0, sh=0.2))'.replace('(0.1, 2.0)', '[0.1, 2.0]')
+    assert repr(Augmented(darker))=='Augmented(darker)' and repr(Augmented(RandomErasing))=='Augmented(RandomErasing())'
+    assert '\n' not in repr(Augmented([*aug_transforms(),v2.Compose([v2.RandomInvert()])]))
+    assert repr(Masker('rest', Augmented(Flip())))=='Masker(rest, Augmented(Flip()), max_area=1.0)' and called(fills['erase'])=='erase'
+    assert repr(pickle.loads(pickle.dumps(Augmented(Rotate(3)))))==repr(Augmented(Rotate(3)))
+
+@pytest.mark.parametrize('margin', [0., .05])
+def test_random_rest_keeps_as_much_elsewhere(margin):
+    "As much, always the same place for the same map, and on average no nearer to the heat than chance"
+    heat = torch.rand(200, 5, 5, generator=seeded(1))
+    a,b = (Masker(o, keep=.2, margin=margin) for o in ('rest','random_rest'))
+    own,moved = (~o.drawn(heat, (60,60)) for o in (a,b))
+    assert torch.equal(moved, ~b.drawn(heat, (60,60))) and not b.by_heat and b.max_area==1 and rules['random_rest'] is random_rest
+    assert torch.equal(moved.sum((1,2)), own.sum((1,2)))
+    overlap = ((own&moved).sum((1,2))/own.sum((1,2))).mean()
+    assert abs(overlap-own.float().mean())<.06
+    flat = torch.zeros(1, 5, 5)
+    assert not random_rest(flat, flat).any() and not rest(flat).any()
+    with pytest.raises(ValueError, match='masks what lies away from the heat'): Masker('random_rest', max_area=.5)
+
+def test_what_was_served_is_made_again():
+    store,img = HeatmapStore([4], torch.rand(1, 4, 4, generator=seeded(0))),image('RGB')
+    for fill in ('erase', Augmented([*aug_transforms(),RandomErasing(p=1.)])):
+        def made(seed):
+            p = Proxies(store, Masker('rest', fill))
+            p.draw(seed)
+            return np.asarray(p.make(img, 4)[0]).tolist()
+        assert made(1)==made(1) and len({str(made(o)) for o in range(5)})>1
