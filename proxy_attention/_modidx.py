@@ -2518,6 +2518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'proxy_attention/proxy/recipes.py'),
                                                'proxy_attention.proxy.recipes.masked_at_the_end': ( 'proxy/recipes.html#masked_at_the_end',
                                                                                                     'proxy_attention/proxy/recipes.py'),
+                                               'proxy_attention.proxy.recipes.one_cycle': ( 'proxy/recipes.html#one_cycle',
+                                                                                            'proxy_attention/proxy/recipes.py'),
                                                'proxy_attention.proxy.recipes.one_probe_epoch': ( 'proxy/recipes.html#one_probe_epoch',
                                                                                                   'proxy_attention/proxy/recipes.py'),
                                                'proxy_attention.proxy.recipes.probe_cycle': ( 'proxy/recipes.html#probe_cycle',
