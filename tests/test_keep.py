@@ -5,9 +5,11 @@ from torch import nn
 from torchvision import transforms as old
 from torchvision.transforms import v2
 from fastai.vision.all import *
+from fastai.callback.mixup import MixUp
 from proxy_attention.all import *
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.core import called
+from proxy_attention.experiment.arms import arms, find_arm
 from proxy_attention.experiment.identity import digest, what_is
 from proxy_attention.masking.fills import erase, fills
 from proxy_attention.masking.rules import random_rest, rest, rules
@@ -27,11 +29,11 @@ def of_numpy(x): return x*np.random.rand()
 
 # transforms remember what they drew: each test makes its own
 augmentations = dict(
-    aug_transforms=aug_transforms, erasing=lambda: RandomErasing(p=1.), brightness=lambda: Brightness(.6, p=1.), rotate=lambda: Rotate(40, p=1.),
-    flip=lambda: Flip(p=1.), warp=lambda: Warp(.4, p=1.), hue=lambda: Hue(.3, p=1.), of_a_function=lambda: Transform(darker),
-    rand_augment=lambda: v2.RandAugment(magnitude=20), jitter=lambda: v2.ColorJitter(.8, .8), several=lambda: [v2.GaussianBlur(3),Zoom(p=1.)],
-    composed=lambda: v2.Compose([v2.RandomInvert(1.),v2.RandomAffine(20)]), function=lambda: darker, python=lambda: of_python,
-    numpy=lambda: of_numpy)
+    aug_transforms=aug_transforms, erasing=lambda: RandomErasing(p=1.), brightness=lambda: Brightness(.6, p=1.),
+    rotate=lambda: Rotate(40, p=1.), flip=lambda: Flip(p=1.), warp=lambda: Warp(.4, p=1.), hue=lambda: Hue(.3, p=1.),
+    of_a_function=lambda: Transform(darker), rand_augment=lambda: v2.RandAugment(magnitude=20), jitter=lambda: v2.ColorJitter(.8, .8),
+    several=lambda: [v2.GaussianBlur(3),Zoom(p=1.)], composed=lambda: v2.Compose([v2.RandomInvert(1.),v2.RandomAffine(20)]),
+    function=lambda: darker, python=lambda: of_python, numpy=lambda: of_numpy)
 
 @pytest.mark.parametrize('mode', ['RGB','L','RGBA','I;16'])
 @pytest.mark.parametrize('name', ['erasing','rotate','brightness','function','erase'])
@@ -132,13 +134,14 @@ def test_erase_leaves_all_but_a_rectangle():
     assert torch.equal(img, before) and max(shares)<.32 and .1<np.mean(shares)<.2 # 0 to 30 %
 
 @pytest.mark.parametrize('tfms,error,match', [
-    (None, TypeError, 'tfms=None should be an augmentation'), ([], TypeError, r'tfms=\[\] should be'), ('erase', TypeError, "'erase' should be"),
+    (None, TypeError, 'tfms=None should be an augmentation'), ([], TypeError, r'tfms=\[\] should be'),
+    ('erase', TypeError, "'erase' should be"),
     ([Flip(),3], TypeError, 'should be an augmentation')])
 def test_what_is_no_augmentation_is_refused(tfms, error, match):
     with pytest.raises(error, match=match): Augmented(tfms)
 
 @pytest.mark.parametrize('tfm,error,match', [
-    (v2.CenterCrop(4), ValueError, r'CenterCrop\(.* makes something of shape \(1, 3, 4, 4\) of a batch \(1, 3, 8, 12\): a fill keeps height'),
+    (v2.CenterCrop(4), ValueError, r'CenterCrop\(.* makes something of shape \(1, 3, 4, 4\) of a batch \(1, 3, 8, 12\): a fill keeps he'),
     (RandomResizedCropGPU(5), ValueError, r'RandomResizedCropGPU\(.*shape \(1, 3, 5, 5\)'),
     (v2.Grayscale(1), ValueError, r'shape \(1, 1, 8, 12\)'), (lambda x: None, ValueError, 'of type NoneType'),
     (old.RandomPosterize(2, p=1.), RuntimeError, r'uint8.*those of torchvision.transforms.v2')])
@@ -190,3 +193,70 @@ def test_what_was_served_is_made_again():
             p.draw(seed)
             return np.asarray(p.make(img, 4)[0]).tolist()
         assert made(1)==made(1) and len({str(made(o)) for o in range(5)})>1
+
+# The recipes
+
+def fitted(few, how, n, *args, **kwargs):
+    learn = digits_learner(few, **kwargs)
+    with learn.no_bar(), learn.no_logging(): how(learn, n, *args)
+    return learn
+
+@pytest.mark.parametrize('name', ['keep','vitamin'])
+def test_heat_of_all_is_renewed_without_a_pass_for_losses(few, monkeypatch, name):
+    def never(*args, **kwargs): raise AssertionError('an extra pass')
+    monkeypatch.setattr('proxy_attention.proxy.losses.interpret_train', never)
+    learn = fitted(few, recipes[name].train, 8, 1e-3)
+    pa,n = learn.proxy_attention,len(learn.dls.train_ds)
+    steps = pa.history
+    assert steps.epoch.tolist()==[0,5] and (steps.known==n).all() and (steps.chosen==n).all() and (steps.made==n).all()
+    assert .25*n<len(pa.served)<.75*n and len(pa.fit_state.how)==1 # the second step has forgotten the first
+    labels = [int(o[1]) for o in learn.dls.train_ds]
+    for i,donor in pa.served[['item','donor']].values[:12].tolist():
+        was,(new,) = learn.dls.train_ds[i][0],pa.proxy_images([i])
+        kept = ~pa.masker.mask_over(pa.store.at(pa.store.row(i)), (32,32)).numpy()
+        assert kept.mean()>=.3 and (planes(was)[kept]==planes(new)[kept]).all()
+        if name=='keep': assert donor==-1
+        else: assert donor!=i and labels[donor]==labels[i] and (planes(learn.dls.train_ds[donor][0])[~kept]==planes(new)[~kept]).all()
+
+def test_they_are_fitted_by_one_cycle(few):
+    plain = fitted(few, lambda o, n: o.fit_one_cycle(n, 2e-3, pct_start=.5), 2)
+    for how in (lambda o, n: o.fit_proxy(n, 2e-3, pct_start=.5), lambda o, n: recipes['keep'].fit(o, n, 2e-3, pct_start=.5)):
+        assert fitted(few, how, 2, cbs=ProxyAttention.keep()).recorder.lrs==plain.recorder.lrs
+    usual = fitted(few, lambda o, n: o.fit_one_cycle(n, 2e-3), 2)
+    assert fitted(few, arms['one cycle'], 2, 2e-3).recorder.lrs==usual.recorder.lrs!=fitted(few, arms['no proxy'], 2, 2e-3).recorder.lrs
+    probed = fitted(few, lambda o, n: o.fit_proxy(n, 2e-3, probe=1), 2, cbs=ProxyAttention.keep())
+    assert probed.recorder.lrs==fitted(few, arms['no proxy'], 2, 2e-3).recorder.lrs
+
+def test_the_random_twin_keeps_as_much(few):
+    for name,kw in (('vitamin',{}), ('keep',{}), ('keep',dict(keep=.5, fill='noise'))):
+        m = recipes[name](rule='random_rest', **kw).masker
+        assert m.rule is random_rest and m.kwargs==dict(keep=.3, margin=.05)|{k:v for k,v in kw.items() if k=='keep'}
+    assert arms['random rest'].__doc__==repr(ProxyAttention.vitamin(rule='random_rest'))
+    assert find_arm('keep(rule=random_rest,keep=0.5)').__doc__==repr(ProxyAttention.keep(rule='random_rest', keep=.5))
+    pa = fitted(few, arms['random rest'], 2, 1e-3).proxy_attention
+    assert pa.masker.rule is random_rest and len(pa.served)>10
+
+def test_another_rule_takes_what_it_can():
+    assert ProxyAttention.keep(rule='area', area=.2).masker.kwargs==dict(area=.2)
+    assert ProxyAttention.keep(rule='rest').masker.kwargs==ProxyAttention.keep().masker.kwargs==dict(keep=.3, margin=.05)
+    assert ProxyAttention.background(rule='random_rest').masker.kwargs==dict(keep=.3)
+    with pytest.raises(ValueError, match="did you mean 'rest'"): ProxyAttention.keep(rule='rset')
+    with pytest.raises(TypeError, match='takes no `margin`'): ProxyAttention.keep(rule='area', margin=.1)
+
+def test_how_the_call_reads():
+    pa = ProxyAttention.keep(fill=Augmented(v2.ColorJitter(.4)))
+    assert "fill=Augmented(ColorJitter(brightness=(0.6, 1.4)))" in repr(pa) and 'Augmented(ColorJitter(' in repr(pa.masker)
+    assert 'Gong' in recipes['keep']._repr_markdown_() and 'one cycle' in recipes['keep']._repr_markdown_()
+
+def test_an_augmentation_that_does_not_fit_is_refused_before_the_first_batch(few):
+    seen = []
+    class Watch(Callback):
+        def after_batch(self): seen.append(1)
+    with pytest.raises(ValueError, match='a fill keeps height, width and channels'):
+        fitted(few, recipes['keep'].train, 3, 1e-3, dict(fill=Augmented(v2.CenterCrop(8))), cbs=Watch())
+    assert not seen
+
+def test_mixup_beside_it_is_told_what_to_do(few):
+    with pytest.raises(TypeError, match="choose losses='exact'"): fitted(few, recipes['keep'].train, 2, 1e-3, cbs=MixUp())
+    learn = fitted(few, recipes['keep'].train, 2, 1e-3, dict(losses='exact'), cbs=MixUp())
+    assert len(learn.proxy_attention.served)>10

@@ -238,7 +238,7 @@ def test_a_recipe_is_one_object(few, quiet):
         recipes.pop('mine')
         del ProxyAttention.mine
 
-@pytest.mark.parametrize('name', ['shortcut','late','probed','thesis','masktune'])
+@pytest.mark.parametrize('name', ['shortcut','late','probed','keep','vitamin','thesis','masktune'])
 def test_recipes_can_be_completed(name):
     "What `?` and the tab key show is what can be given, with the recipe's own values"
     params = inspect.signature(getattr(ProxyAttention, name)).parameters

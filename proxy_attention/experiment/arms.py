@@ -17,7 +17,7 @@ from fastai.vision.augment import RandomErasing
 from ..core import *
 from ..proxy.losses import interpret_train
 from ..proxy.callback import ProxyAttention
-from ..proxy.recipes import Recipe, one_probe_epoch, recipes
+from ..proxy.recipes import Recipe, one_cycle, one_probe_epoch, recipes
 from ..proxy.peers import peers
 
 # %% ../../nbs/experiment/06_arms.ipynb #e023f582
@@ -97,9 +97,10 @@ def then_repaired(
 
 # %% ../../nbs/experiment/06_arms.ipynb #cd05b87c
 controls = {
-    'no proxy':fit_plain, 'more steps':more_steps, 'cutout':cutout, 'random erasing':random_erasing, 'upweighted errors':upweighted_errors,
-    'classes equally':classes_equally,
+    'no proxy':fit_plain, 'one cycle':one_cycle, 'more steps':more_steps, 'cutout':cutout, 'random erasing':random_erasing,
+    'upweighted errors':upweighted_errors, 'classes equally':classes_equally,
     'random mask':with_proxies('shortcut', rule='random'), 'centre mask':with_proxies('shortcut', rule='centre'),
+    'random rest':with_proxies('vitamin', rule='random_rest'),
     'last layer, proxies':then_repaired(Learner.fit_head), **{f'last layer, {k}':then_repaired(f) for k,f in peers.items()}}
 
 class Arms(Mapping):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['recipes', 'treatments', 'probe_cycle', 'cycle_then_constant', 'fit_with', 'head_first', 'one_probe_epoch',
-           'probe_to_the_step', 'masked_at_the_end', 'epochs_to_step', 'Recipe', 'recipe_table', 'swap_the_place',
-           'swap_the_rest', 'swap_the_edge', 'swap_the_look', 'treatment', 'IfCarried', 'suspect_and_successor',
-           'rehearsed', 'as_suspect']
+           'one_cycle', 'probe_to_the_step', 'masked_at_the_end', 'epochs_to_step', 'Recipe', 'recipe_table',
+           'swap_the_place', 'swap_the_rest', 'swap_the_edge', 'swap_the_look', 'treatment', 'IfCarried',
+           'suspect_and_successor', 'rehearsed', 'as_suspect']
 
 # %% ../../nbs/proxy/09_recipes.ipynb #bfee7f1d
 import inspect, torch
@@ -24,6 +24,7 @@ from ..core import *
 from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
 from ..masking.masker import Masker
+from ..masking.rules import rules
 from ..interpret.probe import Probe, probe
 from .schedule import Every, possible_epochs, proxy_epochs
 from .record import check_folder
@@ -107,6 +108,16 @@ def one_probe_epoch(
     if n_epoch==1: return learn.fit_one_cycle(1, lr_max, **kwargs)
     fit_with(learn, n_epoch, probe_cycle(learn, n_epoch, 1, lr_max), **kwargs)
 
+@delegates(Learner.fit_one_cycle)
+def one_cycle(
+    learn:Learner,
+    n_epoch:int, # Epochs in all
+    lr_max=None, # Largest rate; None: `learn.lr`
+    **kwargs
+):
+    "One cycle, as fastai has it"
+    learn.fit_one_cycle(n_epoch, lr_max, **kwargs)
+
 @delegates(fit_with, but='sched')
 def probe_to_the_step(
     learn:Learner,
@@ -149,8 +160,8 @@ def _refuse_short(n_epoch):
 
 # %% ../../nbs/proxy/09_recipes.ipynb #1a89e589
 recipes = {} # Name → `Recipe`
-# settings of a recipe that go when another one is given
-_belongs = dict(steps=('start','finish','every'), select=('share',), rule=('keep',))
+# settings of a recipe that go when another one is given, unless a new rule takes them
+_belongs = dict(steps=('start','finish','every'), select=('share',), rule=('keep','margin'))
 
 @dataclass
 class Recipe:
@@ -176,7 +187,9 @@ class Recipe:
         if d in kwargs and kwargs.get('steps') is None:
             raise TypeError(f'`{self.name}` finds its {d} by itself: leave `{d}={kwargs[d]!r}` out, or take another recipe, '
                             f'such as `ProxyAttention.shortcut({d}={kwargs[d]!r})`.')
-        out = [k for o,ks in _belongs.items() if kwargs.get(o) is not None for k in ks]
+        rule = kwargs.get('rule')
+        stays = () if rule is None else takes(by_name(rule, rules, 'rule')) # what the new rule takes as well
+        out = [k for o,ks in _belongs.items() if kwargs.get(o) is not None for k in ks if k not in stays]
         usual = {k:v for k,v in self.settings.items() if k not in out}
         made = (_cls or ProxyAttention)(**(deepcopy(usual)|kwargs)) # a schedule may keep what it has been told
         made.fit_by = self.fit
@@ -457,6 +470,23 @@ Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a susp
     fails='A suspect that hides its shortcut from the probe has no successor; a background stays hidden, unless you say where objects are.',
     decides='area')
 
+# %% ../../nbs/proxy/09_recipes.ipynb #5d1c7a21
+_renewed = dict(select='all', losses='running', rule='rest', keep=0.3, margin=0.05, start=1, every=5, p=0.5, clear=True)
+
+Recipe('keep', 'Nothing is known to be wrong: Random Erasing, or another augmentation (`fill=Augmented(…)`), '
+       'everywhere but where the model looks',
+    dict(_renewed, fill='erase'), one_cycle,
+    cost='heat of the training set every fifth epoch',
+    fails='It protects what is attended: where that is a shortcut, it protects the shortcut.',
+    source='KeepAugment, its selective paste: Gong et al. 2021, arXiv 2011.11778')
+
+Recipe('vitamin', 'Nothing is known to be wrong: what was attended stays, the rest is that of another image of the same class, '
+       'half of the time',
+    dict(_renewed, fill='swap', donor='same_class'), one_cycle,
+    cost='heat of the training set every fifth epoch',
+    fails='It teaches nothing about a background that goes with the class, and where a shortcut is attended it protects the shortcut.',
+    source='Background augmentation: Ryali et al. 2021, arXiv 2103.12719. There the other background comes from any image')
+
 # %% ../../nbs/proxy/09_recipes.ipynb #8543066d
 Recipe('thesis', 'For comparison: the author\'s settings, his schedule 5,p,9,p,9,p,9,p,4 scaled to the fit',
     dict(select='misclassified', share=1., attribution='Saliency', target='label', scale=False,
@@ -506,7 +536,7 @@ def fit_proxy(self:Learner,
     cb = self.proxy_attention
     fit_by,how = cb.fit_by or one_probe_epoch, dict(wd=wd, cbs=cbs, reset_opt=reset_opt)
     if cb.suspect is None and not possible_epochs(cb.schedule, n_epoch): epochs_to_step(cb.schedule, n_epoch) # says what is wrong
-    if probe is None and not kwargs: return fit_by(self, n_epoch, lr_max, **how)
+    if probe is None and (not kwargs or fit_by is one_cycle): return fit_by(self, n_epoch, lr_max, **how, **kwargs)
     if probe is None: probe = epochs_to_step(cb.schedule, n_epoch) if fit_by is probe_to_the_step and cb.suspect is None else 1
     def fit(): fit_with(self, n_epoch, probe_cycle(self, n_epoch, probe, lr_max, **kwargs), **how)
     if fit_by is rehearsed: suspect_and_successor(self, fit)
