@@ -214,7 +214,8 @@ def _made_of(o):
 
 @contextmanager
 def _drawn_by(rng):
-    "Python's, NumPy's and torch's numbers come from `rng` in here, and then go on as before; `keep_rng` would wake the GPU in a loader's worker"
+    "Python's, NumPy's and torch's numbers come from `rng` in here, and then go on as before"
+    # `keep_rng` asks the GPU for its numbers as well, which a process of a loader may not
     seed = int(torch.randint(2**32, (1,), generator=rng))
     python,numpy = random.getstate(),np.random.get_state()
     with torch.random.fork_rng(devices=[]):

@@ -471,21 +471,42 @@ Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a susp
     decides='area')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #5d1c7a21
-_renewed = dict(select='all', losses='running', rule='rest', keep=0.3, margin=0.05, start=1, every=5, p=0.5, clear=True)
+_renewed = dict(select='all', losses='running', start=1, every=5, p=0.5, clear=True)
+_attended = dict(_renewed, rule='rest', keep=0.3, margin=0.05)
 
 Recipe('keep', 'Nothing is known to be wrong: Random Erasing, or another augmentation (`fill=Augmented(…)`), '
        'everywhere but where the model looks',
-    dict(_renewed, fill='erase'), one_cycle,
+    dict(_attended, fill='erase'), one_cycle,
     cost='heat of the training set every fifth epoch',
     fails='It protects what is attended: where that is a shortcut, it protects the shortcut.',
     source='KeepAugment, its selective paste: Gong et al. 2021, arXiv 2011.11778')
 
 Recipe('vitamin', 'Nothing is known to be wrong: what was attended stays, the rest is that of another image of the same class, '
        'half of the time',
-    dict(_renewed, fill='swap', donor='same_class'), one_cycle,
+    dict(_attended, fill='swap', donor='same_class'), one_cycle,
     cost='heat of the training set every fifth epoch',
     fails='It teaches nothing about a background that goes with the class, and where a shortcut is attended it protects the shortcut.',
     source='Background augmentation: Ryali et al. 2021, arXiv 2103.12719. There the other background comes from any image')
+
+# %% ../../nbs/proxy/09_recipes.ipynb #5d1c7a31
+Recipe('snapmix', 'Nothing is known to be wrong, and classes are fine-grained: '
+       'a box of another image comes in, and both labels count by the heat that can be seen',
+    dict(_renewed, target='label', rule='box', alpha=5., fill='move', labels='mix'), one_cycle,
+    cost='heat of the training set every fifth epoch',
+    fails='A fit that is too short to learn from mixed images ends below the plain one.',
+    source='SnapMix: Huang et al. 2021, arXiv 2012.04846. It renews heat with each batch')
+
+Recipe('saliencymix', 'Nothing is known to be wrong: the box around the hottest pixel of another image comes in, and both labels count by area',
+    dict(_renewed, target='label', rule='hottest_box', alpha=1., fill='swap_theirs', labels='mix_area'), one_cycle,
+    cost='heat of the training set every fifth epoch',
+    fails='A fit that is too short to learn from mixed images ends below the plain one.',
+    source='SaliencyMix: Uddin et al. 2021, arXiv 2006.01791. Its saliency needs no network: it is that of a detector')
+
+Recipe('attentive_cutmix', 'Nothing is known to be wrong: the hottest eighth of another image comes in where it is, and both labels count by area',
+    dict(_renewed, target='label', rule='top_cells', cells=6/49, fill='swap_theirs', labels='mix_area'), one_cycle,
+    cost='heat of the training set every fifth epoch',
+    fails='A fit that is too short to learn from mixed images ends below the plain one.',
+    source='Attentive CutMix: Walawalkar et al. 2020, arXiv 2003.13048. Its heat is that of a second network, trained on ImageNet')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #8543066d
 Recipe('thesis', 'For comparison: the author\'s settings, his schedule 5,p,9,p,9,p,9,p,4 scaled to the fit',
