@@ -81,7 +81,7 @@ def test_help_is_in_groups():
     found = {k for title,o in groups.items() for k in o if title not in ('positional arguments','options','Output')}
     assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','export','quiet','json','save_images']
     needs = {o.dest:o.help for o in options(proxy_train)}
-    for k,words in dict(area='--rule area, random or centre', keep='--rule rest', cells='--rule top_cells', k='--rule mean_std',
+    for k,words in dict(area='--rule area, random or centre', keep='--rule rest or random_rest', cells='--rule top_cells', k='--rule mean_std',
                         weight='--fill blend', radius='--fill blur').items(): assert f'only with {words} (default' in needs[k]
 
 def test_an_argument_of_the_function_is_an_option():
@@ -119,6 +119,7 @@ def test_help_and_runs_need_no_torch_and_know_every_name(tmp_path):
     from proxy_attention.experiment.sweep import pruners, samplers
     from proxy_attention.experiment.train import augments
     from proxy_attention.masking.donors import donors
+    from proxy_attention.masking.labels import labelings
     from proxy_attention.masking.fills import fills
     from proxy_attention.masking.rules import rules
     from proxy_attention.proxy.selection import selections
@@ -127,7 +128,7 @@ def test_help_and_runs_need_no_torch_and_know_every_name(tmp_path):
     *shown,last = res.stdout.splitlines()
     got = json.loads(last)
     assert shown==[f'No run in {tmp_path}.'] and not got['heavy']
-    there = dict(recipes=recipes, selections=selections, rules=rules, fills=fills, donors=donors, targets=targets,
+    there = dict(recipes=recipes, selections=selections, rules=rules, fills=fills, donors=donors, labelings=labelings, targets=targets,
                  augment=augments, sampler=samplers, pruner=pruners, arms=arms)
     assert {k:sorted(v) for k,v in got['said'].items()}=={k:sorted(v) for k,v in there.items()}
 

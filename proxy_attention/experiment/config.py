@@ -92,12 +92,14 @@ class ProxyConfig:
     margin:float=None # Width of the rim around what stays, as a share of the shorter side; only with --rule rest or random_rest
     threshold:float=None # Heat over which a pixel is masked; only with --rule absolute (as it is) or max_share (as a share of the largest)
     cells:number=None # Share (0.1) or number (5) of the heat map's cells that are masked; only with --rule top_cells
+    alpha:float=None # Spread of the box sizes, Beta(alpha, alpha): 1 gives all equally often; only with --rule box or hottest_box
     k:float=None # Standard deviations over the mean above which a pixel is masked; only with --rule mean_std
     max_area:float=None # Share of the image that a mask covers at most
     min_area:float=None # Share of the image that a mask covers at least
     edge:float=None # Width of the mask's soft edge, as a share of the shorter side
     fill:str=None # What comes in place of the masked pixels: {fills}
     donor:str=None # Image whose pixels come in: {donors}; only with a fill that swaps, or with --fill look
+    labels:str=None # Labels that a proxy carries: {labelings}; mix and mix_area only with a fill that takes pixels of another image
     balance:bool=None # Training items of each class are drawn equally often while proxies are served
     weight:float=None # Strength of the darkening, from 0 to 1; only with --fill blend
     radius:float=None # Finest detail that is left, as a share of the shorter side; only with --fill blur
@@ -218,6 +220,7 @@ def _names():
     return dict(
         recipes=names_in('proxy.recipes', 'recipes', by='Recipe'), selections=names_in('proxy.selection', 'selections'),
         rules=names_in('masking.rules', 'rules'), fills=names_in('masking.fills', 'fills'), donors=names_in('masking.donors', 'donors'),
+        labelings=names_in('masking.labels', 'labelings'),
         targets=names_in('attribution.targets', 'targets'))
 
 _not_a = {int:'no whole number', float:'no number', number:'no number', yes:'neither yes nor no'}
@@ -258,7 +261,8 @@ def flags(
     res,known,tests = [],_names(),docments(Config)['tests']
     names = dict(
         recipe=(*known['recipes'],'none'), select=known['selections'], losses=('exact','running'), target=known['targets'],
-        rule=known['rules'], fill=known['fills'], donor=known['donors'], mode=('replace','augment')) | names
+        rule=known['rules'], fill=known['fills'], donor=known['donors'], labels=known['labelings'],
+        mode=('replace','augment')) | names
     listed = {k:', '.join(v) for k,v in known.items()}
     for sec,cls in _sections.items():
         docs,group = docments(cls),sec.capitalize()
