@@ -172,3 +172,13 @@ def test_mixed_loss_without_a_mixture_is_the_plain_one():
     pred,y = torch.randn(5,3),torch.tensor([0,1,2,0,1])
     for plain in (CrossEntropyLossFlat(weight=torch.rand(3)), F.cross_entropy): assert MixedLoss(plain)(pred, y)==plain(pred, y)
     with NoneReduce(MixedLoss(CrossEntropyLossFlat())) as f: assert f(pred, y).shape==(5,)
+
+def test_what_is_shown_is_not_of_one_class(few):
+    learn = fitted(few)
+    pa,targs = learn.proxy_attention,learn.proxy_attention.interp.targs
+    record,losses = pa.fit_state.record,torch.arange(len(targs)).float()+100*(targs==3)
+    idxs = record.largest(losses, pa.store, 8, targs)
+    assert len({int(targs[i]) for i in idxs})==8 and idxs[0]==record.largest(losses, pa.store, 1)[0]
+    assert {int(targs[i]) for i in record.largest(losses, pa.store, 5)}=={3}
+    every = record.largest(losses, pa.store, 1000, targs)
+    assert sorted(every)==sorted(record.largest(losses, pa.store, 1000)) and len(every)==len(set(every))

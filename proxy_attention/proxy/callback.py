@@ -259,7 +259,7 @@ def show(self:ProxyAttention,
     n:int=8, # At most so many items
     **kwargs # Passed to `show_grid`
 ): # The axes
-    "Originals, where the model looked, and what it was trained on instead, as it was served: the largest losses first"
+    "Originals, where the model looked, and what it was trained on instead, as it was served: each class in turn, the largest losses first"
     return show_served(self.interp, self.fit_state.record, self.proxies(), n, **kwargs)
 @patch
 def proxy_images(self:ProxyAttention,

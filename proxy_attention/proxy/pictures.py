@@ -38,13 +38,13 @@ def show_served(
     record:Record,
     proxies:Proxies, # As they were served
     n:int=8, # At most so many items
-    idxs=None, # Which; None: those served with the largest losses
+    idxs=None, # Which; None: those served with the largest losses, the classes in turn
     **kwargs # Passed to `show_grid`
 ): # The axes
-    "Originals, where the model looked, and what it was trained on instead: the items with the largest losses first"
+    "Originals, where the model looked, and what it was trained on instead: of each class in turn the items with the largest losses"
     if not len(proxies.store):
         raise ValueError('There is no proxy image to show: no proxy step has been made, or it found nothing (see `log`).')
-    if idxs is None: idxs = record.largest(interp.losses, proxies.store, n)
+    if idxs is None: idxs = record.largest(interp.losses, proxies.store, n, interp.targs if interp.targs.ndim==1 else None)
     if not len(idxs):
         raise ValueError('No proxy image has been served yet: '
                          'the epoch after a step is the first that serves some (or none, if `p` is small).')

@@ -8,6 +8,7 @@ __all__ = ['Record', 'remade', 'served_image', 'check_folder', 'append_served', 
 
 # %% ../../nbs/proxy/04_record.ipynb #67736e73
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -139,10 +140,18 @@ def was_served(self:Record,
 def largest(self:Record,
     losses:Tensor, # (n,) of all training items
     among, # Items that have a mask now: a store, or numbers
-    n:int # At most so many
-)->list: # Item numbers
+    n:int, # Maximum number of items
+    targs:Tensor=None # (n,) labels: then the classes take turns, so that not all are of the worst one; None: the largest losses of all
+)->list: # Indices of items
     "Items that were served with the mask that they have now, the largest losses first"
-    return [i for i in losses.argsort(descending=True).tolist() if i in among and self.was_served(i)][:n]
+    worst,before = [i for i in losses.argsort(descending=True).tolist() if i in among and self.was_served(i)],Counter()
+    if targs is None: return worst[:n]
+    turn = []
+    for i in worst:
+        c = int(targs[i])
+        turn.append(before[c])
+        before[c] += 1
+    return [worst[k] for k in np.argsort(turn, kind='stable')[:n]]
 
 @patch
 def serving_of(self:Record,
