@@ -140,6 +140,14 @@ def test_erase_leaves_all_but_a_rectangle():
 def test_what_is_no_augmentation_is_refused(tfms, error, match):
     with pytest.raises(error, match=match): Augmented(tfms)
 
+def of_pil(x:Image.Image): return x
+
+@pytest.mark.parametrize('tfm,name', [
+    (Resize(8),'Resize'), (RandomResizedCrop(8),'RandomResizedCrop'), (ToTensor(),'ToTensor'), (Transform(of_pil),'of_pil')])
+def test_what_would_do_nothing_is_refused(tfm, name):
+    with pytest.raises(TypeError, match=f'The augmentation {name}.* is for PIL images, and would do nothing to a batch of tensors'):
+        Augmented([Flip(),tfm])
+
 @pytest.mark.parametrize('tfm,error,match', [
     (v2.CenterCrop(4), ValueError, r'CenterCrop\(.* makes something of shape \(1, 3, 4, 4\) of a batch \(1, 3, 8, 12\): a fill keeps he'),
     (RandomResizedCropGPU(5), ValueError, r'RandomResizedCropGPU\(.*shape \(1, 3, 5, 5\)'),
