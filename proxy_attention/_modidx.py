@@ -2051,6 +2051,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'proxy_attention/masking/fills.py'),
                                                'proxy_attention.masking.fills.Augmented.identity': ( 'masking/fills.html#augmented.identity',
                                                                                                      'proxy_attention/masking/fills.py'),
+                                               'proxy_attention.masking.fills._acts': ( 'masking/fills.html#_acts',
+                                                                                        'proxy_attention/masking/fills.py'),
                                                'proxy_attention.masking.fills._at': ( 'masking/fills.html#_at',
                                                                                       'proxy_attention/masking/fills.py'),
                                                'proxy_attention.masking.fills._changed': ( 'masking/fills.html#_changed',

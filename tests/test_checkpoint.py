@@ -251,6 +251,8 @@ cases = dict(
     running=proxies(losses='running', select='random'),
     augment=proxies(mode='augment', fill='noise'),
     data_fill=proxies(fill='mean', rule='random'),
+    labels=proxies(select='all', losses='running', rule='box', alpha=5., fill='move', labels='mix'),
+    erased=proxies(select='all', rule='rest', keep=.3, fill='erase'),
     plateau=proxies(steps=Plateau('accuracy')),
     accumulation=plain(partial(GradientAccumulation, 40)),
     mixup=plain(MixUp, GradientClip),

@@ -205,6 +205,12 @@ def _told(o):
     own = {k:v for k,v in vars(o).items() if k in usual and str(v)!=str(usual[k].default)}
     return f"{type(o).__name__}({', '.join(f'{k}={v}' for k,v in own.items())})"
 
+def _acts(o):
+    "Does it know a batch of tensors? What is for PIL images alone lets it pass as it is"
+    x = TensorImage(torch.zeros(1,3,1,1))
+    return not isinstance(o, Transform) or hasattr(o, 'encodes') and any(
+        m.signature.match((o,x)) or m.signature.match((x,)) for m in o.encodes.methods) # of a class, or of a function
+
 def _made_of(o):
     "What a module was made with, in plain data: not every module says that itself"
     if isinstance(o, (list,tuple,nn.ModuleList)): return [_made_of(v) for v in o]
@@ -235,8 +241,8 @@ def _span(img):
 
 def _spread(x):
     "Standard deviation and mean of each channel; a flat one has next to no deviation"
-    std,mean = torch.std_mean(x, (-2,-1), keepdim=True, correction=0)
-    return std.clamp(min=1e-6), mean
+    mean = x.mean((-2,-1), keepdim=True)
+    return (x-mean).square_().mean((-2,-1), keepdim=True).sqrt().clamp(min=1e-6), mean # `torch.std_mean` takes many times as long
 
 def _changed(tfm, x):
     "What an augmentation makes of a batch (1,c,h,w) of floats in [0,1]"
@@ -258,6 +264,10 @@ class Augmented:
         self.tfms = sorted((o() if isinstance(o, type) else o for o in L(tfms)), key=lambda o: getattr(o, 'order', 0))
         if not self.tfms or not all(map(callable, self.tfms)):
             raise TypeError(f'tfms={tfms!r} should be an augmentation, as `RandomErasing(p=1.)` or `v2.RandAugment()`, or a list of some.')
+        for o in self.tfms:
+            if not _acts(o):
+                raise TypeError(f'The augmentation {_told(o)} is for PIL images, and would do nothing to a batch of tensors: '
+                                'choose one that fastai applies to batches, such as those of `aug_transforms()`.')
 
     def __call__(self, img, rng=None):
         low,high = _span(img)
