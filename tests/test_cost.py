@@ -85,6 +85,13 @@ def test_a_last_layer_that_is_fitted_trains_nothing_more(work, plain):
     steps,trained,_ = plain
     assert work(arm)[:2]==(steps,trained) and work(arm)[2]>=3*trained//2
 
+def test_a_network_may_be_called_by_name(work, plain):
+    "By somebody's own function for heat, say"
+    def arm(learn, epochs, lr):
+        fit_plain(learn, epochs, lr)
+        with torch.no_grad(): learn.model(input=torch.zeros(5,3,40,40))
+    assert work(arm)==(*plain[:2],5)
+
 def test_validation_is_neither_and_a_pass_after_the_fit_is_a_look(work, plain):
     def arm(learn, epochs, lr):
         fit_plain(learn, epochs, lr)

@@ -36,7 +36,7 @@ from .statistics import *
 class _Seen:
     "A hook that counts the images that go through a network; those of a copy of it, such as a suspect, are counted too"
     def __init__(self): self.n = 0
-    def __call__(self, net, args): self.n += find_bs(args)
+    def __call__(self, net, args, kwargs): self.n += find_bs((*args, *kwargs.values()))
     def __deepcopy__(self, memo): return self
 
 class _Work(Callback):
@@ -57,7 +57,8 @@ class _Work(Callback):
     def watch(self, net):
         "Count what goes through it, once"
         net = unwrap(net)
-        if self.seen not in net._forward_pre_hooks.values(): self.handles.append(net.register_forward_pre_hook(self.seen))
+        if self.seen not in net._forward_pre_hooks.values():
+            self.handles.append(net.register_forward_pre_hook(self.seen, with_kwargs=True))
 
     @property
     def looked(self):
@@ -357,7 +358,7 @@ def compare_folder(
     except Exception: # a Ctrl-C is none
         if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # nothing came of it
         raise
-    say(f'\nAccuracy, %\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
+    say(f'\nAccuracy in %, and the cost\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
 
 def _begin(run, cfg, said, asked):
