@@ -11,6 +11,7 @@ from proxy_attention.experiment.arms import *
 from proxy_attention.core import ProxyWarning
 from proxy_attention.data.beds import two_colours
 from proxy_attention.experiment.compare import *
+from proxy_attention.experiment.statistics import *
 from proxy_attention.data.digits import bed_learner, test_sets
 
 @pytest.fixture(scope='module')

@@ -397,6 +397,21 @@ def test_comparison_brings_its_own_verdict(tmp_path):
     shutil.rmtree(d/'records')
     assert 'No run of the comparison compare is done yet' in words(report_runs(d, quiet=True))
 
+def test_the_cost_of_each_arm_is_shown(tmp_path):
+    "Records of earlier releases do not say what was looked at"
+    d = comparison(tmp_path/'compare', ['no proxy','shortcut'], 2)
+    heads = ['arm','optimizer steps','images trained on','images only looked at','seconds','proxy images','seconds of proxy steps']
+    assert cells(tree(report_runs(d, quiet=True)), 'Work of each arm')==[
+        heads, ['no proxy','9','–','–','1','0','0.1'], ['shortcut','9','–','–','1','3','0.1']]
+    for f in (d/'records').glob('*.json'):
+        rec = json.loads(f.read_text())
+        f.write_text(json.dumps(rec|dict(trained=90, looked=30*(rec['arm']=='shortcut'))))
+    page = report_runs(d, quiet=True)
+    assert cells(tree(page), 'Work of each arm')[1:]==[['no proxy','9','90','0','1','0','0.1'], ['shortcut','9','90','30','1','3','0.1']]
+    assert [o[-2:] for o in cells(tree(page), 'Accuracy in %')]==[
+        ['cost: in steps','cost: in seconds'], ['9','1 s'], ['1.11 ×','1.00 ×']]
+    assert 'shortcut takes 1.11 × the steps.' in words(page)
+
 def test_a_comparison_keeps_which_images_were_right(tmp_path):
     "Also where an arm has no run yet, or has settings with a comma in them"
     arms = ['no proxy','shortcut(area=0.2,fill=zero)','late']

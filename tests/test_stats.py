@@ -4,6 +4,7 @@ from itertools import combinations
 import numpy as np, pandas as pd, pytest
 from scipy import stats
 from proxy_attention.experiment.compare import *
+from proxy_attention.experiment.statistics import *
 
 def rows(arm, values, test='plain', n=None, **kw):
     "A row a seed"

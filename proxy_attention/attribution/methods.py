@@ -16,7 +16,7 @@ from captum.attr import Attribution
 from fastcore.all import L
 from fastprogress.fastprogress import progress_bar
 from ..core import *
-from .heatmap import agreement, degenerate, resize_heat, shrink_heat
+from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
 from .layers import find_layer, named_layer, outputs_of, unwrap
 from .cams import *
 import proxy_attention.attribution.perturbation, proxy_attention.attribution.transformers # whose methods register themselves
@@ -117,7 +117,7 @@ class Suspect:
         for o in sides: refuse_number(8, 4096, size=o)
         if len(sides)>2: raise ValueError(f'size={size!r} should be (height, width), or one number for both.')
         self.size = (sides[0],sides[-1]) if sides else None
-        self.model,self.attribution = deepcopy(unwrap(model)),as_attribution(attribution)
+        self.model,self.attribution,self.memory = deepcopy(unwrap(model)),as_attribution(attribution),None
 
     def on(self,
         model:nn.Module # The one that is trained
@@ -125,6 +125,21 @@ class Suspect:
         "The suspect, on the device where that model is"
         if (p := next(model.parameters(), None)) is not None: self.model.to(p.device)
         return self.model
+
+    def remembered(self,
+        data:tuple, # What images are made by: the data set, the transforms
+        how:tuple, # How heat is made of them
+        look # `() -> attribution`, called where nothing is remembered of such data and such heat
+    )->tuple: # `HeatmapStore`, item number → heat, to be added to; the attribution that made it
+        "The heat of before: a suspect does not change, and neither does its heat of the same images"
+        was = self.memory
+        if was is None or was[1]!=how or [*map(id, was[0])]!=[*map(id, data)]: self.memory = data,how,HeatmapStore(),look()
+        return self.memory[2:]
+
+    def identity(self):
+        "What it is, without what it remembers"
+        return dict(a=type(self), **{k:v for k,v in vars(self).items() if k!='memory'})
+    def __getstate__(self): return vars(self)|dict(memory=None)
 
     def __call__(self, model, layer=None, target=default_target, **kwargs): # `(xb, yb) -> heat`
         "The attribution, for the suspect"

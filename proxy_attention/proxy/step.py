@@ -21,7 +21,7 @@ from ..data.passes import numbered
 from ..attribution.heatmap import degenerate
 from ..attribution.layers import looking_into
 from ..attribution.cams import Explainer
-from ..attribution.methods import as_attribution, default_attribution, default_target, fast_agrees, heat_of
+from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, fast_agrees, heat_of
 from ..attribution.targets import as_target
 from ..masking.masker import Masker
 from .selection import choose, refuse_selection, selections
@@ -111,15 +111,8 @@ def _looked(learn, settings, attr, mine, total, size, bar):
         heat,bad = heat_of(attr, noted(chain(first, batches)), side=settings.grid, total=len(dl), parent=bar, show=bar is not None)
     return mine[torch.cat(at)] if at else mine[:0], heat.half(), bad, fast
 
-def heat_of_items(
-    learn:Learner,
-    settings:Settings,
-    idxs:Tensor, # Item numbers, rising
-    size=None, # (height, width) of the model's input; None: `input_size`
-    bar=None # A progress bar to hang one under
-)->tuple: # heat (n,h,w), does it say nothing? (n,), half precision, attribution
-    "Where the model looks in these training items"
-    attr,size = settings.look_with(learn.model),size or input_size(learn.dls)
+def _heat_now(learn, settings, attr, idxs, size, bar):
+    "Heat of these items, whether it says nothing, and half precision"
     mine = my_items(idxs, plain_dls(learn.dls).train.bs or 64)
     at,heat,bad,fast = zip(*on_all(lambda: _looked(learn, settings, attr, mine, len(idxs), size, bar)))
     some = [o for o in heat if len(o)]
@@ -129,7 +122,39 @@ def heat_of_items(
         rows = torch.searchsorted(idxs, a)
         if len(a): full[rows],lost[rows] = h.float(),b # as the store keeps it; what is too large for half precision is infinite
     lost |= degenerate(full)
-    return torch.where(lost[:,None,None], torch.zeros(()), full), lost, next((o for o in fast if o is not None), None), attr
+    return torch.where(lost[:,None,None], torch.zeros(()), full), lost, next((o for o in fast if o is not None), None)
+
+_most_cells = 64*64 # Finer maps are not remembered
+
+def _remembered(learn, settings, size):
+    "The heat that a suspect has made of these images before, and what makes it; of another attribution None"
+    suspect,look = settings.attribution,lambda: settings.look_with(learn.model)
+    if not isinstance(suspect, Suspect): return None,look()
+    suspect.on(learn.model)
+    dls = plain_dls(learn.dls)
+    ds,shown = dls.train_ds,dls.loaders[min(1, len(dls.loaders)-1)]
+    data = ds,*(o for k in ('after_item','after_batch') for o in getattr(getattr(shown, k), 'fs', ()))
+    s = settings
+    return suspect.remembered(data, (len(ds),tuple(size),s.target,s.layer,s.scale,s.grid,s.fast is True), look)
+
+def heat_of_items(
+    learn:Learner,
+    settings:Settings,
+    idxs:Tensor, # Item numbers, rising
+    size=None, # (height, width) of the model's input; None: `input_size`
+    bar=None # A progress bar to hang one under
+)->tuple: # heat (n,h,w), does it say nothing? (n,), half precision, attribution
+    "Where the model looks in these training items; what a suspect has looked at before is remembered"
+    size = size or input_size(learn.dls)
+    store,attr = _remembered(learn, settings, size)
+    if store is None: return *_heat_now(learn, settings, attr, idxs, size, bar), attr
+    new = ~torch.isin(idxs, torch.from_numpy(store.idxs))
+    heat,lost,fast = _heat_now(learn, settings, attr, idxs[new], size, bar)
+    full,bad = torch.zeros(len(idxs), *(store.grids if len(store) else heat).shape[1:]),torch.zeros(len(idxs), dtype=torch.bool)
+    full[new],bad[new] = heat,lost
+    full[~new] = store.at(torch.searchsorted(torch.from_numpy(store.idxs), idxs[~new]).numpy()) if len(store) else 0.
+    if heat[0:1].numel()<=_most_cells: store.update(idxs[new][~lost], heat[~lost])
+    return full, bad, fast, attr
 
 def masked_area(
     masker:Masker,

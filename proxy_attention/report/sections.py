@@ -575,10 +575,11 @@ def audit(rep:Report):
                 table,
                 P(Small('Method: ', bdi(o.log.method.iloc[-1])))))
     for k,(_,cmp) in rep.comparisons.items():
-        d = cmp.df.drop_duplicates(['arm','seed']).groupby('arm', sort=False)[['steps','seconds','proxies','proxy_seconds']].mean()
+        made = cmp.df.drop_duplicates(['arm','seed']).groupby('arm', sort=False)[['proxies','proxy_seconds']].mean()
+        d = cmp.cost()[['steps','trained','looked','seconds']].join(made)
         out.append(page_table(
-            [(bdi(a), *(f'{v:.0f}' if v==round(v) else f'{v:.1f}' for v in r)) for a,r in zip(d.index, d.values)],
-            ['arm','optimizer steps','seconds','proxy images','seconds of proxy steps'],
+            [(bdi(a), *('–' if pd.isna(v) else f'{v:.0f}' if v==round(v) else f'{v:.1f}' for v in r)) for a,r in zip(d.index, d.values)],
+            ['arm','optimizer steps','images trained on','images only looked at','seconds','proxy images','seconds of proxy steps'],
             f'Work of each arm, mean over seeds, in the {clean_text(k)}'))
     return tuple(out) or None
 
