@@ -191,7 +191,7 @@ def test_what_is_no_model(model, photos, tmp_path):
     for o in ('weights.pth','net.pth','list.pkl','empty.pkl','text.pkl','noise.pkl','cut.pkl','holes.pkl','image.pkl'):
         with pytest.raises(ValueError, match='is no learner that fastai exported'): open_learner(tmp_path/o)
     with pytest.raises(FileNotFoundError, match='There is no model'): open_learner(tmp_path/'nix.pkl')
-    with pytest.raises(FileNotFoundError, match='It is no run, or one that is not finished'): open_learner(tmp_path)
+    with pytest.raises(FileNotFoundError, match='It is not a run folder, or the run is not finished'): open_learner(tmp_path)
     os.mkfifo(tmp_path/'pipe.pkl')
     with pytest.raises(OSError, match='is neither a file nor a folder'): open_learner(tmp_path/'pipe.pkl')
     with pytest.raises(TypeError, match='The model is a int'): open_learner(3)
