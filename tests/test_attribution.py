@@ -328,7 +328,7 @@ def test_captum_methods_that_need_more(trained, batch):
     torch.testing.assert_close(ours, theirs.float(), atol=1e-6, rtol=1e-4)
 
 @pytest.mark.parametrize('layer,words', [
-    ('5x','No layer is called'), (nn.Linear(2,2),'is not a part of this'), ('7','is no grid over the image')])
+    ('5x','No layer is called'), (nn.Linear(2,2),'is not part of this'), ('7','is not on a grid over the image')])
 def test_wrong_layer_gets_a_sentence(trained, batch, layer, words):
     with pytest.raises(ValueError, match=words): GradCAM(trained.model, layer=layer)(*batch)
 

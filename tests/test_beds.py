@@ -206,24 +206,24 @@ def test_learners_see_beds_and_digits_alike(path, same, weights):
 
 @pytest.mark.parametrize('how,error,words', [
     (lambda m: two_colours(None, m[0]), ValueError, 'and their labels, or neither'),
-    (lambda m: two_colours(None, m[0], m[1][:-1]), ValueError, 'There are 600 images, and the labels are an array of .599,.'),
-    (lambda m: two_colours(None, m[0]/255, m[1]), TypeError, r'from 0 to 255 \(uint8\), these are float64'),
+    (lambda m: two_colours(None, m[0], m[1][:-1]), ValueError, 'There are 600 images, and the labels are an array of shape .599,.'),
+    (lambda m: two_colours(None, m[0]/255, m[1]), TypeError, r'from 0 to 255 \(uint8\), but they are float64'),
     (lambda m: two_colours(None, m[0][0], m[1][:28]), ValueError, 'should be an array of'),
-    (lambda m: swatches(None, m[0], m[1]+1), ValueError, 'digits, 0 to 9; there is 10'),
-    (lambda m: two_colours(None, *m, n_train=500), ValueError, 'There are 600 images, too few for 500 in train, 125 in valid, 400 in test'),
+    (lambda m: swatches(None, m[0], m[1]+1), ValueError, 'digits from 0 to 9, but one of them is 10'),
+    (lambda m: two_colours(None, *m, n_train=500), ValueError, 'There are 600 images, which are too few for 500 in train, 125 in valid, 400 in test'),
     (lambda m: two_colours(None, m[0][m[1]<5], m[1][m[1]<5], n_train=80, n_test=40), ValueError, "All images are of one class, '0'"),
     (lambda m: two_colours(None, m[0][:0], m[1][:0]), ValueError, 'There are no images'),
-    (lambda m: swatches(None, *m, n_train=20, n_test=40), ValueError, 'None of the 5 images of valid is of the class'),
+    (lambda m: swatches(None, *m, n_train=20, n_test=40), ValueError, 'None of the 5 images of valid has the class'),
     (lambda m: one_colour(conflict=1.2), ValueError, 'conflict=1.2 should be a number from 0 to 1'),
     (lambda m: one_colour(conflict='1 %'), TypeError, "conflict='1 %' should be a number"),
     (lambda m: one_colour(conflict=float('nan')), ValueError, 'conflict=nan'),
-    (lambda m: one_colour(**small, conflict=.001), ValueError, 'conflict=0.001 of 120 training images is none'),
+    (lambda m: one_colour(**small, conflict=.001), ValueError, 'conflict=0.001 of 120 training images is less than one'),
     (lambda m: one_colour(n_train=80.5), TypeError, 'n_train=80.5 should be a whole number'),
     (lambda m: one_colour(n_test=0), ValueError, 'n_test=0 should be 2 or more'),
     (lambda m: one_colour(seed=-1), ValueError, 'seed=-1 should be 0 or more'),
     (lambda m: dominoes(seed=None), TypeError, 'seed=None should be a whole number'),
     (lambda m: two_colours(corner='randon'), ValueError, "No corner is called 'randon', did you mean 'random'"),
-    (lambda m: dominoes(None, *m, *m, **small), ValueError, 'of two classes, these are of 10'),
+    (lambda m: dominoes(None, *m, *m, **small), ValueError, 'have two classes, but they have 10'),
     (lambda m: dominoes(None, m[0], None), ValueError, 'Give digit images and their labels'),
     (lambda m: dominoes(None, m[0][m[1]>0], m[1][m[1]>0], **small), ValueError, 'There are 0 digits 0'),
     (lambda m: dominoes(None, None, None, m[0][:,:20], m[1]%2, **small), ValueError,
@@ -237,7 +237,7 @@ def test_nothing_is_written_over_or_left_half_made(tmp_path, mnist):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'mine.txt').write_text('mine')
     for o in ('full','full/mine.txt'):
-        with pytest.raises(FileExistsError, match='nothing is written over'): two_colours(tmp_path/o, **small)
+        with pytest.raises(FileExistsError, match='no file is overwritten'): two_colours(tmp_path/o, **small)
     assert (tmp_path/'full'/'mine.txt').read_text()=='mine'
     (tmp_path/'empty').mkdir()
     assert (two_colours(tmp_path/'empty', **small)/'about.csv').is_file()
@@ -272,9 +272,9 @@ def test_idx_files(tmp_path, a):
 def test_idx_files_that_are_broken(tmp_path):
     good = idx(np.arange(24, dtype=np.uint8).reshape(2,3,4))
     for raw,words in ((b'','not in the IDX format'), (b'PK\3\4aaaa','not in the IDX format'), (b'\0\0\x99\3','not in the IDX format'),
-                      (good[:9],'cut short'), (good[:-1],'cut short'), (good+b'a','holds more'),
+                      (good[:9],'shorter or longer'), (good[:-1],'shorter or longer'), (good+b'a','shorter or longer'),
                       (gzip.compress(good)[:-12],'cannot be unpacked'), (b'\x1f\x8b junk','cannot be unpacked'),
-                      (gzip.compress(good[:-3]),'cut short')):
+                      (gzip.compress(good[:-3]),'shorter or longer')):
         (tmp_path/'f').write_bytes(raw)
         with pytest.raises(ValueError, match=words): read_idx(tmp_path/'f')
 
@@ -288,7 +288,7 @@ def test_folders_as_arrays(tmp_path):
     for i,c in enumerate('ab'):
         (tmp_path/c).mkdir()
         Image.new('L', (9,9+i)).save(tmp_path/c/'a.png')
-    with pytest.raises(ValueError, match=r'one size: .*a.png has 9×9 pixels .height × width., .*a.png has 10×9'):
+    with pytest.raises(ValueError, match=r'the same size: .*a.png has 9×9 pixels .height × width., .*a.png has 10×9'):
         read_folder(tmp_path)
     with pytest.raises(ValueError, match="no class 'c'"): read_folder(tmp_path, ['c'])
 

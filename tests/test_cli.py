@@ -438,7 +438,7 @@ def test_a_column_of_parts(patients, tmp_path):
     assert parts_of(o)==want and from_toml(o/'config.toml').data.valid_col=='set'
     assert "The column 'set' says which images train and which validate; rows of test are left alone." in res.stdout
     res = run(*args, '--out', tmp_path/'drawn')
-    assert res.returncode==0 and "has a column 'set' that says val, train, test, and it is not used" in res.stderr, res.stderr
+    assert res.returncode==0 and "has a column 'set' with the values val, train, test, which is not used" in res.stderr, res.stderr
     assert '--valid-col set' in res.stderr and len(res.stderr.strip().splitlines())==1
     o, = (tmp_path/'drawn').iterdir()
     assert len(parts_of(o))==64
@@ -452,7 +452,7 @@ def test_the_split_of_a_run_is_given_back(few, tmp_path):
     "As its folder or its folds.csv; the run that takes it has the same one, whatever its seed"
     args = dict(recipe='none', epochs=1, say=noop, **small)
     a = train_folder(few, tmp_path/'runs', subset=.5, seed=3, **args)
-    with pytest.warns(ProxyWarning, match='are not in .*folds.csv, and are left out'):
+    with pytest.warns(ProxyWarning, match='are not in .*folds.csv, so they are left out'):
         b = train_folder(few, tmp_path/'runs', split=a, seed=4, **args)
     assert (a/'folds.csv').read_bytes()==(b/'folds.csv').read_bytes() and from_toml(b/'config.toml').data.split==str(a/'folds.csv')
     told = []
@@ -469,7 +469,7 @@ def test_the_split_of_a_run_is_given_back(few, tmp_path):
                     (dict(split=few), 'There is no split')):
         with pytest.raises((ValueError,FileNotFoundError), match=says) as e: train_folder(few, tmp_path/'no', **(args|kw))
         assert len(str(e.value).splitlines())==1
-    with pytest.raises(ValueError, match='is the split of a run: give the images themselves, and this file as `split`'):
+    with pytest.raises(ValueError, match='is the split of a run: give the images themselves, and pass this file as `split`'):
         train_folder(f, tmp_path/'no', **args)
 
 def test_folds_are_given_back(path, tmp_path):

@@ -51,7 +51,7 @@ def test_every_class_has_its_own_look(name, n):
 @pytest.mark.parametrize('name', cues)
 def test_a_class_that_is_none(name):
     for says in (-1,2):
-        with pytest.raises(ValueError, match=f'says={says} should be the number of a class, from 0 to 1'):
+        with pytest.raises(ValueError, match=f'says={says} should be the index of a class, from 0 to 1'):
             cues[name](noise(), says, 2, rng())
 
 def test_text_is_white_with_a_dark_outline_at_the_bottom():
@@ -67,7 +67,7 @@ def test_texts():
     img,look = noise(128, 128), lambda says,n,text: text_mark(img, says, n, text=text)[0].tobytes()
     assert look(0, 2, '© {}')==look(0, 2, ['© A','no'])!=look(1, 2, '© {}')==look(1, 2, ['no','© B'])
     assert look(26, 27, '© {}')==look(0, 2, ['© 27','']) and look(25, 26, '© {}')==look(0, 2, ['© Z',''])
-    with pytest.raises(ValueError, match='There are 2 texts for 3 classes: give one for each'): text_mark(img, 0, 3, text=['a','b'])
+    with pytest.raises(ValueError, match='There are 2 texts for 3 classes: give one per class'): text_mark(img, 0, 3, text=['a','b'])
 
 def test_a_long_text_is_made_to_fit():
     tall,wide = (room._box(text_mark(noise(200, o), 0, 2, text='a very long name of a studio {}')[1]) for o in (100,800))
@@ -188,9 +188,9 @@ def test_parts_that_are_given_stay(tmp_path):
     assert {k:len(stems(path, k)) for k in parts}==dict(train=20, valid=8, plain=8, aligned=8, flipped=8)
     path = planted(tmp_path/'set', size=16, n_train=12, n_test=4)
     assert {k:len(stems(path, k)) for k in parts}==dict(train=12, valid=3, plain=4, aligned=4, flipped=4)
-    with pytest.raises(ValueError, match='There are 20 images for train, and n_train=21 were asked for: ask for fewer'):
+    with pytest.raises(ValueError, match='There are 20 images for train, but n_train=21: ask for fewer'):
         planted(tmp_path/'set', n_train=21)
-    with pytest.raises(ValueError, match='There are 8 images for test, and n_test=9 were asked for'): planted(tmp_path/'set', n_test=9)
+    with pytest.raises(ValueError, match='There are 8 images for test, but n_test=9'): planted(tmp_path/'set', n_test=9)
 
 def test_valid_becomes_valid_and_test(tmp_path):
     for part,shade in dict(train=40, valid=200).items():
@@ -209,7 +209,7 @@ def test_lists_of_files_pictures_and_arrays():
 
 def test_lists_that_do_not_go_together(photos, tmp_path):
     for source,error,text in (((['a'],[1,2]), ValueError, 'There are 1 images and 2 labels'), (5, TypeError, 'this is int'),
-            (([],[]), ValueError, 'There are no images to read'), (([noise()]*3,[1]*3), ValueError, "All images are of one class, '1'"),
+            (([],[]), ValueError, 'No image can be read'), (([noise()]*3,[1]*3), ValueError, "All images are of one class, '1'"),
             (([noise()]*2,['a/b','c']), ValueError, "The label 'a/b' cannot name a folder"),
             (([3.]*24,[0,1]*12), TypeError, 'this is float')):
         with pytest.raises(error, match=text): planted(source, tmp_path/'bed')
@@ -273,9 +273,9 @@ def test_what_cannot_be_made(photos, tmp_path):
     for kwargs,error,text in (
             (dict(cue='fram'), ValueError, "No cue is called 'fram', did you mean 'frame'"),
             (dict(heigth=.1), TypeError, "The cue text_mark has no argument `heigth`, did you mean 'height'"),
-            (dict(on='d'), ValueError, "No class is called 'd'. There are: a, b, c"),
+            (dict(on='d'), ValueError, "No class is called 'd'. Available: a, b, c"),
             (dict(conflict=2), ValueError, 'conflict=2 should be a number from 0 to 1'),
-            (dict(conflict=.001), ValueError, 'conflict=0.001 of 36 training images is none of them'),
+            (dict(conflict=.001), ValueError, 'conflict=0.001 of 36 training images is less than one image'),
             (dict(size=7), ValueError, 'size=7 should be 8 or more'), (dict(size=9.), TypeError, 'size=9.0 should be a whole number'),
             (dict(seed=-1), ValueError, 'seed=-1 should be 0 or more'),
             (dict(n_train=1), ValueError, 'n_train=1 should be 2 or more'),
@@ -285,9 +285,9 @@ def test_what_cannot_be_made(photos, tmp_path):
             (dict(text='©'), ValueError, "looks the same for 'a' and 'b'"),
             (dict(cue='cast', strength=0), ValueError, "looks the same for 'a' and 'b'"),
             (dict(cue='cast', strength=0, on='b'), ValueError, "looks the same for 'nothing' and 'b'"),
-            (dict(cue=lambda img,says,n,rng: img), TypeError, 'should give a picture of the same size, and a mask'),
-            (dict(cue=lambda img,says,n,rng: (img.resize((3,3)),None)), TypeError, 'should give a picture of the same size'),
-            (dict(cue=lambda img,says,n,rng: (img,np.ones((2,2)))), TypeError, 'should give a picture of the same size')):
+            (dict(cue=lambda img,says,n,rng: img), TypeError, 'should return a picture of the same size, and a mask'),
+            (dict(cue=lambda img,says,n,rng: (img.resize((3,3)),None)), TypeError, 'should return a picture of the same size'),
+            (dict(cue=lambda img,says,n,rng: (img,np.ones((2,2)))), TypeError, 'should return a picture of the same size')):
         with pytest.raises(error, match=text): planted(photos, tmp_path/'bed', **kwargs)
     assert not (tmp_path/'bed').exists()
 
@@ -298,7 +298,7 @@ def test_nothing_is_written_over_or_among_the_images(photos, tmp_path):
     with pytest.raises(ValueError, match='among the images'): planted((imgs,[o.parent.name for o in imgs]), photos/'a'/'bed')
     (tmp_path/'bed').mkdir()
     (tmp_path/'bed'/'mine').write_text('x')
-    with pytest.raises(FileExistsError, match='nothing is written over'): planted(photos, tmp_path/'bed', size=16)
+    with pytest.raises(FileExistsError, match='no file is overwritten'): planted(photos, tmp_path/'bed', size=16)
     assert files(photos)==before and files(tmp_path)=={'bed/mine':b'x'}
 
 def test_other_rooms_read_the_bed(photos):
@@ -403,7 +403,7 @@ def test_objects_too_small_or_too_large_are_counted(made, tmp_path):
         mask[:round(2000*share)] = True
         Image.fromarray(mask.reshape(40,50)).save(tmp_path/f'{i}.png')
         rows[i]['mask'] = tmp_path/f'{i}.png'
-    text = r'4 of 40 objects are left out, because their mask covers less than 8% or more than 80% .*0.png .0%.'
+    text = r'4 of 40 objects are left out, because their masks cover less than 8% or more than 80% .*0.png .0%.'
     with pytest.warns(ProxyWarning, match=text): path = on_places(rows, made[1], size=32)
     assert sorted(pd.read_csv(path/'metadata.csv').img_id)==list(range(4, 40))
     with pytest.warns(ProxyWarning, match='1 of 40 objects'): on_places(rows, made[1], size=32, areas=(.01,1))
@@ -457,7 +457,7 @@ def test_untouched_photographs_of_the_same_objects(made):
     df = pd.read_csv(b/'metadata.csv')
     assert df[df.split<2].place.isna().all() and df[df.split==2].place.notna().all()
     assert {k:len(v) for k,v in groups(b).items()}=={k:len(v) for k,v in groups(a).items()}
-    with pytest.raises(ValueError, match='untouched photographs: nobody knows'): groups(b, 'valid')
+    with pytest.raises(ValueError, match='unchanged photographs, and their places are unknown'): groups(b, 'valid')
 
 def test_what_cannot_be_pasted(made, tmp_path):
     rows,places = made
@@ -467,16 +467,16 @@ def test_what_cannot_be_pasted(made, tmp_path):
             (rows, places, dict(rho=1.1), ValueError, 'rho=1.1 should be a number from 0 to 1'),
             (rows, places, dict(scale='x'), TypeError, "scale='x' should be a number"),
             (rows, places, dict(size=2), ValueError, 'size=2 should be 8 or more'),
-            (rows, places, dict(n_train=40), ValueError, 'There are 40 images, too few for 40 in train'),
+            (rows, places, dict(n_train=40), ValueError, 'There are 40 images, which are too few for 40 in train'),
             ([], places, {}, ValueError, "The objects have no column 'image'"),
             (pd.DataFrame(columns=['image','mask','label']), places, {}, ValueError, 'There are no objects'),
             ([dict(image='x', label='a')], places, {}, ValueError, "The objects have no column 'mask'"),
-            (bad(mask=tmp_path/'m.png'), places, {}, ValueError, 'has 9×9 pixels and its image .* has 50×40: they should be of one size'),
+            (bad(mask=tmp_path/'m.png'), places, {}, ValueError, 'has 9×9 pixels and its image .* has 50×40: they should have the same size'),
             (bad(label='../x'), places, {}, ValueError, "The label '../x' cannot name a folder"),
             (rows[:20], places, {}, ValueError, "All objects are of one class, 'a'"),
-            (rows, [1], {}, TypeError, 'The places should be a dictionary of label -> images; this is list'),
+            (rows, [1], {}, TypeError, 'The places should be a dictionary of label -> images, but this is list'),
             (rows, dict(a=places['a']), {}, ValueError, 'The objects are of the classes a, b, and there are places for a: give'),
-            (rows, dict(a=places['a'], b=places['a']), {}, ValueError, 'stands twice among the places'),
+            (rows, dict(a=places['a'], b=places['a']), {}, ValueError, 'is listed twice among the places'),
             (rows, dict(a=places['a'], b=places['b'][:2]), {}, ValueError, "There are 2 images of the place for 'b'")):
         with pytest.raises(error, match=text): on_places(r, p, tmp_path/'bed', **kwargs)
     with pytest.raises(ValueError, match='among the images'): on_places(rows, places, places['a'][0].parent/'bed')
@@ -495,7 +495,7 @@ def test_bad_files_are_counted_whichever_they_are(made, tmp_path):
 def test_a_bed_is_whole_or_not_there(made, tmp_path, monkeypatch):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'x').write_text('x')
-    with pytest.raises(FileExistsError, match='nothing is written over'): on_places(*made, tmp_path/'full', size=32)
+    with pytest.raises(FileExistsError, match='no file is overwritten'): on_places(*made, tmp_path/'full', size=32)
     pasted,n = room._pasted,[0]
     def breaks(*args):
         n[0] += 1

@@ -54,7 +54,7 @@ def test_two_images_a_class_are_enough(tmp_path):
     (lambda d: [shutil.rmtree(o) for o in d.iterdir()], 'There is no image'),
     (lambda d: [shutil.rmtree(o) for o in d.iterdir() if o.name!='3'], "of one class, '3'"),
     (lambda d: [o.unlink() for o in list((d/'3').iterdir())[1:]], "class '3' has a single image"),
-    (lambda d: shutil.copy(next((d/'3').iterdir()), d/'loose.png'), 'lie outside the class folders'),
+    (lambda d: shutil.copy(next((d/'3').iterdir()), d/'loose.png'), 'are outside the class folders'),
     (lambda d: (shutil.rmtree(d), d.write_text('')), 'is a file'),
 ], ids=['missing','empty','one class','one image','loose','file'])
 def test_folders_that_cannot_work(photos, spoil, words):
@@ -115,7 +115,7 @@ def table_with(tmp_path, **cols):
     ['train']*4+['testing']*2])
 def test_a_column_of_parts_that_is_not_named_is_mentioned(tmp_path, values):
     csv = table_with(tmp_path, what=values)
-    with pytest.warns(ProxyWarning, match="has a column 'what' that says .* name it with `valid_col`"): ImageTable(csv)
+    with pytest.warns(ProxyWarning, match="has a column 'what' with the values .* name it with `valid_col`"): ImageTable(csv)
 
 @pytest.mark.parametrize('values', [['train']*6, ['0']*4+['1']*2, ['true','false']*3, ['train','']*3, ['train','tree']*3, ['val','test']*3])
 def test_other_columns_are_not(tmp_path, values):
@@ -127,6 +127,6 @@ def test_labels_may_be_called_train_and_valid(tmp_path):
 
 def test_a_saved_split_is_no_table_of_images(few, tmp_path):
     ImageFolder(few).save(tmp_path)
-    with pytest.raises(ValueError, match='is the split of a run: give the images themselves, and this file as `split`'):
+    with pytest.raises(ValueError, match='is the split of a run: give the images themselves, and pass this file as `split`'):
         ImageTable(tmp_path/'folds.csv')
     assert len(ImageTable(tmp_path/'folds.csv', path=few, valid_col='part'))==len(ImageFolder(few))

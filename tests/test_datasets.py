@@ -64,7 +64,7 @@ def test_table_of_excel(pets):
     with pytest.raises(ValueError, match='pass `sep'): ImageTable(csv, 'file', 'label', sep=',')
     for o in ';\t': # as the command line opens it, which has no word for what parts the columns
         assert len(open_images(table(pets, text.replace(',',o), encoding='utf-8-sig'), fn_col='file', valid_col='valid'))==10
-    with pytest.raises(ValueError, match='not written in UTF-8 .*save it as "CSV UTF-8"'):
+    with pytest.raises(ValueError, match='not encoded in UTF-8 .*save it as "CSV UTF-8"'):
         ImageTable(table(pets, text.replace('dog','chée'), encoding='latin-1'))
 
 def test_absolute_names_and_names_without_end(pets, tmp_path):
@@ -79,12 +79,12 @@ def test_absolute_names_and_names_without_end(pets, tmp_path):
     (lambda t: t, dict(fn_col=9), 'has no column 9'),
     (lambda t: t, dict(fn_col=True), 'has no column True'),
     (lambda t: t, dict(fn_col='label', label_col='label'), 'both the files and the labels'),
-    (lambda t: t, dict(valid_col='label'), "'cat' in row 2 .*says neither training nor validation"),
-    (lambda t: t.replace('cat0.jpg,cat','cat0.jpg, '), {}, "1 rows have nothing in the column 'label', the first is row 2"),
-    (lambda t: t.replace('images/dog3.jpg',''), {}, "nothing in the column 'file', the first is row 11"),
-    (lambda t: t+'images/./cat0.jpg,dog,False\n', {}, "stands in row 2 as 'cat' and again in row 12 .* as 'dog'"),
-    (lambda t: t.replace('cat0.jpg','cat00.jpg'), {}, '1 of 10 files .* are not there.*say with `path`'),
-    (lambda t: t.replace('True','False'), dict(valid_col='valid'), "are in the part 'train': there is nothing to validate with"),
+    (lambda t: t, dict(valid_col='label'), "'cat' in row 2 .*does not name a part of the split"),
+    (lambda t: t.replace('cat0.jpg,cat','cat0.jpg, '), {}, "1 rows have an empty cell in the column 'label', the first is row 2"),
+    (lambda t: t.replace('images/dog3.jpg',''), {}, "empty cell in the column 'file', the first is row 11"),
+    (lambda t: t+'images/./cat0.jpg,dog,False\n', {}, "is listed in row 2 as 'cat' and again in row 12 .* as 'dog'"),
+    (lambda t: t.replace('cat0.jpg','cat00.jpg'), {}, '1 of 10 files .* do not exist.*give the folder of the files as `path`'),
+    (lambda t: t.replace('True','False'), dict(valid_col='valid'), "are in the part 'train': there is nothing to validate on"),
     (lambda t: t.replace('False','True'), dict(valid_col='valid'), "are in the part 'valid': there is nothing to train on"),
     (lambda t: t.replace('cat,False','cat,test').replace('cat,True','cat,test'), dict(valid_col='valid'), "of one class, 'dog'"),
     (lambda t: t.replace('True','test').replace('False','test'), dict(valid_col='valid'), 'every row is for testing'),
@@ -92,8 +92,8 @@ def test_absolute_names_and_names_without_end(pets, tmp_path):
     (lambda t: '', {}, 'cannot be read as a table'),
     (lambda t: 'file,label\n', {}, 'has no rows'),
     (lambda t: t+'"', {}, 'cannot be read as a table'),
-    (lambda t: t, dict(valid_pct=1), 'should be a share between 0 and 1'),
-    (lambda t: t, dict(subset=0), 'subset=0 should be a share'),
+    (lambda t: t, dict(valid_pct=1), 'should be a fraction between 0 and 1'),
+    (lambda t: t, dict(subset=0), 'subset=0 should be a fraction'),
     (lambda t: t, dict(n_per_class=1), 'n_per_class=1 should be 2 or more'),
 ])
 def test_tables_that_cannot_work(pets, change, kwargs, words):
@@ -101,10 +101,10 @@ def test_tables_that_cannot_work(pets, change, kwargs, words):
     with pytest.raises((ValueError,OSError), match=words): ImageTable(csv, **kwargs)
 
 def test_tables_that_are_none(pets):
-    with pytest.raises(FileNotFoundError, match='There is no table'): ImageTable(pets/'none.csv')
+    with pytest.raises(FileNotFoundError, match='There is no CSV file'): ImageTable(pets/'none.csv')
     with pytest.raises(IsADirectoryError, match='use `ImageFolder`'): ImageTable(pets)
     (pets/'latin.csv').write_bytes('file,label\nä.png,b\n'.encode('latin-1'))
-    with pytest.raises(ValueError, match='not written in UTF-8'): ImageTable(pets/'latin.csv')
+    with pytest.raises(ValueError, match='not encoded in UTF-8'): ImageTable(pets/'latin.csv')
     with pytest.raises(TypeError, match="n_per_class='3' should be a whole number"):
         ImageTable(pets/'labels.csv', n_per_class='3')
     (pets/'bytes.csv').write_bytes(bytes(range(256)))
@@ -172,7 +172,7 @@ def test_subsets_are_nested_and_stratified(path, small, large, at):
         assert set(o.df.label)==set(whole.df.label) and (o.df.part.value_counts()>=10).all()
 
 def test_a_subset_leaves_each_class_two(pets):
-    with pytest.warns(ProxyWarning, match="subset=0.01 leaves 4 images, 2 of the class 'cat': too few to learn from"):
+    with pytest.warns(ProxyWarning, match="subset=0.01 leaves 4 images, 2 of the class 'cat': too few to train on"):
         assert ImageTable(pets/'labels.csv', subset=.01).balance().n.tolist()==[2,2]
     assert len(ImageTable(pets/'labels.csv', subset=1.))==10
 
@@ -192,7 +192,7 @@ def test_a_kept_split_is_the_same_again(path, tmp_path):
     f = one.save(tmp_path/'run')
     assert f.name=='folds.csv' and list(pd.read_csv(f).columns)==['file','label','part','fold']
     (tmp_path/'a').rename(tmp_path/'moved')
-    with pytest.warns(ProxyWarning, match='images of .* are not in .*folds.csv, and are left out'):
+    with pytest.warns(ProxyWarning, match='images of .* are not in .*folds.csv, so they are left out'):
         again = ImageFolder(tmp_path/'moved').load(tmp_path/'run')
     strip = lambda o: o.df.assign(file=o._names()).values.tolist()
     assert (strip(again)==strip(one)
@@ -224,15 +224,15 @@ def test_the_order_is_kept_too(tmp_path):
 @pytest.mark.parametrize('spoil,words', [
     (lambda d,f: (d/'a'/'3.png').unlink(), '1 of 18 images .* are not among those .* a/3.png'),
     (lambda d,f: (d/'a').rename(d/'c'), 'are not among those'),
-    (lambda d,f: f.write_text(f.read_text().replace('a/3.png,a','a/3.png,b')), "another label than .*a/3.png: 'a', and 'b' there"),
-    (lambda d,f: f.write_text(f.read_text().replace('part','parts')), 'is no split that `save` wrote'),
-    (lambda d,f: f.write_text(f.read_text().replace('valid','test')), 'is no split'),
-    (lambda d,f: f.write_text(f.read_text().replace('valid','train')), 'is no split'),
-    (lambda d,f: f.write_text(f.read_text().replace('b/8.png','b/7.png')), 'is no split'),
-    (lambda d,f: f.write_text(f.read_text().replace('train,','train,x')), 'is no split'),
+    (lambda d,f: f.write_text(f.read_text().replace('a/3.png,a','a/3.png,b')), "a different label in .*a/3.png: 'a' now and 'b' there"),
+    (lambda d,f: f.write_text(f.read_text().replace('part','parts')), 'is not a split that `save` wrote'),
+    (lambda d,f: f.write_text(f.read_text().replace('valid','test')), 'is not a split'),
+    (lambda d,f: f.write_text(f.read_text().replace('valid','train')), 'is not a split'),
+    (lambda d,f: f.write_text(f.read_text().replace('b/8.png','b/7.png')), 'is not a split'),
+    (lambda d,f: f.write_text(f.read_text().replace('train,','train,x')), 'is not a split'),
     (lambda d,f: f.write_bytes(f.read_bytes()[:0]), 'cannot be read as a table'),
-    (lambda d,f: f.write_bytes(b'\x93NUMPY\x00\xff'), 'not written in UTF-8'),
-    (lambda d,f: f.unlink(), 'There is no table'),
+    (lambda d,f: f.write_bytes(b'\x93NUMPY\x00\xff'), 'not encoded in UTF-8'),
+    (lambda d,f: f.unlink(), 'There is no CSV file'),
 ], ids=['image gone','class renamed','label','columns','part','no valid','twice','fold','empty','binary','no file'])
 def test_kept_splits_that_do_not_fit(tmp_path, spoil, words):
     d = put(tmp_path/'d', *(f'{c}/{i}.png' for c in 'ab' for i in range(9)))
@@ -435,7 +435,7 @@ def test_the_wrong_folder_says_what_was_expected(name, tmp_path, path):
     with pytest.raises(ValueError, match=f"does not look like '{name}'") as e:
         known_data(name, path/'flipped' if 'mnist' not in name else put(tmp_path, 'a/b.png'))
     assert known_sets[name].layout in str(e.value) and known_sets[name].url in str(e.value)
-    with pytest.raises(FileNotFoundError, match='There is no folder .*looks like'): known_data(name, tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='There is not a folder .*looks like'): known_data(name, tmp_path/'nowhere')
 
 @pytest.mark.parametrize('name,inner', [
     ('stanford_dogs','Images'), ('asl_alphabet','asl_alphabet_train/asl_alphabet_train'), ('tiny_imagenet','tiny-imagenet-200'),
@@ -464,13 +464,13 @@ def test_tsinghua_with_the_split_of_its_authors(tmp_path, at):
 
 @pytest.mark.parametrize('name,spoil,words', [
     ('tiny_imagenet', lambda d: (d/'tiny-imagenet-200'/'val'/'images'/'val_1.JPEG').unlink(),
-     '1 of 3 images that val_annotations.txt lists are not in'),
+     '1 of 3 images listed in val_annotations.txt are not in'),
     ('tiny_imagenet', lambda d: (d/'tiny-imagenet-200'/'val'/'val_annotations.txt').write_text('val_0.JPEG\n'),
      "line 1: 'val_0.JPEG' should have 2 fields"),
-    ('flowers', lambda d: (d/'jpg'/'image_00001.jpg').unlink(), '1 of 8 images that train.txt or valid.txt lists'),
-    ('cub', lambda d: (d/'images'/_birds[0]/'1.jpg').unlink(), '1 of 6 images that images.txt lists'),
+    ('flowers', lambda d: (d/'jpg'/'image_00001.jpg').unlink(), '1 of 8 images listed in train.txt or valid.txt'),
+    ('cub', lambda d: (d/'images'/_birds[0]/'1.jpg').unlink(), '1 of 6 images listed in images.txt'),
     ('cub', lambda d: (d/'train_test_split.txt').write_text(''), 'There is no image in'),
-    ('food', lambda d: (d/'images'/'waffles'/'0.jpg').unlink(), '1 of 6 images that train.txt lists'),
+    ('food', lambda d: (d/'images'/'waffles'/'0.jpg').unlink(), '1 of 6 images listed in train.txt'),
     ('food', lambda d: (d/'train.txt').write_text('waffles/0 7\nwaffles'),
      "train.txt: 'waffles' should look like 'apple_pie/1005649'"),
     ('cub', lambda d: (d/'images.txt').write_text(''.join(f'{i} Albatross_{i}.jpg\n' for i in range(99))),
@@ -496,7 +496,7 @@ def test_tiny_imagenet_without_words(tmp_path):
 
 def test_files_without_a_label_in_their_name(tmp_path):
     put(build('pets', tmp_path), 'images/stray.jpg')
-    with pytest.warns(ProxyWarning, match='1 images .* have no label in their name and are left out, the first is stray.jpg'):
+    with pytest.warns(ProxyWarning, match='1 images .* have no label in their names and are left out, the first is stray.jpg'):
         assert len(known_data('pets', tmp_path))==8
 
 def test_fer_as_a_table_of_pixels(tmp_path):
@@ -515,7 +515,7 @@ def test_what_pretrained_weights_have_seen(name, tmp_path):
     d = build(name, tmp_path)
     known_data(name, d) # a warning here would be an error
     if seen:
-        with pytest.warns(ProxyWarning, match='ImageNet, on which most pretrained weights'): known_data(name, d, pretrained=True)
+        with pytest.warns(ProxyWarning, match='ImageNet, which most pretrained weights'): known_data(name, d, pretrained=True)
     else: known_data(name, d, pretrained=True)
 
 def test_subsets_and_folds_of_a_known_set(tmp_path):
@@ -531,7 +531,7 @@ def test_misspelt_names(name, near):
 
 def test_names_that_are_none():
     for o in (None, 3, ['pets']):
-        with pytest.raises(ValueError, match='No data set is called'): known_data(o)
+        with pytest.raises(ValueError, match='No dataset is called'): known_data(o)
 
 # fetched by fastai's own code, from a made archive
 
@@ -565,12 +565,12 @@ def test_fetched_unpacked_and_read(name, host, tmp_path):
 
 def test_no_network_and_broken_archives(host, tmp_path, monkeypatch):
     host('pets')
-    with pytest.raises(OSError, match="'cifar10' cannot be fetched .*no network.*get https://.*cifar10.tgz .*'cifar10:folder'"):
+    with pytest.raises(OSError, match="'cifar10' cannot be downloaded .*no network.*get https://.*cifar10.tgz .*'cifar10:folder'"):
         known_data('cifar10')
     (tmp_path/'oxford-iiit-pet.tgz').write_bytes((tmp_path/'oxford-iiit-pet.tgz').read_bytes()[:200])
-    with pytest.raises(OSError, match="'pets' cannot be fetched"): known_data('pets')
+    with pytest.raises(OSError, match="'pets' cannot be downloaded"): known_data('pets')
     for error in (Exception('Downloaded file is corrupt'), EOFError('x')):
-        with monkeypatch.context() as m, pytest.raises(OSError, match=f"'pets' cannot be fetched .*{error}"):
+        with monkeypatch.context() as m, pytest.raises(OSError, match=f"'pets' cannot be downloaded .*{error}"):
             m.setattr('proxy_attention.data.datasets.untar_data', Mock(side_effect=error))
             known_data('pets')
     with monkeypatch.context() as m, pytest.raises(ZeroDivisionError): # a bug is no matter of the network
@@ -579,7 +579,7 @@ def test_no_network_and_broken_archives(host, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', [o.name for o in known_sets.values() if not o.fetched])
 def test_sets_that_a_user_fetches(name):
-    with pytest.raises(ValueError, match=f"'{name}' cannot be fetched from here: get it from http.*'{name}:folder'"):
+    with pytest.raises(ValueError, match=f"'{name}' cannot be downloaded automatically: get it from http.*'{name}:folder'"):
         open_images(name)
 
 # whatever the images are in
@@ -591,7 +591,7 @@ def test_open_a_folder_a_table_and_a_known_set(pets, tmp_path):
     named = open_images(f'stanford_dogs:{d}', seed=3, valid_pct=.4)
     assert set(named.df.label)=={'Chihuahua','flat-coated_retriever'} and named.seed==3 and (named.df.part=='valid').sum()==4
     assert open_images(named) is named
-    with pytest.raises(ValueError, match='opened already.*seed'): open_images(named, seed=1)
+    with pytest.raises(ValueError, match='already opened.*seed'): open_images(named, seed=1)
     tsv = table(pets, (pets/'labels.csv').read_text().replace(',','\t'), 'l.tsv')
     assert len(open_images(tsv))==10
 
@@ -605,22 +605,22 @@ def test_overlap_is_told_when_opened_by_name(tmp_path):
     with pytest.warns(ProxyWarning, match='is a part of ImageNet'): open_images(f'stanford_dogs:{d}', pretrained=True)
 
 @pytest.mark.parametrize('what,error,words', [
-    ('/nowhere/at/all', FileNotFoundError, 'There is no folder and no CSV file /nowhere/at/all.$'),
-    ('nowhere', FileNotFoundError, "no known data set is called 'nowhere'"),
-    ('pets:/nowhere', FileNotFoundError, 'There is no folder /nowhere'),
+    ('/nowhere/at/all', FileNotFoundError, 'There is not a folder and no CSV file /nowhere/at/all.$'),
+    ('nowhere', FileNotFoundError, "no known dataset is called 'nowhere'"),
+    ('pets:/nowhere', FileNotFoundError, 'There is not a folder /nowhere'),
     ('pet:/nowhere', FileNotFoundError, "did you mean 'pets'"),
-    ('', TypeError, 'is no folder'), (None, TypeError, 'None is no folder'), (3, TypeError, '3 is no folder'),
+    ('', TypeError, 'is not a folder'), (None, TypeError, 'None is not a folder'), (3, TypeError, '3 is not a folder'),
 ])
 def test_what_cannot_be_opened(what, error, words):
     with pytest.raises(error, match=words): open_images(what)
 
 def test_arguments_that_do_not_belong(pets):
-    with pytest.raises(TypeError, match='`ImageFolder`, which has no use for `fn_col`'): open_images(pets, fn_col='a')
-    with pytest.raises(TypeError, match="no use for `label_cool`, did you mean 'label_col'"):
+    with pytest.raises(TypeError, match='`ImageFolder`, which has no argument `fn_col`'): open_images(pets, fn_col='a')
+    with pytest.raises(TypeError, match="no argument `label_cool`, did you mean 'label_col'"):
         open_images(pets/'labels.csv', label_cool='a')
     for what,kw in ((pets,dict(path='x')), (pets/'labels.csv',dict(csv='x')),
                     (f'pets:{pets}',dict(path=pets)), ('pets',dict(name='x'))):
-        with pytest.raises(TypeError, match=f'says itself what `{list(kw)[0]}` is'): open_images(what, **kw)
+        with pytest.raises(TypeError, match=f'already sets `{list(kw)[0]}`'): open_images(what, **kw)
     assert open_images('stanford_dogs', path=build('stanford_dogs', pets/'d')).df.label.nunique()==2
-    with pytest.raises(TypeError, match='no use for `parts`'): open_images(pets, parts=[])
+    with pytest.raises(TypeError, match='no argument `parts`'): open_images(pets, parts=[])
     with pytest.raises(ValueError, match='is a file; give the folder'): open_images(pets/'images'/'cat0.jpg')

@@ -86,7 +86,7 @@ def test_kwargs_go_to_the_images_and_leave_the_tests_whole(birds):
 
 @pytest.mark.parametrize('change,error,words', [
     (lambda t: t.replace('bird_003','bird_300').replace('bird_020','bird_200'), FileNotFoundError,
-     r'2 of 24 images that are listed are not in .*, the first is 015.Lazuli_Bunting/bird_300.jpg: unpack it again'),
+     r'2 of 24 listed images are not in .*, the first is 015.Lazuli_Bunting/bird_300.jpg: unpack the dataset again'),
     (lambda t: t.replace('bird_001.jpg,0,0,0','bird_001.jpg,0,7,0'), ValueError,
      "'7' in row 3 of .*metadata.csv, column 'split', should be one of 0, 1, 2"),
     (lambda t: t.replace('bird_001.jpg,0,0,0','bird_001.jpg,0,,0'), ValueError, "'' in row 3 of .*column 'split'"),
@@ -101,7 +101,7 @@ def test_a_wrong_table_is_a_sentence(birds, change, error, words):
     bird_csv(birds, bird_rows(), change)
     with pytest.raises(error, match=words): waterbirds(birds)
 
-@pytest.mark.parametrize('part,words', [(0,"'train': there is nothing to train on"), (1,"'valid': there is nothing to validate with"),
+@pytest.mark.parametrize('part,words', [(0,"'train': there is nothing to train on"), (1,"'valid': there is nothing to validate on"),
                                         (2,"'test': there is nothing to test on")])
 def test_an_empty_part_is_a_sentence(birds, part, words):
     bird_csv(birds, [o for o in bird_rows() if o[3]!=part])
@@ -116,12 +116,12 @@ def test_wrong_folders(birds, tmp_path):
         waterbirds(tmp_path/'nowhere')
     (tmp_path/'empty').mkdir()
     for o in grouped:
-        with pytest.raises(ValueError, match=f"does not look like '{o}'. '{o}' looks like .* nothing like it lies there"):
+        with pytest.raises(ValueError, match=f"does not look like '{o}'. '{o}' looks like .* nothing like that is there"):
             grouped_data(o, tmp_path/'empty')
     shutil.copytree(birds, tmp_path/'again')
     with pytest.raises(ValueError, match="holds 'waterbirds' 2 times"): waterbirds(tmp_path)
     (birds/'metadata.csv').unlink()
-    with pytest.raises(ValueError, match='nothing like it lies there'): waterbirds(birds)
+    with pytest.raises(ValueError, match='nothing like that is there'): waterbirds(birds)
     (tmp_path/'birds.tar.gz').write_bytes(b'')
     with pytest.raises(ValueError, match='is an archive: unpack it'): waterbirds(tmp_path/'birds.tar.gz')
     with pytest.raises(TypeError): waterbirds(None)
@@ -232,13 +232,13 @@ def test_celeba_by_other_attributes(tmp_path):
 @pytest.mark.parametrize('name,change,words', [
     ('list_attr_celeba', lambda t: t.replace('000002.jpg -1','000002.jpg 5'),
      "'5' in row 4 of .*, column 'Blond_Hair', should be one of 1, -1"),
-    ('list_attr_celeba', lambda t: t.replace('000002.jpg -1','000002.jpg'), 'Line 4 of .* has 3 fields and should have 4'),
-    ('list_attr_celeba', lambda t: t.replace('000012.jpg -1 -1 1\n',''), '1 images stand in only one of .*, the first is 000012.jpg'),
-    ('list_eval_partition', lambda t: t.replace('000012.jpg 2\n',''), '1 images stand in only one of .*, the first is 000012.jpg'),
+    ('list_attr_celeba', lambda t: t.replace('000002.jpg -1','000002.jpg'), 'Line 4 of .* has 3 fields but should have 4'),
+    ('list_attr_celeba', lambda t: t.replace('000012.jpg -1 -1 1\n',''), '1 images are in only one of .*, the first is 000012.jpg'),
+    ('list_eval_partition', lambda t: t.replace('000012.jpg 2\n',''), '1 images are in only one of .*, the first is 000012.jpg'),
     ('list_attr_celeba', lambda t: '12\n', 'has no rows'),
     ('list_eval_partition', lambda t: '', 'has no rows'),
     ('list_eval_partition', lambda t: t.replace('000001.jpg 0','000001.jpg 4'), "'4' in row 1 of .*, column 'partition'"),
-    ('list_eval_partition', lambda t: t.replace(' 1',' 2'), "in the part 'valid': there is nothing to validate with")])
+    ('list_eval_partition', lambda t: t.replace(' 1',' 2'), "in the part 'valid': there is nothing to validate on")])
 def test_celeba_refuses_lists(tmp_path, name, change, words):
     f = face_lists(tmp_path)/f'{name}.txt'
     assert change(f.read_text())!=f.read_text()
@@ -250,7 +250,7 @@ def test_celeba_names_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match='has neither list_eval_partition.csv nor list_eval_partition.txt'): celeba(tmp_path)
     shutil.rmtree(face_lists(tmp_path)/'img_align_celeba')
     (tmp_path/'img_align_celeba').mkdir()
-    with pytest.raises(FileNotFoundError, match='12 of 12 images that are listed are not in .*000001.jpg'): celeba(tmp_path)
+    with pytest.raises(FileNotFoundError, match='12 of 12 listed images are not in .*000001.jpg'): celeba(tmp_path)
 
 # MetaShift
 
@@ -277,14 +277,14 @@ def test_metashift_parted_as_in_subpopbench(tmp_path):
     assert (_draw_parts(g.table)==g.table.part).all()
     mine = metashift(tmp_path, lambda df: np.where(df.index%2, 'train', 'test'))
     assert mine.counts().sum().to_dict()==dict(train=16, valid=4, test=20)
-    with pytest.raises(ValueError, match="No way to part MetaShift is called 'draw', did you mean 'drawn'"): metashift(tmp_path, 'draw')
+    with pytest.raises(ValueError, match="No split of MetaShift is called 'draw', did you mean 'drawn'"): metashift(tmp_path, 'draw')
 
 def test_metashift_keeps_one_copy_to_train_on(tmp_path):
     sofa,bed = ('train/cat/cat(sofa)','train/cat/cat(bed)')
     put(tmp_path, *(f'{sofa}/{i}.jpg' for i in range(4)), *(f'{bed}/{i}.jpg' for i in range(3,8)),
         *(f'train/dog/dog(bike)/{i}.jpg' for i in range(3,8)),
         'test/cat/cat(shelf)/90.jpg', 'test/cat/cat(box)/90.jpg', 'test/dog/dog(shelf)/91.jpg')
-    with pytest.warns(ProxyWarning, match=r'1 images of .* lie in two contexts, the first is train/cat/cat\(sofa\)/3.jpg'):
+    with pytest.warns(ProxyWarning, match=r'1 images of .* are in two contexts, the first is train/cat/cat\(sofa\)/3.jpg'):
         g = metashift(tmp_path)
     n = g.counts()
     assert n.loc['cat, bed'].sum()==5 and n.loc['cat, sofa'].sum()==3 and n.loc['dog, bike'].sum()==5
@@ -296,7 +296,7 @@ def test_metashift_of_other_forms(tmp_path):
         assert len(metashift(tmp_path).table)==20
     mixed = put(tmp_path/'mixed', 'train/cat/1.jpg', 'val_out_of_domain/dog/1.jpg')
     (mixed/'imageID_to_group.pkl').write_bytes(b'')
-    with pytest.raises(ValueError, match='imageID_to_group.pkl cannot be read as it is: its groups stand in a pickle'): metashift(mixed)
+    with pytest.raises(ValueError, match='imageID_to_group.pkl cannot be read as it is: its groups are in a pickle'): metashift(mixed)
 
 # ImageNet-9
 
@@ -328,11 +328,11 @@ def test_imagenet9_says_what_is_missing_and_what_is_meant(backgrounds, tmp_path)
     with pytest.raises(FileNotFoundError, match='has no folder with `train` and `val` to train on.*in9l.tar.gz'):
         imagenet9(backgrounds/'bg_challenge')
     in9(backgrounds, 'original/train', 'original/val', n=3)
-    with pytest.raises(ValueError, match='has 2 folders to train on: say with `train` which of in9l, original'):
+    with pytest.raises(ValueError, match='has 2 folders to train on: choose one with `train` from in9l, original'):
         imagenet9(backgrounds)
     assert imagenet9(backgrounds, train='original').counts().train.sum()==9
     in9(backgrounds, 'more/original/val')
-    with pytest.raises(ValueError, match='test sets of one name among .*more/original'): imagenet9(backgrounds, train='in9l')
+    with pytest.raises(ValueError, match='test sets of the same name among .*more/original'): imagenet9(backgrounds, train='in9l')
     with pytest.raises(FileNotFoundError, match='has no test set, which is a folder with `val` alone'):
         imagenet9(in9(tmp_path/'alone', 'in9l/train', 'in9l/val'))
 
@@ -375,13 +375,13 @@ def test_spawrious(tmp_path):
     assert first.tolist()==[f'0/jungle/bulldog/{i:02}.png' for i in range(9)]
     assert not set(g.table.file[g.table.part=='test'])&set(g.table.file[g.table.part!='test'])
     assert g.images.df.part.value_counts().to_dict()==dict(train=64, valid=16)
-    words = '16 of 24 folders of .* have fewer images than the task takes, the first is 0/jungle/bulldog with 12 of 3072'
+    words = '16 of 24 folders of .* have fewer images than the task needs, the first is 0/jungle/bulldog with 12 of 3072'
     with pytest.warns(ProxyWarning, match=words):
         assert spawrious(tmp_path).counts().loc['bulldog, beach',['train','valid']].sum()==24
 
 def test_spawrious_refuses(tmp_path):
     put(tmp_path/'spawrious224', *(f'0/{o}/bulldog/1.png' for o in ('jungle','beach')))
-    words = "22 of 24 folders of 'o2o_hard' are not in .*, the first is 0/mountain/bulldog: get this task"
+    words = "22 of 24 folders of 'o2o_hard' are not in .*, the first is 0/mountain/bulldog: download this task"
     with pytest.raises(FileNotFoundError, match=words): spawrious(tmp_path)
     with pytest.raises(ValueError, match="no task 'o2o_hrd', did you mean 'o2o_hard'"): spawrious(tmp_path, 'o2o_hrd')
     with pytest.raises(ValueError, match='no task None'): spawrious_folders(None)
@@ -418,14 +418,14 @@ def test_urbancars(tmp_path):
 def test_urbancars_in_one_folder(tmp_path):
     one = 'bg-0.95_co_occur_obj-0.95'
     put(tmp_path, *(f'{one}/{d}/{k}/{i:03}.jpg' for d in ('train','val','test') for k in kinds for i in range(2)))
-    words = f'There is no folder .*bg-0.5_co_occur_obj-0.5/val: `val` lies in {one}; say so with `test`'
+    words = f'There is no folder .*bg-0.5_co_occur_obj-0.5/val: `val` is in {one}; pass it as `test`'
     with pytest.raises(FileNotFoundError, match=words):
         urbancars(tmp_path)
     assert (urbancars(tmp_path, test=one).counts().to_numpy()==2).all()
-    with pytest.raises(FileNotFoundError, match=f'`train` lies in {one}; say so with `train`'):
+    with pytest.raises(FileNotFoundError, match=f'`train` is in {one}; pass it as `train`'):
         urbancars(tmp_path, train='bg-0.9_co_occur_obj-0.9')
     shutil.rmtree(tmp_path/one/'test')
-    with pytest.raises(FileNotFoundError, match='There is no folder .*/test: make it'): urbancars(tmp_path, test=one)
+    with pytest.raises(FileNotFoundError, match='There is no folder .*/test: generate it'): urbancars(tmp_path, test=one)
     put(tmp_path, f'{one}/test/{kinds[0]}/0.jpg', f'{one}/test/extra/0.jpg')
     with pytest.warns(ProxyWarning, match="do not look like 'obj-urban_.* the first is 'extra'"):
         assert urbancars(tmp_path, test=one).counts().test.sum()==1
@@ -435,9 +435,9 @@ def test_urbancars_in_one_folder(tmp_path):
 def test_by_name(birds):
     assert grouped_data('waterbirds', birds, n_per_class=1).counts().train.sum()==2
     assert grouped_data(lambda path, seed: (path,seed), 'here', seed=3)==('here',3)
-    words = "No data set with groups is called 'waterbird', did you mean 'waterbirds'.*There are: waterbirds, celeba"
+    words = "No dataset with groups is called 'waterbird', did you mean 'waterbirds'.*Available: waterbirds, celeba"
     with pytest.raises(ValueError, match=words): grouped_data('waterbird', birds)
     assert grouped.keys()==grouped_sets.keys() and list(grouped_table().index)==list(grouped)
     assert grouped_sets['waterbirds'].open(birds).df.equals(waterbirds(birds).images.df) # as a known data set is opened
-    with pytest.raises(ValueError, match="'bar' cannot be fetched from here: get it from https://github.com/alinlab/BAR"):
+    with pytest.raises(ValueError, match="'bar' cannot be downloaded automatically: get it from https://github.com/alinlab/BAR"):
         grouped_sets['bar'].open()

@@ -18,7 +18,7 @@ def test_store_against_a_dict():
 @pytest.mark.parametrize('content', [b'', b'not a store', pickle.dumps({'a':1})])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path/'x.npz').write_bytes(content)
-    with pytest.raises(ValueError, match='is no heatmap store'): HeatmapStore.load(tmp_path/'x.npz')
+    with pytest.raises(ValueError, match='is not a heatmap store'): HeatmapStore.load(tmp_path/'x.npz')
 
 def test_killed_while_writing_leaves_the_last_good_one(tmp_path):
     f = HeatmapStore(range(50), torch.rand(50,7,7)).save(tmp_path/'heat.npz')

@@ -325,7 +325,7 @@ def test_to_proxy(few): assert digits_learner(few).to_proxy(area=.2).proxy_atten
     (dict(target=True), 'target=True'), (dict(target=torch.tensor([1,2])), 'belongs to one batch'),
     (dict(folder=''), "folder=''"),
     (dict(start=.8, finish=.2), 'comes after finish'), (dict(steps=[1,'p',1], every=2), 'Give either `steps`'),
-    (dict(attribution=GradCAM(digits_net())), 'belongs to a model already'),
+    (dict(attribution=GradCAM(digits_net())), 'already belongs to a model'),
     (dict(select=lambda loss: [1]), "needs `loss`, did you mean 'losses'?"),
     (dict(fill=lambda pic: pic), 'needs `pic`'), (dict(fill=torch.zeros_like), 'wrap it in a function'),
     (dict(attribution='ShapleyValues'), 'No attribution is called')])

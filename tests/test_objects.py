@@ -110,9 +110,9 @@ def test_numbers_within_0_and_1_are_shares_box_by_box(img):
     ((1,2,3,True), ('should be four numbers',)), ([(1,2,3,4),7], ('The box 7 ','should be four numbers')), ([[]], ('four numbers',)),
     ((1,2,float('nan'),4), ('nan','is not finite')), ((1,2,float('inf'),4), ('inf','is not finite')),
     ((5,5,5,9), ('(5, 5, 5, 9)','has no area: it is 0 wide and 4 high')), ((9,5,5,9), ('it is -4 wide',)), ((.5,.5,.1,.9), ('no area',)),
-    ((10,10,10.5,11), ('less than a pixel','shares')), ((-.1,.1,.6,.9), ('less than a pixel','(-0.1, 0.1, 0.6, 0.9)')),
-    (np.zeros((4,6)), ('float64 and 4×6','bool or uint8')), (np.zeros((4,6,3), np.uint8), ('uint8 and 4×6×3',)),
-    (np.zeros((0,4), bool), ('bool and 0×4',)), (np.zeros((1,4,6), bool), ('1×4×6',))])
+    ((10,10,10.5,11), ('less than a pixel','fractions')), ((-.1,.1,.6,.9), ('less than a pixel','(-0.1, 0.1, 0.6, 0.9)')),
+    (np.zeros((4,6)), ('float64 and the shape 4×6','bool or uint8')), (np.zeros((4,6,3), np.uint8), ('uint8 and the shape 4×6×3',)),
+    (np.zeros((0,4), bool), ('bool and the shape 0×4',)), (np.zeros((1,4,6), bool), ('1×4×6',))])
 def test_a_box_that_cannot_be_meant_is_refused(box, texts):
     with pytest.raises(ValueError) as e: read_objects({'a/cat.png':box})
     says(e, 'a/cat.png', *texts)
@@ -122,7 +122,7 @@ def test_a_box_outside_of_its_image_is_refused(img):
         objects = read_objects({'cat.png':box})
         for f in (objects.has, lambda o: objects.known([o]), lambda o: objects.masks([o], (2,2))):
             with pytest.raises(ValueError) as e: f(img)
-            says(e, img, 'outside of the image', '40×20', tuple(map(float, box)))
+            says(e, img, 'outside the image', '40×20', tuple(map(float, box)))
 
 @pytest.mark.parametrize('value', [5, {1}, lambda: 0, {}])
 def test_wrong_types_in_a_dict(value):
@@ -137,13 +137,13 @@ def test_wrong_keys_and_files(img):
         with pytest.raises(TypeError, match='should be the path of an image file'): f()
 
 @pytest.mark.parametrize('objects,error,texts', [
-    (None, TypeError, ('NoneType','says nothing about objects')), (5, TypeError, ('int 5',)), ([(1,2,3,4)], TypeError, ('list',)),
+    (None, TypeError, ('NoneType','cannot be read as objects')), (5, TypeError, ('int 5',)), ([(1,2,3,4)], TypeError, ('list',)),
     ({}, ValueError, ('No object is known',)), ('{}', ValueError, ('No object is known',)), ({'a.png':None}, ValueError, ('No object',)),
     ({'a.png':[]}, ValueError, ('No object',)), ('[1]', ValueError, ('The text should be a dict','it is a list')), 
-    ('{"a": ', ValueError, ('The text is not JSON',)), ('', ValueError, ('neither a .csv nor a .json',)),
-    ('x'*9000, ValueError, ('neither a .csv nor a .json','…')), ('gone.csv', FileNotFoundError, ('There is no file gone.csv',)),
+    ('{"a": ', ValueError, ('The text is not JSON',)), ('', ValueError, ('a .csv file or a .json file',)),
+    ('x'*9000, ValueError, ('a .csv file or a .json file','…')), ('gone.csv', FileNotFoundError, ('There is no file gone.csv',)),
     ('gone.JSON', FileNotFoundError, ('gone.JSON',)), ('gone/', ValueError, ("'gone/'",)),
-    ({'a.png':'gone.png'}, FileNotFoundError, ('There is no mask gone.png of a.png',))])
+    ({'a.png':'gone.png'}, FileNotFoundError, ('There is no mask file gone.png for a.png',))])
 def test_what_says_nothing_is_refused(objects, error, texts):
     with pytest.raises(error) as e: read_objects(objects)
     says(e, *texts)
@@ -301,14 +301,14 @@ def test_names_are_counted_from_the_table_or_from_images(tmp_path):
     assert read_objects(f).known([here,there])==[0] and read_objects(f, images=tmp_path/'other').known([here,there])==[1]
 
 @pytest.mark.parametrize('text,texts', [
-    ('a,b\n1,2\n', ('has no columns of a box','left,top,width,height','There are: a, b')),
+    ('a,b\n1,2\n', ('has no columns for a box','left,top,width,height','Available: a, b')),
     ('name,x0,y0,x1,y1\ncat.png,1,2,3,4\n', ("has no column 'file'",)),
     ('file,x0,y0,x1,y1\ncat.png,1,2,x,4\n', ('x1=x','of cat.png','row 2','four numbers')),
     ('file,x0,y0,x1,y1\ncat.png,1,2,,4\n', ('x1=,','row 2','four numbers')),
     ('file,x0,y0,x1,y1\ncat.png,1,2,nan,4\n', ('x1=nan','not finite')),
     ('file,x0,y0,x1,y1\ncat.png,1,2,5,4\ncat.png,5,5,5,9\n', ('row 3','it is 0 wide and 4 high')),
     ('file,x,y,w,h\ncat.png,1,2,-5,4\n', ('w=-5','it is -5 wide')), ('file,x,y,w,h\ncat.png,1,2,0,4\n', ('it is 0 wide',)),
-    ('file,x0,y0,x1,y1\ncat.png,.1,.1,.5,1.01\n', ('less than a pixel',)), ('file,x0,y0,x1,y1\n ,1,2,3,4\n', ('Row 2','names no file')),
+    ('file,x0,y0,x1,y1\ncat.png,.1,.1,.5,1.01\n', ('less than a pixel',)), ('file,x0,y0,x1,y1\n ,1,2,3,4\n', ('Row 2','has no file name')),
     ('file,x0,y0,x1,y1\ncat.png,,,,\n', ('No object is known',)),
     ('file,x0,y0,x1,y1\n', ('has no rows',)), ('', ('cannot be read as a table',))])
 def test_tables_that_cannot_be_meant(tmp_path, text, texts):
@@ -355,7 +355,7 @@ def test_coco_boxes_and_polygons_of_one_image_are_one_object(tmp_path):
     (coco(segmentation=[[1,2,3,4]]), ('three points','of cat.png')), (coco(segmentation=[[1,2,3,4,5,6,7]]), ('three points',)),
     (coco(segmentation=[1,2,3,4,5,6]), ('three points',)), (coco(segmentation=[[1,2,3,4,5,None]]), ('three points',)),
     (coco(segmentation=[[1,2,3,4,5,float('inf')]]), ('three points','inf')), (coco(), ('bbox',)),
-    (coco(image_id=5, bbox=[1,2,3,4]), ('of the image 5',)), (dict(annotations=[]), ("'images'",)),
+    (coco(image_id=5, bbox=[1,2,3,4]), ('for the image 5',)), (dict(annotations=[]), ("'images'",)),
     (dict(images=[dict(id=1, file_name='a.png')], info={}), ("'annotations'",)), (dict(images=3, annotations=[]), ('COCO',)),
     (dict(images=[], annotations=[]), ('No object is known',)), (dict(images=[{}], annotations=[]), ("'id'",))])
 def test_coco_that_cannot_be_meant(data, texts):
@@ -365,7 +365,7 @@ def test_coco_that_cannot_be_meant(data, texts):
 def test_a_size_in_coco_that_is_turned_is_refused(img):
     objects = read_objects(json.dumps(coco(image=dict(width=20, height=40), bbox=[5,5,10,20])))
     with pytest.raises(ValueError) as e: objects.known([img])
-    says(e, img, '20×40', '40×20', 'turned')
+    says(e, img, '20×40', '40×20', 'rotated')
 
 def test_json_of_boxes(img, tmp_path):
     text = json.dumps({'imgs/cat.png':[[.25,.25,.75,.5]], 'x.png':[]})
@@ -382,7 +382,7 @@ def test_broken_json(tmp_path):
     says(e, tmp_path/'a.json', 'is not JSON')
     (tmp_path/'a.json').write_bytes(b'{"\xff": 1}')
     with pytest.raises(ValueError) as e: read_objects(tmp_path/'a.json')
-    says(e, 'is not written in UTF-8')
+    says(e, 'is not encoded in UTF-8')
     with pytest.raises(ValueError, match='is not finite'): read_objects('{"a.png": [1, 2, NaN, 4]}')
 
 # ---- masks
@@ -445,7 +445,7 @@ def test_masks_are_found_by_layout_then_by_stem(tmp_path):
     assert (a==on).all() and (b==~on).all()
     flat = saved(tmp_path, Image.fromarray(on), '1.png')
     assert read_objects(flat).known([cat])==[0]
-    with pytest.raises(ValueError, match=r"'1\.png' could be .*cat.*dog"): read_objects(flat).known([cat,dog])
+    with pytest.raises(ValueError, match=r"'1\.png' could mean .*cat.*dog"): read_objects(flat).known([cat,dog])
     assert read_objects(tmp_path/'deep').known([put(tmp_path/'bird'/'1.jpg')])==[], 'the mask of a cat is none of a bird'
     Image.fromarray(on).save(flat/'1.bmp')
     with pytest.raises(ValueError, match="'1.bmp' or '1.png'"): read_objects(flat).has(cat)
@@ -454,7 +454,7 @@ def test_masks_beside_images_given(tmp_path):
     train,valid = (put(tmp_path/o/'cat'/'1.png') for o in ('train','valid'))
     (tmp_path/'masks'/'cat').mkdir(parents=True)
     Image.fromarray(on).save(tmp_path/'masks'/'cat'/'1.png')
-    with pytest.raises(ValueError, match='could be'): read_objects(tmp_path/'masks').known([train,valid])
+    with pytest.raises(ValueError, match='could mean'): read_objects(tmp_path/'masks').known([train,valid])
     assert read_objects(tmp_path/'masks', images=tmp_path/'train').known([train,valid])==[0]
 
 def test_empty_folder(tmp_path):

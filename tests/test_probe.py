@@ -132,7 +132,7 @@ def test_coarse_heat_has_no_place(cells, edge):
     flips = pd.DataFrame(dict(masked=.1, changes=.9, follows=.9, random_changes=.1, random_follows=.1, carried=.8), index=[.1])
     found = Probe(heat, torch.arange(60)%2, flips, ['a','b'])
     assert found.coarse==edge and found.grade=='unclear'
-    assert ('too few to say where it lies' in found.verdict())==edge!=('The hottest place is at the edge' in found.verdict())
+    assert ('too few to locate the heat' in found.verdict())==edge!=('The hottest place is at the edge' in found.verdict())
 
 def test_the_rule():
     assert [likely_to_help(*o) for o in ((.9,.9),(.9,.1),(.1,.9),(.1,.1),(np.nan,.9),(.9,np.nan))]==[
@@ -200,7 +200,7 @@ def test_little_to_go_by():
     flat = lambda xb,yb: torch.ones(len(xb),8,8)
     p = probe(by_hand([0,1,2,0]), attribution=flat)
     assert (p.n==0 and p.grade=='unclear' and not p.likely and p.area is None
-        and '4 of 4 heatmaps are flat' in p.verdict() and 'nothing to tell' in p.verdict())
+        and '4 of 4 heatmaps are flat' in p.verdict() and 'nothing can be concluded' in p.verdict())
     p.plot()
     p._repr_html_()
     some = lambda xb,yb: hot_at((0,0))(xb)*torch.tensor([1.,1.,1.,0.])[:len(xb),None,None]
@@ -230,7 +230,7 @@ def test_what_is_right_too_seldom_is_not_accused():
         p = of(targs)
         assert p.leans==leans and p.unsure==(not leans)
         if targs is not None: assert p.skill==pytest.approx(cohen_kappa_score(targs, preds))
-    assert p.learned is None and of(half).learned and 'so none is concluded' in of(half).in_short
+    assert p.learned is None and of(half).learned and 'so no shortcut is reported' in of(half).in_short
 
 def test_one_logit():
     class One(Pixel):
@@ -254,7 +254,7 @@ def test_refused_in_a_sentence(cheats, tmp_path):
     with pytest.raises(TypeError, match='regression'): probe(by_hand([0,1,2], loss=MSELossFlat()), attribution=hot_at((0,0)))
     cheats.export(tmp_path/'m.pkl')
     loaded = load_learner(tmp_path/'m.pkl')
-    with pytest.raises(ValueError, match='exported learner carries none'): probe(loaded)
+    with pytest.raises(ValueError, match='exported learner has none'): probe(loaded)
     assert probe(loaded, cheats.dls.valid_ds.items, n=50).flips.equals(probe(cheats, n=50).flips)
 
 def test_other_data_and_models(quiet):

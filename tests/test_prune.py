@@ -268,7 +268,7 @@ def test_own_method_and_torchs_classes(path, quiet):
     (dict(amount=1.2), ValueError, 'from 0 to 1'),
     (dict(amount='half'), TypeError, 'should be a number'),
     (dict(amount=True), TypeError, 'should be a number'),
-    (dict(method='l2'), ValueError, "There are: l1"),
+    (dict(method='l2'), ValueError, "Available: l1"),
     (dict(ramp='cubics'), ValueError, "did you mean 'cubic'"),
     (dict(steps=[2,'p',1], start=1), ValueError, 'same thing'),
     (dict(steps='p,1'), ValueError, 'begin with a proxy step'),

@@ -641,7 +641,7 @@ def test_a_hostile_model_runs_nothing(copy_of, made, tmp_path, monkeypatch, caps
     assert len(Runs(d)) and 'test_resnet' in runs_table(d) and not mark.exists()
     proxy_report(str(d), out=str(tmp_path/'seen'/'report.html'), load_models=True, json=True)
     assert mark.exists(), 'asked for, it is loaded: the test can fail'
-    assert any('is no learner that fastai exported' in o for o in json.loads(capsys.readouterr().out)['missing'])
+    assert any('is not a learner that fastai exported' in o for o in json.loads(capsys.readouterr().out)['missing'])
 
 def test_without_weights_the_page_says_how_to_load_the_model(old_copy):
     d = old_copy()

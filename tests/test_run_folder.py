@@ -89,11 +89,11 @@ def test_what_stands_in_the_file(made):
 
 @pytest.mark.parametrize('change,says', [
     (dict(arch='resnet81'), "did you mean 'resnet18'"), (dict(arch='resnet18'), "do not fit the architecture 'resnet18' for 10 classes"),
-    (dict(arch='hf-hub:evil/model'), 'has an architecture called'), (dict(arch=3), 'does not say which network'),
-    (dict(labels=['a']), 'for 1 classes'), (dict(labels=[]), 'no list of names'), (dict(labels=['a','a']), 'no list of names'),
-    (dict(size=[0,32]), 'size=0'), (dict(size=32), 'its size is 32'), (dict(mean=[1.]), 'no mean and standard deviation'),
-    (dict(std=None), 'no mean and standard deviation'), (dict(std=[1.,2.,float('nan')]), 'no mean and standard deviation'),
-    (dict(method='shrink'), "its method is 'shrink'"), (dict(augment=['x']), 'is no network'), (dict(augment='evil'), "is 'evil'"),
+    (dict(arch='hf-hub:evil/model'), 'has an architecture called'), (dict(arch=3), 'does not name a network'),
+    (dict(labels=['a']), 'for 1 classes'), (dict(labels=[]), 'not a list of different names'), (dict(labels=['a','a']), 'not a list of different names'),
+    (dict(size=[0,32]), 'size=0'), (dict(size=32), 'its size is 32'), (dict(mean=[1.]), 'not a mean and a standard deviation'),
+    (dict(std=None), 'not a mean and a standard deviation'), (dict(std=[1.,2.,float('nan')]), 'not a mean and a standard deviation'),
+    (dict(method='shrink'), "its method is 'shrink'"), (dict(augment=['x']), 'is not a network'), (dict(augment='evil'), "is 'evil'"),
     (dict(bs=0), 'bs=0'), (dict(format=9), 'its format is 9')])
 def test_words_that_say_no_network_are_refused(made, tmp_path, change, says):
     about,weights = read_network(made[0]/network_file)
@@ -104,11 +104,11 @@ def test_words_that_say_no_network_are_refused(made, tmp_path, change, says):
 @pytest.mark.parametrize('content', [b'', b'text', pickle.dumps({}), b'\x08'+b'\0'*7+b'{}      '], ids=['empty','text','pickle','no words'])
 def test_files_that_are_no_network(tmp_path, content):
     (tmp_path/network_file).write_bytes(content)
-    with pytest.raises(ValueError, match='is no network that this library kept, or a broken one'): load_run(tmp_path)
+    with pytest.raises(ValueError, match='is not a network that this library saved, or it is damaged'): load_run(tmp_path)
 
 def test_folders_without_a_network(one, tmp_path):
     with pytest.raises(FileNotFoundError, match='There is no run folder'): load_run(tmp_path/'none')
-    with pytest.raises(FileNotFoundError, match='It is no run, or one that is not finished'): load_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match='It is not a run folder, or the run is not finished'): load_run(tmp_path)
     (one/network_file).unlink()
     with pytest.raises(FileNotFoundError, match='is a pickle, and loading one runs the code in it'): open_learner(one)
     (tmp_path/'fold_0').mkdir()
@@ -139,7 +139,7 @@ def test_a_folder_of_pickles_runs_nothing(one, made, few, tmp_path, capsys):
     for f in (lambda: proxy_explain(str(one), str(few/'plain'/'3'), out=str(seen)),
               lambda: proxy_train(str(few), suspect=str(one), out=str(seen), quiet=True, epochs=2,
                                   **{k:v for k,v in small.items() if k!='say'})):
-        with pytest.raises(CliError, match='is no network that this library kept'): f()
+        with pytest.raises(CliError, match='is not a network that this library saved'): f()
     proxy_report(str(one), out=str(seen/'b.html'), json=True)
     assert any('its weights cannot be had' in o for o in json.loads(capsys.readouterr().out.splitlines()[-1])['missing'])
     proxy_runs(str(one))
@@ -165,7 +165,7 @@ def test_a_pickle_as_suspect_is_loaded_only_if_this_call_names_it(few, made, tmp
         with pytest.raises(ValueError, match='loading one runs the code in it: if you trust it, say so yourself'): f()
     res = warm.run(warm.script, 'proxy-train', '--config', toml, '--out', tmp_path/'runs')
     assert res.returncode==2 and '--suspect' in res.stderr and not mark.exists() and not (tmp_path/'runs').exists()
-    with pytest.raises(ValueError, match='is no learner that fastai exported'): # named, it is loaded: the test can fail
+    with pytest.raises(ValueError, match='is not a learner that fastai exported'): # named, it is loaded: the test can fail
         train_folder(config=toml, out=tmp_path/'runs', suspect=bad, say=noop)
     assert mark.exists() and not os.listdir(tmp_path/'runs')
     toml.write_text(to_toml(changed(from_toml(toml), suspect=made[1]))) # a run folder may come from both
@@ -277,7 +277,7 @@ def test_other_images_are_refused(cut):
     files[0].write_bytes(kept)
     table = (d/'labels.csv').read_text()
     (d/'labels.csv').write_text(table.replace(',0\n', ',7\n', 1))
-    with pytest.raises(ValueError, match='another label than in'): resume_run(run, noop)
+    with pytest.raises(ValueError, match='a different label in'): resume_run(run, noop)
     (d/'labels.csv').write_text(table)
     (run/'identity.json').write_text('{')
     with pytest.raises(ValueError, match='cannot be read: bring it back'): resume_run(run, noop)
@@ -473,4 +473,4 @@ def test_the_batch_that_is_tried_is_trained_with(few):
 
 def test_a_method_that_does_not_fit_says_so_in_a_sentence(made, few, tmp_path):
     with pytest.raises(CliError) as e: proxy_explain(str(made[0]), str(few/'plain'/'3'), attribution='LeGrad', out=str(tmp_path))
-    assert 'choose a CAM, such as LayerCAM. What was skipped stands in' in str(e.value)
+    assert 'choose a CAM, such as LayerCAM. The skipped images are listed in' in str(e.value)

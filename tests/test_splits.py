@@ -92,13 +92,13 @@ def test_a_subset_holds_many_groups(tmp_path):
 
 @pytest.mark.parametrize('kw,words', [
     (dict(group_col='whom'), "has no column 'whom', did you mean 'who'?"),
-    (dict(group_col='file'), 'cannot be both the files and their groups'),
+    (dict(group_col='file'), 'cannot hold both the files and their groups'),
     (dict(group_col='who', groups=str), 'Give either `group_col` or `groups`'),
-    (dict(groups={}), "is of no group (its group is None): each image should have one"),
-    (dict(groups=lambda f: np.nan), "is of no group (its group is nan)"),
-    (dict(groups=['x']), 'There are 1 groups and 24 images'),
-    (dict(groups=lambda f: 'one'), "All images of the class 'a' are of one group, 'one'"),
-    (dict(groups=lambda f: 'x' if int(f.stem)%2 else str(f)), "All images of the class 'b' are of one group, 'x'"),
+    (dict(groups={}), "has no group (its group is None): give each image a group"),
+    (dict(groups=lambda f: np.nan), "has no group (its group is nan)"),
+    (dict(groups=['x']), 'There are 1 groups for 24 images'),
+    (dict(groups=lambda f: 'one'), "All images of the class 'a' are in one group, 'one'"),
+    (dict(groups=lambda f: 'x' if int(f.stem)%2 else str(f)), "All images of the class 'b' are in one group, 'x'"),
     (dict(groups=lambda f: int(f.stem)//12), None), # two groups of both classes: one a side
 ])
 def test_groups_that_cannot_work(tmp_path, kw, words):
@@ -110,13 +110,13 @@ def test_groups_that_cannot_work(tmp_path, kw, words):
 def test_groups_that_no_division_can_keep(tmp_path):
     "A chain: every group holds the last of some class"
     files = [tmp_path/f'{i}.png' for i in range(6)]
-    with pytest.raises(ValueError, match=r"The groups cannot be parted so that the class '.' is in training and in validation"):
+    with pytest.raises(ValueError, match=r"The groups cannot be split so that the class '.' is in both training and validation"):
         ImageSet(tmp_path, files, list('abbcca'), groups=list('xxyyzz'))
 
 def test_a_row_without_a_group(tmp_path):
     csv = some(tmp_path)
     csv.write_text(csv.read_text().replace('p3', ' ', 1))
-    with pytest.raises(ValueError, match=r"1 rows have nothing in the column 'who', the first is row 11"): ImageTable(csv, group_col='who')
+    with pytest.raises(ValueError, match=r"1 rows have an empty cell in the column 'who', the first is row 11"): ImageTable(csv, group_col='who')
 
 def test_folds_of_too_few_groups(tmp_path):
     csv = some(tmp_path, 24, 6)
@@ -127,7 +127,7 @@ def test_folds_of_too_few_groups(tmp_path):
     assert not torn(images.df, 'fold')
     one = ImageSet(tmp_path, files, ['a']*8+['b']*8, parts=['train','valid']*8)
     one.df['group'] = [f'g{i}' for i in range(8)]+['h']*8
-    with pytest.raises(ValueError, match="All images of the class 'b' are of one group"): one.folds(2)
+    with pytest.raises(ValueError, match="All images of the class 'b' are in one group"): one.folds(2)
 
 def test_a_given_split_that_tears_groups(tmp_path):
     "A column, and the split of a run: refused with the group's name; one that keeps them together is taken"
@@ -135,7 +135,7 @@ def test_a_given_split_that_tears_groups(tmp_path):
     df = pd.read_csv(csv).assign(good=lambda d: d.who.isin(['p1','p5']), bad=lambda d: d.index%5==0)
     df.to_csv(csv, index=False)
     assert not torn(ImageTable(csv, group_col='who', valid_col='good').df)
-    with pytest.raises(ValueError, match="images of the group 'p0' on both sides, and so of 5 of 8 groups: leave out the groups"):
+    with pytest.raises(ValueError, match="images of the group 'p0' on both sides, and so for 5 of 8 groups: give either the groups or the split"):
         ImageTable(csv, group_col='who', valid_col='bad')
     ImageTable(csv, valid_col='bad').save(tmp_path/'torn')
     images = ImageTable(csv, group_col='who')
@@ -149,7 +149,7 @@ def test_a_given_split_that_tears_groups(tmp_path):
 def test_a_column_that_looks_like_groups_is_mentioned(tmp_path, name):
     csv = some(tmp_path)
     csv.write_text(csv.read_text().replace('who', name, 1))
-    with pytest.warns(ProxyWarning, match=f"has a column '{name}' with 8 names for 24 images, and it is not used.*--group-col"):
+    with pytest.warns(ProxyWarning, match=f"has a column '{name}' with 8 names for 24 images, which is not used.*--group-col"):
         ImageTable(csv)
     ImageTable(csv, group_col=name)
     ImageTable(csv, groups=lambda f: int(f.stem)//6)
@@ -246,7 +246,7 @@ def test_a_class_that_cannot_be_read_is_named(tmp_path):
     for i in range(3): (d/'c').mkdir(exist_ok=True), (d/'c'/f'{i}.png').write_bytes(b'no image')
     images = ImageFolder(d)
     wrong = check_images(images.df.file)
-    with pytest.warns(ProxyWarning, match="All 3 images of the class 'c' are left out: the model will not know this class"):
+    with pytest.warns(ProxyWarning, match="All 3 images of the class 'c' were left out: the model will not know this class"):
         images.leave_out(wrong.file)
     assert set(images.df.label)=={'a','b'}
     ImageFolder(two_classes(tmp_path/'e')).leave_out([tmp_path/'e'/'a'/'0.png']) # a warning would be an error here
@@ -254,17 +254,17 @@ def test_a_class_that_cannot_be_read_is_named(tmp_path):
 def test_a_folder_that_is_a_link_to_another(tmp_path):
     d = two_classes(tmp_path/'d')
     (d/'c').symlink_to(d/'b')
-    with pytest.raises(ValueError, match='b and .*c are one folder, since one is a link to the other'): ImageFolder(d)
+    with pytest.raises(ValueError, match='b and .*c are the same folder .one is a link to the other'): ImageFolder(d)
     (d/'c').unlink()
     (d/'a'/'loop').symlink_to(d/'b')
-    with pytest.raises(ValueError, match='are one folder'): ImageFolder(d)
+    with pytest.raises(ValueError, match='are the same folder'): ImageFolder(d)
     (d/'a'/'loop').unlink()
     ImageFolder(d)
 
 def test_empty_class_folders_are_mentioned(tmp_path):
     d = two_classes(tmp_path)
     for o in ('dog','.hidden','__MACOSX'): (d/o).mkdir()
-    with pytest.warns(ProxyWarning, match=r'1 folder of .* holds no image \(dog\): the model will know no such class'): ImageFolder(d)
+    with pytest.warns(ProxyWarning, match=r'1 folder of .* holds no image \(dog\): the model will not know them'): ImageFolder(d)
     (d/'cat'/'deep').mkdir(parents=True)
     (d/'cat'/'deep'/'x.txt').write_text('')
     with pytest.warns(ProxyWarning, match=r'2 folders of .* hold no image \(cat, dog\)'): ImageFolder(d)
@@ -280,7 +280,7 @@ def test_the_same_photograph_twice(tmp_path):
     assert not len(images.check_copies()) and len({os.stat(f).st_size for f in images.df.file})<12
     shutil.copy(d/'a'/'0.png', d/'b'/'copy.png')
     df = ImageFolder(d).check_copies()
-    assert df.problem.tolist()==['under two labels'] and df.detail[0]=="the same bytes as a/0.png; 'b' here, 'a' there"
+    assert df.problem.tolist()==['under two labels'] and df.detail[0]=="same bytes as a/0.png; 'b' here, 'a' there"
     (d/'b'/'copy.png').unlink()
     train,valid = (images.df.query(f"part=='{o}' and label=='a'").file.iloc[0] for o in ('train','valid'))
     shutil.copy(train, valid)
@@ -298,7 +298,7 @@ def test_pictures_of_more_than_8_bits_are_called_what_they_are(tmp_path):
     Image.fromarray(np.full((9,9), 7_000, np.uint16)).save(tmp_path/'c.tif')
     Image.fromarray(np.full((9,9), 7_000, np.uint16)).save(tmp_path/'d.png')
     wrong = check_images(sorted(tmp_path.iterdir()))
-    assert wrong.problem.tolist()==['float','32-bit','16-bit','16-bit'] and '0 … 1 is black' in wrong.detail[0]
+    assert wrong.problem.tolist()==['float','32-bit','16-bit','16-bit'] and '0 … 1 becomes black' in wrong.detail[0]
     assert np.asarray(PILImage.create(tmp_path/'a.tif')).max()<=1 # it is
 
 # ---- test sets of a configuration
@@ -410,7 +410,7 @@ def test_a_table_to_test_with(few, tmp_path):
     assert score['n']==len(tests['rest']) and score['worst']==min(score['groups'].values())==score['groups'][score['worst_group']]
     csv = pd.read_csv(tmp_path/'all.csv').query("part!='test'")
     csv.to_csv(tmp_path/'all.csv', index=False)
-    with pytest.raises(ValueError, match="The test set 'rest' cannot be used. .* has no row of test in the column 'part'"):
+    with pytest.raises(ValueError, match="The test set 'rest' cannot be used. .* has no row that the column 'part' marks as test"):
         tests_of(cfg, images_of(cfg))
 
 @pytest.mark.parametrize('spoil,words', [
@@ -418,7 +418,7 @@ def test_a_table_to_test_with(few, tmp_path):
     (lambda d: [shutil.rmtree(o) for o in d.iterdir()], 'holds no image'),
     (lambda d: (d/'3').rename(d/'33'), "The test set 'plain', .*, has a class '33', did you mean '3'?"),
     (lambda d: [f.write_bytes(b'') for f in get_image_files(d)], 'No image of the test set .plain., .*, can be read'),
-    (lambda d: (shutil.rmtree(d/'4', ignore_errors=True), (d/'4').symlink_to(d/'3')), 'are one folder')])
+    (lambda d: (shutil.rmtree(d/'4', ignore_errors=True), (d/'4').symlink_to(d/'3')), 'are the same folder')])
 def test_test_sets_that_cannot_be(few, tmp_path, spoil, words):
     "Before anything is trained, and nothing is left behind"
     shutil.copytree(few/'plain', tmp_path/'plain')
@@ -502,7 +502,7 @@ def test_copies_are_told_when_a_run_begins(few, tmp_path):
     _,wrong = look_at(changed(Config(), path=d, workers=0, size=4, steps='1,p,2', epochs=4), told.append)
     assert told[0].startswith('Note: size=4 is small.') and told[1].startswith('Note: the steps 1,p,2 are 3 epochs long')
     assert wrong.problem.tolist().count('under two labels')==1 and 'tiny' not in wrong.problem.tolist()
-    assert "1 under two labels: copy.png (the same bytes as a/0.png; 'b' here, 'a' there)" in told
+    assert "1 under two labels: copy.png (same bytes as a/0.png; 'b' here, 'a' there)" in told
 
 def test_groups_from_the_command_line(tmp_path):
     "Kept together, told, and again when the run is gone on with; a split of another run that tears them is refused"
@@ -518,4 +518,4 @@ def test_groups_from_the_command_line(tmp_path):
     with pytest.raises(ValueError, match="images of the group 'p0?.*' on both sides"):
         train_folder(csv, tmp_path/'no', group_col='who', split=other, say=noop, **args)
     train_folder(csv, tmp_path/'runs', group_col='who', split=run, say=noop, **args)
-    with pytest.raises(TypeError, match='has no use for `group_col`'): train_folder(tmp_path/'img', tmp_path/'no', group_col='who', **args)
+    with pytest.raises(TypeError, match='has no argument `group_col`'): train_folder(tmp_path/'img', tmp_path/'no', group_col='who', **args)

@@ -80,7 +80,7 @@ def test_a_probe_with_objects(cheat):
     p = probe(learn, objects={str(learn.dls.train_ds.items[i]):(6,6,26,26) for i in range(30)}, n=40)
     assert p.what=='training images' and p.known.n==30 and len(p.preds)==40
     one = {str(learn.dls.train_ds.items[0]):(6,6,26,26)}
-    with pytest.raises(ValueError, match='names 0 of the'): probe(learn, items='valid', objects=one)
+    with pytest.raises(ValueError, match='0 have an object in'): probe(learn, items='valid', objects=one)
     with pytest.raises(ValueError, match='kept is empty'): probe(learn, kept=())
     about = probe(learn, objects=path/'about.csv', n=60) # the bed's own table knows the patch
     assert about.known.hottest>.8 and about.known.table.carried['object']>about.known.table.carried['around']

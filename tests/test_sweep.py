@@ -283,7 +283,7 @@ def test_a_file_that_is_no_study(tmp_path):
     (dict(sampler='grit'), "did you mean 'grid'"), (dict(space=dict(a=(0.,1.)), sampler='grid'), 'a is a range'),
     (dict(sampler=lambda space: 3), 'should be an Optuna sampler'),
     (dict(pruner='median'), 'an argument `trial`'), (dict(pruner='medium'), "did you mean 'median'"),
-    (dict(run=min), 'does not say what its arguments are called'),
+    (dict(run=min), 'have no known names'),
     (dict(seed=-1), 'seed=-1'), (dict(seed=1.5), 'whole number'), (dict(metric=3), 'metric=3'), (dict(run=3), 'should be a function'),
     (dict(storage='nonsense'), 'cannot be opened'),
     (dict(space=dict(a=list(range(400)), b=[str(i) for i in range(400)])), '160000 points')])

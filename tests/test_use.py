@@ -161,7 +161,7 @@ def test_files_folders_patterns(model, photos, tmp_path, monkeypatch):
     (tmp_path/'empty').mkdir()
     with pytest.raises(ValueError, match='There is no image in'): find_images(tmp_path/'empty')
     with pytest.raises(TypeError, match='3 is no file'): find_images([3])
-    with pytest.raises(ValueError, match='No image is named'): run(model, [], out=tmp_path/'runs')
+    with pytest.raises(ValueError, match='No image is given'): run(model, [], out=tmp_path/'runs')
     os.symlink('nowhere', photos/'broken.png')
     with pytest.raises(ValueError, match='None of the 1 images can be read'): run(model, 'broken.png', out=tmp_path/'runs')
     assert not (tmp_path/'runs').exists()
@@ -189,9 +189,9 @@ def test_what_is_no_model(model, photos, tmp_path):
     (tmp_path/'holes.pkl').write_bytes(whole[:500]+b'\0'*2000+whole[2500:])
     shutil.copy(photos/'0.png', tmp_path/'image.pkl')
     for o in ('weights.pth','net.pth','list.pkl','empty.pkl','text.pkl','noise.pkl','cut.pkl','holes.pkl','image.pkl'):
-        with pytest.raises(ValueError, match='is no learner that fastai exported'): open_learner(tmp_path/o)
+        with pytest.raises(ValueError, match='is not a learner that fastai exported'): open_learner(tmp_path/o)
     with pytest.raises(FileNotFoundError, match='There is no model'): open_learner(tmp_path/'nix.pkl')
-    with pytest.raises(FileNotFoundError, match='It is no run, or one that is not finished'): open_learner(tmp_path)
+    with pytest.raises(FileNotFoundError, match='It is not a run folder, or the run is not finished'): open_learner(tmp_path)
     os.mkfifo(tmp_path/'pipe.pkl')
     with pytest.raises(OSError, match='is neither a file nor a folder'): open_learner(tmp_path/'pipe.pkl')
     with pytest.raises(TypeError, match='The model is a int'): open_learner(3)
@@ -211,7 +211,7 @@ def test_a_model_whose_code_is_missing(path, tmp_path, monkeypatch, gone):
         monkeypatch.delitem(sys.modules, 'labels_of')
         (tmp_path/'labels_of.py').unlink()
         shutil.rmtree(tmp_path/'__pycache__', ignore_errors=True)
-    with pytest.raises(ValueError, match='needs code that is not here.*label'): open_learner(tmp_path/'m.pkl')
+    with pytest.raises(ValueError, match='needs code that is missing here.*label'): open_learner(tmp_path/'m.pkl')
     sys.modules.pop('labels_of', None)
 
 def test_models_that_say_no_single_label(path, photos, tmp_path):
@@ -221,12 +221,12 @@ def test_models_that_say_no_single_label(path, photos, tmp_path):
     number = DataBlock((ImageBlock,RegressionBlock), get_y=lambda f: float(f.parent.name),
         get_items=lambda _: files).dataloaders(path, bs=4, num_workers=0)
     for dls in (several,number):
-        with pytest.raises(TypeError, match='does not say one label'):
+        with pytest.raises(TypeError, match='does not predict one label'):
             run(Learner(dls, digits_net(dls.c),
                     loss_func=getattr(dls, 'loss_func', None) or (BCEWithLogitsLossFlat() if dls is several else MSELossFlat())),
                 photos, out=tmp_path/'runs')
     raw = DataLoaders.from_dsets([(torch.rand(3,32,32),0)]*8, [(torch.rand(3,32,32),0)]*4, bs=4, num_workers=0)
-    with pytest.raises(TypeError, match='plain data set'):
+    with pytest.raises(TypeError, match='plain dataset'):
         run(Learner(raw, digits_net(), loss_func=CrossEntropyLossFlat()), photos, out=tmp_path/'runs')
 
 def test_arguments(model, photos, tmp_path):
@@ -242,7 +242,7 @@ def test_arguments(model, photos, tmp_path):
 
 def test_flat_heat_is_said(model, photos, tmp_path):
     t = run(model, photos, out=tmp_path/'runs', attribution=lambda xb,yb: torch.ones(len(xb),4,4)).table
-    assert t.spread.isna().all() and t.border.isna().all() and (t.note=='no heat from model').all()
+    assert t.spread.isna().all() and t.border.isna().all() and (t.note=='no heatmap from model').all()
 
 def test_told(model, photos, tmp_path, capsys):
     shutil.copy(photos/'0.png', photos/'9.png')
@@ -319,7 +319,7 @@ def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tm
 def test_full_disk_and_no_permission(model, photos, tmp_path, monkeypatch):
     def full(f): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(use, 'write_whole', lambda path, write: full(path))
-    with pytest.raises(OSError, match=r'cannot be written to .*No space left on device.*make room'): run(model, photos, out=tmp_path/'runs')
+    with pytest.raises(OSError, match=r'cannot be written to .*No space left on device.*free some space'): run(model, photos, out=tmp_path/'runs')
     monkeypatch.undo()
     (tmp_path/'file').touch()
     with pytest.raises(OSError, match='cannot be made'): run(model, photos, out=tmp_path/'file'/'runs')

@@ -31,29 +31,29 @@ palette = np.array([
     (145,30,180),(70,240,240),(240,50,230),(210,245,60),(170,110,40)], dtype=np.uint8)
 
 def corner_box(
-    corner:int, # 0..3: top left, top right, bottom left, bottom right
-    size, # (height, width) of the image
-    side:int # Of the square, in pixels
-)->tuple: # top, left, height, width
-    "Where a square in a corner lies"
+    corner:int, # Corner from 0 to 3: top left, top right, bottom left, bottom right
+    size, # (height, width) of the image in pixels
+    side:int # Side of the square in pixels
+)->tuple: # Box (top, left, height, width) in pixels
+    "Return the box of a square in a corner"
     return (0,size[0]-side)[corner//2], (0,size[1]-side)[corner%2], side, side
 
 def plant(
     img, # (h,w,3) uint8
-    colour, # Of the patch: three numbers, such as one of `palette`
-    box # top, left, height, width
+    colour, # Colour of the patch as three numbers, such as one of `palette`
+    box # Box (top, left, height, width) in pixels
 )->np.ndarray:
-    "A copy of `img` with a coloured patch"
+    "Return a copy of `img` with a coloured patch"
     img,(y,x,h,w) = img.copy(), box
     img[y:y+h, x:x+w] = colour
     return img
 
 # %% ../../nbs/data/03_digits.ipynb #a2a04162
 def digit_images(
-    size:int=32, # Side of the images
-    side:int=20 # Side that the digit is enlarged to
-)->tuple: # (1797,size,size) uint8, and their labels
-    "scikit-learn's handwritten digits, 8×8, enlarged in the middle of a black square"
+    size:int=32, # Side of the images in pixels
+    side:int=20 # Side of the enlarged digit in pixels
+)->tuple: # (1797,size,size) uint8 images, and (1797,) labels
+    "Return scikit-learn's handwritten digits (8×8 pixels), enlarged in the middle of a black square"
     def draw(digit):
         img = Image.new('L', (size,size))
         img.paste(Image.fromarray((digit*255/16).astype(np.uint8)).resize((side,side), Image.BICUBIC), ((size-side)//2,)*2)
@@ -63,14 +63,14 @@ def digit_images(
 
 @contextmanager
 def whole_folder(
-    path # Where to; None: a temporary folder, removed when Python ends
-): # The folder to write into, and the one that it is in the end
-    "All that is written in here is at `path` in the end, or nothing; a folder that is not empty is refused"
+    path # Folder to write; None: a temporary folder, removed when Python ends
+): # (folder to write into, folder where everything is in the end)
+    "Write a folder completely or not at all; raises `FileExistsError` if it exists and is not empty"
     if path is None:
         path = Path(tempfile.mkdtemp(prefix='bed_'))
         atexit.register(shutil.rmtree, path, ignore_errors=True)
     path = Path(path)
-    there = FileExistsError(f'{path} is not empty, and nothing is written over: name a new folder.')
+    there = FileExistsError(f'{path} is not empty, and no file is overwritten: name a new folder.')
     if path.exists() and (not path.is_dir() or any(path.iterdir())): raise there
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent, ignore_cleanup_errors=True) as tmp:
@@ -81,14 +81,14 @@ def whole_folder(
             if path.exists(): path.rmdir()
             new.rename(path)
         except OSError as e:
-            if path.is_dir() and any(path.iterdir()): raise there from e # somebody else was faster
+            if path.is_dir() and any(path.iterdir()): raise there from e # another process was faster
             raise
 
 def write_bed(
-    path, # Where to; None: a temporary folder, removed when Python ends
-    rows # part, label, name, image, what the shortcut says or None, does it lie?, its box or None
-)->Path: # The folder: `part/label/name.png`, and `about.csv`: file, part, label, cue, conflict, top, left, height, width
-    "Write images with a shortcut whose place is known, all of them or none"
+    path, # Folder to write; None: a temporary folder, removed when Python ends
+    rows # (part, label, name, image, class of the cue or None, is the cue misleading?, box of the cue or None)
+)->Path: # Folder with `part/label/name.png` and `about.csv` (file, part, label, cue, conflict, top, left, height, width)
+    "Write images with a shortcut in a known place, completely or not at all"
     about = []
     with whole_folder(path) as (new,path):
         for part,label,name,img,cue,conflict,box in rows:
@@ -101,15 +101,15 @@ def write_bed(
     return path
 
 def digits(
-    path=None, # Where to; None: a temporary folder, removed when Python ends
-    seed:int=0, # Draws the split, the corners and the lies
-    valid_pct:float=0.2, # Share of the digits kept for validation
-    n:int=None, # Only so many digits
-)->Path: # The folder: `train`, `valid`, `plain` and `flipped`, each with a folder a class; `about.csv`
-    """scikit-learn's handwritten digits as an image folder, with a shortcut planted in a random corner
+    path=None, # Folder to write; None: a temporary folder, removed when Python ends
+    seed:int=0, # Random seed for the split, the corners and the misleading colours
+    valid_pct:float=0.2, # Fraction of the digits used for validation
+    n:int=None, # Number of digits; None: all 1,797
+)->Path: # Folder with `train`, `valid`, `plain` and `flipped`, each with one folder per class, and `about.csv`
+    """Write scikit-learn's handwritten digits as an image folder, with a shortcut planted in a random corner
 
-    In `train` and `valid` the patch has the colour of the label. The images of `valid` stand again in `plain`, without a patch,
-    and in `flipped`, with the colour of another label."""
+    In `train` and `valid` the patch has the colour of the label. `plain` has the images of `valid` again, without a patch,
+    and `flipped` has them with the colour of another label."""
     rng,(imgs,labels) = np.random.default_rng(seed), digit_images()
     at = np.arange(len(labels)) if n is None else np.sort(rng.choice(len(labels), n, replace=False))
     _,valid = train_test_split(at, test_size=valid_pct, stratify=labels[at], random_state=seed)
@@ -125,11 +125,11 @@ def digits(
 
 # %% ../../nbs/data/03_digits.ipynb #5dac1337
 def regions(
-    path, # Folder made by `digits`, or by one of `beds`
-    files, # Image files in it
-    over:int=50 # Brighter than this (0 to 255) is digit
-)->dict: # name -> (n,h,w) bool: 'digit', 'shortcut', 'rest'
-    "Where the digit, the shortcut and the rest are, for each image"
+    path, # Folder made by `digits` or by a function of `beds`
+    files, # Image files in that folder
+    over:int=50 # Pixels brighter than this (0 to 255) belong to the digit
+)->dict: # Name -> (n,h,w) bool, for 'digit', 'shortcut' and 'rest'
+    "Return masks of the digit, the shortcut and the rest of each image"
     path,res = Path(path).resolve(), dict(digit=[], shortcut=[], rest=[])
     about = pd.read_csv(path/'about.csv', index_col='file')
     for f in files:
@@ -144,42 +144,42 @@ def regions(
     return {k:np.stack(v) for k,v in res.items()}
 
 def test_sets(
-    path # Folder made by `digits`, or by one of `beds`
-)->dict: # 'plain', 'aligned', 'flipped' -> folder, as far as there are
-    "The parts to test on: no shortcut, one that says the right class, one that says another"
+    path # Folder made by `digits` or by a function of `beds`
+)->dict: # Name -> folder, for those of 'plain', 'aligned' and 'flipped' that exist
+    "Return the test parts: without a shortcut, with one that shows the right class, and with one that shows another class"
     path = Path(path)
     res = {k:path/k for k in ('plain','aligned','flipped') if (path/k).is_dir()}
-    return (dict(plain=res['plain'], aligned=path/'valid', flipped=res['flipped']) # as `digits` makes them
+    return (dict(plain=res['plain'], aligned=path/'valid', flipped=res['flipped']) # the parts that `digits` makes
             if 'flipped' in res and 'aligned' not in res else res)
 
 # %% ../../nbs/data/03_digits.ipynb #d703c232
 def digits_net(
-    n_out:int=10
+    n_out:int=10 # Number of classes
 )->nn.Module:
-    "Three blocks of convolution, batch norm and ReLU (16, 32, 64 channels), global average, linear"
+    "Return three blocks of convolution, batch norm and ReLU (16, 32, 64 channels), a global average and a linear layer"
     block = lambda i,o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
     return nn.Sequential(
         block(3,16), nn.MaxPool2d(2), block(16,32), nn.MaxPool2d(2), block(32,64),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64,n_out))
 
 def fc_net(
-    n_out:int=10,
-    size=(28,28), # (height, width) of the images
-    hidden:int=128
+    n_out:int=10, # Number of classes
+    size=(28,28), # (height, width) of the images in pixels
+    hidden:int=128 # Number of hidden units
 )->nn.Module:
-    "The blocks of `digits_net`, and a head of two fully connected layers, which knows where in the image something is"
+    "Return the blocks of `digits_net` with two fully connected layers, which know where in the image something is"
     return nn.Sequential(
         *digits_net()[:-3], nn.Flatten(),
         nn.Linear(64*(size[0]//4)*(size[1]//4), hidden), nn.ReLU(), nn.Linear(hidden, n_out))
 
 def bed_learner(
-    path, # Folder with `train` and `valid`, as `digits` or one of `beds` makes it
+    path, # Folder with `train` and `valid`, made by `digits` or by a function of `beds`
     net=digits_net, # Makes the model from the number of classes, and from `size` if it has such an argument
-    seed:int=0, # Draws the weights and the order
+    seed:int=0, # Random seed for the weights and the order of items
     bs:int=64, # Batch size
     **kwargs # Passed to `Learner`
 )->Learner:
-    "A `Learner` for a folder of small images; `seed` fixes its weights and its order"
+    "Return a `Learner` for a folder of small images; `seed` fixes its weights and the order of items"
     set_seed(seed)
     dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=bs, num_workers=0)
     return Learner(dls, given(net, dls.c, size=dls.train_ds[0][0].shape), metrics=accuracy, **kwargs)
@@ -187,17 +187,17 @@ def bed_learner(
 @delegates(bed_learner)
 def digits_learner(
     path=None, # Folder made by `digits`; None: make one
-    seed:int=0, # Draws the weights and the order
+    seed:int=0, # Random seed for the weights and the order of items
     bs:int=16, # Batch size
     **kwargs
 )->Learner:
-    "A `Learner` for the digits with a shortcut; `seed` fixes its weights and its order"
+    "Return a `Learner` for the digits with a shortcut; `seed` fixes its weights and the order of items"
     return bed_learner(digits() if path is None else path, seed=seed, bs=bs, **kwargs)
 
 def accuracy_on(
     learn:Learner,
-    path # Folder with a folder of images a class, or image files
+    path # Folder with one folder of images per class, or image files
 )->float:
-    "Accuracy on the images of a folder"
+    "Return the accuracy on the images of a folder, from 0 to 1"
     files = get_image_files(path) if isinstance(path, (str,Path)) else path
     with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[1])

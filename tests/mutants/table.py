@@ -129,7 +129,7 @@ def _mutants():
     m('the loop does not get its batch back', 'data/passes.py', '        learn.__dict__.update(loop)', '        pass',
       'promises::test_a_step_leaves_everything_as_it_was')
     m('a pass uses up random numbers', 'data/loaders.py',
-      '    with keep_rng(): # a loader draws a seed when it is made', '    if True:',
+      '    with keep_rng(): # a new loader draws a random seed', '    if True:',
       'promises::test_a_look_outside_a_fit_uses_up_no_random_numbers')
     m('a look leaves the model in evaluation', 'attribution/layers.py', 'for o in (keep_modes(model), keep_rng(),',
       'for o in (keep_rng(),', 'attribution::test_as_before_after_an_exception')
