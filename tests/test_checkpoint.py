@@ -406,7 +406,7 @@ def test_broken_checkpoint(small, half, how, tmp_path):
     if how=='pickle': torch.save(dict(version=1, f=Evil(tmp_path/'ran')), f)
     if how=='other': torch.save(dict(model=torch.zeros(3)), f)
     before = f.read_bytes()
-    with pytest.raises(ValueError, match='is no checkpoint of this library, or a broken one.*remove it'): fit(make(small, half))
+    with pytest.raises(ValueError, match='is not a checkpoint of this library, or it is damaged.*delete it'): fit(make(small, half))
     assert f.read_bytes()==before and not (tmp_path/'ran').exists()
 
 class Evil:
@@ -465,19 +465,19 @@ def test_other_first_weights_are_told(small, whole, half):
     learn = make(small, half)
     with torch.no_grad(): learn.model[-1].bias += 1
     said, = told(learn)
-    assert 'began with other weights than this learner (another seed, or none)' in said
+    assert 'started with other weights than this learner (another seed, or none)' in said
     assert ends(learn)['model']==whole['model']
 
 def test_other_releases_are_told(small, half, monkeypatch):
     monkeypatch.setattr('proxy_attention.experiment.checkpoint.versions', lambda: dict(versions(), torch='0.1'))
     said, = told(make(small, half))
-    assert f'began with torch {versions()["torch"]}, and goes on with 0.1' in said
+    assert f'started with torch {versions()["torch"]} and continues with 0.1' in said
 
 def test_the_same_again_is_told_nothing(small, half): assert not told(make(small, half))
 
 def test_a_checkpoint_is_not_written_over(small, half):
     before = (half/'last.pth').read_bytes()
-    with pytest.raises(FileExistsError, match='is there already. To go on with it: .*resume=True'):
+    with pytest.raises(FileExistsError, match='already exists. To resume it, use .*resume=True'):
         fit(make(small, half, resume=False))
     assert (half/'last.pth').read_bytes()==before
 
@@ -522,7 +522,7 @@ def test_arguments(small, tmp_path):
 
 def test_several_processes_are_refused(small, tmp_path, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(NotImplementedError, match='for one process'): fit(make(small, tmp_path/'run', proxy=False))
+    with pytest.raises(NotImplementedError, match='supports a single process'): fit(make(small, tmp_path/'run', proxy=False))
 
 @pytest.mark.filterwarnings("ignore:load_learner")
 def test_export_leaves_it_usable(small, tmp_path):
@@ -541,7 +541,7 @@ def test_table_shows_all_epochs(small, half):
 def test_with_a_progress_bar(small, whole, half, capsys):
     learn = make(small, half)
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); learn.fit_one_cycle(N, 3e-3)
-    assert f'Going on with fit 1 after 2 of {N} epochs' in capsys.readouterr().out and ends(learn)==whole
+    assert f'Resuming fit 1 after 2 of {N} epochs' in capsys.readouterr().out and ends(learn)==whole
 
 @pytest.mark.parametrize('resume', [True,False])
 def test_a_run_that_never_began_is_no_run(small, tmp_path, resume):

@@ -457,7 +457,7 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path, name, alone):
     assert sorted(df.index)==['bad','good'] and df.accuracy['good']==.7 and df.proxies_made['good']==15
     assert re.search(why, df.problem['bad']) and pd.isna(df.problem['good'])
     text = runs.text()
-    assert max(map(len, text.splitlines()[:3]))<=100 and re.search('(?m)^Not whole: bad ', text)
+    assert max(map(len, text.splitlines()[:3]))<=100 and re.search('(?m)^Incomplete: bad ', text)
     assert {'good','bad'}<={o.split()[0] for o in text.splitlines()}
     per = runs.per_epoch
     assert per[per.run=='good'].epoch.tolist()==[0,1] and per[per.run=='good'].proxy_made.tolist()==[8,7]

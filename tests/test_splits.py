@@ -321,19 +321,19 @@ def test_tests_are_a_section(tmp_path, monkeypatch):
     assert changed(Config(), tests=dict(x='p/a,q/r=1')) == changed(Config(), tests='x=p/a,q/r=1')
 
 @pytest.mark.parametrize('tests,words', [
-    ('plain', "'plain' of the test sets names no place"), ('=x', "'' of the test sets names no place"), ('a b=x', "'a b' is no name"),
+    ('plain', "'plain' of the test sets has no name or no path"), ('=x', "'' of the test sets has no name or no path"), ('a b=x', "'a b' is no name"),
     ('valid=x', "cannot be called 'valid'"), ('train=x', "cannot be called 'train'"), ('x=a,x=b', "Two test sets are called 'x'"),
-    ('plain.a=x', "'plain.a' is no name for a test set"), (dict(x=3), "'x' of the test sets names no place"),
-    (['a'], "tests=['a'] should say a name and a place"), (dict(x='\udcff'), 'is not written in UTF-8')])
+    ('plain.a=x', "'plain.a' is not a valid name of a test set"), (dict(x=3), "'x' of the test sets has no name or no path"),
+    (['a'], "tests=['a'] should give a name and a path"), (dict(x='\udcff'), 'cannot be written in UTF-8')])
 def test_tests_that_are_none(tests, words, tmp_path):
     with pytest.raises((ValueError,TypeError), match=re.escape(words)) as e: changed(Config(), tests=tests)
     str(e.value).encode()
-    with pytest.raises(ValueError, match=r'path=/photos/caf\\xe9 is not written in UTF-8'):
+    with pytest.raises(ValueError, match=r'path=/photos/caf\\xe9 cannot be written in UTF-8'):
         changed(Config(), path=os.fsdecode(b'/photos/caf\xe9'))
 
 @pytest.mark.parametrize('toml,words', [
-    ('tests = "a"', "says tests = 'a', and [tests] is a section"), ('[tests]\nvalid = "x"', "cannot be called 'valid'"),
-    ('[tests]\nx = 3', "'x' of the test sets names no place"), ('[test]\nx = "y"', "a section [test], did you mean 'tests'?")])
+    ('tests = "a"', "contains tests = 'a', but [tests] should be a section"), ('[tests]\nvalid = "x"', "cannot be called 'valid'"),
+    ('[tests]\nx = 3', "'x' of the test sets has no name or no path"), ('[test]\nx = "y"', "a section [test], did you mean 'tests'?")])
 def test_sections_that_cannot_be(toml, words, tmp_path):
     (tmp_path/'c.toml').write_text(toml)
     with pytest.raises(ValueError, match=re.escape(words)): from_toml(tmp_path/'c.toml')
@@ -463,7 +463,7 @@ def test_a_comparison_takes_the_tests_of_a_configuration(few, tmp_path):
 def test_notes_on_a_configuration():
     assert notes_on(changed(Config(), steps='1,p,2'))==notes_on(changed(Config(), steps='1,p,2', epochs=3))==notes_on(Config())==[]
     note, = notes_on(changed(Config(), steps='1,p,2', epochs=5))
-    assert 'the steps 1,p,2 are 3 epochs long, and the fit has 5: the last 2 train on' in note
+    assert 'the steps 1,p,2 cover 3 epochs, but the fit has 5: the last 2 epochs have no proxy step' in note
     note, = notes_on(changed(Config(), size=4))
     assert 'size=4 is small' in note and notes_on(changed(Config(), size=32))==[]
 
@@ -492,7 +492,7 @@ def test_images_are_opened_once(few, tmp_path, monkeypatch):
     look_at(changed(from_toml(run/'config.toml'), path=tmp_path/'moved'), noop, run)
     assert len(seen[3])==64 # as of a run of an older release
     (run/'checked.csv').write_text('x')
-    with pytest.raises(ValueError, match='checked.csv cannot be read .*: remove it, and all images are checked again'):
+    with pytest.raises(ValueError, match='checked.csv cannot be read .*: delete it, then all images are checked again'):
         look_at(changed(from_toml(run/'config.toml'), path=tmp_path/'moved'), noop, run)
 
 def test_copies_are_told_when_a_run_begins(few, tmp_path):
