@@ -376,7 +376,7 @@ def test_full_disk(small, tmp_path, monkeypatch):
         with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
             warnings.simplefilter('always')
             learn.fit_one_cycle(N, 3e-3)
-        assert [re.search('after epoch (.) could not be written .*No space left on device.*training goes on', str(o.message))[1]
+        assert [re.search('after epoch (.) could not be written .*No space left on device.*training continues', str(o.message))[1]
                 for o in said if o.category is ProxyWarning]==['1','2','3']
         assert len(learn.recorder.values)==N and read_checkpoint(tmp_path/'run'/'last.pth')['epoch']==1
         assert not list((tmp_path/'run').glob('.*tmp'))
@@ -458,7 +458,7 @@ def told(learn):
     with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
         warnings.simplefilter('always', ProxyWarning)
         learn.fit_one_cycle(N, 3e-3)
-    return [str(o.message) for o in said if 'began with' in str(o.message)]
+    return [str(o.message) for o in said if 'started with' in str(o.message)]
 
 def test_other_first_weights_are_told(small, whole, half):
     "A script that sets no seed goes on all the same, with the weights and the random numbers of the run"
@@ -505,7 +505,7 @@ def test_no_permission(small, tmp_path, monkeypatch):
         if self.name=='locked': raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return own(self, *a, **k)
     monkeypatch.setattr(Path, 'mkdir', mkdir)
-    with pytest.raises(PermissionError, match='cannot be written .Permission denied.: name another'):
+    with pytest.raises(PermissionError, match='cannot be written .Permission denied.: give another'):
         fit(make(small, tmp_path/'locked'))
 
 def test_nothing_among_the_images(small, fingerprint):

@@ -255,7 +255,7 @@ def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
     (dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
     (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'),
     (dict(recipe='shortcut', objects='x.csv'), 'does not run a probe'), (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
-    (dict(recipe='none', area=.1), 'has no use for area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
+    (dict(recipe='none', area=.1), 'cannot use area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
     (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'),
     (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),
     (dict(recipe='shortcut', epochs=1), 'has no proxy step'), (dict(out='{path}/runs'), 'nothing is ever written there'),
@@ -381,16 +381,16 @@ def test_the_same_again_with_one_thing_changed(few, tmp_path, monkeypatch, capsy
     assert said==['proxy-train','--config','runs/…/config.toml','--recipe','none']
     res = run(*[str(first/'config.toml') if o=='runs/…/config.toml' else o for o in said], cwd=tmp_path)
     assert res.returncode==0, res.stderr
-    assert 'The recipe none has no use for steps, share, fill, save_images' in res.stdout and 'keeps its length: 3 epochs' in res.stdout
+    assert 'the recipe none does not use them: steps, share, fill, save_images' in res.stdout and 'keeps its length: 3 epochs' in res.stdout
     again, = set((tmp_path/'runs').iterdir())-{first}
     a,b = (all_settings(from_toml(o/'config.toml')) for o in (first,again))
     assert b==a|dict(recipe='none', steps=None, share=None, fill=None, save_images=False, epochs=3)
     assert len(pd.read_csv(again/'history.csv'))==3
-    with pytest.raises(CliError, match='has no use for share'): # what is asked for here is not left out
+    with pytest.raises(CliError, match='cannot use share'): # what is asked for here is not left out
         proxy_train(config=str(first/'config.toml'), recipe='none', share=8, out=str(tmp_path/'runs'))
     toml = (first/'config.toml').read_text(encoding='utf-8').replace('recipe = "default"', 'recipe = "none"')
     (tmp_path/'odd.toml').write_text(toml, encoding='utf-8')
-    with pytest.raises(CliError, match='has no use for steps'): proxy_train(config=str(tmp_path/'odd.toml'), out=str(tmp_path/'runs'))
+    with pytest.raises(CliError, match='cannot use steps'): proxy_train(config=str(tmp_path/'odd.toml'), out=str(tmp_path/'runs'))
 
 def parsed(*args):
     "What a command line says, without running it"
@@ -511,7 +511,7 @@ def test_a_run_is_gone_on_with_from_elsewhere(few, tmp_path, monkeypatch):
         (o/'model.safetensors').unlink()
         told = []
         resume_run(o, say=lambda s: told.append(s))
-        assert (o/'model.safetensors').exists() and f'The images are taken from {tmp_path/"moved"/"photos"}' in '\n'.join(told)
+        assert (o/'model.safetensors').exists() and f'The images are read from {tmp_path/"moved"/"photos"}' in '\n'.join(told)
     shutil.rmtree(tmp_path/'moved'/'photos')
     (o/'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='There is no folder and no CSV file'): resume_run(o, say=noop)

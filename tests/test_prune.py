@@ -272,7 +272,7 @@ def test_own_method_and_torchs_classes(path, quiet):
     (dict(ramp='cubics'), ValueError, "did you mean 'cubic'"),
     (dict(steps=[2,'p',1], start=1), ValueError, 'same thing'),
     (dict(steps='p,1'), ValueError, 'begin with a proxy step'),
-    (dict(steps=Plateau()), ValueError, 'Nobody can know'),
+    (dict(steps=Plateau()), ValueError, 'unknown number of steps'),
     (dict(method=lambda foo: 1), TypeError, 'needs `foo`'),
     (dict(start=1.5), ValueError, 'no share of the fit')])
 def test_wrong_arguments_are_sentences(kw, error, words):

@@ -353,7 +353,7 @@ def test_a_difference_of_one_image_is_no_effect(tmp_path):
     for name,recipe,v in (('a','none',.5),('b','shortcut',.55)):
         for s in range(5): written(tmp_path/f'{name}{s}', s, [.1,v], recipe=recipe)
     said = words(report_runs(tmp_path, quiet=True))
-    assert 'No spread: +0.050 compared with no proxies, 5 common seeds, which differ in nothing.' in said
+    assert 'No spread: +0.050 compared with no proxies, 5 common seeds, whose differences are all equal.' in said
     for d in tmp_path.glob('[ab]?'):
         pd.DataFrame(dict(file=[f'{i}.png' for i in range(30)], label='x', part=['train']*10+['valid']*20, fold=0)).to_csv(
             d/'folds.csv', index=False)
@@ -388,14 +388,14 @@ def test_comparison_brings_its_own_verdict(tmp_path):
     assert 'shortcut: helps on valid' in said and 'A comparison does not store models' in said
     for f in (d/'records').glob('shortcut_[1-4].json'): f.unlink()
     said = words(report_runs(d, quiet=True))
-    assert '6 of 10 runs of the comparison compare are done: go on with proxy-compare --resume' in said
+    assert '6 of 10 runs of the comparison compare are complete: resume it with proxy-compare --resume' in said
     lock = hold_folder(d)
-    assert '6 of 10 runs of the comparison compare are done: it is running.' in words(report_runs(d, quiet=True)) and lock.is_locked
+    assert '6 of 10 runs of the comparison compare are complete: it is running.' in words(report_runs(d, quiet=True)) and lock.is_locked
     let_go(d)
     for f in (d/'records').glob('shortcut_*.json'): f.unlink()
     assert '5 of 10 runs' in words(report_runs(d, quiet=True))
     shutil.rmtree(d/'records')
-    assert 'No run of the comparison compare is done yet' in words(report_runs(d, quiet=True))
+    assert 'No run of the comparison compare is complete yet' in words(report_runs(d, quiet=True))
 
 def test_a_comparison_keeps_which_images_were_right(tmp_path):
     "Also where an arm has no run yet, or has settings with a comma in them"
@@ -513,7 +513,7 @@ def test_test_sets_of_one_name_are_not_taken_for_one_another(tmp_path, change):
     if change=='gone': (b/'tests.csv').unlink()
     t = tree(report_runs([a,b], tmp_path/'x.html', quiet=True))
     said = ' '.join(t.text(o) for o in t('main'))
-    assert 'The test set plain is not the same in all runs, or not measured in all, and nothing is compared by that.' in said
+    assert 'The test set plain is missing or different in some runs, and is not used to compare them.' in said
     assert 'The best run is shortcut' in said and 'accuracy minus no proxies' in cells(t, 'Last epoch')[0]
     assert 'accuracy on plain' in cells(t, 'Last epoch')[0], 'shown it is'
 
@@ -534,7 +534,7 @@ def test_run_cut_off(copy_of, made):
     pd.concat([log[:5].assign(fit=0, item=range(900, 905), loss=9.), log]).to_csv(d/'proxy_log.csv', index=False) # of an earlier fit
     t,full = tree(report_runs(d, quiet=True)),tree(made)
     said = words(d/'report.html')
-    assert 'it is running, or was stopped; go on with proxy-train --resume' in said and 'has no model yet' in said
+    assert 'it is running, or was stopped; resume it with proxy-train --resume' in said and 'has no model yet' in said
     early,*rows = cells(t, 'Proxy steps of')[1:]
     assert early[:5]==['after epoch 0','5','5','0','9.000'] and [r[:5] for r in rows]==[r[:5] for r in cells(full, 'Proxy steps of')[1:]]
     assert [r[-1] for r in cells(t, 'accuracy')]==[r[-1] for r in cells(full, 'accuracy')]
@@ -632,7 +632,7 @@ def test_without_weights_the_page_says_how_to_load_the_model(old_copy):
     d = old_copy()
     shutil.rmtree(d/'checkpoints')
     said = words(report_runs(d, quiet=True))
-    assert ('The model of copy is not asked' in said and 'There is no checkpoint' in said
+    assert ('The model of copy is not used' in said and 'There is no checkpoint' in said
         and 'If you trust the run, load its model.pkl with --load-models' in said)
     t = tree(d/'report.html')
     assert {o[1]['data-part'] for o in t('figure', class_='shot')}=={'training'} and 'Mean heatmap by predicted class' not in said
@@ -646,7 +646,7 @@ def test_weights_of_another_network_are_refused(old_copy, change, says):
     cfg = changed(from_toml(d/'config.toml'), **change)
     (d/'config.toml').write_text(to_toml(cfg), encoding='utf-8')
     said = words(report_runs(d, quiet=True))
-    assert ('Neither fastai nor timm' if 'no arch' in says else says) in said and 'The model of copy is not asked' in said
+    assert ('Neither fastai nor timm' if 'no arch' in says else says) in said and 'The model of copy is not used' in said
 
 def test_a_checkpoint_of_an_earlier_epoch_is_not_the_model(old_copy):
     d = old_copy()
@@ -743,7 +743,7 @@ def test_a_place_that_cannot_be_is_told_before_a_run_is_read(tmp_path, monkeypat
 def test_full_disk_and_no_permission(run, tmp_path, monkeypatch):
     def full(path, write): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(build, 'write_whole', full)
-    with pytest.raises(OSError, match='cannot be written to .*No space left on device.*make room'):
+    with pytest.raises(OSError, match='cannot be written to .*No space left on device.*free some space'):
         report_runs(run, tmp_path/'x.html', n=0, quiet=True)
     monkeypatch.undo()
     (tmp_path/'x.html').write_text('<p>somebody else')

@@ -177,7 +177,7 @@ def test_a_run_with_an_exported_suspect_is_gone_on_with_if_it_is_named_again(few
     with pytest.raises(KeyboardInterrupt):
         train_folder(few, tmp_path/'runs', suspect=made[0]/'model.pkl', recipe='shortcut', steps='1,p,1', cbs=Stops(), **args)
     run, = (tmp_path/'runs').iterdir()
-    with pytest.raises(ValueError, match='loading one runs the code'): resume_run(run, noop)
+    with pytest.raises(ValueError, match='loading one can execute any code'): resume_run(run, noop)
     with pytest.raises(ValueError, match='did not start with the suspect'): resume_run(run, noop, suspect=made[1])
     with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(run), lr=1., suspect=str(made[0]/'model.pkl'))
     proxy_train(resume=str(run), suspect=str(made[0]/'model.pkl'), quiet=True, export=True)

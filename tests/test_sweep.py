@@ -100,7 +100,7 @@ def test_ctrl_c_and_the_same_goes_on(tmp_path):
             (folder/'was').write_text(f'{a} {b}')
             raise KeyboardInterrupt
         return quick(folder, a, b)
-    with pytest.raises(KeyboardInterrupt, match='goes on'): Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True)
+    with pytest.raises(KeyboardInterrupt, match='same command again to resume'): Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True)
     assert ran(tmp_path/'s').keys()=={'trial_0000','trial_0001'}
     df = Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True).df
     assert {(o.a, o.b) for o in df.itertuples()}==ab and len(df)==6 and set(df.state)=={'complete'}
@@ -142,8 +142,8 @@ def test_another_sweep_is_refused_and_says_why(tmp_path, url, monkeypatch):
             (dict(space=grid|dict(d=.5)), 'Space, d: absent there'),
             (dict(space=dict(a=grid['a'])), 'Space, b: .* there, absent here'),
             (dict(metric='valid_loss'), 'Metric: accuracy there, valid_loss here'),
-            (dict(seed=1), 'The seed, which puts the grid in order: 0 there, 1 here'),
-            (dict(sampler='random'), 'The seed, which puts the grid in order: 0 there, absent here'),
+            (dict(seed=1), 'The seed, which orders the grid: 0 there, 1 here'),
+            (dict(sampler='random'), 'The seed, which orders the grid: 0 there, absent here'),
             (dict(run=made(2)), 'Run, inside, c: 0 there, 2 here')):
         with pytest.raises(ValueError, match=f'contains another sweep. {words}.*give a new folder'): sweep(**kw)
     assert len(sweep(sampler=samplers['grid'], pruner=None).go(2, quiet=True).df)==2
@@ -256,7 +256,7 @@ def test_a_storage_that_fails_in_the_middle_is_a_sentence(tmp_path, capfd):
             held[0].execute('BEGIN EXCLUSIVE')
         return quick(folder, a, b)
     held = []
-    with pytest.raises(OSError, match=r'database is locked\): once'):
+    with pytest.raises(OSError, match=r'database is locked\): solve'):
         Sweep(locks, grid, tmp_path/'t', 'grid', storage=storage).go(quiet=True)
     assert 'Traceback' not in capfd.readouterr().err
 
@@ -266,20 +266,20 @@ def test_a_file_that_is_no_study(tmp_path):
     with pytest.raises(OSError, match='cannot be opened .*not a database'): Sweep(quick, grid, tmp_path/'s', 'grid')
     with pytest.raises(OSError, match='cannot be opened .*not a database'): read_sweep(tmp_path/'s')
     (tmp_path/'file').touch()
-    with pytest.raises(OSError, match='cannot be opened .*name another folder'): Sweep(quick, grid, tmp_path/'file', 'grid')
+    with pytest.raises(OSError, match='cannot be opened .*give another folder'): Sweep(quick, grid, tmp_path/'file', 'grid')
 
 # ---- words
 
 @pytest.mark.parametrize('kw,words', [
     (dict(space=dict(c=[1,2])), "no parameter 'c'"), (dict(space=dict(folder=[1,2])), 'a sweep uses that name itself'),
-    (dict(space=dict(a=[])), "a=.* is not a valid space"), (dict(space=dict(a=[1,1])), 'twice'),
+    (dict(space=dict(a=[])), "a=.* is not a valid space"), (dict(space=dict(a=[1,1])), 'a choice is given twice'),
     (dict(space=dict(a=.1)), 'No parameter varies'), (dict(space={}), 'No parameter varies'),
     (dict(space=None), 'should be a dictionary'),
     (dict(space=dict(a=(2,1))), 'from a smaller'), (dict(space=dict(a=(0,1,'log'))), '`low >= 1`'),
     (dict(space=dict(a=(1,2,3))), 'a range is \\(lo, hi\\)'), (dict(space=dict(a=(1,))), 'a range is \\(lo, hi\\)'),
     (dict(space=dict(a=('x','y'))), 'choices are a list'), (dict(space=dict(a=(0.,float('nan')))), 'from a smaller'),
     (dict(space=dict(a=[print,1])), 'give any other value a name'),
-    (dict(space='a=1..x'), 'choices are a list'), (dict(space='a'), 'should be a name'), (dict(space='a=1..2 a=3'), 'twice'),
+    (dict(space='a=1..x'), 'choices are a list'), (dict(space='a'), 'should be a name'), (dict(space='a=1..2 a=3'), 'given only once'),
     (dict(sampler='grit'), "did you mean 'grid'"), (dict(space=dict(a=(0.,1.)), sampler='grid'), 'a is a range'),
     (dict(sampler=lambda space: 3), 'should return an Optuna sampler'),
     (dict(pruner='median'), 'an argument `trial`'), (dict(pruner='medium'), "did you mean 'median'"),
@@ -296,7 +296,7 @@ def test_go_says_how_many(tmp_path):
     sweep = Sweep(quick, dict(a=(0.,1.)), tmp_path/'s')
     for n,words in ((0, 'n=0'), (2.5, 'n=2.5'), (True, 'n=True')):
         with pytest.raises((TypeError,ValueError), match=words): sweep.go(n)
-    with pytest.raises(ValueError, match='to be looked at'): read_sweep(tmp_path/'s').go(3)
+    with pytest.raises(ValueError, match='opened for reading'): read_sweep(tmp_path/'s').go(3)
     with pytest.raises(FileNotFoundError, match='no sweep in'): read_sweep(tmp_path/'none')
     assert not len(sweep.df) and not len(sweep.table()) and 'no trial yet' in repr(sweep) and not (tmp_path/'none').exists()
 
@@ -362,7 +362,7 @@ def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprin
             (dict(space='area=-1..0.2'), 'area=-1'),
             (dict(space='size=16,x'), 'should be a whole number'),
             (dict(space='area=.1,.2', metric='acuracy'), "did you mean 'accuracy'"),
-            (dict(space='area=.1,.2', metric='plain.accuracy'), "tells no 'plain.accuracy'"),
+            (dict(space='area=.1,.2', metric='plain.accuracy'), "has no metric 'plain.accuracy'"),
             (dict(space='area=.1,.2', folder=photos/'sweep'), 'nothing is ever written there'),
             (dict(space='folds=2,3', pruner='median'), 'neither with folds')):
         with pytest.raises((ValueError,TypeError), match=words): Sweep(run, **dict(folder=tmp_path/'s')|kw)
@@ -394,7 +394,7 @@ def test_a_configuration_begins_it_and_images_are_decoded_once(photos, tmp_path,
     told = []
     sweep = sweep_folder(photos, 'lr=.01,.001', out=tmp_path/'s', sampler='grid', metric='valid_loss', config=toml,
         say=told.append, recipe='none')
-    assert any('no use for steps, share, rule, area' in o for o in told) and any('keeps its length: 2 epochs' in o for o in told)
+    assert any('does not use them: steps, share, rule, area' in o for o in told) and any('keeps its length: 2 epochs' in o for o in told)
     assert sweep._done('complete')==2 and len(decoded)==len(set(decoded))==len(sweep.run.images)
     assert any('2 complete' in o for o in told) and (tmp_path/'s'/'slice.png').exists()
     one = tmp_path/'s'/'trial_0000' # as if the process had gone after the training, and before it said so

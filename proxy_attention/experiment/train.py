@@ -262,7 +262,8 @@ def notes_on(cfg:Config)->list: # Sentences
                    f'so that with fewer than {_least_size} pixels a heatmap has a single cell.')
     if p.steps and (n := Steps(p.steps).n_epoch)<epochs:
         res.append(f'Note: the steps {p.steps} cover {n} epochs, but the fit has {epochs}: '
-                   f'the last {epochs-n} epochs have no proxy step. Without epochs={epochs} the fit would end with the steps.')
+                   f'{counted(epochs-n, "epoch")} at the end would have no proxy step. '
+                   f'Without epochs={epochs} the fit ends with the steps.')
     return res
 
 _checked = ['file','size','problem','detail']
