@@ -378,7 +378,7 @@ def test_full_disk(small, tmp_path, monkeypatch):
         with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
             warnings.simplefilter('always')
             learn.fit_one_cycle(N, 3e-3)
-        assert [re.search('after epoch (.) could not be written .*No space left on device.*training goes on', str(o.message))[1]
+        assert [re.search('after epoch (.) could not be written .*No space left on device.*training continues', str(o.message))[1]
                 for o in said if o.category is ProxyWarning]==['1','2','3']
         assert len(learn.recorder.values)==N and read_checkpoint(tmp_path/'run'/'last.pth')['epoch']==1
         assert not list((tmp_path/'run').glob('.*tmp'))
@@ -408,7 +408,7 @@ def test_broken_checkpoint(small, half, how, tmp_path):
     if how=='pickle': torch.save(dict(version=1, f=Evil(tmp_path/'ran')), f)
     if how=='other': torch.save(dict(model=torch.zeros(3)), f)
     before = f.read_bytes()
-    with pytest.raises(ValueError, match='is no checkpoint of this library, or a broken one.*remove it'): fit(make(small, half))
+    with pytest.raises(ValueError, match='is not a checkpoint of this library, or it is damaged.*delete it'): fit(make(small, half))
     assert f.read_bytes()==before and not (tmp_path/'ran').exists()
 
 class Evil:
@@ -460,26 +460,26 @@ def told(learn):
     with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
         warnings.simplefilter('always', ProxyWarning)
         learn.fit_one_cycle(N, 3e-3)
-    return [str(o.message) for o in said if 'began with' in str(o.message)]
+    return [str(o.message) for o in said if 'started with' in str(o.message)]
 
 def test_other_first_weights_are_told(small, whole, half):
     "A script that sets no seed goes on all the same, with the weights and the random numbers of the run"
     learn = make(small, half)
     with torch.no_grad(): learn.model[-1].bias += 1
     said, = told(learn)
-    assert 'began with other weights than this learner (another seed, or none)' in said
+    assert 'started with other weights than this learner (another seed, or none)' in said
     assert ends(learn)['model']==whole['model']
 
 def test_other_releases_are_told(small, half, monkeypatch):
     monkeypatch.setattr('proxy_attention.experiment.checkpoint.versions', lambda: dict(versions(), torch='0.1'))
     said, = told(make(small, half))
-    assert f'began with torch {versions()["torch"]}, and goes on with 0.1' in said
+    assert f'started with torch {versions()["torch"]} and continues with 0.1' in said
 
 def test_the_same_again_is_told_nothing(small, half): assert not told(make(small, half))
 
 def test_a_checkpoint_is_not_written_over(small, half):
     before = (half/'last.pth').read_bytes()
-    with pytest.raises(FileExistsError, match='is there already. To go on with it: .*resume=True'):
+    with pytest.raises(FileExistsError, match='already exists. To resume it, use .*resume=True'):
         fit(make(small, half, resume=False))
     assert (half/'last.pth').read_bytes()==before
 
@@ -507,7 +507,7 @@ def test_no_permission(small, tmp_path, monkeypatch):
         if self.name=='locked': raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return own(self, *a, **k)
     monkeypatch.setattr(Path, 'mkdir', mkdir)
-    with pytest.raises(PermissionError, match='cannot be written .Permission denied.: name another'):
+    with pytest.raises(PermissionError, match='cannot be written .Permission denied.: give another'):
         fit(make(small, tmp_path/'locked'))
 
 def test_nothing_among_the_images(small, fingerprint):
@@ -524,7 +524,7 @@ def test_arguments(small, tmp_path):
 
 def test_several_processes_are_refused(small, tmp_path, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(NotImplementedError, match='for one process'): fit(make(small, tmp_path/'run', proxy=False))
+    with pytest.raises(NotImplementedError, match='supports a single process'): fit(make(small, tmp_path/'run', proxy=False))
 
 @pytest.mark.filterwarnings("ignore:load_learner")
 def test_export_leaves_it_usable(small, tmp_path):
@@ -543,7 +543,7 @@ def test_table_shows_all_epochs(small, half):
 def test_with_a_progress_bar(small, whole, half, capsys):
     learn = make(small, half)
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); learn.fit_one_cycle(N, 3e-3)
-    assert f'Going on with fit 1 after 2 of {N} epochs' in capsys.readouterr().out and ends(learn)==whole
+    assert f'Resuming fit 1 after 2 of {N} epochs' in capsys.readouterr().out and ends(learn)==whole
 
 @pytest.mark.parametrize('resume', [True,False])
 def test_a_run_that_never_began_is_no_run(small, tmp_path, resume):

@@ -1,5 +1,5 @@
 "The commands as a user types them: one from a cold start, the others from warm processes"
-import json, os, resource, shlex, shutil, signal, subprocess, sys, time
+import json, os, re, resource, shlex, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 from typing import Literal
@@ -62,22 +62,37 @@ def options(f):
     "The options of a command that its help shows"
     return [o for o in parser_of(f)._actions if o.option_strings and o.help!='==SUPPRESS==']
 
+# a line of help says what its value is: no riddle, no word of ours for a word of the field, no passive fragment
+riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (?!export)|part|not?)\b|\bat most\b|\bso (many|much)\b|there are:|'
+    r'\b(go|goes|gone) on\b|\bby itself\b|\bshares? of\b|\bchance\b|heat map\b|\blooked? (at|for)\b|\blies?\b|'
+    r'\b(is|are) (kept|shown|printed|loaded|exported)\b|\bas \w+ (chooses|calls|says)\b', re.I)
+
+@pytest.mark.parametrize('line', [
+    'Of what: label, pred, margin', 'Nor less than this', 'Between two steps: a share of the fit', 'Share of the image that is masked',
+    'Number of pictures at most', 'Layer that a CAM looks at, by its name in the model (default: found by itself)',
+    'Folder of the sweep; the same command again goes on with it', 'Names of arms. There are: no proxy, cutout',
+    'Nothing is printed', 'Batch size (default: as fastai chooses)', 'Folder that the images lie in now',
+    'Chance that a chosen item is served as a proxy', "Number of the heat map's cells that are masked"])
+def test_a_riddle_is_seen(line): assert riddles.search(line)
+
 @pytest.mark.parametrize('f', commands, ids=lambda f: f.prog)
 def test_help(f):
     "Each line is a phrase of plain English, with its default"
     assert f.prog in {o.split('=')[0].strip() for o in (root/'settings.ini').read_text(encoding='utf-8').splitlines()}
     text = parser_of(f).format_help()
+    assert not riddles.search(f.__doc__), f.__doc__
     assert text.startswith(f'usage: {f.prog} ') and f'{f.__doc__.split()[0]} ' in text and max(map(len, text.splitlines()))<=110
     for o in parser_of(f)._actions:
         if o.help=='==SUPPRESS==': continue
         assert o.help[0].isupper() and len(o.help.split())>1 and o.help[-1]!='.' and '{' not in o.help, (o.dest, o.help)
+        assert not (odd := riddles.search(o.help)), (o.dest, o.help, odd[0])
         said = '(default: ' in o.help or 'has to be given' in o.help or o.dest in ('help','version') or not o.option_strings
         assert said, (o.dest, o.help)
 
 def test_help_is_in_groups():
     groups = {g.title:[o.dest for o in g._group_actions] for g in parser_of(proxy_train)._action_groups}
     assert list(groups)[2:]==['Data','Model','Training','Proxies','Proxies: when','Proxies: which images',
-        'Proxies: where the model looked','Proxies: what becomes of it','Proxies: how they are served','Output']
+        'Proxies: where the model looks','Proxies: how images are masked','Proxies: how they are served','Output']
     found = {k for title,o in groups.items() for k in o if title not in ('positional arguments','options','Output')}
     assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','export','quiet','json','save_images']
     needs = {o.dest:o.help for o in options(proxy_train)}
@@ -174,14 +189,14 @@ def test_each_line_of_the_readme_can_be_typed():
 
 @pytest.mark.parametrize('said,words', [
     ('--epoch 3', "There is no option --epoch, did you mean '--epochs'? `proxy-train --help` lists them all."),
-    ('a b', "'b' is one word too many"), ('--bs', '--bs needs a value.'), ('--bs -h', '--bs needs a value.'),
-    ('--steps --bs 4', '--steps needs a value.'), ('--bs 1.5', "--bs: '1.5' is no whole number."),
-    ('--lr fast', "--lr: 'fast' is no number."), ('--start none5', "--start: 'none5' is no number."),
+    ('a b', "The argument 'b' is not expected"), ('--bs', '--bs needs a value.'), ('--bs -h', '--bs needs a value.'),
+    ('--steps --bs 4', '--steps needs a value.'), ('--bs 1.5', "--bs: '1.5' is not a whole number."),
+    ('--lr fast', "--lr: 'fast' is not a number."), ('--start none5', "--start: 'none5' is not a number."),
     ('--pretrained maybe', "--pretrained: 'maybe' is neither yes nor no."),
-    ('--n_per_class x', "--n-per-class: 'x' is no whole number."),
-    ('--fill sawp', "--fill: there is no 'sawp', did you mean 'swap'? There are: swap, swap_both,"),
-    ('--augment strng', "--augment: there is no 'strng', did you mean 'strong'? There are: none, flips, default, strong."),
-    ('--recipe masktun', "did you mean 'masktune'?"), ('--mode in', "There are: replace, augment.")])
+    ('--n_per_class x', "--n-per-class: 'x' is not a whole number."),
+    ('--fill sawp', "--fill: there is no 'sawp', did you mean 'swap'? Available: swap, swap_both,"),
+    ('--augment strng', "--augment: there is no 'strng', did you mean 'strong'? Available: none, flips, default, strong."),
+    ('--recipe masktun', "did you mean 'masktune'?"), ('--mode in', "Available: replace, augment.")])
 def test_slips_are_one_sentence(said, words, capsys):
     with pytest.raises(SystemExit) as e: asked(proxy_train, said.split())
     out,err = capsys.readouterr()
@@ -240,8 +255,8 @@ def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
 @pytest.mark.parametrize('kw,words', [
     (dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
     (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'),
-    (dict(recipe='shortcut', objects='x.csv'), 'asks no probe'), (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
-    (dict(recipe='none', area=.1), 'has no use for area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
+    (dict(recipe='shortcut', objects='x.csv'), 'does not run a probe'), (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
+    (dict(recipe='none', area=.1), 'cannot use area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
     (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'),
     (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),
     (dict(recipe='shortcut', epochs=1), 'has no proxy step'), (dict(out='{path}/runs'), 'nothing is ever written there'),
@@ -308,7 +323,7 @@ def test_ctrl_c(path, tmp_path):
         os.kill(p.pid, signal.SIGINT)
         p.join(30)
     err = (tmp_path/'stderr').read_text(encoding='utf-8')
-    assert p.exitcode==130 and 'Go on with: proxy-train --resume' in err, (p.exitcode, err)
+    assert p.exitcode==130 and 'Resume with: proxy-train --resume' in err, (p.exitcode, err)
     o, = (tmp_path/'runs').iterdir()
     assert run_state(o)=='stopped' and (o/'checkpoints'/'last.pth').exists()
 
@@ -367,16 +382,16 @@ def test_the_same_again_with_one_thing_changed(few, tmp_path, monkeypatch, capsy
     assert said==['proxy-train','--config','runs/…/config.toml','--recipe','none']
     res = run(*[str(first/'config.toml') if o=='runs/…/config.toml' else o for o in said], cwd=tmp_path)
     assert res.returncode==0, res.stderr
-    assert 'The recipe none has no use for steps, share, fill, save_images' in res.stdout and 'keeps its length: 3 epochs' in res.stdout
+    assert 'the recipe none does not use them: steps, share, fill, save_images' in res.stdout and 'keeps its length: 3 epochs' in res.stdout
     again, = set((tmp_path/'runs').iterdir())-{first}
     a,b = (all_settings(from_toml(o/'config.toml')) for o in (first,again))
     assert b==a|dict(recipe='none', steps=None, share=None, fill=None, save_images=False, epochs=3)
     assert len(pd.read_csv(again/'history.csv'))==3
-    with pytest.raises(CliError, match='has no use for share'): # what is asked for here is not left out
+    with pytest.raises(CliError, match='cannot use share'): # what is asked for here is not left out
         proxy_train(config=str(first/'config.toml'), recipe='none', share=8, out=str(tmp_path/'runs'))
     toml = (first/'config.toml').read_text(encoding='utf-8').replace('recipe = "default"', 'recipe = "none"')
     (tmp_path/'odd.toml').write_text(toml, encoding='utf-8')
-    with pytest.raises(CliError, match='has no use for steps'): proxy_train(config=str(tmp_path/'odd.toml'), out=str(tmp_path/'runs'))
+    with pytest.raises(CliError, match='cannot use steps'): proxy_train(config=str(tmp_path/'odd.toml'), out=str(tmp_path/'runs'))
 
 def parsed(*args):
     "What a command line says, without running it"
@@ -436,7 +451,7 @@ def test_a_column_of_parts(patients, tmp_path):
     assert res.returncode==0 and not res.stderr, res.stderr
     o, = (tmp_path/'named').iterdir()
     assert parts_of(o)==want and from_toml(o/'config.toml').data.valid_col=='set'
-    assert "The column 'set' says which images train and which validate; rows of test are left alone." in res.stdout
+    assert "The column 'set' gives the training and validation images; rows with test are not used." in res.stdout
     res = run(*args, '--out', tmp_path/'drawn')
     assert res.returncode==0 and "has a column 'set' with the values val, train, test, which is not used" in res.stderr, res.stderr
     assert '--valid-col set' in res.stderr and len(res.stderr.strip().splitlines())==1
@@ -444,7 +459,7 @@ def test_a_column_of_parts(patients, tmp_path):
     assert len(parts_of(o))==64
     with pytest.raises(CliError, match="has no column 'sett', did you mean 'set'"):
         proxy_train(str(patients/'labels.csv'), valid_col='sett', **small)
-    with pytest.raises(CliError, match="folds=3 draws its own split, and valid_col='set' gives one"):
+    with pytest.raises(CliError, match="folds=3 draws its own split, but valid_col='set' gives one"):
         proxy_train(str(patients/'labels.csv'), valid_col='set', folds=3, **small)
 
 @pytest.mark.filterwarnings('ignore:.*are left out:proxy_attention.core.ProxyWarning')
@@ -457,7 +472,7 @@ def test_the_split_of_a_run_is_given_back(few, tmp_path):
     assert (a/'folds.csv').read_bytes()==(b/'folds.csv').read_bytes() and from_toml(b/'config.toml').data.split==str(a/'folds.csv')
     told = []
     with pytest.warns(ProxyWarning, match='left out'): look_at(changed(Config(), path=few, split=a/'folds.csv'), told.append)
-    assert f'The split is that of {a/"folds.csv"}.' in told
+    assert f'The split is taken from {a/"folds.csv"}.' in told
     shutil.move(a, tmp_path/'gone')
     (b/'model.safetensors').unlink()
     with pytest.warns(ProxyWarning, match='left out'): resume_run(b, say=noop) # it has its own copy
@@ -497,7 +512,7 @@ def test_a_run_is_gone_on_with_from_elsewhere(few, tmp_path, monkeypatch):
         (o/'model.safetensors').unlink()
         told = []
         resume_run(o, say=lambda s: told.append(s))
-        assert (o/'model.safetensors').exists() and f'The images are taken from {tmp_path/"moved"/"photos"}' in '\n'.join(told)
+        assert (o/'model.safetensors').exists() and f'The images are read from {tmp_path/"moved"/"photos"}' in '\n'.join(told)
     shutil.rmtree(tmp_path/'moved'/'photos')
     (o/'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='There is no folder and no CSV file'): resume_run(o, say=noop)
@@ -548,7 +563,7 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
         made.append(usual(*args))
         return made[-1].add_cb(Stop()) if len(made)==2 else made[-1]
     monkeypatch.setattr(t, 'arch_learner', stopping)
-    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-train --resume'):
+    with pytest.raises(KeyboardInterrupt, match='Resume with: proxy-train --resume'):
         train_folder(path/'valid', tmp_path/'cut', **args)
     cut, = (tmp_path/'cut').iterdir()
     assert resume_run(cut, told.append)==cut
@@ -579,7 +594,7 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     run = train_folder(path, tmp_path/'runs', recipe='none', epochs=1, find_lr=True, find_bs=True, bs=16, augment='strong',
                        say=told.append, **small)
     model = weights_of(run)
-    assert any('lr_find suggests a rate of' in o for o in told)
+    assert any('lr_find suggests a learning rate of' in o for o in told)
     assert not capsys.readouterr().out, 'no bar of `lr_find` either'
     with monkeypatch.context() as m: # another rate, such as a GPU may find the second time, would be another run
         m.delattr(Learner, 'lr_find'); m.delattr(t, 'largest_batch')

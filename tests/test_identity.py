@@ -1,4 +1,4 @@
-"What an experiment was: what counts is told apart, and what does not count is not"
+"The identity of an experiment: everything that matters changes it, and nothing else does"
 import json, shutil, sys
 from copy import deepcopy
 from functools import partial

@@ -208,7 +208,7 @@ def test_refusals(fit, path, tmp_path, fingerprint):
     with pytest.raises(ValueError, match='among the images'): fit(RunBoard(path/'train'/'log'), n=1)
     assert fingerprint(path)==before
     (tmp_path/'file').touch()
-    with pytest.raises(OSError, match='name another one'): fit(RunBoard(tmp_path/'file'/'log'), n=1)
+    with pytest.raises(OSError, match='give another folder'): fit(RunBoard(tmp_path/'file'/'log'), n=1)
     with pytest.raises(ValueError, match='no name'): RunBoard('')
     assert not alive()
 
@@ -221,7 +221,7 @@ def test_full_disk_costs_the_log_and_not_the_fit(fit, tmp_path, monkeypatch, wei
         return write(self, data)
     monkeypatch.setattr(RecordWriter, 'write', full)
     monkeypatch.setattr(threading, 'excepthook', lambda *_: None)
-    with pytest.warns(ProxyWarning, match='No space left on device.*goes on without it') as said:
+    with pytest.warns(ProxyWarning, match='No space left on device.*continues without it') as said:
         learn = fit(RunBoard(tmp_path/'log'), n=2)
     assert len([o for o in said if issubclass(o.category, ProxyWarning)])==1
     assert same(weights(plain), weights(learn)) and not alive()
@@ -239,7 +239,7 @@ def test_any_learner(tmp_path, quiet):
 
 def test_metric_that_is_no_number(fit, tmp_path):
     def both(preds, targs): return {'a':1.}
-    with pytest.warns(ProxyWarning, match='both is a dict and no number') as said:
+    with pytest.warns(ProxyWarning, match='both is a dict and not a number') as said:
         set_seed(0)
         learn = synth_learner(cbs=RunBoard(tmp_path/'log'), metrics=[AccumMetric(both, flatten=False)])
         with learn.no_bar(), learn.no_logging(): learn.fit(2)
@@ -457,7 +457,7 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path, name, alone):
     assert sorted(df.index)==['bad','good'] and df.accuracy['good']==.7 and df.proxies_made['good']==15
     assert re.search(why, df.problem['bad']) and pd.isna(df.problem['good'])
     text = runs.text()
-    assert max(map(len, text.splitlines()[:3]))<=100 and re.search('(?m)^Not whole: bad ', text)
+    assert max(map(len, text.splitlines()[:3]))<=100 and re.search('(?m)^Incomplete: bad ', text)
     assert {'good','bad'}<={o.split()[0] for o in text.splitlines()}
     per = runs.per_epoch
     assert per[per.run=='good'].epoch.tolist()==[0,1] and per[per.run=='good'].proxy_made.tolist()==[8,7]

@@ -215,7 +215,7 @@ def test_best_weights_put_back_are_said(path, quiet, tmp_path):
     class Best(SaveModelCallback):
         def after_epoch(self):
             if self.epoch==0: self._save(self.fname)
-    with pytest.warns(ProxyWarning, match='have come back'): quiet(learn, 'fit', 4, 1e-3, cbs=Best())
+    with pytest.warns(ProxyWarning, match='no longer pruned'): quiet(learn, 'fit', 4, 1e-3, cbs=Best())
     quiet(learn, 'validate')
 
 def test_lr_find_validate_and_preds_do_not_prune(path, quiet):
@@ -255,7 +255,7 @@ def test_own_method_and_torchs_classes(path, quiet):
     def first(weights, masks, share):
         k = next(iter(weights))
         return masks | {k:torch.zeros_like(masks[k])}
-    with pytest.warns(ProxyWarning, match=r"No weight is left of 1 layer \(0.0\)"):
+    with pytest.warns(ProxyWarning, match=r"All weights of 1 layer are removed \(0.0\)"):
         quiet(learn := learner(path, Prune(.5, start=1, method=first)), 'fit', 2, 1e-3)
     assert (learn.prune.weights()['0.0']==0).all() and learn.prune.log.sparsity.tolist()[:2]==[1,0]
     quiet(learn := learner(path, Prune(.5, start=1, method=torch_prune.RandomUnstructured)), 'fit', 2, 1e-3)
@@ -264,7 +264,7 @@ def test_own_method_and_torchs_classes(path, quiet):
         quiet(learner(path, Prune(.5, start=1, method=lambda weights: 3)), 'fit', 2, 1e-3)
 
 @pytest.mark.parametrize('kw,error,words', [
-    (dict(amount=1), ValueError, 'would leave no weight'),
+    (dict(amount=1), ValueError, 'would remove every weight'),
     (dict(amount=1.2), ValueError, 'from 0 to 1'),
     (dict(amount='half'), TypeError, 'should be a number'),
     (dict(amount=True), TypeError, 'should be a number'),
@@ -272,7 +272,7 @@ def test_own_method_and_torchs_classes(path, quiet):
     (dict(ramp='cubics'), ValueError, "did you mean 'cubic'"),
     (dict(steps=[2,'p',1], start=1), ValueError, 'same thing'),
     (dict(steps='p,1'), ValueError, 'begin with a proxy step'),
-    (dict(steps=Plateau()), ValueError, 'Nobody can know'),
+    (dict(steps=Plateau()), ValueError, 'unknown number of steps'),
     (dict(method=lambda foo: 1), TypeError, 'needs `foo`'),
     (dict(start=1.5), ValueError, 'no share of the fit')])
 def test_wrong_arguments_are_sentences(kw, error, words):
@@ -283,5 +283,5 @@ def test_what_cannot_be_pruned_is_a_sentence(path, quiet):
     with pytest.raises(ValueError, match='has no weight to prune'): prunable(nn.Sequential(nn.BatchNorm2d(3)))
     net = digits_net()
     torch_prune.l1_unstructured(net[0][0], 'weight', .5)
-    with pytest.raises(ValueError, match="layer '0.0' is being pruned"): prunable(net)
-    with pytest.warns(ProxyWarning, match='No epoch of this fit ends in pruning'): quiet(learner(path, Prune(.5)), 'fit', 1, 1e-3)
+    with pytest.raises(ValueError, match="layer '0.0' is already pruned"): prunable(net)
+    with pytest.warns(ProxyWarning, match='has no pruning step within the 1 epochs'): quiet(learner(path, Prune(.5)), 'fit', 1, 1e-3)

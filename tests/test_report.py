@@ -1,4 +1,4 @@
-"One HTML page about some runs: complete, true, harmless; for any state of a run folder, and in a real browser"
+"A report as one HTML file: complete, true, harmless; for any state of a run folder, and in a real browser"
 import base64, errno, io, json, pickle, re, shutil, tomli
 from collections import Counter
 from html.parser import HTMLParser
@@ -186,12 +186,12 @@ def test_proxies_are_what_was_served(made, run, photos):
         file = next(f for f in last.index if name==short_text('/'.join(Path(f).parts[-2:]), 40))
         item = last.item[file]
         if item not in served:
-            assert pics[-1]['data-n']=='heat at the step' and 'Chosen after epoch 0: loss' in t.text(o)
+            assert pics[-1]['data-n']=='heatmap at the step' and 'Selected after epoch 0; its loss was' in t.text(o)
             continue
         black = np.asarray(opened(pics[-1]['src']).convert('RGB')).max(-1)<30
         mask = Masker('area', 'zero', area=.1).mask_over(store[item][None], black.shape)[0].bool().numpy()
         assert pics[-1]['data-n']=='proxy' and (black&mask).sum()/(black|mask).sum()>.8, 'black where the kept heat is hottest'
-        assert 'Served as a proxy, with 10% of the image masked, after epoch 0: loss' in t.text(o)
+        assert 'Served as a proxy, with 10% of the image masked, after epoch 0; its loss was' in t.text(o)
     files = {f'{f.parent.name}/{f.name}' for f in map(Path, last.index)}
     assert {short_text('/'.join(Path(f).parts[-2:]), 40) for f in files}=={
         t.text(n) for i,o in enumerate(t.all)
@@ -241,11 +241,11 @@ def test_groups_their_spread_and_the_verdict(tmp_path):
         assert rows[name][1:4]==['5','0, 1, 2, 3, 4','3'] and rows[name][6]==f'{v.mean():.3f} ± {v.std(ddof=1):.3f}'
     for name,v,word in (('shortcut',good,'Helps'),('late',even,'No effect shown')):
         ci = ttest_rel(v, base).confidence_interval(.95)
-        assert (f'{word}: {(v-base).mean():+.3f} compared with no proxies, 5 seeds in common, '
+        assert (f'{word}: {(v-base).mean():+.3f} compared with no proxies, 5 common seeds, '
             f'95 % interval {ci.low:+.3f} to {ci.high:+.3f}') in said
         assert rows[name][7]==f'{(v-base).mean():+.3f} [{ci.low:+.3f}, {ci.high:+.3f}]'
     written(tmp_path/'runs'/'d', 9, [.1,.3,.9,.9], recipe='none', epochs=4)
-    assert 'not of the same length' in words(report_runs(tmp_path/'runs', quiet=True))
+    assert 'different numbers of epochs' in words(report_runs(tmp_path/'runs', quiet=True))
 
 def headings(t): return [t.text(o) for o in t.all if re.fullmatch('h[1-6]', o[0])]
 
@@ -269,11 +269,11 @@ def test_conclusions_come_first_and_no_heading_twice(run, tmp_path):
     assert 'The best run is shortcut on photos' in said and 'accuracy 0.750 after 2 epochs' in said
     ends = [said.index(o) for o in ('shortcut: accuracy 0.750','no proxies: accuracy 0.500 ± 0.000','late: accuracy 0.250 ± 0.000')]
     assert ends==sorted(ends), 'the best first'
-    both = said[said.index('What to be careful about'):]
+    both = said[said.index('Warnings'):]
     assert both.count('After epoch 0: 3 of 9 heatmaps are flat or not finite')==1, 'a sentence of two runs is said once'
     assert re.search(r'shortcut on photos[^;]*; late on photos[^:]*: After epoch 0', both)
     assert 'as usual' not in text.lower() and 'train_' not in ' '.join(h), 'no time stamp is a heading'
-    rows = {r[0]:r for r in cells(t, 'In what they differ')}
+    rows = {r[0]:r for r in cells(t, 'Settings that differ')}
     areas = [r[rows['run'].index('area')] for k,r in rows.items() if k!='run']
     assert set(areas)=={'not set','0.2','0.1'}, 'the recipe says what was not asked for'
 
@@ -300,7 +300,7 @@ def test_many_warnings_unfold(tmp_path):
     d = written(tmp_path/'a', 0, [.1])
     pd.DataFrame([dict(file=f'{i}.png', problem=f'odd {i}') for i in range(10)]).to_csv(d/'problems.csv', index=False)
     t = tree(report_runs(d, quiet=True))
-    part = next(o for o in t('section') if 'What to be careful about' in t.text(o))
+    part = next(o for o in t('section') if 'Warnings' in t.text(o))
     assert [t.text(part).count(f'1 image is odd {i}: {i}.png.') for i in range(10)]==[1]*10
     assert [t.text(o) for o in t('summary')][0]=='2 more' and 'The best run' not in words(d/'report.html')
 
@@ -353,12 +353,12 @@ def test_a_difference_of_one_image_is_no_effect(tmp_path):
     for name,recipe,v in (('a','none',.5),('b','shortcut',.55)):
         for s in range(5): written(tmp_path/f'{name}{s}', s, [.1,v], recipe=recipe)
     said = words(report_runs(tmp_path, quiet=True))
-    assert 'No spread: +0.050 compared with no proxies, 5 seeds in common, which differ in nothing.' in said
+    assert 'No spread: +0.050 compared with no proxies, 5 common seeds, whose differences are all equal.' in said
     for d in tmp_path.glob('[ab]?'):
         pd.DataFrame(dict(file=[f'{i}.png' for i in range(30)], label='x', part=['train']*10+['valid']*20, fold=0)).to_csv(
             d/'folds.csv', index=False)
     said = words(report_runs(tmp_path, quiet=True))
-    assert 'No effect shown: +0.050 compared with no proxies, 5 seeds in common, 95 % interval -0.012 to +0.112.' in said
+    assert 'No effect shown: +0.050 compared with no proxies, 5 common seeds, 95 % interval -0.012 to +0.112.' in said
 
 def test_less_loss_is_better(tmp_path):
     for name,recipe,v in (('a','none',[.9,.8,.85,.88,.87]),('b','shortcut',[.5,.42,.44,.5,.45])):
@@ -385,17 +385,17 @@ def test_comparison_brings_its_own_verdict(tmp_path):
     d = comparison(tmp_path/'compare', ['no proxy','shortcut'], 5)
     said = words(report_runs(d, quiet=True))
     for line in Comparison.kept(d/'records', ['no proxy','shortcut']).verdict().splitlines(): assert ' '.join(line.split()) in said
-    assert 'shortcut: helps on valid' in said and 'A comparison keeps no models' in said
+    assert 'shortcut: helps on valid' in said and 'A comparison does not store models' in said
     for f in (d/'records').glob('shortcut_[1-4].json'): f.unlink()
     said = words(report_runs(d, quiet=True))
-    assert '6 of 10 runs of the comparison compare are done: go on with proxy-compare --resume' in said
+    assert '6 of 10 runs of the comparison compare are complete: resume it with proxy-compare --resume' in said
     lock = hold_folder(d)
-    assert '6 of 10 runs of the comparison compare are done: it is running.' in words(report_runs(d, quiet=True)) and lock.is_locked
+    assert '6 of 10 runs of the comparison compare are complete: it is running.' in words(report_runs(d, quiet=True)) and lock.is_locked
     let_go(d)
     for f in (d/'records').glob('shortcut_*.json'): f.unlink()
     assert '5 of 10 runs' in words(report_runs(d, quiet=True))
     shutil.rmtree(d/'records')
-    assert 'No run of the comparison compare is done yet' in words(report_runs(d, quiet=True))
+    assert 'No run of the comparison compare is complete yet' in words(report_runs(d, quiet=True))
 
 def test_the_cost_of_each_arm_is_shown(tmp_path):
     "Records of earlier releases do not say what was looked at"
@@ -473,7 +473,7 @@ def test_runs_are_judged_by_their_test_sets(tmp_path):
     t = tree(report_runs(tmp_path/'runs', quiet=True))
     said = ' '.join(t.text(o) for o in t('main'))
     assert 'ranked and compared by the lowest of their accuracies on the test sets plain and flipped' in said
-    assert 'accuracy on them does not tell whether it is cured' in said and 'The best run is shortcut on photos' in said
+    assert 'the accuracy on them does not show whether the shortcut is cured' in said and 'The best run is shortcut on photos' in said
     spread = lambda v: f'{v.mean():.3f} ± {v.std(ddof=1):.3f}'
     means = [f'{k}: accuracy {spread(made[o][1])} on plain and {spread(made[o][2])} on flipped (5 runs).'
              for k,o in (('shortcut','shortcut'),('late','late'),('no proxies','none'))]
@@ -486,13 +486,13 @@ def test_runs_are_judged_by_their_test_sets(tmp_path):
     for o in ('shortcut','late'):
         d = made[o][2]-base
         ci = ttest_rel(made[o][2], base).confidence_interval(.95)
-        assert (f'on flipped: {d.mean():+.3f} compared with no proxies, 5 seeds in common, '
+        assert (f'on flipped: {d.mean():+.3f} compared with no proxies, 5 common seeds, '
                 f'95 % interval {ci.low:+.3f} to {ci.high:+.3f}') in said
         assert row[o]['accuracy on flipped minus no proxies']==f'{d.mean():+.3f} [{ci.low:+.3f}, {ci.high:+.3f}]'
         assert row[o]['accuracy on plain']==spread(made[o][1])
     assert row['late']['worst group on flipped'].startswith(f'{made["late"][2].mean()/2:.3f}')
     assert 'corrected for 2 groups (Holm)' in said
-    assert {r[0]:r[1] for r in cells(t, 'In what all runs are alike')}['test sets']=='plain 200, flipped 200'
+    assert {r[0]:r[1] for r in cells(t, 'Settings that all runs share')}['test sets']=='plain 200, flipped 200'
 
 def test_groups_are_read_together(tmp_path):
     "One of five that would be told of alone; without test sets, of validation"
@@ -504,16 +504,16 @@ def test_groups_are_read_together(tmp_path):
     p = ttest_rel(base+good, base).pvalue
     assert .0125<p<.05
     said = words(report_runs(tmp_path, quiet=True))
-    assert f'No effect shown: {good.mean():+.3f} compared with no proxies, 5 seeds in common' in said
+    assert f'No effect shown: {good.mean():+.3f} compared with no proxies, 5 common seeds' in said
     assert re.search(rf'corrected p = {4*p:.2g}\.', said) and 'corrected for 4 groups (Holm)' in said
-    assert 'A test set without it does (--tests plain=FOLDER)' in said
+    assert 'A test set without the shortcut shows it (--tests plain=FOLDER)' in said
 
 def test_over_correction_of_a_training_is_told(tmp_path):
     d = measured(tmp_path/'a', 0, .9, dict(recipe='shortcut'), plain=.65, flipped=.72)
     said = words(report_runs(d, quiet=True))
     assert 'Over-corrected: shortcut on photos' in said and 'is 7.0 points better where the cue is misleading (flipped)' in said
     assert 'Test set flipped: accuracy 72.0% on 200 images, lowest in NA (36.0%).' in said
-    assert 'accuracy on them does not tell whether it is cured' in said
+    assert 'the accuracy on them does not show whether the shortcut is cured' in said
     other = measured(tmp_path/'b', 0, .9, dict(recipe='none'), plain=.65, flipped=.66)
     assert 'Over-corrected' not in words(report_runs(other, quiet=True))
     both = words(report_runs([d, other], tmp_path/'both.html', quiet=True))
@@ -528,7 +528,7 @@ def test_test_sets_of_one_name_are_not_taken_for_one_another(tmp_path, change):
     if change=='gone': (b/'tests.csv').unlink()
     t = tree(report_runs([a,b], tmp_path/'x.html', quiet=True))
     said = ' '.join(t.text(o) for o in t('main'))
-    assert 'The test set plain is not the same in all runs, or not measured in all, and nothing is compared by that.' in said
+    assert 'The test set plain is missing or different in some runs, and is not used to compare them.' in said
     assert 'The best run is shortcut' in said and 'accuracy minus no proxies' in cells(t, 'Last epoch')[0]
     assert 'accuracy on plain' in cells(t, 'Last epoch')[0], 'shown it is'
 
@@ -549,7 +549,7 @@ def test_run_cut_off(copy_of, made):
     pd.concat([log[:5].assign(fit=0, item=range(900, 905), loss=9.), log]).to_csv(d/'proxy_log.csv', index=False) # of an earlier fit
     t,full = tree(report_runs(d, quiet=True)),tree(made)
     said = words(d/'report.html')
-    assert 'it is running, or was stopped; go on with proxy-train --resume' in said and 'has no model yet' in said
+    assert 'it is running, or was stopped; resume it with proxy-train --resume' in said and 'has no model yet' in said
     early,*rows = cells(t, 'Proxy steps of')[1:]
     assert early[:5]==['after epoch 0','5','5','0','9.000'] and [r[:5] for r in rows]==[r[:5] for r in cells(full, 'Proxy steps of')[1:]]
     assert [r[-1] for r in cells(t, 'accuracy')]==[r[-1] for r in cells(full, 'accuracy')]
@@ -567,7 +567,7 @@ def test_images_moved_and_a_broken_one(copy_of, photos, tmp_path, capsys):
     log.assign(file=log.file.str.replace(str(photos), str(tmp_path/'gone'))).to_csv(d/'proxy_log.csv', index=False)
     proxy_report(str(d), json=True)
     told = json.loads(capsys.readouterr().out)
-    assert told['pictures']==0 and any('name the folder that they are in now with `--images`' in o for o in told['missing'])
+    assert told['pictures']==0 and any('give the folder that contains them now with `--images`' in o for o in told['missing'])
     split = pd.read_csv(d/'folds.csv')
     valid,train = (there/split.file[split.part==o].iloc[0] for o in ('valid','train'))
     valid.write_bytes(b'no picture')
@@ -617,8 +617,8 @@ def test_two_models_of_other_splits(run, photos, tmp_path):
     out = report_runs([run, other], tmp_path/'both.html', quiet=True)
     t = tree(out)
     valid = [o for o in t('figure', class_='shot') if o[1]['data-part']=='validation']
-    assert 0<len(valid)==len(parts[0]&parts[1])<12 and 'draw their split with other seeds' in words(out)
-    assert {o[1]['data-differs'] for o in valid}<={'differ','agree'} and len(cells(t, 'Mean heat by predicted class')[0])==3
+    assert 0<len(valid)==len(parts[0]&parts[1])<12 and 'have different random splits' in words(out)
+    assert {o[1]['data-differs'] for o in valid}<={'differ','agree'} and len(cells(t, 'Mean heatmap by predicted class')[0])==3
 
 class Hostile:
     "A pickle that leaves a mark where it is loaded"
@@ -647,10 +647,10 @@ def test_without_weights_the_page_says_how_to_load_the_model(old_copy):
     d = old_copy()
     shutil.rmtree(d/'checkpoints')
     said = words(report_runs(d, quiet=True))
-    assert ('The model of copy is not asked' in said and 'There is no checkpoint' in said
+    assert ('The model of copy is not used' in said and 'There is no checkpoint' in said
         and 'If you trust the run, load its model.pkl with --load-models' in said)
     t = tree(d/'report.html')
-    assert {o[1]['data-part'] for o in t('figure', class_='shot')}=={'training'} and 'Mean heat by predicted class' not in said
+    assert {o[1]['data-part'] for o in t('figure', class_='shot')}=={'training'} and 'Mean heatmap by predicted class' not in said
     assert 'The model of copy' not in words(report_runs(d, models=True, quiet=True))
     assert {o[1]['data-part'] for o in tree(d/'report.html')('figure', class_='shot')}=={'training','validation'}
 
@@ -661,13 +661,13 @@ def test_weights_of_another_network_are_refused(old_copy, change, says):
     cfg = changed(from_toml(d/'config.toml'), **change)
     (d/'config.toml').write_text(to_toml(cfg), encoding='utf-8')
     said = words(report_runs(d, quiet=True))
-    assert ('Neither fastai nor timm' if 'no arch' in says else says) in said and 'The model of copy is not asked' in said
+    assert ('Neither fastai nor timm' if 'no arch' in says else says) in said and 'The model of copy is not used' in said
 
 def test_a_checkpoint_of_an_earlier_epoch_is_not_the_model(old_copy):
     d = old_copy()
     state = torch.load(d/'checkpoints'/'last.pth', weights_only=True)
     torch.save(state|dict(epoch=1), d/'checkpoints'/'last.pth')
-    assert 'its last checkpoint is of epoch 1 of 2' in words(report_runs(d, quiet=True))
+    assert 'its last checkpoint is that of epoch 1 of 2' in words(report_runs(d, quiet=True))
 
 @pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 @pytest.mark.parametrize('kw', [
@@ -721,8 +721,8 @@ def test_own_section_and_folds(copy_of, tmp_path):
 
 @pytest.mark.parametrize('args,kw,words', [
     (['nowhere'], {}, 'There is no run folder nowhere'),
-    ([], {}, 'name at least one run folder'),
-    (['{tmp}'], {}, 'holds no run'),
+    ([], {}, 'give at least one'),
+    (['{tmp}'], {}, 'contains no run'),
     (['{run}/config.toml'], {}, 'is a file'),
     (['{run}'], dict(images='nowhere'), 'There is no folder nowhere'),
     (['{run}'], dict(out='{run}/config.toml'), 'nothing is written over'),
@@ -737,7 +737,7 @@ def test_errors_are_sentences(run, photos, tmp_path, args, kw, words):
     assert '\n' not in str(e.value) and not list(tmp_path.iterdir()) and not list(photos.glob('*.html'))
 
 @pytest.mark.parametrize('out,words', [
-    ('{tmp}', 'is there already and is no report'), ('{tmp}/no/report.html', 'There is no folder'),
+    ('{tmp}', 'already exists and is not a report'), ('{tmp}/no/report.html', 'There is no folder'),
     ('{photos}/report.html', 'nothing is ever written there'), ('/proc/report.html', 'cannot be written to')])
 def test_where_the_page_goes_is_tried_before_any_work(run, photos, tmp_path, monkeypatch, out, words):
     (tmp_path/'report.html').write_text('somebody else')
@@ -758,7 +758,7 @@ def test_a_place_that_cannot_be_is_told_before_a_run_is_read(tmp_path, monkeypat
 def test_full_disk_and_no_permission(run, tmp_path, monkeypatch):
     def full(path, write): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(build, 'write_whole', full)
-    with pytest.raises(OSError, match='cannot be written to .*No space left on device.*make room'):
+    with pytest.raises(OSError, match='cannot be written to .*No space left on device.*free some space'):
         report_runs(run, tmp_path/'x.html', n=0, quiet=True)
     monkeypatch.undo()
     (tmp_path/'x.html').write_text('<p>somebody else')
@@ -854,12 +854,12 @@ def test_in_a_browser(made, tmp_path):
             "(() => { const s = document.querySelector('.shot[data-part=training]:has([data-n=proxy])'); "
             "return [s.querySelector('.badge').textContent, [...s.querySelectorAll('.l')].map(o => +getComputedStyle(o).opacity)] })()")
         p.js("document.head.append(Object.assign(document.createElement('style'), {textContent:'* { transition:none !important }'}))")
-        assert now()==['heat',[.75,0,0]]
+        assert now()==['heatmap',[.75,0,0]]
         p.js("document.querySelector('[name=heat]').value = 40; "
              "document.querySelector('[name=heat]').dispatchEvent(new Event('input', {bubbles:true}))")
-        assert now()==['heat',[.4,0,0]]
+        assert now()==['heatmap',[.4,0,0]]
         p.js("document.querySelector('.shot[data-part=training]:has([data-n=proxy]) button').focus()")
-        for name,on in (('heat at the step',[0,.4,0]),('proxy',[0,0,1]),('original',[0,0,0]),('heat',[.4,0,0])):
+        for name,on in (('heatmap at the step',[0,.4,0]),('proxy',[0,0,1]),('original',[0,0,0]),('heatmap',[.4,0,0])):
             p.key('Enter', 13, '\r')
             assert now()==[name,on]
         x,y = p.js(
@@ -867,16 +867,16 @@ def test_in_a_browser(made, tmp_path):
             "b.scrollIntoView({block:'center'}); "
             "const r = b.getBoundingClientRect(); return [r.x+r.width/2, r.y+r.height/2] })()")
         p.mouse(x, y)
-        assert now()==['heat',[0,0,0]], 'hovering lifts the heat'
+        assert now()==['heatmap',[0,0,0]], 'hovering hides the heatmap'
         for o in ('mousePressed','mouseReleased'): p.mouse(x, y, o, button='left', clickCount=1)
-        assert now()==['heat at the step',[0,.4,0]]
+        assert now()==['heatmap at the step',[0,.4,0]]
         p.js("document.querySelectorAll('[name=show]')[3].click()")
         assert now()[0]=='proxy' and p.js("document.querySelector('.shot[data-part=validation] .badge').textContent")=='original'
         # what a screen reader is told
         p.send('Accessibility.enable')
         ax = p.send('Accessibility.getFullAXTree')['nodes']
         names = [o['name']['value'] for o in ax if o.get('role', {}).get('value')=='button' and not o.get('ignored')]
-        assert sum('Label' in o and 'Hottest' in o for o in names)==24 and 'Copy' in names and all(names)
+        assert sum('Label' in o and 'Maximum' in o for o in names)==24 and 'Copy' in names and all(names)
         for scheme in ('light','dark'):
             p.media(prefers_color_scheme=scheme)
             worst,where = p.js(contrast)

@@ -141,10 +141,10 @@ def test_a_folder_of_pickles_runs_nothing(one, made, few, tmp_path, capsys):
                                   **{k:v for k,v in small.items() if k!='say'})):
         with pytest.raises(CliError, match='is not a network that this library saved'): f()
     proxy_report(str(one), out=str(seen/'b.html'), json=True)
-    assert any('its weights cannot be had' in o for o in json.loads(capsys.readouterr().out.splitlines()[-1])['missing'])
+    assert any('its weights are not available' in o for o in json.loads(capsys.readouterr().out.splitlines()[-1])['missing'])
     proxy_runs(str(one))
     for o in ('model.pkl',network_file): (one/o).unlink()
-    with pytest.raises(CliError, match='is no checkpoint of this library'): proxy_train(resume=str(one), quiet=True)
+    with pytest.raises(CliError, match='is not a checkpoint of this library'): proxy_train(resume=str(one), quiet=True)
     assert not mark.exists()
 
 @pytest.mark.filterwarnings('ignore:Detected pickle')
@@ -162,7 +162,7 @@ def test_a_pickle_as_suspect_is_loaded_only_if_this_call_names_it(few, made, tmp
     toml = tmp_path/'config.toml'
     toml.write_text(to_toml(changed(Config(), path=few, suspect=bad, epochs=2, **{k:v for k,v in small.items() if k!='say'})))
     for f in (lambda: train_folder(config=toml, out=tmp_path/'runs', say=noop), lambda: folder_run(config=toml)):
-        with pytest.raises(ValueError, match='loading one runs the code in it: if you trust it, say so yourself'): f()
+        with pytest.raises(ValueError, match='loading one can execute any code: if you trust this file, give suspect'): f()
     res = warm.run(warm.script, 'proxy-train', '--config', toml, '--out', tmp_path/'runs')
     assert res.returncode==2 and '--suspect' in res.stderr and not mark.exists() and not (tmp_path/'runs').exists()
     with pytest.raises(ValueError, match='is not a learner that fastai exported'): # named, it is loaded: the test can fail
@@ -177,8 +177,8 @@ def test_a_run_with_an_exported_suspect_is_gone_on_with_if_it_is_named_again(few
     with pytest.raises(KeyboardInterrupt):
         train_folder(few, tmp_path/'runs', suspect=made[0]/'model.pkl', recipe='shortcut', steps='1,p,1', cbs=Stops(), **args)
     run, = (tmp_path/'runs').iterdir()
-    with pytest.raises(ValueError, match='loading one runs the code'): resume_run(run, noop)
-    with pytest.raises(ValueError, match='did not begin with the suspect'): resume_run(run, noop, suspect=made[1])
+    with pytest.raises(ValueError, match='loading one can execute any code'): resume_run(run, noop)
+    with pytest.raises(ValueError, match='did not start with the suspect'): resume_run(run, noop, suspect=made[1])
     with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(run), lr=1., suspect=str(made[0]/'model.pkl'))
     proxy_train(resume=str(run), suspect=str(made[0]/'model.pkl'), quiet=True, export=True)
     assert finished(run) and (run/'model.pkl').exists()
@@ -248,7 +248,7 @@ def test_a_full_disk_at_the_end(few, tmp_path, monkeypatch):
     for what,state in dict(write_network='failed', _export='finished').items():
         with monkeypatch.context() as m:
             m.setattr(t, what, full)
-            with pytest.raises(OSError, match='The model cannot be written to .*make room, and run again'):
+            with pytest.raises(OSError, match='The model cannot be written to .*free some space, and resume the run'):
                 train_folder(few, tmp_path/what, export=True, **plain)
         run, = (tmp_path/what).iterdir()
         assert run_state(run)==state and not (run/'model.pkl').exists() and not list(run.glob('*.part'))
@@ -272,7 +272,7 @@ def test_other_images_are_refused(cut):
     files = get_image_files(d).sorted()
     kept = files[0].read_bytes()
     files[0].write_bytes(kept+b'more')
-    with pytest.raises(ValueError, match='The images of .* are not those that it began with.*bytes: '): resume_run(run, noop)
+    with pytest.raises(ValueError, match='The images of .* have changed since it started.*bytes: '): resume_run(run, noop)
     assert run_state(run)=='stopped'
     files[0].write_bytes(kept)
     table = (d/'labels.csv').read_text()
@@ -280,7 +280,7 @@ def test_other_images_are_refused(cut):
     with pytest.raises(ValueError, match='a different label in'): resume_run(run, noop)
     (d/'labels.csv').write_text(table)
     (run/'identity.json').write_text('{')
-    with pytest.raises(ValueError, match='cannot be read: bring it back'): resume_run(run, noop)
+    with pytest.raises(ValueError, match='cannot be read: restore it'): resume_run(run, noop)
 
 def test_a_place_that_has_moved_is_no_other_run(cut, tmp_path):
     d,run = cut
@@ -365,7 +365,7 @@ def test_how_far_a_comparison_is(few, tmp_path, stops):
     "Of so many trainings; a verdict is not that of what was added to it"
     look = lambda: [(state_of(o),runs_done(o)) for o in (tmp_path/'runs').iterdir()][0]
     seen = stops(1, lambda: [*look(), is_held(next((tmp_path/'runs').iterdir()))])
-    with pytest.raises(KeyboardInterrupt, match='Go on with: proxy-compare --resume .*compare_'): compared(few, tmp_path)
+    with pytest.raises(KeyboardInterrupt, match='Resume with: proxy-compare --resume .*compare_'): compared(few, tmp_path)
     run, = (tmp_path/'runs').iterdir()
     assert seen==[['running',(0,4),True],['running',(1,4),True]] and look()==('stopped',(1,4)) and 'stopped 1/4' in runs_table(run.parent)
     stops(9, look)

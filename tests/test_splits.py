@@ -321,19 +321,19 @@ def test_tests_are_a_section(tmp_path, monkeypatch):
     assert changed(Config(), tests=dict(x='p/a,q/r=1')) == changed(Config(), tests='x=p/a,q/r=1')
 
 @pytest.mark.parametrize('tests,words', [
-    ('plain', "'plain' of the test sets names no place"), ('=x', "'' of the test sets names no place"), ('a b=x', "'a b' is no name"),
+    ('plain', "'plain' of the test sets has no name or no path"), ('=x', "'' of the test sets has no name or no path"), ('a b=x', "'a b' is not a valid name"),
     ('valid=x', "cannot be called 'valid'"), ('train=x', "cannot be called 'train'"), ('x=a,x=b', "Two test sets are called 'x'"),
-    ('plain.a=x', "'plain.a' is no name for a test set"), (dict(x=3), "'x' of the test sets names no place"),
-    (['a'], "tests=['a'] should say a name and a place"), (dict(x='\udcff'), 'is not written in UTF-8')])
+    ('plain.a=x', "'plain.a' is not a valid name of a test set"), (dict(x=3), "'x' of the test sets has no name or no path"),
+    (['a'], "tests=['a'] should give a name and a path"), (dict(x='\udcff'), 'cannot be written in UTF-8')])
 def test_tests_that_are_none(tests, words, tmp_path):
     with pytest.raises((ValueError,TypeError), match=re.escape(words)) as e: changed(Config(), tests=tests)
     str(e.value).encode()
-    with pytest.raises(ValueError, match=r'path=/photos/caf\\xe9 is not written in UTF-8'):
+    with pytest.raises(ValueError, match=r'path=/photos/caf\\xe9 cannot be written in UTF-8'):
         changed(Config(), path=os.fsdecode(b'/photos/caf\xe9'))
 
 @pytest.mark.parametrize('toml,words', [
-    ('tests = "a"', "says tests = 'a', and [tests] is a section"), ('[tests]\nvalid = "x"', "cannot be called 'valid'"),
-    ('[tests]\nx = 3', "'x' of the test sets names no place"), ('[test]\nx = "y"', "a section [test], did you mean 'tests'?")])
+    ('tests = "a"', "contains tests = 'a', but [tests] should be a section"), ('[tests]\nvalid = "x"', "cannot be called 'valid'"),
+    ('[tests]\nx = 3', "'x' of the test sets has no name or no path"), ('[test]\nx = "y"', "an unknown section [test], did you mean 'tests'?")])
 def test_sections_that_cannot_be(toml, words, tmp_path):
     (tmp_path/'c.toml').write_text(toml)
     with pytest.raises(ValueError, match=re.escape(words)): from_toml(tmp_path/'c.toml')
@@ -386,7 +386,7 @@ def test_a_run_that_was_cut_off_is_tested_at_its_end(few, tmp_path):
     told = []
     resume_run(tmp_path/'moved'/'runs'/run.name, say=told.append)
     assert (tmp_path/'moved'/'runs'/run.name/'tests.csv').read_bytes()==was
-    assert f"The test set plain is taken from {tmp_path}/moved/photos/plain" in '\n'.join(told)
+    assert f"The test set plain is read from {tmp_path}/moved/photos/plain" in '\n'.join(told)
 
 def test_a_table_to_test_with(few, tmp_path):
     "With the columns of the training table; the same table stands for its rows of test"
@@ -463,7 +463,7 @@ def test_a_comparison_takes_the_tests_of_a_configuration(few, tmp_path):
 def test_notes_on_a_configuration():
     assert notes_on(changed(Config(), steps='1,p,2'))==notes_on(changed(Config(), steps='1,p,2', epochs=3))==notes_on(Config())==[]
     note, = notes_on(changed(Config(), steps='1,p,2', epochs=5))
-    assert 'the steps 1,p,2 are 3 epochs long, and the fit has 5: the last 2 train on' in note
+    assert 'the steps 1,p,2 cover 3 epochs, but the fit has 5: 2 epochs at the end would have no proxy step' in note
     note, = notes_on(changed(Config(), size=4))
     assert 'size=4 is small' in note and notes_on(changed(Config(), size=32))==[]
 
@@ -492,7 +492,7 @@ def test_images_are_opened_once(few, tmp_path, monkeypatch):
     look_at(changed(from_toml(run/'config.toml'), path=tmp_path/'moved'), noop, run)
     assert len(seen[3])==64 # as of a run of an older release
     (run/'checked.csv').write_text('x')
-    with pytest.raises(ValueError, match='checked.csv cannot be read .*: remove it, and all images are checked again'):
+    with pytest.raises(ValueError, match='checked.csv cannot be read .*: delete it, then all images are checked again'):
         look_at(changed(from_toml(run/'config.toml'), path=tmp_path/'moved'), noop, run)
 
 def test_copies_are_told_when_a_run_begins(few, tmp_path):
@@ -500,7 +500,7 @@ def test_copies_are_told_when_a_run_begins(few, tmp_path):
     shutil.copy(d/'a'/'0.png', d/'b'/'copy.png')
     told = []
     _,wrong = look_at(changed(Config(), path=d, workers=0, size=4, steps='1,p,2', epochs=4), told.append)
-    assert told[0].startswith('Note: size=4 is small.') and told[1].startswith('Note: the steps 1,p,2 are 3 epochs long')
+    assert told[0].startswith('Note: size=4 is small.') and told[1].startswith('Note: the steps 1,p,2 cover 3 epochs, but the fit has 4: 1 epoch at the end')
     assert wrong.problem.tolist().count('under two labels')==1 and 'tiny' not in wrong.problem.tolist()
     assert "1 under two labels: copy.png (same bytes as a/0.png; 'b' here, 'a' there)" in told
 
@@ -510,7 +510,7 @@ def test_groups_from_the_command_line(tmp_path):
     told,args = [], dict(recipe='none', epochs=1, bs=8, **small)
     run = train_folder(csv, tmp_path/'runs', group_col='who', say=told.append, **args)
     split = pd.read_csv(run/'folds.csv').assign(group=lambda d: d.file.str[:3].astype(int)//3)
-    assert not torn(split) and re.search(r'Groups of who stay together, \d+ train and \d+ validate\.', '\n'.join(told))
+    assert not torn(split) and re.search(r'Groups of who are never split: \d+ groups train and \d+ validate\.', '\n'.join(told))
     (run/'model.safetensors').unlink()
     resume_run(run, say=noop)
     assert pd.read_csv(run/'folds.csv').equals(split.drop(columns='group'))

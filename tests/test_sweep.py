@@ -100,7 +100,7 @@ def test_ctrl_c_and_the_same_goes_on(tmp_path):
             (folder/'was').write_text(f'{a} {b}')
             raise KeyboardInterrupt
         return quick(folder, a, b)
-    with pytest.raises(KeyboardInterrupt, match='goes on'): Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True)
+    with pytest.raises(KeyboardInterrupt, match='same command again to resume'): Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True)
     assert ran(tmp_path/'s').keys()=={'trial_0000','trial_0001'}
     df = Sweep(stops, grid, tmp_path/'s', 'grid').go(quiet=True).df
     assert {(o.a, o.b) for o in df.itertuples()}==ab and len(df)==6 and set(df.state)=={'complete'}
@@ -123,7 +123,7 @@ def test_a_trial_that_was_taken_for_dead_is_left_to_the_other(tmp_path):
             return dict(accuracy=100.)
         return quick(folder, a, b)
     sweep = Sweep(sleeps, grid, tmp_path/'s', 'grid')
-    with pytest.warns(ProxyWarning, match='Trial 1 was taken for dead.*left out'): sweep.go(quiet=True)
+    with pytest.warns(ProxyWarning, match='Trial 1 had no heartbeat.*discarded'): sweep.go(quiet=True)
     df = sweep.df
     assert len(df)==6 and set(df.state)=={'complete'} and df.accuracy.max()<=1 and len(ran(tmp_path/'s')['trial_0001'])==2
 
@@ -142,10 +142,10 @@ def test_another_sweep_is_refused_and_says_why(tmp_path, url, monkeypatch):
             (dict(space=grid|dict(d=.5)), 'Space, d: absent there'),
             (dict(space=dict(a=grid['a'])), 'Space, b: .* there, absent here'),
             (dict(metric='valid_loss'), 'Metric: accuracy there, valid_loss here'),
-            (dict(seed=1), 'The seed, which puts the grid in order: 0 there, 1 here'),
-            (dict(sampler='random'), 'The seed, which puts the grid in order: 0 there, absent here'),
+            (dict(seed=1), 'The seed, which orders the grid: 0 there, 1 here'),
+            (dict(sampler='random'), 'The seed, which orders the grid: 0 there, absent here'),
             (dict(run=made(2)), 'Run, inside, c: 0 there, 2 here')):
-        with pytest.raises(ValueError, match=f'holds another sweep. {words}.*name a new folder'): sweep(**kw)
+        with pytest.raises(ValueError, match=f'contains another sweep. {words}.*give a new folder'): sweep(**kw)
     assert len(sweep(sampler=samplers['grid'], pruner=None).go(2, quiet=True).df)==2
     monkeypatch.setattr(s, 'versions', lambda: dict(torch='9.9'))
     with pytest.raises(ValueError, match='Releases, .*there'): sweep()
@@ -161,7 +161,7 @@ def test_other_images_in_the_same_folder_are_refused(photos, tmp_path):
     def sweep(path, **kw): return Sweep(folder_run(path, **tiny|kw), 'area=.1,.3', tmp_path/'s', 'grid', metric='train_loss')
     sweep(photos)
     other = digits(tmp_path/'other', n=100)/'train'
-    with pytest.raises(ValueError, match=r'holds another sweep. Run, training images, number: \d+ there, \d+ here'): sweep(other)
+    with pytest.raises(ValueError, match=r'contains another sweep. Run, training images, number: \d+ there, \d+ here'): sweep(other)
     with pytest.raises(ValueError, match='Run, settings, bs: 32 there, 16 here'): sweep(photos, bs=16)
     with pytest.raises(ValueError, match='Run, training images, (bytes|digest)'): sweep(photos, seed=7) # another split
     shutil.copytree(photos, tmp_path/'moved')
@@ -180,13 +180,13 @@ def test_two_folders_of_one_name_do_not_share_a_study_of_a_database(tmp_path):
 
 def test_trials_without_a_study_and_studies_of_others(tmp_path):
     (tmp_path/'s'/'trial_0000').mkdir(parents=True)
-    with pytest.raises(ValueError, match='holds trials of another sweep'): Sweep(quick, grid, tmp_path/'s')
+    with pytest.raises(ValueError, match='contains trials of another sweep'): Sweep(quick, grid, tmp_path/'s')
     (tmp_path/'t').mkdir()
     for o in ('mine','sweep'):
         with pytest.raises(FileNotFoundError, match='no sweep in'): read_sweep(tmp_path/'t')
         optuna.create_study(study_name=o, storage=f'sqlite:///{tmp_path}/t/study.db').ask()
-    with pytest.raises(ValueError, match="The study 'sweep' was not made by a Sweep"): Sweep(quick, grid, tmp_path/'t')
-    with pytest.raises(ValueError, match='not made by a Sweep'): read_sweep(tmp_path/'t')
+    with pytest.raises(ValueError, match="The study 'sweep' was not created by a Sweep"): Sweep(quick, grid, tmp_path/'t')
+    with pytest.raises(ValueError, match='not created by a Sweep'): read_sweep(tmp_path/'t')
 
 def test_a_moved_sweep_is_read_and_gone_on_with(tmp_path):
     odd = tmp_path/'a {b} 50%?#'/'s'
@@ -246,7 +246,7 @@ def test_a_storage_that_fails_in_the_middle_is_a_sentence(tmp_path, capfd):
     def gone(folder, a, b):
         shutil.rmtree(tmp_path/'s')
         return quick(tmp_path, a, b)
-    with pytest.raises(OSError, match=r'can no longer be read or written \(.*\): once that is mended, the same again goes on'):
+    with pytest.raises(OSError, match=r'can no longer be read or written \(.*\): solve this, then run the same command again'):
         Sweep(gone, grid, tmp_path/'s', 'grid').go(quiet=True)
     storage = RDBStorage(f'sqlite:///{tmp_path}/db', engine_kwargs=dict(connect_args=dict(timeout=.1)))
     def locks(folder, a, b):
@@ -256,7 +256,7 @@ def test_a_storage_that_fails_in_the_middle_is_a_sentence(tmp_path, capfd):
             held[0].execute('BEGIN EXCLUSIVE')
         return quick(folder, a, b)
     held = []
-    with pytest.raises(OSError, match=r'database is locked\): once'):
+    with pytest.raises(OSError, match=r'database is locked\): solve'):
         Sweep(locks, grid, tmp_path/'t', 'grid', storage=storage).go(quiet=True)
     assert 'Traceback' not in capfd.readouterr().err
 
@@ -266,22 +266,22 @@ def test_a_file_that_is_no_study(tmp_path):
     with pytest.raises(OSError, match='cannot be opened .*not a database'): Sweep(quick, grid, tmp_path/'s', 'grid')
     with pytest.raises(OSError, match='cannot be opened .*not a database'): read_sweep(tmp_path/'s')
     (tmp_path/'file').touch()
-    with pytest.raises(OSError, match='cannot be opened .*name another folder'): Sweep(quick, grid, tmp_path/'file', 'grid')
+    with pytest.raises(OSError, match='cannot be opened .*give another folder'): Sweep(quick, grid, tmp_path/'file', 'grid')
 
 # ---- words
 
 @pytest.mark.parametrize('kw,words', [
-    (dict(space=dict(c=[1,2])), "no parameter 'c'"), (dict(space=dict(folder=[1,2])), 'has that already'),
-    (dict(space=dict(a=[])), "a=.* cannot be tried"), (dict(space=dict(a=[1,1])), 'twice'),
-    (dict(space=dict(a=.1)), 'Nothing varies'), (dict(space={}), 'Nothing varies'),
+    (dict(space=dict(c=[1,2])), "no parameter 'c'"), (dict(space=dict(folder=[1,2])), 'a sweep uses that name itself'),
+    (dict(space=dict(a=[])), "a=.* is not a valid space"), (dict(space=dict(a=[1,1])), 'a choice is given twice'),
+    (dict(space=dict(a=.1)), 'No parameter varies'), (dict(space={}), 'No parameter varies'),
     (dict(space=None), 'should be a dictionary'),
     (dict(space=dict(a=(2,1))), 'from a smaller'), (dict(space=dict(a=(0,1,'log'))), '`low >= 1`'),
     (dict(space=dict(a=(1,2,3))), 'a range is \\(lo, hi\\)'), (dict(space=dict(a=(1,))), 'a range is \\(lo, hi\\)'),
     (dict(space=dict(a=('x','y'))), 'choices are a list'), (dict(space=dict(a=(0.,float('nan')))), 'from a smaller'),
-    (dict(space=dict(a=[print,1])), 'give anything else a name'),
-    (dict(space='a=1..x'), 'choices are a list'), (dict(space='a'), 'should say a name'), (dict(space='a=1..2 a=3'), 'twice'),
+    (dict(space=dict(a=[print,1])), 'give any other value a name'),
+    (dict(space='a=1..x'), 'choices are a list'), (dict(space='a'), 'should be a name'), (dict(space='a=1..2 a=3'), 'given only once'),
     (dict(sampler='grit'), "did you mean 'grid'"), (dict(space=dict(a=(0.,1.)), sampler='grid'), 'a is a range'),
-    (dict(sampler=lambda space: 3), 'should be an Optuna sampler'),
+    (dict(sampler=lambda space: 3), 'should return an Optuna sampler'),
     (dict(pruner='median'), 'an argument `trial`'), (dict(pruner='medium'), "did you mean 'median'"),
     (dict(run=min), 'have no known names'),
     (dict(seed=-1), 'seed=-1'), (dict(seed=1.5), 'whole number'), (dict(metric=3), 'metric=3'), (dict(run=3), 'should be a function'),
@@ -296,9 +296,9 @@ def test_go_says_how_many(tmp_path):
     sweep = Sweep(quick, dict(a=(0.,1.)), tmp_path/'s')
     for n,words in ((0, 'n=0'), (2.5, 'n=2.5'), (True, 'n=True')):
         with pytest.raises((TypeError,ValueError), match=words): sweep.go(n)
-    with pytest.raises(ValueError, match='to be looked at'): read_sweep(tmp_path/'s').go(3)
+    with pytest.raises(ValueError, match='opened for reading'): read_sweep(tmp_path/'s').go(3)
     with pytest.raises(FileNotFoundError, match='no sweep in'): read_sweep(tmp_path/'none')
-    assert not len(sweep.df) and not len(sweep.table()) and 'nothing run yet' in repr(sweep) and not (tmp_path/'none').exists()
+    assert not len(sweep.df) and not len(sweep.table()) and 'no trial yet' in repr(sweep) and not (tmp_path/'none').exists()
 
 def test_what_is_told(tmp_path, capsys):
     Sweep(quick, grid, tmp_path/'s', 'grid').go(2)
@@ -362,7 +362,7 @@ def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprin
             (dict(space='area=-1..0.2'), 'area=-1'),
             (dict(space='size=16,x'), 'should be a whole number'),
             (dict(space='area=.1,.2', metric='acuracy'), "did you mean 'accuracy'"),
-            (dict(space='area=.1,.2', metric='plain.accuracy'), "tells no 'plain.accuracy'"),
+            (dict(space='area=.1,.2', metric='plain.accuracy'), "has no metric 'plain.accuracy'"),
             (dict(space='area=.1,.2', folder=photos/'sweep'), 'nothing is ever written there'),
             (dict(space='folds=2,3', pruner='median'), 'neither with folds')):
         with pytest.raises((ValueError,TypeError), match=words): Sweep(run, **dict(folder=tmp_path/'s')|kw)
@@ -372,7 +372,7 @@ def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprin
 
 def test_metrics_of_test_sets_and_the_warning_without_them(photos, tmp_path):
     run = folder_run(photos, **tiny)
-    with pytest.warns(ProxyWarning, match='accuracy is that of validation.*votes against the cure'): Sweep(run, 'area=.1,.2', tmp_path/'s')
+    with pytest.warns(ProxyWarning, match='accuracy is measured on validation images.*use the shortcut'): Sweep(run, 'area=.1,.2', tmp_path/'s')
     with warnings.catch_warnings():
         warnings.simplefilter('error', ProxyWarning)
         Sweep(run, 'lr=.1,.2', tmp_path/'t')
@@ -381,7 +381,7 @@ def test_metrics_of_test_sets_and_the_warning_without_them(photos, tmp_path):
         Sweep(run, 'area=.1,.2', tmp_path/'v')
         assert Sweep(run, 'area=.1,.2', tmp_path/'w', metric='flipped.loss').study.direction.name=='MINIMIZE'
         assert Sweep(run, 'area=.1,.2', tmp_path/'x', metric='flipped.accuracy').study.direction.name=='MAXIMIZE'
-    with pytest.raises(ValueError, match="There are: .*flipped.accuracy"): Sweep(run, 'area=.1,.2', tmp_path/'y', metric='fliped.accuracy')
+    with pytest.raises(ValueError, match="Available: .*flipped.accuracy"): Sweep(run, 'area=.1,.2', tmp_path/'y', metric='fliped.accuracy')
     with pytest.raises(ValueError, match='nor with the metric of a test set .here flipped.accuracy'):
         Sweep(run, 'area=.1,.2', tmp_path/'y', metric='flipped.accuracy', pruner='median')
 
@@ -394,7 +394,7 @@ def test_a_configuration_begins_it_and_images_are_decoded_once(photos, tmp_path,
     told = []
     sweep = sweep_folder(photos, 'lr=.01,.001', out=tmp_path/'s', sampler='grid', metric='valid_loss', config=toml,
         say=told.append, recipe='none')
-    assert any('no use for steps, share, rule, area' in o for o in told) and any('keeps its length: 2 epochs' in o for o in told)
+    assert any('does not use them: steps, share, rule, area' in o for o in told) and any('keeps its length: 2 epochs' in o for o in told)
     assert sweep._done('complete')==2 and len(decoded)==len(set(decoded))==len(sweep.run.images)
     assert any('2 complete' in o for o in told) and (tmp_path/'s'/'slice.png').exists()
     one = tmp_path/'s'/'trial_0000' # as if the process had gone after the training, and before it said so
@@ -441,4 +441,4 @@ def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, c
     proxy_sweep(str(photos), space='area=0.1,0.3 fill=swap', sampler='grid', metric='valid_loss', out=str(tmp_path/'s'), json=True, **tiny)
     told = json.loads(capsys.readouterr().out)
     assert told['complete']==2 and told['best']['valid_loss']==df.valid_loss.min()
-    with pytest.raises(CliError, match='Say what varies'): proxy_sweep(str(photos))
+    with pytest.raises(CliError, match='Give the parameters to vary'): proxy_sweep(str(photos))

@@ -2,7 +2,7 @@
 const form = document.getElementById('filter')
 if (form) {
   const first = document.getElementById('shots'),
-    rest = document.getElementById('rest'), // what unfolds, where there are more than fit the first box
+    rest = document.getElementById('rest'), // the part that unfolds, if there are more pictures than the first box shows
     boxes = rest ? [first, document.getElementById('more')] : [first],
     told = document.getElementById('told'),
     shots = boxes.flatMap(o => [...o.children]),
@@ -10,7 +10,7 @@ if (form) {
 
   // Layers of one picture
   const layers = s => [...s.querySelectorAll('.l')]
-  const show = (s, k) => { // the layer called k; without one of that name the original
+  const show = (s, k) => { // the layer called k, or the original if there is none
     let name = 'original'
     s.dataset.k = 0
     for (const l of layers(s)) {
@@ -45,7 +45,7 @@ if (form) {
       rest.hidden = n <= most
       rest.firstElementChild.textContent = n - most == 1 ? '1 more picture' : `${n - most} more pictures`
     }
-    told.textContent = n ? `${n} of ${shots.length} pictures` : 'No picture is like that.'
+    told.textContent = n ? `${n} of ${shots.length} pictures` : 'No picture matches.'
   }
 
   // The bar above them
@@ -71,7 +71,7 @@ if (form) {
   }
   filter()
 
-  addEventListener('beforeprint', () => { // on paper heat lies over the picture again, beside it
+  addEventListener('beforeprint', () => { // on paper, each heatmap is drawn over a second copy of the picture
     for (const s of shots)
       for (const l of s.querySelectorAll('.heat')) l.style.backgroundImage = `url(${s.querySelector('img').src})`
   })
