@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 import pandas as pd, pytest, torch, warm, yaml
 from fastcore.docments import docments
+from plain_english import found, lines_of, patterns
 from fastai.vision.all import *
 import proxy_attention
 from proxy_attention.all import *
@@ -71,6 +72,30 @@ def test_the_two_rules_can_fail():
     ): pass
     assert undocumented(f)==['a']
     assert len(list(public()))>200 and 'Learner.fit_proxy' in dict(public()) and 'plot_drift' in dict(methods(ProxyInterpretation))
+
+# ---- plain English
+
+pages = [*sorted(root.glob('*.md')), *nbs]
+
+@pytest.mark.parametrize('f', pages, ids=lambda f: f.relative_to(root).as_posix())
+def test_plain_english(f):
+    "No riddles in pages, docstrings, docments, which are the help lines too, and errors; `plain_english.py` has the list"
+    bad = [f'{f.relative_to(root)}:{at} {words!r} → {instead}' for at,line in lines_of(f) for words,instead in found(line)]
+    assert not bad, '\n'+'\n'.join(bad)
+
+def test_each_pattern_finds_its_example_and_not_its_replacement():
+    for pattern,instead,example in patterns:
+        assert re.search(pattern, example), f'{pattern} does not find {example!r}'
+        assert not found(instead), instead
+
+def test_docments_strings_and_pages_are_read(tmp_path):
+    (tmp_path/'page.md').write_text('Good.\nThere are: two')
+    nb = dict(cells=[dict(id='1', cell_type='markdown', source=['What is found by itself']),
+        dict(id='2', cell_type='code', source=['%matplotlib inline\n', 'x = f"{1}: predicted otherwise" # At most so many\n', 'found_by_itself = 1'])])
+    (tmp_path/'nb.ipynb').write_text(json.dumps(nb))
+    assert [(at,*o) for f in ('page.md','nb.ipynb') for at,l in lines_of(tmp_path/f) for o in found(l)]==[
+        (2,'There are: ','Available: …'), ('1:1','found by itself','auto-detected'),
+        ('2:2','predicted otherwise','misclassified, predicted as another class'), ('2:2','At most so many','the maximum number of')]
 
 # ---- objects as Jupyter shows them
 
