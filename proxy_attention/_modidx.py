@@ -2966,4 +2966,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                  'proxy_attention.report.sections.what_was_run': ( 'report/sections.html#what_was_run',
                                                                                                    'proxy_attention/report/sections.py'),
                                                  'proxy_attention.report.sections.with_code': ( 'report/sections.html#with_code',
-                                                                                                'proxy_attention/report/sections.py')}}}
+                                                                                                'proxy_attention/report/sections.py')},
+            'proxy_attention.skill': {'proxy_attention.skill.skill_md': ('skill.html#skill_md', 'proxy_attention/skill.py')}}}

@@ -91,7 +91,8 @@ def test_each_pattern_finds_its_example_and_not_its_replacement():
 def test_docments_strings_and_pages_are_read(tmp_path):
     (tmp_path/'page.md').write_text('Good.\nThere are: two')
     nb = dict(cells=[dict(id='1', cell_type='markdown', source=['What is found by itself']),
-        dict(id='2', cell_type='code', source=['%matplotlib inline\n', 'x = f"{1}: predicted otherwise" # At most so many\n', 'found_by_itself = 1'])])
+        dict(id='2', cell_type='code',
+             source=['%matplotlib inline\n', 'x = f"{1}: predicted otherwise" # At most so many\n', 'found_by_itself = 1'])])
     (tmp_path/'nb.ipynb').write_text(json.dumps(nb))
     assert [(at,*o) for f in ('page.md','nb.ipynb') for at,l in lines_of(tmp_path/f) for o in found(l)]==[
         (2,'There are: ','Available: …'), ('1:1','found by itself','auto-detected'),
