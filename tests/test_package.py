@@ -12,8 +12,8 @@ cfg.read(root/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 project = tomli.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']
 nbs = sorted(root.glob('nbs/**/*.ipynb'))
-wings = ('core','data','attribution','masking','interpret','proxy','experiment','report','cli','skill')
-alone = ('core','cli','skill') # each a module of its own, not a package
+wings = ('core','data','attribution','masking','interpret','proxy','experiment','report','cli','skill','cards')
+alone = ('core','cli','skill','cards') # each a module of its own, not a package
 modules = [f for f in sorted((root/cfg['lib_name']).rglob('*.py')) if f.name not in ('__init__.py','_modidx.py','all.py')]
 pytestmark = pytest.mark.limit(120)
 
