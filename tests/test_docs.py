@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 import pandas as pd, pytest, torch, warm, yaml
 from fastcore.docments import docments
+from test_package import slug
 from plain_english import found, lines_of, patterns
 from fastai.vision.all import *
 import proxy_attention
@@ -188,6 +189,40 @@ def test_every_notebook_is_in_the_sidebar_once():
     def pages(o): return [o] if isinstance(o, str) else [p for e in o['contents'] for p in pages(e)]
     there = pages(yaml.safe_load((root/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar'])
     assert sorted(there)==sorted(f.relative_to(root/'nbs').as_posix() for f in nbs)
+
+def markdown_of(f):
+    return [''.join(c['source']) for c in json.loads(f.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='markdown']
+
+@pytest.mark.parametrize('f', nbs, ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
+def test_every_page_has_a_title_and_a_description(f):
+    "One line each: Quarto shows the second below the first, and a search engine in its list"
+    title,_,about = markdown_of(f)[0].split('\n')[:3]
+    assert re.fullmatch(r'# \S.*', title) and re.fullmatch(r'> \S.{10,}', about), (title,about)
+
+def broken_links(f, base):
+    "Links of a page that lead to no file, or to no heading of one"
+    bad = []
+    for text in markdown_of(f):
+        for to in re.findall(r'\]\(([^)\s]+)\)', re.sub(r'^```.*?^```|`[^`]*`', '', text, flags=re.S|re.M)):
+            if re.match(r'https?:|mailto:', to): continue
+            there,_,anchor = to.partition('#')
+            page = (f.parent/there).resolve() if there else f
+            inside = page.is_file() and page.is_relative_to(base)
+            if not inside: bad.append(to)
+            elif anchor and anchor not in {slug(o) for t in markdown_of(page) for o in re.findall(r'^#+ (.+)$', t, re.M)}: bad.append(to)
+    return bad
+
+@pytest.mark.parametrize('f', nbs, ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
+def test_links_between_pages_lead_somewhere(f): assert not broken_links(f, root/'nbs')
+
+def test_a_broken_link_is_found(tmp_path):
+    def page(name, *cells):
+        (tmp_path/name).write_text(json.dumps(dict(cells=[dict(cell_type='markdown', source=[o]) for o in cells])))
+        return tmp_path/name
+    page('b.ipynb', '# b', '## Two words, and more')
+    f = page('a.ipynb', '[ok](b.ipynb) [ok](b.ipynb#two-words-and-more) [ok](https://x.y) `[no link](z)`',
+             '[1](c.ipynb) [2](b.ipynb#three) [3](../d.md)')
+    assert broken_links(f, tmp_path)==['c.ipynb','b.ipynb#three','../d.md']
 
 def make_pages(folder, names):
     "nbdev's own step before Quarto, on some notebooks, in a copy"

@@ -74,7 +74,8 @@ def test_notebooks_lie_in_the_folder_of_their_wing_in_reading_order():
         for nb in found: assert nb.stem[3:]==place(nb)[0].split('.')[-1]
 
 def test_wings_say_what_they_are():
-    for wing in set(wings)-set(alone): assert ast.get_docstring(ast.parse((root/cfg['lib_name']/wing/'__init__.py').read_text(encoding='utf-8')))
+    for wing in set(wings)-set(alone):
+        assert ast.get_docstring(ast.parse((root/cfg['lib_name']/wing/'__init__.py').read_text(encoding='utf-8')))
 
 def sources():
     "Every piece of Python in the repository: its name and its text"
