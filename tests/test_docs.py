@@ -4,6 +4,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 import pandas as pd, pytest, torch, warm, yaml
 from fastcore.docments import docments
+from test_package import slug
+from plain_english import found, lines_of, patterns
 from fastai.vision.all import *
 import proxy_attention
 from proxy_attention.all import *
@@ -71,6 +73,31 @@ def test_the_two_rules_can_fail():
     ): pass
     assert undocumented(f)==['a']
     assert len(list(public()))>200 and 'Learner.fit_proxy' in dict(public()) and 'plot_drift' in dict(methods(ProxyInterpretation))
+
+# ---- plain English
+
+pages = [*sorted(root.glob('*.md')), *nbs]
+
+@pytest.mark.parametrize('f', pages, ids=lambda f: f.relative_to(root).as_posix())
+def test_plain_english(f):
+    "No riddles in pages, docstrings, docments, which are the help lines too, and errors; `plain_english.py` has the list"
+    bad = [f'{f.relative_to(root)}:{at} {words!r} → {instead}' for at,line in lines_of(f) for words,instead in found(line)]
+    assert not bad, '\n'+'\n'.join(bad)
+
+def test_each_pattern_finds_its_example_and_not_its_replacement():
+    for pattern,instead,example in patterns:
+        assert re.search(pattern, example), f'{pattern} does not find {example!r}'
+        assert not found(instead), instead
+
+def test_docments_strings_and_pages_are_read(tmp_path):
+    (tmp_path/'page.md').write_text('Good.\nThere are: two')
+    nb = dict(cells=[dict(id='1', cell_type='markdown', source=['What is found by itself']),
+        dict(id='2', cell_type='code',
+             source=['%matplotlib inline\n', 'x = f"{1}: predicted otherwise" # At most so many\n', 'found_by_itself = 1'])])
+    (tmp_path/'nb.ipynb').write_text(json.dumps(nb))
+    assert [(at,*o) for f in ('page.md','nb.ipynb') for at,l in lines_of(tmp_path/f) for o in found(l)]==[
+        (2,'There are: ','Available: …'), ('1:1','found by itself','auto-detected'),
+        ('2:2','predicted otherwise','misclassified, predicted as another class'), ('2:2','At most so many','the maximum number of')]
 
 # ---- objects as Jupyter shows them
 
@@ -162,6 +189,40 @@ def test_every_notebook_is_in_the_sidebar_once():
     def pages(o): return [o] if isinstance(o, str) else [p for e in o['contents'] for p in pages(e)]
     there = pages(yaml.safe_load((root/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar'])
     assert sorted(there)==sorted(f.relative_to(root/'nbs').as_posix() for f in nbs)
+
+def markdown_of(f):
+    return [''.join(c['source']) for c in json.loads(f.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='markdown']
+
+@pytest.mark.parametrize('f', nbs, ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
+def test_every_page_has_a_title_and_a_description(f):
+    "One line each: Quarto shows the second below the first, and a search engine in its list"
+    title,_,about = markdown_of(f)[0].split('\n')[:3]
+    assert re.fullmatch(r'# \S.*', title) and re.fullmatch(r'> \S.{10,}', about), (title,about)
+
+def broken_links(f, base):
+    "Links of a page that lead to no file, or to no heading of one"
+    bad = []
+    for text in markdown_of(f):
+        for to in re.findall(r'\]\(([^)\s]+)\)', re.sub(r'^```.*?^```|`[^`]*`', '', text, flags=re.S|re.M)):
+            if re.match(r'https?:|mailto:', to): continue
+            there,_,anchor = to.partition('#')
+            page = (f.parent/there).resolve() if there else f
+            inside = page.is_file() and page.is_relative_to(base)
+            if not inside: bad.append(to)
+            elif anchor and anchor not in {slug(o) for t in markdown_of(page) for o in re.findall(r'^#+ (.+)$', t, re.M)}: bad.append(to)
+    return bad
+
+@pytest.mark.parametrize('f', nbs, ids=lambda f: f.relative_to(root/'nbs').with_suffix('').as_posix())
+def test_links_between_pages_lead_somewhere(f): assert not broken_links(f, root/'nbs')
+
+def test_a_broken_link_is_found(tmp_path):
+    def page(name, *cells):
+        (tmp_path/name).write_text(json.dumps(dict(cells=[dict(cell_type='markdown', source=[o]) for o in cells])))
+        return tmp_path/name
+    page('b.ipynb', '# b', '## Two words, and more')
+    f = page('a.ipynb', '[ok](b.ipynb) [ok](b.ipynb#two-words-and-more) [ok](https://x.y) `[no link](z)`',
+             '[1](c.ipynb) [2](b.ipynb#three) [3](../d.md)')
+    assert broken_links(f, tmp_path)==['c.ipynb','b.ipynb#three','../d.md']
 
 def make_pages(folder, names):
     "nbdev's own step before Quarto, on some notebooks, in a copy"

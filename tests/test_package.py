@@ -1,22 +1,25 @@
 "The house: metadata, floors, notebooks and modules in step, the README and its source"
 import ast, configparser, filecmp, importlib.metadata, json, re, runpy, shutil, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, tomli, yaml
 from fastcore.nbio import read_nb
+import proxy_attention.skill
 from proxy_attention.proxy.recipes import recipe_table
 
 root = Path(__file__).parent.parent
 cfg = configparser.ConfigParser(interpolation=None)
 cfg.read(root/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
+project = tomli.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']
 nbs = sorted(root.glob('nbs/**/*.ipynb'))
-wings = ('core','data','attribution','masking','interpret','proxy','experiment','report','cli')
+wings = ('core','data','attribution','masking','interpret','proxy','experiment','report','cli','skill','cards')
+alone = ('core','cli','skill','cards') # each a module of its own, not a package
 modules = [f for f in sorted((root/cfg['lib_name']).rglob('*.py')) if f.name not in ('__init__.py','_modidx.py','all.py')]
 pytestmark = pytest.mark.limit(120)
 
 def test_settings_setup_and_installed_package_agree():
     meta = importlib.metadata.metadata('proxy_attention')
-    assert meta['Name'].replace('-','_')==cfg['lib_name'] and meta['Version']==cfg['version'] and meta['Summary']==cfg['description']
+    assert meta['Name'].replace('-','_')==cfg['lib_name'] and meta['Version']==cfg['version'] and meta['Summary']==project['description']
     assert meta['Requires-Python']==f">={cfg['min_python']}"
     assert set(meta.get_all('Provides-Extra'))=={'dev','multi-gpu'} 
     norm = lambda o: re.sub(r'\s', '', o)
@@ -24,6 +27,9 @@ def test_settings_setup_and_installed_package_agree():
     assert set(needs)=={norm(o) for k in ('requirements','dev_requirements') for o in cfg[k].split()}|{'accelerate'}
     scripts = {f'{o.name}={o.value}' for o in importlib.metadata.distribution('proxy_attention').entry_points if o.group=='console_scripts'}
     assert scripts=={o.strip() for o in cfg['console_scripts'].splitlines() if o.strip()}
+    assert meta.get_all('Classifier')==cfg['classifiers'].strip().splitlines() and 'urls' not in project
+    skills = [o.load() for o in importlib.metadata.distribution('proxy_attention').entry_points if o.group=='pyskills']
+    assert skills==[proxy_attention.skill]
 
 def test_setup_does_without_pkg_resources(): assert 'pkg_resources' not in (root/'setup.py').read_text(encoding='utf-8')
 
@@ -32,7 +38,8 @@ def test_top_level():
     if tracked.returncode: pytest.skip('not a git checkout')
     top = {o.split('/')[0] for o in tracked.stdout.split()}
     assert top == {'nbs','proxy_attention','settings.ini','setup.py','tests','README.md','CONTRIBUTING.md','pyproject.toml',
-        'LICENSE','.gitignore','.ci','benchmarks'}
+        'LICENSE','.gitignore','.ci','.github','benchmarks',
+        'CHANGELOG.md','CITATION.cff','CODE_OF_CONDUCT.md','SECURITY.md','MANIFEST.in'}
 
 def place(nb):
     "The module that a notebook writes, and its place in the house: the wing, then the number of the notebook within it"
@@ -62,12 +69,13 @@ def test_a_module_imports_only_wings_and_modules_before_it():
 def test_notebooks_lie_in_the_folder_of_their_wing_in_reading_order():
     for wing in wings:
         found = [nb for nb in nbs if (o := place(nb)) and o[0].split('.')[0]==wing]
-        assert found and {nb.parent.name for nb in found}=={wing if wing not in ('core','cli') else 'nbs'}
-        if wing not in ('core','cli'): assert [nb.name[:3] for nb in found]==[f'{i:02}_' for i in range(len(found))]
+        assert found and {nb.parent.name for nb in found}=={wing if wing not in alone else 'nbs'}
+        if wing not in alone: assert [nb.name[:3] for nb in found]==[f'{i:02}_' for i in range(len(found))]
         for nb in found: assert nb.stem[3:]==place(nb)[0].split('.')[-1]
 
 def test_wings_say_what_they_are():
-    for wing in wings[1:-1]: assert ast.get_docstring(ast.parse((root/cfg['lib_name']/wing/'__init__.py').read_text(encoding='utf-8')))
+    for wing in set(wings)-set(alone):
+        assert ast.get_docstring(ast.parse((root/cfg['lib_name']/wing/'__init__.py').read_text(encoding='utf-8')))
 
 def sources():
     "Every piece of Python in the repository: its name and its text"
@@ -142,7 +150,7 @@ def test_every_fault_of_the_mutants_can_still_be_made():
 
 def readme():
     "`index.ipynb` as Markdown: its text and its code, without outputs; its links begin at the top of the repository"
-    cells = [(c.cell_type, c.source.strip()) for c in read_nb(root/'nbs'/'index.ipynb').cells]
+    cells = [(c.cell_type, c.source.removeprefix('#| export').strip()) for c in read_nb(root/'nbs'/'index.ipynb').cells]
     text = '\n\n'.join(src if kind=='markdown' else f'```python\n{src}\n```' for kind,src in cells if src and '#| hide' not in src)
     return re.sub(r'\]\((?!https?:|#)', '](nbs/', text) + '\n'
 
@@ -183,9 +191,54 @@ def test_the_map_of_contributing_has_every_module():
     mapped = [f'{wing}.{o}' if o else wing for wing,of in rows for o in re.findall(r'`(\w+)`', of) or ['']]
     assert mapped==[name for name,_ in sorted(house.items(), key=lambda o: o[1])], 'the map has other modules, or in another order'
 
+# ---- for programs that read, and for those who publish
+
+def llms_ctx():
+    "`llms.txt`, which nbdev writes, with what it points to: the README, and the docstrings of its modules"
+    head = (root/'nbs'/'llms.txt').read_text(encoding='utf-8').partition('## Modules')
+    named = re.findall(r'^- `([^`]+)`', head[2], re.M)
+    docs = [('README',readme()), *((o,importlib.import_module(o).__doc__) for o in named)]
+    each = '\n'.join(f'<doc title="{k}">\n{v.strip()}\n</doc>' for k,v in docs)
+    return f'<project title="proxy_attention" summary="{project["description"]}">\n<docs>\n{each}\n</docs>\n</project>\n'
+
+def test_what_an_assistant_reads():
+    assert (root/'nbs'/'llms-ctx.txt').read_text(encoding='utf-8')==llms_ctx(), 'run `python tests/test_package.py`'
+    text = (root/'nbs'/'llms.txt').read_text(encoding='utf-8')
+    assert f'> {project["description"]}' in text and '`fit_proxy`' in text and '`proxy_attention.skill`' in text
+    _,front,body = proxy_attention.skill.skill_md().split('---\n', 2)
+    assert {*yaml.safe_load(front)}=={'name','description'} and 'probe(learn)' in body
+
+def test_the_source_distribution_can_be_installed(tmp_path):
+    "It has all that its own setup.py reads, which is not so without MANIFEST.in"
+    (tmp_path/'tree').mkdir()
+    d = copy_of(tmp_path/'tree')
+    for o in ('setup.py','MANIFEST.in','LICENSE'): shutil.copy(root/o, d)
+    def setup(*args, cwd):
+        return subprocess.run([sys.executable,'setup.py',*args], cwd=cwd, capture_output=True, text=True, check=True).stdout
+    setup('-q', 'sdist', '-d', str(tmp_path/'dist'), cwd=d)
+    packed, = (tmp_path/'dist').iterdir()
+    shutil.unpack_archive(packed, tmp_path/'there')
+    there, = (tmp_path/'there').iterdir()
+    assert setup('--version', cwd=there).strip().endswith(cfg['version'])
+    assert {'report.css','page.js'}<={f.name for f in there.rglob('*')}
+
+def test_citation_and_changelog_know_the_version():
+    cff = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert (cff['version'],cff['license'],cff['abstract'])==(cfg['version'],cfg['license'],project['description'])
+    assert re.search(r'^## (\S+)', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[1]==cfg['version']
+
+def test_workflows_and_templates():
+    found = {f.name:yaml.safe_load(f.read_text(encoding='utf-8')) for f in (root/'.github').rglob('*.yml')}
+    matrix = found['test.yml']['jobs']['test']['strategy']['matrix']
+    assert matrix==dict(os=['ubuntu-latest','macos-latest'], python=['3.10','3.12','3.13']) and matrix['python'][0]==cfg['min_python']
+    assert [o['run'] for o in found['test.yml']['jobs']['test']['steps'] if 'run' in o]==['pip install -e ".[dev]"','pytest','codespell']
+    assert found['deploy.yml']['jobs']['deploy']['needs']=='build'
+    assert all({'name','description','body'}<=set(o) for k,o in found.items() if k in ('bug.yml','idea.yml','result.yml'))
+
 def write_readme():
-    "README.md from `index.ipynb`, and the table of recipes into CONTRIBUTING.md"
+    "README.md from `index.ipynb`, the table of recipes into CONTRIBUTING.md, and llms-ctx.txt from llms.txt"
     (root/'README.md').write_text(readme(), encoding='utf-8')
     (root/'CONTRIBUTING.md').write_text(with_recipes(contributing()), encoding='utf-8')
+    (root/'nbs'/'llms-ctx.txt').write_text(llms_ctx(), encoding='utf-8')
 
 if __name__=='__main__': write_readme()

@@ -141,7 +141,7 @@ class ProxyAttention(Callback):
         area:float=None, # Share of the image that rule='area' masks; None: a tenth
         donor='previous', # Whose pixels a swap brings in: 'previous', 'balanced', 'other_class', 'same_class', 'alike', or a function
         balance:bool=False, # Draw the training items of each class equally often while proxies are served?
-        labels='own', # Whose label a proxy carries: its own ('own'), or also the donor's by heat ('mix') or by area ('mix_area')
+        labels='own', # Labels of a proxy: its own ('own'), or also that of the donor, by heat ('mix') or by area ('mix_area')
         steps=None, # When: [5,'p',9] or '5,p,9', `Plateau(…)`, or a function `(epoch, n_epoch) -> bool` or -> arguments of this step's rule
         across:int=None, # One schedule over several fits, so many epochs in all (`fine_tune(5)` has 6); None: each fit has its own
         mode:str='replace', # 'replace': in place of the original; 'augment': beside it

@@ -496,13 +496,15 @@ Recipe('snapmix', 'Nothing is known to be wrong, and classes are fine-grained: '
     fails='A fit that is too short to learn from mixed images ends below the plain one.',
     source='SnapMix: Huang et al. 2021, arXiv 2012.04846. It renews heat with each batch')
 
-Recipe('saliencymix', 'Nothing is known to be wrong: the box around the hottest pixel of another image comes in, and both labels count by area',
+Recipe('saliencymix', 'Nothing is known to be wrong: the box around the hottest pixel of another image comes in, '
+       'and both labels count by area',
     dict(_renewed, target='label', rule='hottest_box', alpha=1., fill='swap_theirs', labels='mix_area'), one_cycle,
     cost='heat of the training set every fifth epoch',
     fails='A fit that is too short to learn from mixed images ends below the plain one.',
     source='SaliencyMix: Uddin et al. 2021, arXiv 2006.01791. Its saliency needs no network: it is that of a detector')
 
-Recipe('attentive_cutmix', 'Nothing is known to be wrong: the hottest eighth of another image comes in where it is, and both labels count by area',
+Recipe('attentive_cutmix', 'Nothing is known to be wrong: the hottest eighth of another image comes in where it is, '
+       'and both labels count by area',
     dict(_renewed, target='label', rule='top_cells', cells=6/49, fill='swap_theirs', labels='mix_area'), one_cycle,
     cost='heat of the training set every fifth epoch',
     fails='A fit that is too short to learn from mixed images ends below the plain one.',
