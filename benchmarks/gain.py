@@ -3,9 +3,9 @@
 Every arm is trained on data in which nobody planted anything, with every seed. Each run is appended to OUT/BED.jsonl when it is done, and
 the same command goes on where it was stopped, in as many processes and on as many calls as you like; a run that fails is written down in
 OUT/failed, and the others go on. At the end the tables are written: `gain.csv`, a row per run, and `gain_stats.csv`, the paired
-differences. `--equal_seconds` adds, for each arm, the plain fit that is as many epochs longer as the arm has taken more time.
+differences. `--equal-seconds` adds, for each arm, the plain fit that is as many epochs longer as the arm has taken more time.
 `--tune` asks each recipe for several chances `p`, and sees validation images alone.
-`--gather` trains nothing. DATA is described in `gain_beds.py`. On a GPU the networks train in bfloat16, here as well if it can."""
+`--gather-only` trains nothing. DATA is described in `gain_beds.py`. On a GPU the networks train in bfloat16, here as well if it can."""
 import json, re, subprocess, sys, time, traceback, warnings
 from functools import partial
 from pathlib import Path
@@ -13,66 +13,81 @@ import numpy as np, pandas as pd, torch
 from fastcore.script import call_parse, store_true
 from filelock import FileLock, Timeout
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.learner import Recorder
 from fastai.torch_core import default_device
 from proxy_attention.attribution.cams import half_type
 from proxy_attention.core import by_name
-from proxy_attention.experiment.arms import arms, find_arm, fit_plain, split_arms
+from proxy_attention.experiment.arms import find_arm, mixing_batches, random_erasing, split_arms, with_proxies
 from proxy_attention.experiment.compare import Comparison, paired, run_arm
 from proxy_attention.experiment.identity import refuse_other, versions, what_is
 from proxy_attention.interpret.heats import heat_on
 from proxy_attention.interpret.metrics import pointing_game
-from proxy_attention.proxy.recipes import recipes
+from proxy_attention.proxy.recipes import one_cycle, recipes
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import Pictures, beds, learner, taken, tests
 
-usual = ('no proxy','more steps','random erasing','cutout','mixup','cutmix','random rest',
-         'keep','vitamin','snapmix','saliencymix','attentive_cutmix','default','background')
-baseline = 'no proxy'
+usual = ('one cycle','erasing(p=0.5)','mixup','cutmix','random box','random rest','keep','vitamin','snapmix','saliencymix',
+         'attentive_cutmix','default')
+baseline = 'one cycle' # as the recipes for data where nothing is wrong are fitted
 chances = (.25,.5,.75,1.)
 
 # what an arm is
 
+def by_chance(mixer):
+    "`MixUp` or `CutMix` on a share of the batches"
+    class Mixed(mixer):
+        def __init__(self, p=1., **kwargs):
+            super().__init__(**kwargs)
+            self.p = p
+        def before_batch(self):
+            if torch.rand(1).item()<self.p: return super().before_batch()
+            self.yb1,self.lam = tuple(self.learn.yb),torch.ones(1, device=self.x.device)
+    return Mixed
+
+twins = dict( # the controls with their chance, so that they get the same search as the recipes
+    erasing=lambda p: partial(random_erasing, fit=one_cycle, p=p),
+    mixup=lambda p: mixing_batches(by_chance(MixUp), p=p), cutmix=lambda p: mixing_batches(by_chance(CutMix), p=p))
+twins |= {'random rest':lambda p: with_proxies('vitamin', rule='random_rest', p=p),
+          'random box':lambda p: with_proxies('saliencymix', rule='box', fill='swap', p=p)}
+
 def for_epochs(learn, epochs, lr, n): # as long as another arm has taken
-    fit_plain(learn, n, lr)
+    one_cycle(learn, n, lr)
 
 def longer(n): return f'{baseline} ({n} epochs)'
 
 def arm_of(name):
-    "The arm of a name, also of `longer`"
-    found = re.fullmatch(rf'{baseline} \((\d+) epochs\)', name)
-    return partial(for_epochs, n=int(found[1])) if found else find_arm(name)
-
-def asked_arms(text):
-    "The names that are asked for; of the usual ones those that this release has, and the others are told"
-    if text: return split_arms(text)
-    if gone := [o for o in usual if o not in arms]: print(f"This release has no {', '.join(gone)}.", flush=True)
-    return [o for o in usual if o in arms]
+    "The arm of a name, also of `longer` and of a twin with its chance"
+    what,n,p = re.fullmatch(r'(.*?)(?: \((\d+) epochs\)|\(p=([\d.]+)\))?', name).groups()
+    if n and what==baseline: return partial(for_epochs, n=int(n))
+    return twins[what](float(p)) if p and what in twins else find_arm(name)
 
 def searched(names):
-    "Each recipe with every chance that is tried; what has none as it is"
-    return [o for name in names for o in ([f'{name}(p={p})' for p in chances] if name in recipes and '(' not in name else [name])]
+    "Each recipe and each twin with every chance that is tried; what has none as it is"
+    bare = [o.removesuffix('(p=0.5)') for o in names]
+    return [o for name in bare for o in ([f'{name}(p={p})' for p in chances] if name in (*recipes,*twins) else [name])]
 
 # what a run measures
 
 class Curve(Callback):
-    "Accuracy on the validation images after each epoch, and what it has cost so far: images trained on, seconds"
+    "Accuracy on the validation images after each epoch, and what it has cost so far: images trained on, seconds (of the processor on a CPU)"
     order,remove_on_fetch = Recorder.order+1,True
     def __init__(self): self.rows,self.trained,self.validated,self.passed,self.began,self.hook = [],0,0,0,None,None
     def seen(self, model, args): self.passed += len(args[0])
     def before_fit(self):
-        self.began = self.began or time.perf_counter()
+        self.clock = time.process_time if self.dls.device.type=='cpu' else time.perf_counter # others may be at work here
+        self.began = self.began or self.clock()
         self.hook = self.learn.model.register_forward_pre_hook(self.seen)
     def after_fit(self): self.hook.remove()
     def after_batch(self):
         if self.training: self.trained += len(self.xb[0])
         else: self.validated += len(self.xb[0])
-    def after_epoch(self): self.rows.append((self.recorder.values[-1][-1], self.trained, time.perf_counter()-self.began))
+    def after_epoch(self): self.rows.append((self.recorder.values[-1][-1], self.trained, self.clock()-self.began))
     def numbers(self):
         "As `run_arm` keeps them"
         said = {f'{k} {i:03d}':v for i,row in enumerate(self.rows, 1) for k,v in zip(('valid','images','seconds'), row)}
-        return dict(trained=self.trained, looked=self.passed-self.trained-self.validated) | said
+        return dict(trained=self.trained, looked=self.passed-self.trained-self.validated, busy=self.rows[-1][-1]) | said
 
 def ece(probs, targs, bins=15):
     "Expected calibration error: how far confidence and accuracy lie apart, over bins of confidence"
@@ -184,7 +199,7 @@ def in_processes(runs, names, seeds, n, command):
 
 def as_long(recs, epochs):
     "Plain fits as long as the arms have taken, in seconds: names of arms"
-    df = pd.DataFrame([dict(arm=o['arm'], seconds=o['seconds']) for o in recs if '(' not in o['arm'] or not o['arm'].startswith(baseline)])
+    df = pd.DataFrame([dict(arm=o['arm'], seconds=o['measures']['busy']) for o in recs if '(' not in o['arm'] or not o['arm'].startswith(baseline)])
     each = df.groupby('arm').seconds.median()
     if baseline not in each: return []
     return list(dict.fromkeys(longer(n) for o in each if (n := round(epochs*o/each[baseline]))>epochs))
@@ -220,7 +235,7 @@ def convergence(recs, share=.95):
 def statistics(recs, bed):
     "Paired differences, intervals and Holm of all that is measured: a row per arm, test and metric"
     cmp,tables = Comparison.of(recs, baseline),[]
-    for metric in ('accuracy','loss','ece','pointing','seconds'):
+    for metric in ('accuracy','loss','ece','pointing','busy'):
         if metric not in cmp.df or cmp.df[metric].isna().all(): continue
         s = cmp.stats(metric)
         if metric not in ('accuracy','loss'): s = s[s.test==cmp.tests[0]] # of a run, not of a test set
@@ -237,7 +252,7 @@ def said(stats):
     s = stats[stats.metric.isin(('accuracy','ece','pointing'))]
     s = s.assign(column=np.where(s.metric=='accuracy', s.test, s.metric), said=s.apply(cell, axis=1))
     table = s.pivot(index='arm', columns='column', values='said').reindex(index=list(dict.fromkeys(s.arm)), columns=list(dict.fromkeys(s.column)))
-    slow = stats[stats.metric=='seconds'].set_index('arm')['mean']
+    slow = stats[stats.metric=='busy'].set_index('arm')['mean']
     near = stats[stats.metric=='images to 95 %'].set_index('arm')['diff']
     first = s[s.metric=='accuracy'].drop_duplicates('arm').set_index('arm')
     return table.assign(seeds=first.n, seconds=(slow/slow[baseline]).round(2), images=near.round(2))
@@ -278,8 +293,9 @@ def main(data:str, # Folder of the real data
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     start,mine = time.time(),not began
-    names,each = asked_arms(arms),seeds_of(seeds)
+    names,each = split_arms(arms) if arms else list(usual),seeds_of(seeds)
     if tune: names = searched(names)
+    for o in names: arm_of(o) # refuses here what it would refuse later
     for o in bed.split(',') if not gather_only else ():
         runs = Runs(data, out, o, tune, epochs, began or start, start+deadline)
         more = [*(['--tune'] if tune else []), *(['--epochs', str(epochs)] if epochs else [])]
