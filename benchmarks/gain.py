@@ -17,7 +17,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.learner import Recorder
 from fastai.torch_core import default_device
 from proxy_attention.attribution.cams import half_type
-from proxy_attention.core import by_name
+from proxy_attention.core import by_name, write_json
 from proxy_attention.experiment.arms import find_arm, mixing_batches, random_erasing, split_arms, with_proxies
 from proxy_attention.experiment.compare import Comparison, paired, run_arm
 from proxy_attention.experiment.identity import refuse_other, versions, what_is
@@ -29,7 +29,7 @@ from bench_tables import keep_table
 from gain_beds import Pictures, beds, learner, taken, tests
 
 usual = ('one cycle','erasing(p=0.5)','mixup','cutmix','random box','random rest','keep','vitamin','snapmix','saliencymix',
-         'attentive_cutmix','default')
+         'attentive_cutmix','default(p=0.5)')
 baseline = 'one cycle' # as the recipes for data where nothing is wrong are fitted
 chances = (.25,.5,.75,1.)
 
@@ -46,11 +46,17 @@ def by_chance(mixer):
             self.yb1,self.lam = tuple(self.learn.yb),torch.ones(1, device=self.x.device)
     return Mixed
 
+def by_one_cycle(recipe, p):
+    "A recipe with rates of its own, fitted as the others are"
+    def arm(learn, epochs, lr): one_cycle(learn.add_cb(recipes[recipe](p=p)), epochs, lr)
+    return arm
+
 twins = dict( # the controls with their chance, so that they get the same search as the recipes
     erasing=lambda p: partial(random_erasing, fit=one_cycle, p=p),
     mixup=lambda p: mixing_batches(by_chance(MixUp), p=p), cutmix=lambda p: mixing_batches(by_chance(CutMix), p=p))
 twins |= {'random rest':lambda p: with_proxies('vitamin', rule='random_rest', p=p),
           'random box':lambda p: with_proxies('saliencymix', rule='box', fill='swap', p=p)}
+twins |= {o:partial(by_one_cycle, o) for o in ('default','background')}
 
 def for_epochs(learn, epochs, lr, n): # as long as another arm has taken
     one_cycle(learn, n, lr)
@@ -71,7 +77,7 @@ def searched(names):
 # what a run measures
 
 class Curve(Callback):
-    "Accuracy on the validation images after each epoch, and what it has cost so far: images trained on, seconds (of the processor on a CPU)"
+    "Accuracy on the validation images after each epoch, and what it has cost: images trained on, seconds (of the processor on a CPU)"
     order,remove_on_fetch = Recorder.order+1,True
     def __init__(self): self.rows,self.trained,self.validated,self.passed,self.began,self.hook = [],0,0,0,None,None
     def seen(self, model, args): self.passed += len(args[0])
@@ -199,7 +205,8 @@ def in_processes(runs, names, seeds, n, command):
 
 def as_long(recs, epochs):
     "Plain fits as long as the arms have taken, in seconds: names of arms"
-    df = pd.DataFrame([dict(arm=o['arm'], seconds=o['measures']['busy']) for o in recs if '(' not in o['arm'] or not o['arm'].startswith(baseline)])
+    own = [o for o in recs if not o['arm'].startswith(f'{baseline} (')]
+    df = pd.DataFrame([dict(arm=o['arm'], seconds=o['measures']['busy']) for o in own])
     each = df.groupby('arm').seconds.median()
     if baseline not in each: return []
     return list(dict.fromkeys(longer(n) for o in each if (n := round(epochs*o/each[baseline]))>epochs))
@@ -210,7 +217,8 @@ def rows(recs):
     "A row per run; what was measured after each epoch as one text"
     def row(o):
         last = {k:v for k,v in o['measures'].items() if not re.search(r' \d{3}$', k)}
-        after = {k:' '.join(f'{v:.5g}' for j,v in o['measures'].items() if re.fullmatch(rf'{k} \d{{3}}', j)) for k in ('valid','images','seconds')}
+        each = lambda k: (v for j,v in o['measures'].items() if re.fullmatch(rf'{k} \d{{3}}', j))
+        after = {k:' '.join(f'{v:.5g}' for v in each(k)) for k in ('valid','images','seconds')}
         return dict(bed=o['bed'], arm=o['arm'], seed=o['seed'], **{k:t['accuracy'] for k,t in o['tests'].items()},
                     **{k:o[k] for k in ('steps','seconds','proxies','proxy_seconds')}, **last,
                     **{f'{k} by epoch':v for k,v in after.items()}, device=o['about']['device'])
@@ -251,23 +259,35 @@ def said(stats):
         return f"{100*r['mean']:.2f} {gap}"
     s = stats[stats.metric.isin(('accuracy','ece','pointing'))]
     s = s.assign(column=np.where(s.metric=='accuracy', s.test, s.metric), said=s.apply(cell, axis=1))
-    table = s.pivot(index='arm', columns='column', values='said').reindex(index=list(dict.fromkeys(s.arm)), columns=list(dict.fromkeys(s.column)))
+    table = s.pivot(index='arm', columns='column', values='said')
+    table = table.reindex(index=list(dict.fromkeys(s.arm)), columns=list(dict.fromkeys(s.column)))
     slow = stats[stats.metric=='busy'].set_index('arm')['mean']
     near = stats[stats.metric=='images to 95 %'].set_index('arm')['diff']
     first = s[s.metric=='accuracy'].drop_duplicates('arm').set_index('arm')
     return table.assign(seeds=first.n, seconds=(slow/slow[baseline]).round(2), images=near.round(2))
 
+def chosen_of(recs):
+    "Of each arm the setting that is best on validation images, in the mean over the seeds: of those that have the most seeds"
+    bare = lambda arm: re.sub(r'\(p=[\d.]+\)$', '', arm)
+    df = pd.DataFrame([dict(arm=o['arm'], what=bare(o['arm']), valid=o['tests']['valid']['accuracy']) for o in recs])
+    s = df.groupby(['what','arm'], sort=False).valid.agg(['mean','size']).reset_index().sort_values(['size','mean'], ascending=False)
+    return s.drop_duplicates('what').set_index('what').sort_values('mean', ascending=False).round(4)
+
 def gather(out, csv):
-    "Write the tables of all that is there, and say the second; tuning has a table of its own"
+    "Write the tables of all that is there, and say the second; tuning has a table of its own, and `gain_chosen.json` what it came to"
     csv = Path(csv)
     for file in sorted(Path(out).glob('*.jsonl')):
         if not (recs := read_records(file)): continue
         tuned = file.stem.endswith('-tuning')
         keep_table(rows(recs), csv.with_name('gain_tuning.csv') if tuned else csv, ['bed','arm','seed'])
-        if baseline not in {o['arm'] for o in recs}: continue
+        if tuned:
+            best = chosen_of(recs)
+            write_json(csv.with_name('gain_chosen.json'), best.arm.to_dict(), indent=1)
+            print(f'\n{file.stem}: chosen on validation images\n{best.to_string()}', flush=True)
+        if tuned or baseline not in {o['arm'] for o in recs}: continue
         s = statistics(sorted(recs, key=lambda o: (o['arm']!=baseline, o['arm'], o['seed'])), file.stem)
         print(f'\n{file.stem}\n{said(s).to_string()}', flush=True)
-        if not tuned: keep_table(s.round(5), csv.with_name('gain_stats.csv'), ['bed','metric','test','arm'])
+        keep_table(s.round(5), csv.with_name('gain_stats.csv'), ['bed','metric','test','arm'])
 
 def seeds_of(text):
     "As 11-15 or 1,2,7"
@@ -279,6 +299,7 @@ def main(data:str, # Folder of the real data
          out:str, # Pixels and records are kept here
          bed:str='cifar2000', # One of `beds`, or several, separated by commas
          arms:str='', # Arms, as "no proxy,snapmix(p=0.5)"; none: the usual ones
+         chosen:str='', # Take each of the arms as this file, `gain_chosen.json`, has it
          seeds:str='11-15', # As 11-15 or 1,2,7
          processes:int=1, # At once
          deadline:float=1e9, # Seconds after which no new run begins
@@ -295,6 +316,9 @@ def main(data:str, # Folder of the real data
     start,mine = time.time(),not began
     names,each = split_arms(arms) if arms else list(usual),seeds_of(seeds)
     if tune: names = searched(names)
+    if chosen:
+        best = json.loads(Path(chosen).read_text())
+        names = [best.get(o.removesuffix('(p=0.5)'), o) for o in names]
     for o in names: arm_of(o) # refuses here what it would refuse later
     for o in bed.split(',') if not gather_only else ():
         runs = Runs(data, out, o, tune, epochs, began or start, start+deadline)

@@ -15,7 +15,9 @@ from gain_beds import Pictures, beds, learner, taken
 class Turns(Callback):
     "Counts the images of each turn; who is not asked to work in it rests"
     order = -100
-    def __init__(self, me, turns, seconds, ready): self.me,self.turns,self.seconds,self.ready,self.counts,self.since = me,turns,seconds,ready,{},None
+    def __init__(self, me, turns, seconds, ready):
+        self.me,self.turns,self.seconds,self.ready = me,turns,seconds,ready
+        self.counts,self.since = {},None
     def turn(self): return int((time.time()-self.since)//self.seconds)
     def before_train(self):
         if self.epoch!=1: return # by then proxies are served
