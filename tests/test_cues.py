@@ -471,7 +471,7 @@ def test_what_cannot_be_pasted(made, tmp_path):
             ([], places, {}, ValueError, "The objects have no column 'image'"),
             (pd.DataFrame(columns=['image','mask','label']), places, {}, ValueError, 'There are no objects'),
             ([dict(image='x', label='a')], places, {}, ValueError, "The objects have no column 'mask'"),
-            (bad(mask=tmp_path/'m.png'), places, {}, ValueError, 'has 9×9 pixels and its image .* has 50×40: they should have the same size'),
+            (bad(mask=tmp_path/'m.png'), places, {}, ValueError, 'has 9×9 pixels and its image .* has 50×40: they should have the same'),
             (bad(label='../x'), places, {}, ValueError, "The label '../x' cannot name a folder"),
             (rows[:20], places, {}, ValueError, "All objects are of one class, 'a'"),
             (rows, [1], {}, TypeError, 'The places should be a dictionary of label -> images, but this is list'),
