@@ -280,7 +280,7 @@ def test_what_cannot_be_made(photos, tmp_path):
             (dict(seed=-1), ValueError, 'seed=-1 should be 0 or more'),
             (dict(n_train=1), ValueError, 'n_train=1 should be 2 or more'),
             (dict(n_test='x'), TypeError, "n_test='x' should be a whole number"),
-            (dict(n_train=60), ValueError, 'There are 60 images, too few for 60 in train, 15 in valid'),
+            (dict(n_train=60), ValueError, 'There are 60 images, which are too few for 60 in train, 15 in valid'),
             (dict(n_train=2, n_test=2), ValueError, 'None of the 2 images of train is of the class'),
             (dict(text='©'), ValueError, "looks the same for 'a' and 'b'"),
             (dict(cue='cast', strength=0), ValueError, "looks the same for 'a' and 'b'"),
@@ -475,7 +475,7 @@ def test_what_cannot_be_pasted(made, tmp_path):
             (bad(label='../x'), places, {}, ValueError, "The label '../x' cannot name a folder"),
             (rows[:20], places, {}, ValueError, "All objects are of one class, 'a'"),
             (rows, [1], {}, TypeError, 'The places should be a dictionary of label -> images, but this is list'),
-            (rows, dict(a=places['a']), {}, ValueError, 'The objects are of the classes a, b, and there are places for a: give'),
+            (rows, dict(a=places['a']), {}, ValueError, 'The objects have the classes a, b, but there are places for a: give'),
             (rows, dict(a=places['a'], b=places['a']), {}, ValueError, 'is listed twice among the places'),
             (rows, dict(a=places['a'], b=places['b'][:2]), {}, ValueError, "There are 2 images of the place for 'b'")):
         with pytest.raises(error, match=text): on_places(r, p, tmp_path/'bed', **kwargs)
