@@ -281,7 +281,7 @@ def test_what_cannot_be_made(photos, tmp_path):
             (dict(n_train=1), ValueError, 'n_train=1 should be 2 or more'),
             (dict(n_test='x'), TypeError, "n_test='x' should be a whole number"),
             (dict(n_train=60), ValueError, 'There are 60 images, which are too few for 60 in train, 15 in valid'),
-            (dict(n_train=2, n_test=2), ValueError, 'None of the 2 images of train is of the class'),
+            (dict(n_train=2, n_test=2), ValueError, 'None of the 2 images of train has the class'),
             (dict(text='©'), ValueError, "looks the same for 'a' and 'b'"),
             (dict(cue='cast', strength=0), ValueError, "looks the same for 'a' and 'b'"),
             (dict(cue='cast', strength=0, on='b'), ValueError, "looks the same for 'nothing' and 'b'"),
