@@ -116,7 +116,8 @@ def test_groups_that_no_division_can_keep(tmp_path):
 def test_a_row_without_a_group(tmp_path):
     csv = some(tmp_path)
     csv.write_text(csv.read_text().replace('p3', ' ', 1))
-    with pytest.raises(ValueError, match=r"1 rows have an empty cell in the column 'who', the first is row 11"): ImageTable(csv, group_col='who')
+    with pytest.raises(ValueError, match=r"1 rows have an empty cell in the column 'who', the first is row 11"):
+        ImageTable(csv, group_col='who')
 
 def test_folds_of_too_few_groups(tmp_path):
     csv = some(tmp_path, 24, 6)
@@ -135,7 +136,7 @@ def test_a_given_split_that_tears_groups(tmp_path):
     df = pd.read_csv(csv).assign(good=lambda d: d.who.isin(['p1','p5']), bad=lambda d: d.index%5==0)
     df.to_csv(csv, index=False)
     assert not torn(ImageTable(csv, group_col='who', valid_col='good').df)
-    with pytest.raises(ValueError, match="images of the group 'p0' on both sides, and so for 5 of 8 groups: give either the groups or the split"):
+    with pytest.raises(ValueError, match="images of the group 'p0' on both sides, and so for 5 of 8 groups: give either the groups"):
         ImageTable(csv, group_col='who', valid_col='bad')
     ImageTable(csv, valid_col='bad').save(tmp_path/'torn')
     images = ImageTable(csv, group_col='who')

@@ -160,7 +160,7 @@ def test_files_folders_patterns(model, photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='No file is called'): find_images('nix*.png')
     (tmp_path/'empty').mkdir()
     with pytest.raises(ValueError, match='There is no image in'): find_images(tmp_path/'empty')
-    with pytest.raises(TypeError, match='3 is no file'): find_images([3])
+    with pytest.raises(TypeError, match='3 is not a file'): find_images([3])
     with pytest.raises(ValueError, match='No image is given'): run(model, [], out=tmp_path/'runs')
     os.symlink('nowhere', photos/'broken.png')
     with pytest.raises(ValueError, match='None of the 1 images can be read'): run(model, 'broken.png', out=tmp_path/'runs')
@@ -262,7 +262,7 @@ def test_told(model, photos, tmp_path, capsys):
     explain_images(model, photos/'0.png', against=model, out=tmp_path/'runs', singles=False,
         attribution=lambda xb,yb: torch.ones(len(xb),4,4))
     out = capsys.readouterr().out
-    assert 'the models agree on 1\n' in out and 'nan' not in out.lower()
+    assert 'the models agree on 1 of them\n' in out and 'nan' not in out.lower()
 
 def test_a_bar_after_two_seconds_only(monkeypatch):
     shown,now = [],[0.]
@@ -319,7 +319,8 @@ def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tm
 def test_full_disk_and_no_permission(model, photos, tmp_path, monkeypatch):
     def full(f): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(use, 'write_whole', lambda path, write: full(path))
-    with pytest.raises(OSError, match=r'cannot be written to .*No space left on device.*free some space'): run(model, photos, out=tmp_path/'runs')
+    with pytest.raises(OSError, match=r'cannot be written to .*No space left on device.*free some space'):
+        run(model, photos, out=tmp_path/'runs')
     monkeypatch.undo()
     (tmp_path/'file').touch()
     with pytest.raises(OSError, match='cannot be made'): run(model, photos, out=tmp_path/'file'/'runs')
