@@ -345,7 +345,7 @@ def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     for o in ('history.csv','proxy_log.csv'): assert pd.read_csv(whole/o).equals(pd.read_csv(cut/o))
     assert np.array_equal(HeatmapStore.load(whole/'heat.npz').grids, HeatmapStore.load(cut/'heat.npz').grids)
     with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(cut), lr=1.)
-    with pytest.raises(CliError, match='it has no config.toml'): proxy_train(resume=str(tmp_path))
+    with pytest.raises(CliError, match='the folder has no config.toml'): proxy_train(resume=str(tmp_path))
 
 def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
     "A run's config.toml runs it again, options override it, `proxy-runs` lists both, `proxy-explain` shows them side by side"
