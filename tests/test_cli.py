@@ -63,9 +63,9 @@ def options(f):
     return [o for o in parser_of(f)._actions if o.option_strings and o.help!='==SUPPRESS==']
 
 # a line of help says what its value is: no riddle, no word of ours for a word of the field, no passive fragment
-riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (?!export)|part|not?)\b|\bat most\b|\bso (many|much)\b|there are:|'
-    r'\b(go|goes|gone) on\b|\bby itself\b|\bshares? of\b|\bchance\b|heat map\b|\blooked? (at|for)\b|\blies?\b|'
-    r'\b(is|are) (kept|shown|printed|loaded|exported)\b|\bas \w+ (chooses|calls|says)\b', re.I)
+riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (?!export)|part|not?)\b|\bat most\b|'
+    r'\bso (many|much)\b|there are:|\b(go|goes|gone) on\b|\bby itself\b|\bshares? of\b|\bchance\b|heat map\b|\blooked? (at|for)\b|'
+    r'\blies?\b|\b(is|are) (kept|shown|printed|loaded|exported)\b|\bas \w+ (chooses|calls|says)\b', re.I)
 
 @pytest.mark.parametrize('line', [
     'Of what: label, pred, margin', 'Nor less than this', 'Between two steps: a share of the fit', 'Share of the image that is masked',
@@ -255,7 +255,8 @@ def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
 @pytest.mark.parametrize('kw,words', [
     (dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
     (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'),
-    (dict(recipe='shortcut', objects='x.csv'), 'does not run a probe'), (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
+    (dict(recipe='shortcut', objects='x.csv'), 'does not run a probe'),
+    (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
     (dict(recipe='none', area=.1), 'cannot use area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
     (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'),
     (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),
@@ -345,7 +346,7 @@ def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     for o in ('history.csv','proxy_log.csv'): assert pd.read_csv(whole/o).equals(pd.read_csv(cut/o))
     assert np.array_equal(HeatmapStore.load(whole/'heat.npz').grids, HeatmapStore.load(cut/'heat.npz').grids)
     with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(cut), lr=1.)
-    with pytest.raises(CliError, match='it has no config.toml'): proxy_train(resume=str(tmp_path))
+    with pytest.raises(CliError, match='the folder has no config.toml'): proxy_train(resume=str(tmp_path))
 
 def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
     "A run's config.toml runs it again, options override it, `proxy-runs` lists both, `proxy-explain` shows them side by side"
