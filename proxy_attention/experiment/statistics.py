@@ -121,7 +121,7 @@ class Comparison:
             raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, self.arms)} '
                 f'Available: {", ".join(self.arms)}.')
         if 'worst group' in self.tests:
-            raise ValueError("No test set can be called 'worst group', because the group with the lowest accuracy is called that: rename it.")
+            raise ValueError("No test set can be called 'worst group', as the group with the lowest accuracy is called that: rename it.")
         if (twice := df[df.duplicated(['arm','seed','test'])])[:1].size:
             a,s,t = twice.iloc[0][['arm','seed','test']]
             raise ValueError(f'The table has two rows for {a!r} with seed {s} on {t!r}: remove one of them.')
@@ -149,7 +149,7 @@ def _right(rec, test):
     try: bits = np.unpackbits(np.frombuffer(bytes.fromhex(t['right']), np.uint8)).astype(bool)
     except ValueError: bits = np.empty(0, bool)
     if len(bits)!=-(-t['n']//8)*8 or bits.sum()!=round(t['accuracy']*t['n']):
-        raise ValueError(f"The record of {rec['arm']!r} with seed {rec['seed']} is damaged: what it says of the images of {test!r} "
+        raise ValueError(f"The record of {rec['arm']!r} with seed {rec['seed']} is damaged: its results for the images of {test!r} "
             'do not agree with its accuracy. Remove it, and the same call trains that run again.')
     return bits[:t['n']]
 
