@@ -25,14 +25,18 @@ def by_area(mask):
     area = float(mask.float().mean())
     return 1-area,area
 
-def _share(heat, mask):
-    "How much of the heat (h',w') lies under a mask (h,w)"
-    part = F.adaptive_avg_pool2d(mask.float()[None,None], heat.shape)[0,0]
+def _covered(mask, cells):
+    "How much of each of so many cells lies under a mask (h,w)"
+    return F.adaptive_avg_pool2d(mask.float()[None,None], cells)[0,0]
+def _share(heat, part):
+    "How much of the heat (h,w) lies under a mask that covers a part of each cell"
     return float((part*heat).sum()/heat.sum().clamp(min=1e-12))
 
 def by_heat(mask, heat, taken, donor_heat):
     "The label of each image counts as much as the share of its heat that can be seen (SnapMix: Huang et al. 2021, arXiv 2012.04846)"
-    return 1-_share(heat, mask), float(taken.float().mean()) if donor_heat is None else _share(donor_heat, taken)
+    own = _covered(mask, heat.shape)
+    if donor_heat is None: return 1-_share(heat, own), float(taken.float().mean())
+    return 1-_share(heat, own), _share(donor_heat, own if taken is mask else _covered(taken, donor_heat.shape))
 
 labelings = dict(own=own_label, mix=by_heat, mix_area=by_area)
 

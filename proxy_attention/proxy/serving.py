@@ -176,7 +176,7 @@ class ServedItem:
     ):
         self.read,self.n,self.proxies = dl.create_item,len(dl.dataset),proxies
         self.replace,self.by_class = proxies.mode=='replace','classes' in takes(proxies.donor)
-        self.images,self.told = {},None # the class, or 0 → the last item of it and its image
+        self.images,self.told,self.spared = {},None,_spared(dl) # `images`: the class, or 0 → the last item of it and its image
 
     def keep(self, i, item):
         "An item is at hand for the next ones"
@@ -200,7 +200,9 @@ class ServedItem:
         img,proxy = image_of(item),bool(beside) or (self.replace and i in self.proxies)
         if proxy: new,self.told = self.proxy(i, img)
         else: self.told = plain_note(i)
-        if self.proxies.masker.needs_other: self.keep(i, item if proxy else _with_image(item, _copy(img)))
+        if self.proxies.masker.needs_other:
+            as_read = proxy or self.spared and isinstance(img, Image.Image)
+            self.keep(i, item if as_read else _with_image(item, _copy(img)))
         return _with_image(item, new) if proxy else item
 
     def proxy(self, i, img):
@@ -223,6 +225,10 @@ class ServedItem:
         return self.told
 
 def _bytes(img): return img.numel()*img.element_size() if isinstance(img, Tensor) else img.size[0]*img.size[1]*len(img.getbands())
+def _spared(dl):
+    "Are the transforms of an item all fastai's own? None of them paints on the PIL image that it gets"
+    fs = [o for f in (dl.after_item, dl.before_batch) for o in getattr(f, 'fs', [f])]
+    return all(type(o).__module__.startswith('fastai.') for o in fs)
 def _copy(img): return img.clone() if isinstance(img, Tensor) else img.copy()
 def _with_image(item, img): return type(item)([img, *item[1:]]) if isinstance(item, (tuple,list)) else img
 
