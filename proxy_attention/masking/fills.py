@@ -334,7 +334,8 @@ def soften(
     "Weights that rise from the border of the mask inwards; a mask thinner than the edge stays hard"
     h,w = mask.shape[-2:]
     r = max(1, round(edge*min(h, w)))
-    m,(down,across) = mask.float().reshape(-1, h, w),(_around(o, r, mask.device) for o in (h,w))
+    m,down = mask.float().reshape(-1, h, w),_around(h, r, mask.device)
+    across = down if h==w else _around(w, r, mask.device)
     soft = (2*(down@m@across)/(down.sum(1)[:,None]*across.sum(1))-1).clamp(min=0)*m # products of 0 and 1 are exact
     top = soft.amax((-2,-1), keepdim=True)
     return ((torch.where(top>0, soft/top.clamp(min=1e-6), m)*255).round()/255).view(mask.shape)

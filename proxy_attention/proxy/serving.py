@@ -60,6 +60,7 @@ class Proxies:
         self.made = np.full(len(store), len(self.maskers)-1) if made is None else np.asarray(made)
         self.drawn,self.rows,self.seed,self.heat = np.empty(0, np.int64),{},0,HeatIndex(store.idxs, store.grids)
         self.size = size and self.masker.drawn_size(store.grids.shape[1:], size)
+        self.shape = None # of a mask that is kept: pixels, or cells
         self.bits = self._bits() if self.size else []
 
     @property
@@ -81,7 +82,8 @@ class Proxies:
             for part in np.split(at, range(256, len(at), 256)):
                 if not len(part): continue
                 masks = m.drawn(self.store.at(part), self.size)
-                if masks.shape[1:]!=self.size: return [] # a rule about cells
+                if masks.shape[1:]!=(self.shape or masks.shape[1:]): return [] # pixels here and cells there
+                self.shape = tuple(masks.shape[1:])
                 kept.append((part, np.packbits(masks.numpy(), axis=-1)))
         if not kept: return []
         at,bits = map(np.concatenate, zip(*kept))
@@ -105,7 +107,7 @@ def _kept(self:Proxies, row, size, rng=None):
     "The mask of one item alone, (h,w) bool"
     m = self.maskers[self.made[row]]
     if row<len(self.bits) and m.drawn_size(self.store.grids.shape[1:], size)==self.size:
-        return torch.from_numpy(np.unpackbits(self.bits[row], axis=-1, count=self.size[1]).astype(bool))
+        return torch.from_numpy(np.unpackbits(self.bits[row], axis=-1, count=self.shape[1]).astype(bool))
     return m.drawn(self.store.at(row), size, rng=rng)
 
 @patch
@@ -117,11 +119,12 @@ def mask(self:Proxies,
 )->tuple: # (h,w) bool each: which pixels are masked, and the mask of the donor (None: it has none, or nobody needs it)
     "Which pixels are masked, as it is drawn"
     m = self.maskers[self.made[row]]
-    own = self._kept(row, size, rng)
+    alone = donor is not None and m.where is not None and takes(m.where)=={'theirs'} # the donor's mask is all that is asked for
+    own = None if alone else self._kept(row, size, rng)
     if not m.needs_theirs or donor is None: return own,None
     theirs = self._kept(donor, size, rng)
     if m.where is None: return own,theirs
-    if takes(m.where)<={'own','theirs'} and own.shape==theirs.shape:
+    if alone or takes(m.where)<={'own','theirs'} and own.shape==theirs.shape:
         both = given(m.where, own=own, theirs=theirs)
         if m.draws or m.min_area<=both.float().mean()<=m.max_area: return both,theirs
     return m.drawn(self.store.at(row), size, self.store.at(donor)),theirs
