@@ -129,7 +129,9 @@ class Turns(Callback):
         now = self.learn.proxy_attention.now
         if self.kept: now.proxies = self.kept if self.epoch%2 else None
         self.began = time.process_time()
-    def after_train(self): (self.plain if self.learn.proxy_attention.now.proxies is None else self.proxied).append(time.process_time()-self.began)
+    def after_train(self):
+        served = self.learn.proxy_attention.now.proxies
+        (self.plain if served is None else self.proxied).append(time.process_time()-self.began)
     def after_epoch(self): self.began = time.process_time()
 
 class Looked(Callback):
