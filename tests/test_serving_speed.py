@@ -7,7 +7,7 @@ from proxy_attention.masking.fills import erase, erased, move, moved, soften
 from proxy_attention.masking.labels import by_heat
 from proxy_attention.masking.masker import pack_mask
 from proxy_attention.masking.rules import bound_area
-from proxy_attention.proxy import serving as room
+from proxy_attention.proxy import callback, serving as room
 from proxy_attention.proxy.serving import Proxies, serving
 
 def draws(seed): return torch.Generator().manual_seed(seed)
@@ -97,3 +97,19 @@ def test_donors_are_copied_where_a_transform_may_paint_on_them(tmp_path, monkeyp
         for _ in dls.train: pass
     assert len(seen)==n//2 and all(any(np.array_equal(o, p) for p in plain) for o in seen)
     assert len(copies)==(n-n//2 if own else 0)
+
+@pytest.mark.parametrize('name', ['keep','vitamin','snapmix','saliencymix','attentive_cutmix'])
+def test_a_step_goes_through_the_images_once(few, monkeypatch, name):
+    "A recipe that renews heat takes its losses from training: in a step each training image passes the network once, and no other does"
+    steps,make = [],callback.make_step
+    def watched(cb, *args):
+        net = cb.learn.model
+        steps.append(0)
+        def count(module, inputs): steps[-1] += len(inputs[0])
+        hook = net.register_forward_pre_hook(count)
+        try: make(cb, *args)
+        finally: hook.remove()
+    monkeypatch.setattr(callback, 'make_step', watched)
+    learn = digits_learner(few)
+    with learn.no_bar(), learn.no_logging(): recipes[name].train(learn, 4, 1e-3, callback=dict(every=2))
+    assert steps==[len(learn.dls.train_ds)]*2
