@@ -127,7 +127,7 @@ swap_theirs.where = donors_own
 
 # %% ../../nbs/masking/01_fills.ipynb #5b0c9b22
 def _frame(mask):
-    "Return left, upper, right and lower edge of the bounding box of a mask, (h,w) or a PIL image, as fractions of its size; None: it is empty"
+    "Return left, upper, right and lower edge of the bounding box of a mask, (h,w) or a PIL image, as fractions of its size; None: empty"
     if isinstance(mask, Image.Image): (w,h),box = mask.size,mask.getbbox()
     else:
         (h,w),(y,x) = mask.shape,(mask.any(d).nonzero()[:,0].tolist() for d in (1,0))
