@@ -63,7 +63,8 @@ def options(f):
     return [o for o in parser_of(f)._actions if o.option_strings and o.help!='==SUPPRESS==']
 
 # a line of help says what its value is: no riddle, no word of ours for a word of the field, no passive fragment
-riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (?!export)|part|not?)\b|\bat most\b|\bso (many|much)\b|there are:|'
+riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (?!export)|part|not?)\b|'
+    r'\bat most\b|\bso (many|much)\b|there are:|'
     r'\b(go|goes|gone) on\b|\bby itself\b|\bshares? of\b|\bchance\b|heat map\b|\blooked? (at|for)\b|\blies?\b|'
     r'\b(is|are) (kept|shown|printed|loaded|exported)\b|\bas \w+ (chooses|calls|says)\b', re.I)
 
@@ -96,7 +97,8 @@ def test_help_is_in_groups():
     found = {k for title,o in groups.items() for k in o if title not in ('positional arguments','options','Output')}
     assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','export','quiet','json','save_images']
     needs = {o.dest:o.help for o in options(proxy_train)}
-    for k,words in dict(area='--rule area, random or centre', keep='--rule rest or random_rest', cells='--rule top_cells', k='--rule mean_std',
+    for k,words in dict(area='--rule area, random or centre', keep='--rule rest or random_rest', cells='--rule top_cells',
+                        k='--rule mean_std',
                         weight='--fill blend', radius='--fill blur').items(): assert f'only with {words} (default' in needs[k]
 
 def test_an_argument_of_the_function_is_an_option():
@@ -255,7 +257,8 @@ def test_errors_are_one_line_on_the_terminal(path, tmp_path, run, args, words):
 @pytest.mark.parametrize('kw,words', [
     (dict(arch='resnet81'), "did you mean 'resnet18'?"), (dict(steps='5,q'), "'q' in the steps"), (dict(share=3.), 'share=3.0'),
     (dict(fill='blakc'), 'No fill is called'), (dict(out='/proc/none', pretrained=False), 'cannot be made'),
-    (dict(recipe='shortcut', objects='x.csv'), 'does not run a probe'), (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
+    (dict(recipe='shortcut', objects='x.csv'), 'does not run a probe'),
+    (dict(recipe='probed', objects='no.csv'), 'no.csv: objects should be'),
     (dict(recipe='none', area=.1), 'cannot use area'), (dict(recipe='masktun'), "did you mean 'masktune'?"),
     (dict(steps='2,p,2', epochs=3), 'this fit has 3'), (dict(valid_pct=2.), 'valid_pct=2.0'),
     (dict(bs=0), 'bs=0'), (dict(size=2.5), 'size=2.5'),

@@ -90,7 +90,8 @@ def test_what_stands_in_the_file(made):
 @pytest.mark.parametrize('change,says', [
     (dict(arch='resnet81'), "did you mean 'resnet18'"), (dict(arch='resnet18'), "do not fit the architecture 'resnet18' for 10 classes"),
     (dict(arch='hf-hub:evil/model'), 'has an architecture called'), (dict(arch=3), 'does not name a network'),
-    (dict(labels=['a']), 'for 1 classes'), (dict(labels=[]), 'not a list of different names'), (dict(labels=['a','a']), 'not a list of different names'),
+    (dict(labels=['a']), 'for 1 classes'), (dict(labels=[]), 'not a list of different names'),
+    (dict(labels=['a','a']), 'not a list of different names'),
     (dict(size=[0,32]), 'size=0'), (dict(size=32), 'its size is 32'), (dict(mean=[1.]), 'not a mean and a standard deviation'),
     (dict(std=None), 'not a mean and a standard deviation'), (dict(std=[1.,2.,float('nan')]), 'not a mean and a standard deviation'),
     (dict(method='shrink'), "its method is 'shrink'"), (dict(augment=['x']), 'is not a network'), (dict(augment='evil'), "is 'evil'"),

@@ -116,7 +116,8 @@ def test_groups_that_no_division_can_keep(tmp_path):
 def test_a_row_without_a_group(tmp_path):
     csv = some(tmp_path)
     csv.write_text(csv.read_text().replace('p3', ' ', 1))
-    with pytest.raises(ValueError, match=r"1 rows have an empty cell in the column 'who', the first is row 11"): ImageTable(csv, group_col='who')
+    with pytest.raises(ValueError, match=r"1 rows have an empty cell in the column 'who', the first is row 11"):
+        ImageTable(csv, group_col='who')
 
 def test_folds_of_too_few_groups(tmp_path):
     csv = some(tmp_path, 24, 6)
@@ -135,7 +136,8 @@ def test_a_given_split_that_tears_groups(tmp_path):
     df = pd.read_csv(csv).assign(good=lambda d: d.who.isin(['p1','p5']), bad=lambda d: d.index%5==0)
     df.to_csv(csv, index=False)
     assert not torn(ImageTable(csv, group_col='who', valid_col='good').df)
-    with pytest.raises(ValueError, match="images of the group 'p0' on both sides, and so for 5 of 8 groups: give either the groups or the split"):
+    said = "images of the group 'p0' on both sides, and so for 5 of 8 groups: give either the groups or the split"
+    with pytest.raises(ValueError, match=said):
         ImageTable(csv, group_col='who', valid_col='bad')
     ImageTable(csv, valid_col='bad').save(tmp_path/'torn')
     images = ImageTable(csv, group_col='who')
@@ -321,7 +323,8 @@ def test_tests_are_a_section(tmp_path, monkeypatch):
     assert changed(Config(), tests=dict(x='p/a,q/r=1')) == changed(Config(), tests='x=p/a,q/r=1')
 
 @pytest.mark.parametrize('tests,words', [
-    ('plain', "'plain' of the test sets has no name or no path"), ('=x', "'' of the test sets has no name or no path"), ('a b=x', "'a b' is not a valid name"),
+    ('plain', "'plain' of the test sets has no name or no path"),
+    ('=x', "'' of the test sets has no name or no path"), ('a b=x', "'a b' is not a valid name"),
     ('valid=x', "cannot be called 'valid'"), ('train=x', "cannot be called 'train'"), ('x=a,x=b', "Two test sets are called 'x'"),
     ('plain.a=x', "'plain.a' is not a valid name of a test set"), (dict(x=3), "'x' of the test sets has no name or no path"),
     (['a'], "tests=['a'] should give a name and a path"), (dict(x='\udcff'), 'cannot be written in UTF-8')])
@@ -333,7 +336,8 @@ def test_tests_that_are_none(tests, words, tmp_path):
 
 @pytest.mark.parametrize('toml,words', [
     ('tests = "a"', "contains tests = 'a', but [tests] should be a section"), ('[tests]\nvalid = "x"', "cannot be called 'valid'"),
-    ('[tests]\nx = 3', "'x' of the test sets has no name or no path"), ('[test]\nx = "y"', "an unknown section [test], did you mean 'tests'?")])
+    ('[tests]\nx = 3', "'x' of the test sets has no name or no path"),
+    ('[test]\nx = "y"', "an unknown section [test], did you mean 'tests'?")])
 def test_sections_that_cannot_be(toml, words, tmp_path):
     (tmp_path/'c.toml').write_text(toml)
     with pytest.raises(ValueError, match=re.escape(words)): from_toml(tmp_path/'c.toml')
@@ -500,7 +504,8 @@ def test_copies_are_told_when_a_run_begins(few, tmp_path):
     shutil.copy(d/'a'/'0.png', d/'b'/'copy.png')
     told = []
     _,wrong = look_at(changed(Config(), path=d, workers=0, size=4, steps='1,p,2', epochs=4), told.append)
-    assert told[0].startswith('Note: size=4 is small.') and told[1].startswith('Note: the steps 1,p,2 cover 3 epochs, but the fit has 4: 1 epoch at the end')
+    assert told[0].startswith('Note: size=4 is small.')
+    assert told[1].startswith('Note: the steps 1,p,2 cover 3 epochs, but the fit has 4: 1 epoch at the end')
     assert wrong.problem.tolist().count('under two labels')==1 and 'tiny' not in wrong.problem.tolist()
     assert "1 under two labels: copy.png (same bytes as a/0.png; 'b' here, 'a' there)" in told
 

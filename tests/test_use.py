@@ -319,7 +319,8 @@ def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tm
 def test_full_disk_and_no_permission(model, photos, tmp_path, monkeypatch):
     def full(f): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(use, 'write_whole', lambda path, write: full(path))
-    with pytest.raises(OSError, match=r'cannot be written to .*No space left on device.*free some space'): run(model, photos, out=tmp_path/'runs')
+    with pytest.raises(OSError, match=r'cannot be written to .*No space left on device.*free some space'):
+        run(model, photos, out=tmp_path/'runs')
     monkeypatch.undo()
     (tmp_path/'file').touch()
     with pytest.raises(OSError, match='cannot be made'): run(model, photos, out=tmp_path/'file'/'runs')
