@@ -83,8 +83,8 @@ def _mutants():
     m('an item at hand is its own donor', 'masking/donors.py', 'next((j for j in reversed(recent) if j!=i), None)',
       'next(iter(reversed(recent)), None)', 'served::test_what_is_told_is_what_was_served[beside, every time]',
       'served::test_what_is_told_is_what_was_served[usual]')
-    m('a donor has been transformed', 'proxy/serving.py', 'self.keep(i, img if proxy else _copy(img))', 'self.keep(i, img)',
-      'served::test_a_donor_has_not_been_transformed')
+    m('a donor has been transformed', 'proxy/serving.py', 'self.keep(i, item if proxy else _with_image(item, _copy(img)))',
+      'self.keep(i, item)', 'served::test_a_donor_has_not_been_transformed')
     m('the donor is drawn anew when it is shown', 'proxy/record.py', 'lambda: (donor, image(donor)), seed',
       'lambda: (i-1, image(i-1)), seed', 'served::test_what_is_told_is_what_was_served[usual]')
     m('a donor gives the heat it got later', 'proxy/serving.py', 'and self.first+self.made[there]>step: there = None',
