@@ -178,7 +178,9 @@ def slug(heading):
     "The anchor that GitHub and Quarto give a heading"
     return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
 
-@pytest.mark.parametrize('text', [readme, contributing], ids=['README','CONTRIBUTING'])
+def changelog(): return (root/'CHANGELOG.md').read_text(encoding='utf-8')
+
+@pytest.mark.parametrize('text', [readme, contributing, changelog], ids=['README','CONTRIBUTING','CHANGELOG'])
 def test_links_lead_somewhere(text):
     text = re.sub(r'^```.*?^```', '', text(), flags=re.S|re.M)
     anchors = {slug(o) for o in re.findall(r'^#+ (.+)$', text, re.M)}
