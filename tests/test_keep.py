@@ -59,6 +59,8 @@ def test_the_same_numbers_make_the_same_image_and_others_go_on_as_before(name):
     assert any(not torch.equal(img, o) for o in made)
     drawn = any(not torch.equal(fill(img, seeded(o)), made[0]) for o in range(10))
     assert drawn==(name not in ('flip','function','of_a_function'))
+    random.seed(13), np.random.seed(14), torch.manual_seed(15)
+    assert torch.equal(fill(img, seeded(7)), made[0])
 
 def test_what_fails_leaves_the_random_numbers_alone():
     def fails(x): raise ArithmeticError('nothing to see')
@@ -75,6 +77,8 @@ def test_the_smallest_images(size, mode): # of which fastai flips or turns none 
     img,heat = image(mode, size),torch.rand(2, 2, generator=seeded(0))
     for f in ('erase', Augmented(RandomErasing(p=1.)), Augmented(Brightness(p=1.)), Augmented(darker)):
         assert planes(Masker('everything', f)(img, heat, rng=seeded(0))).shape==planes(img).shape
+    x = torch.rand(3, *size, generator=seeded(1))
+    for seed in range(20): assert (erase(x, seeded(seed))!=x).any(0).sum()<=.5*x[0].numel() # where no rectangle fits, nothing changes
 
 @pytest.mark.parametrize('top,dtype', [(1,torch.float),(255,torch.float),(255,torch.uint8),(65535,torch.int32),(65535,torch.float)])
 def test_an_image_keeps_its_range(top, dtype):
@@ -87,7 +91,9 @@ def test_an_image_keeps_its_range(top, dtype):
     new = Augmented(look)(img, seeded(0))
     assert 0<=seen[0][0]<.1 and .9<seen[0][1]<=1
     assert torch.allclose(new.double(), top-img.double(), atol=top*1e-6)
-    if not dtype.is_floating_point: assert Augmented(darker)(torch.zeros(3, 4, 4, dtype=dtype), seeded(0)).max()==0
+    if dtype.is_floating_point: return
+    black = torch.zeros(3, 4, 4, dtype=dtype)
+    assert Augmented(darker)(black, seeded(0)).max()==0 and Augmented(lambda x: x+.5)(black, seeded(0)).max()==127.5
 
 def test_a_normalized_image_has_its_own_range():
     img = torch.randn(3, 16, 16, generator=seeded(0))
