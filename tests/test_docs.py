@@ -48,7 +48,11 @@ def public():
 def methods(cls):
     for k,o in vars(cls).items():
         o = o.__func__ if isinstance(o, (classmethod,staticmethod)) else o.fget if isinstance(o, property) else o
-        if not k.startswith('_') and inspect.isfunction(o) and ours(o): yield k,o
+        if not k.startswith('_') and inspect.isfunction(o) and ours(o) and not isevent(cls, k): yield k,o
+
+def isevent(cls, k):
+    "Does fastai call the method, and say itself when?"
+    return issubclass(cls, Callback) and k in vars(event)
 
 def undocumented(f):
     "Parameters that neither a comment nor a type says anything about"

@@ -68,7 +68,6 @@ class MixLabels(Callback):
     ):
         self.notes = notes
     def before_batch(self):
-        "The batch gets both labels of each image and their weights, where a label is mixed"
         now,self.was = self.notes.now[:,-3:],None
         if not now[:,1].any() and (now[:,0]==_whole).all(): return # no label is mixed: the batch is as it was
         self.was,y = self.learn.yb,self.y
@@ -76,8 +75,7 @@ class MixLabels(Callback):
         y = y.as_subclass(Tensor).long()
         self.learn.yb = (torch.stack([y, torch.where(other<0, y, other), own, theirs], 1),) # -1: this image has no donor
     def after_loss(self):
-        "Metrics see the label of the image itself"
-        if self.was is not None: self.learn.yb,self.was = self.was,None
+        if self.was is not None: self.learn.yb,self.was = self.was,None # metrics see the label of the image itself
 
 @contextmanager
 def mixed_labels(
