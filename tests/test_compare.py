@@ -236,7 +236,7 @@ def test_other_releases_are_refused(make, there, bed, monkeypatch):
 
 def test_a_folder_of_an_earlier_release_is_refused(make, tmp_path):
     (tmp_path/'comparison.json').write_text('{"epochs": 2}')
-    with pytest.raises(ValueError, match='of an earlier release'): compare(make, 'no proxy', 1, 2, folder=tmp_path, bar=False)
+    with pytest.raises(ValueError, match='from an earlier release'): compare(make, 'no proxy', 1, 2, folder=tmp_path, bar=False)
 
 def test_a_bed_that_each_seed_draws_anew(tmp_path):
     "A folder is gone on with, from any seed; another bed under the same names is refused, also where only one seed tells"
@@ -333,12 +333,12 @@ def test_arms_that_start_apart_are_refused(bed):
 @pytest.mark.parametrize('kw,says', [
     (dict(arms=('no proxy','shortcuts')), "did you mean 'shortcut'"), (dict(arms=('shortcut',)), "baseline 'no proxy' is not among"),
     (dict(seeds=[]), 'seeds='), (dict(seeds=[1,1]), 'seeds='),
-    (dict(epochs=1), 'epochs=1'), (dict(test_dls=dict(a='nowhere/at/all')), 'holds no image')])
+    (dict(epochs=1), 'epochs=1'), (dict(test_dls=dict(a='nowhere/at/all')), 'contains no image')])
 def test_refused(make, kw, says):
     with pytest.raises((ValueError,TypeError), match=says): compare(make, **(dict(seeds=1, epochs=2, bar=False)|kw))
 
 def test_names_that_would_share_a_file(make, tmp_path):
-    with pytest.raises(ValueError, match='kept in one file'):
+    with pytest.raises(ValueError, match='saved in the same file'):
         compare(make, {'a b':fit_plain, 'a/b':fit_plain}, baseline='a b', folder=tmp_path)
 
 def test_what_a_run_warns_of_is_in_the_verdict(bed, make):

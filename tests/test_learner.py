@@ -222,7 +222,7 @@ def test_data_frame_items(few, quiet):
 
 @pytest.mark.parametrize('kw,words', [
     (dict(fill=lambda img: 0), 'returned a int'),
-    (dict(fill=lambda img: img[:,:2]), 'the whole picture'),
+    (dict(fill=lambda img: img[:,:2]), 'the whole image'),
     (dict(rule=lambda heat: heat), 'True and False'),
     (dict(select=lambda losses: None), 'returned NoneType'),
     (dict(select=lambda losses: losses), 'returned fractions'),
@@ -243,7 +243,7 @@ def test_a_boolean_selection_is_a_mask(few, quiet):
 
 @pytest.mark.parametrize('loss', [lambda p,y: F.cross_entropy(p, y), nn.Sequential()])
 def test_loss_without_reduction_is_refused(few, quiet, loss):
-    with pytest.raises(TypeError, match='cannot be had item by item'):
+    with pytest.raises(TypeError, match='cannot return per-sample losses'):
         quiet(digits_learner(few, loss_func=loss, cbs=ProxyAttention(start=1)), 'fit', 2)
 
 @pytest.mark.parametrize('block,get_y', [
@@ -252,7 +252,7 @@ def test_loss_without_reduction_is_refused(few, quiet, loss):
     (ImageBlock, noop)])
 def test_other_tasks_are_refused(few, quiet, block, get_y):
     dls = DataBlock((ImageBlock,block), get_items=get_image_files, get_y=get_y).dataloaders(few/'train', bs=16, num_workers=0)
-    with pytest.raises(TypeError, match='one label an image'):
+    with pytest.raises(TypeError, match='one label per image'):
         quiet(Learner(dls, digits_net(), loss_func=MSELossFlat(), cbs=ProxyAttention(start=1)), 'fit', 2)
 
 def test_more_outputs_than_classes(few, quiet):
@@ -269,7 +269,7 @@ def test_a_deep_copy_carries_everything(few, quiet):
     assert again.proxy_attention.history.fit.tolist()==[1,2] and learn.proxy_attention.history.fit.tolist()==[1]
 
 def test_starting_after_the_step_is_said(few, quiet):
-    with pytest.warns(ProxyWarning, match='that step is not made up for'):
+    with pytest.warns(ProxyWarning, match='that step is left out'):
         quiet(digits_learner(few, cbs=ProxyAttention(steps=[1,'p',2])), 'fit', 3, 1e-3, start_epoch=1)
 
 def test_grey_images_and_oblong_inputs(few, quiet):
@@ -322,7 +322,7 @@ def test_to_proxy(few): assert digits_learner(few).to_proxy(area=.2).proxy_atten
     (dict(select=[5,'p',9]), 'No selection is called'), (dict(steps=3), 'steps=3 should be a list'),
     (dict(p=None), 'p=None'), (dict(max_area='.4'), "max_area='.4'"), (dict(grid=-1), 'grid=-1'),
     (dict(rule='absolute', threshold='x'), "threshold='x'"),
-    (dict(target=True), 'target=True'), (dict(target=torch.tensor([1,2])), 'belongs to one batch'),
+    (dict(target=True), 'target=True'), (dict(target=torch.tensor([1,2])), 'is a target for one batch only'),
     (dict(folder=''), "folder=''"),
     (dict(start=.8, finish=.2), 'comes after finish'), (dict(steps=[1,'p',1], every=2), 'Give either `steps`'),
     (dict(attribution=GradCAM(digits_net())), 'already belongs to a model'),

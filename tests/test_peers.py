@@ -350,7 +350,7 @@ def test_images_that_come_in_another_order():
         def __getitem__(self, i): return torch.rand(3,8,8),torch.tensor(random.randrange(2))
     ds = Draws()
     learn = Learner(DataLoaders(*(DataLoader(ds, bs=16, num_workers=0) for _ in range(2))), digits_net(2), loss_func=CrossEntropyLossFlat())
-    with pytest.raises(ValueError, match='came in another order when they were loaded again'): dac(learn)
+    with pytest.raises(ValueError, match='were in another order when they were loaded again'): dac(learn)
 
 # ---- scaling
 

@@ -67,7 +67,7 @@ def test_refuses_to_write_among_the_images(path, quiet, below):
 def test_refuses_the_folder_of_another_run(path, quiet, tmp_path):
     fit = lambda: quiet(digits_learner(path, cbs=ProxyAttention(start=1, folder=tmp_path/'run')), 'fit', 2)
     fit()
-    with pytest.raises(FileExistsError, match='holds the proxies of another run'): fit()
+    with pytest.raises(FileExistsError, match='contains the proxies of another run'): fit()
 
 def rng_state(): return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
@@ -240,7 +240,7 @@ def test_flat_and_nan_heat_is_counted(path, quiet):
         heat[::2] = torch.nan
         return heat
     learn = digits_learner(path, cbs=ProxyAttention(select='all', attribution=half_nan, start=1))
-    warned(lambda: quiet(learn, 'fit', 2), 'flat or not finite; these items keep their original')
+    warned(lambda: quiet(learn, 'fit', 2), 'flat or not finite.; these items stay unmasked')
     pa = learn.proxy_attention
     assert pa.history.degenerate.sum()+pa.history.made.sum()==len(learn.dls.train_ds)
     assert pa.log.degenerate.sum()==pa.history.degenerate.sum()>0
@@ -253,7 +253,7 @@ def test_a_rule_that_masks_nothing_is_said(path, quiet):
         'the rule masks no pixel')
 
 def test_no_step_at_all_is_said(path, quiet):
-    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention()), 'fit', 1), 'No epoch of this fit ends in a proxy step')
+    warned(lambda: quiet(digits_learner(path, cbs=ProxyAttention()), 'fit', 1), 'No epoch of this fit ends with a proxy step')
 
 def test_nan_losses_are_said(path, quiet):
     class Bad(nn.Module):

@@ -274,7 +274,7 @@ def test_own_method_and_torchs_classes(path, quiet):
     (dict(steps='p,1'), ValueError, 'begin with a proxy step'),
     (dict(steps=Plateau()), ValueError, 'unknown number of steps'),
     (dict(method=lambda foo: 1), TypeError, 'needs `foo`'),
-    (dict(start=1.5), ValueError, 'no share of the fit')])
+    (dict(start=1.5), ValueError, 'not a fraction of the fit')])
 def test_wrong_arguments_are_sentences(kw, error, words):
     with pytest.raises(error, match=words): Prune(**kw)
 

@@ -153,7 +153,7 @@ def test_a_suspect_that_is_kept_between_two_fits_is_not_unpickled(tmp_path):
     from proxy_attention.proxy.recipes import _weights_in
     mark = tmp_path/'ran'
     (tmp_path/'suspect.pth').write_bytes(pickle.dumps(Hostile(mark)))
-    with pytest.raises(ValueError, match='holds no weights of a suspect, or is broken'): _weights_in(tmp_path/'suspect.pth')
+    with pytest.raises(ValueError, match='does not contain the weights of a suspect, or is damaged'): _weights_in(tmp_path/'suspect.pth')
     assert not mark.exists()
 
 @pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning','ignore:load_learner')
@@ -427,7 +427,7 @@ def test_what_a_comparison_was(few, tmp_path):
     before = {f:f.read_bytes() for f in there.rglob('*') if f.is_file()}
     f = data/pd.read_csv(there/'folds.csv').file[0]
     f.write_bytes(f.read_bytes()+b' ')
-    with pytest.raises(ValueError, match='holds another comparison. (Training|Validation) images, bytes: .*Bring that back, or begin'):
+    with pytest.raises(ValueError, match='contains another comparison. (Training|Validation) images, bytes: .*Restore it, or begin'):
         compare_folder(resume=there, seeds=2, say=noop)
     assert {f:f.read_bytes() for f in there.rglob('*') if f.is_file()}==before
 

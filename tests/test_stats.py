@@ -208,7 +208,7 @@ def test_odd_images():
     assert sure['lo']<1==sure['hi'] and sure['p']<.001
     same = bootstrap(np.ones((5,9)), np.ones((5,9)))
     assert same['lo']<0<same['hi'] and same['p']>.9
-    with pytest.raises(ValueError, match=r'seeds × images, not of shape \(9,\)'): bootstrap(np.ones(9), np.zeros(9))
+    with pytest.raises(ValueError, match=r'seeds × images, but they have the shape \(9,\)'): bootstrap(np.ones(9), np.zeros(9))
 
 # ---- records
 
@@ -338,8 +338,8 @@ def test_an_arm_that_shares_no_seed_or_test_set_is_said_to():
     other = [o|dict(seed=o['seed']+10) for o in rows('far', [.9]*5)]
     cmp = Comparison(pd.DataFrame(rows('no proxy', [.5]*5, n=100)+rows('no proxy', [.5]*5, 'flipped', 100)+rows('x', [.6]*5, n=100)+other))
     said = cmp.verdict()
-    assert 'far: too few to tell on plain (no seed in common)' in said and 'nan' not in said
-    assert 'x: helps on plain (+10.0 points' in said and 'flipped (no seed in common)' in said
+    assert 'far: too few to tell on plain (no common seeds)' in said and 'nan' not in said
+    assert 'x: helps on plain (+10.0 points' in said and 'flipped (no common seeds)' in said
 
 def test_arms_in_any_order_of_rows_give_the_same(right):
     cmp = Comparison.of(records(right), 'no proxy')

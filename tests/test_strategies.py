@@ -162,7 +162,7 @@ def test_plateau(few, quiet):
     with pytest.raises(ValueError, match="The recorder has no 'acc'"):
         quiet(digits_learner(few, cbs=ProxyAttention(steps=Plateau('acc'))), 'fit', 3)
     for make in (ProxyAttention, ProxyAttention.late): quiet(digits_learner(few, cbs=make(steps=Plateau())), 'fit_proxy', 3)
-    with pytest.raises(ValueError, match='Nobody can know'): digits_learner(few, cbs=ProxyAttention.shortcut(steps=Plateau())).fit_proxy(3)
+    with pytest.raises(ValueError, match='of a plateau of valid_loss, patience=1 is unknown'): digits_learner(few, cbs=ProxyAttention.shortcut(steps=Plateau())).fit_proxy(3)
     quiet(digits_learner(few, cbs=ProxyAttention.shortcut(steps=Plateau())), 'fit_proxy', 3, probe=1)
 
 def test_a_step_after_the_last_epoch_is_refused(few, quiet):
@@ -256,12 +256,12 @@ def test_what_cannot_be_served_is_refused(few, quiet):
         with pytest.raises(TypeError, match=words):
             quiet(Learner(dls, digits_net(), loss_func=CrossEntropyLossFlat(), cbs=ProxyAttention(start=1, **kw)), 'fit', 2)
     light = lambda f: image2tensor(Image.open(f))/255*np.random.uniform(.5, 1)
-    refused('another image each time', DataLoaders(*(DataLoader(Raw(raw_files(few, o), light), bs=16) for o in ('train','valid'))))
+    refused('a different image each time', DataLoaders(*(DataLoader(Raw(raw_files(few, o), light), bs=16) for o in ('train','valid'))))
     ds = Raw(raw_files(few, 'train'), reads['tensor'])
     refused('use fastai', DataLoaders(*[torch.utils.data.DataLoader(ds, batch_size=16)]*2))
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self): return (ds[i] for i in range(len(ds)))
-    refused('a stream without item numbers', DataLoaders(*[DataLoader(Stream(), bs=16)]*2))
+    refused('a stream without indices of items', DataLoaders(*[DataLoader(Stream(), bs=16)]*2))
     refused('begins with a float', DataLoaders(*[DataLoader([(1.5, 3)]*40, bs=16)]*2))
     refused('begins with a tensor of shape \\(5,\\)', DataLoaders(*[DataLoader([(torch.rand(5), 3)]*40, bs=16)]*2))
     two = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files,
@@ -269,7 +269,7 @@ def test_what_cannot_be_served_is_refused(few, quiet):
     refused('The model takes 2 inputs', two)
     both = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files,
         getters=[noop, parent_label, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
-    refused('one label an image', both)
+    refused('one label per image', both)
 
 @pytest.mark.parametrize('mode', modes)
 @pytest.mark.parametrize('kind', ['weighted','partial'])
@@ -503,6 +503,6 @@ def test_probed_without_a_shortcut_is_the_plain_fit(tmp_path, weights, same, qui
         learn = bed_learner(bed, bs=16, cbs=cb)
         if cb is None: quiet(learn, 'fit', 3, cbs=probe_cycle(learn, 3, lr_max=1e-3))
         else:
-            with pytest.warns(ProxyWarning, match='nothing yet|leans on nothing'): quiet(learn, 'fit_proxy', 3, 1e-3)
+            with pytest.warns(ProxyWarning, match='nothing yet|depend on nothing'): quiet(learn, 'fit_proxy', 3, 1e-3)
         ends.append(weights(learn))
     assert same(*ends)

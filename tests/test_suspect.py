@@ -121,7 +121,7 @@ def test_it_says_what_it_does(bed, capsys):
     learn = bed_learner(bed, seed=1, bs=16)
     with learn.no_bar(): learn.fit_proxy(2, 1e-2)
     out = capsys.readouterr().out
-    assert 'First a suspect is trained to the end' in out and 'its successor starts from the same weights' in out
+    assert 'First, a suspect is trained to the end' in out and 'a successor is trained from the same weights' in out
 
 class Rates(Callback):
     "The rates of each step, by group"
@@ -169,11 +169,11 @@ class Deaf(Callback):
 
 def test_it_is_asked_again_after_the_next_epoch(bed, quiet):
     learn = bed_learner(bed, seed=1, bs=16, cbs=[ProxyAttention.probed(), Deaf(1)])
-    with pytest.warns(ProxyWarning, match='asked again after the next epoch'): quiet(learn, 'fit', 4, 1e-2)
+    with pytest.warns(ProxyWarning, match='probed again after the next epoch'): quiet(learn, 'fit', 4, 1e-2)
     assert learn.proxy_attention.history.epoch.tolist()==[1]
     with pytest.warns(ProxyWarning): quiet(learn, 'fit', 1, 1e-2)
     learn = bed_learner(bed, bs=16, cbs=[ProxyAttention.probed(), Deaf(9)])
-    with pytest.warns(ProxyWarning, match='asked again'): quiet(learn, 'fit', 2, 1e-2)
+    with pytest.warns(ProxyWarning, match='probed again'): quiet(learn, 'fit', 2, 1e-2)
     assert len(learn.proxy_attention.history)==0
 
 def test_two_callbacks_of_one_recipe_share_no_answer():
@@ -207,7 +207,7 @@ def test_gone_on_with_it_ends_with_the_same_bits(bed, whole, tmp_path, weights, 
 
 def test_what_cannot_work_is_said_before_the_suspect_is_trained(bed, whole, tmp_path):
     for kw,words in ((dict(folder=whole[1]/'own'), 'the suspect of another run|proxies of another run'),
-                     (dict(folder=bed/'train'/'own'), 'lie|images'), (dict(fill=lambda img: img[:2]), 'the whole picture')):
+                     (dict(folder=bed/'train'/'own'), 'lie|images'), (dict(fill=lambda img: img[:2]), 'the whole image')):
         learn = bed_learner(bed, bs=16, cbs=Count())
         with learn.no_bar(), learn.no_logging(), pytest.raises((ValueError,TypeError,OSError), match=words):
             recipes['rehearsed'].train(learn, 2, 1e-2, kw)
@@ -272,5 +272,5 @@ def test_a_suspect_is_asked_at_its_end_and_as_it_was_after_its_first_epoch(at, b
     assert len(ends)==(2 if at==3 else 4), 'the fits of a suspect and, if one leans, of a successor'
     assert same(learn.proxy_attention.suspect.model.state_dict(), ends[0] if at==2 else ends[1])
     said = [str(o.message) for o in told if issubclass(o.category, ProxyWarning)]
-    assert any(o=='It leans on nothing. The same after its first epoch.' for o in said)==(at==3)
+    assert any(o=='It leans on nothing. The result was the same after its first epoch.' for o in said)==(at==3)
     assert same(torch.load(tmp_path/'suspect_young.pth', weights_only=True), ends[0])

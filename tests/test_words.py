@@ -112,20 +112,20 @@ def test_a_fit_of_one_epoch_has_no_room_for_a_step(few, quiet, weights, same, cb
 def test_a_schedule_without_a_step_is_named(few, quiet):
     learn = digits_learner(few, cbs=ProxyAttention(steps=Silent()))
     with pytest.raises(ValueError, match=r'A fit of 3 epochs has no proxy step by this schedule \(Silent\)'): quiet(learn, 'fit_proxy', 3)
-    with pytest.warns(ProxyWarning, match=r'ends in a proxy step \(Silent, 2 epochs\)'): quiet(learn, 'fit', 2)
+    with pytest.warns(ProxyWarning, match=r'ends with a proxy step \(Silent, 2 epochs\)'): quiet(learn, 'fit', 2)
 
 def test_fine_tune_says_that_its_second_phase_has_the_step(few, quiet):
     learn = digits_learner(few, cbs=ProxyAttention.shortcut())
     with pytest.warns(ProxyWarning) as said: quiet(learn, 'fine_tune', 2)
     text = '\n'.join(str(o.message) for o in said if issubclass(o.category, ProxyWarning))
-    assert 'this fit trains as if ProxyAttention were not there' in text and '1 epoch)' in text
-    assert 'The next one follows the schedule anew, as the second phase of `fine_tune` does.' in text
+    assert 'this fit trains as without ProxyAttention' in text and '1 epoch)' in text
+    assert 'The next fit, such as the second phase of `fine_tune`, follows the schedule from its beginning.' in text
     assert len(learn.proxy_attention.history)==1 and learn.proxy_attention.history.fit[0]==2, 'and it does'
 
 def test_one_schedule_over_fits_has_no_next_one(few, quiet):
     learn = digits_learner(few, cbs=ProxyAttention(steps=Silent(), across=3))
     with pytest.warns(ProxyWarning) as said: quiet(learn, 'fine_tune', 2)
-    assert not any('The next one' in str(o.message) for o in said)
+    assert not any('The next fit' in str(o.message) for o in said)
 
 def coarse(n):
     "An attribution of n×n cells"
@@ -142,8 +142,8 @@ def said_of_cells(few, quiet, n_epoch=3, **kw):
 def test_heat_of_few_cells_is_told_once_a_fit(few, quiet):
     learn,said = said_of_cells(few, quiet, 4, attribution=coarse(3))
     assert len(learn.proxy_attention.history)==3 and said==[
-        'The heat has 3×3 cells, and a mask can lie no finer than that: train on larger images (`size`), '
-        'name an earlier `layer`, or look with a suspect that sees the images larger, `Suspect(learn, size=…)`.']
+        'The heatmaps have 3×3 cells, and a mask cannot be placed more precisely than that: train on larger images (`size`), '
+        'give an earlier `layer`, or use a suspect that gets enlarged images, `Suspect(learn, size=…)`.']
     with pytest.warns(ProxyWarning, match='3×3 cells'): quiet(learn, 'fit', 2, 1e-3)
 
 @pytest.mark.parametrize('kw,told', [
