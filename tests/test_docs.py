@@ -258,4 +258,4 @@ def test_nbdev_makes_the_pages(tmp_path):
         ''.join(o.get('text', [])) + ''.join(o.get('data', {}).get('text/markdown', []))
         for c in json.loads((tmp_path/'_proc'/'interpret'/'01_interpretation.ipynb').read_text())['cells']
         for o in c.get('outputs', []))
-    for o in ('ProxyInterpretation.plot_top_losses','HeatDrift.moved','The largest losses, or the smallest?'): assert o in page
+    for o in ('ProxyInterpretation.plot_top_losses','HeatDrift.moved','Show the largest losses? Otherwise the smallest'): assert o in page

@@ -105,13 +105,13 @@ def test_no_message_has_an_address():
 def test_a_fit_of_one_epoch_has_no_room_for_a_step(few, quiet, weights, same, cb, how):
     learn = digits_learner(few, cbs=cb and cb())
     before = weights(learn)
-    with pytest.raises(ValueError, match='^A fit of 1 epoch has no room for a proxy step, as nothing would train on its result'):
+    with pytest.raises(ValueError, match='^A fit of 1 epoch is too short for a proxy step, because nothing would be trained on its result'):
         quiet(learn, how, 1)
     assert same(weights(learn), before) and hasattr(learn, 'proxy_attention')==(cb is not None), 'it is said before anything is done'
 
 def test_a_schedule_without_a_step_is_named(few, quiet):
     learn = digits_learner(few, cbs=ProxyAttention(steps=Silent()))
-    with pytest.raises(ValueError, match=r'A fit of 3 epochs has no proxy step by this schedule \(Silent\)'): quiet(learn, 'fit_proxy', 3)
+    with pytest.raises(ValueError, match=r'A fit of 3 epochs has no proxy step with this schedule \(Silent\)'): quiet(learn, 'fit_proxy', 3)
     with pytest.warns(ProxyWarning, match=r'ends with a proxy step \(Silent, 2 epochs\)'): quiet(learn, 'fit', 2)
 
 def test_fine_tune_says_that_its_second_phase_has_the_step(few, quiet):
