@@ -118,7 +118,7 @@ def attribution_card(
     return Card(name, 'attribution', does, f'`with {made}) as attr: heat = attr(xb)`', use, avoid, cost,
         source.rstrip(')') + (', by captum' if name in captum_methods else ''), f'`{settings}`' if settings else '')
 
-# %% ../nbs/03_cards.ipynb #3c6841f9
+# %% ../nbs/03_cards.ipynb #9155c520
 _same = 'as many optimizer steps as the other arms'
 _own = 'this package'
 _heated = 'heat for all training images, and a fit of one layer'
@@ -127,6 +127,18 @@ _repair = 'The background gives the label away, and the body knows the object'
 # name → when to use it, when not, cost, source
 _arms = {
     'no proxy':('Always: it is the baseline of every difference', 'As the only arm', 'it is what the others are compared with', _own),
+    'one cycle':('Beside recipes that are fitted by one cycle, for data where nothing is wrong', 'Beside recipes with a probe epoch', _same,
+        'fastai, after Smith 2017, arXiv 1708.07120'),
+    'one cycle, random erasing':('The random twin of `keep`: does it matter what is protected?', 'The object is small', _same,
+        'Zhong et al. 2017, arXiv 1708.04896'),
+    'random rest':('The random twin of `vitamin`: does it matter what is kept?', 'There is no recipe that swaps the rest',
+        f'{_same}, and a pass for the heat', _own),
+    'random box':('The random twin of `saliencymix` and `snapmix`, fitted as they are', 'There is no recipe that mixes labels',
+        f'{_same}, and a pass for the heat', 'CutMix, Yun et al. 2019, arXiv 1905.04899, with the boxes of this package'),
+    'mixup':('Data where nothing is wrong: a usual augmentation', 'Short fits; losses that cannot take two labels', _same,
+        'Zhang et al. 2018, arXiv 1710.09412, by fastai'),
+    'cutmix':('Data where nothing is wrong: a usual augmentation', 'Short fits; losses that cannot take two labels', _same,
+        'Yun et al. 2019, arXiv 1905.04899, by fastai'),
     'more steps':('Always, where an arm takes more time: could the time have been spent better?', 'Costs are equal',
         'one epoch more than the other arms', _own),
     'cutout':('To ask whether hiding anything would have done it', 'The object is small: it can be hidden whole', _same,
@@ -157,6 +169,9 @@ _arms = {
 
 _moved = 'As the recipe `shortcut`, but the mask, of the same area, is'
 _does = {'random mask':f'{_moved} in a random place', 'centre mask':f'{_moved} in the centre',
+         'one cycle, random erasing':'One cycle, with `RandomErasing` of fastai on the training batches',
+         'random rest':'As the recipe `vitamin`, but the place that is kept, of the same size, is a random one',
+         'random box':'As the recipe `saliencymix`, but the box, of the same size, is a random one, and comes from the same place',
          'last layer, proxies':'The plain fit, then `fit_head`: the last layer is fitted again, to proxy images',
          **{f'last layer, {k}':f'The plain fit, then a repair of its last layer. {_about(f)}' for k,f in peers.items()}}
 

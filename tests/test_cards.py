@@ -66,4 +66,4 @@ def test_the_page_shows_all_cards_and_their_pictures():
             last = o[1].strip()
             seen[last] = False
     assert [*seen]==[o for _,o in named], 'run nbs/03_cards.ipynb again'
-    assert all(seen[o] for o in (*recipes,*ours,*captum_methods,'cutout','random mask'))
+    assert all(seen[o] for o in (*recipes,*ours,*captum_methods,'cutout','random mask','random rest','random box'))

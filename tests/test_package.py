@@ -150,7 +150,7 @@ def test_every_fault_of_the_mutants_can_still_be_made():
 
 def readme():
     "`index.ipynb` as Markdown: its text and its code, without outputs; its links begin at the top of the repository"
-    cells = [(c.cell_type, c.source.removeprefix('#| export').strip()) for c in read_nb(root/'nbs'/'index.ipynb').cells]
+    cells = [(c.cell_type, c.source.strip()) for c in read_nb(root/'nbs'/'index.ipynb').cells]
     text = '\n\n'.join(src if kind=='markdown' else f'```python\n{src}\n```' for kind,src in cells if src and '#| hide' not in src)
     return re.sub(r'\]\((?!https?:|#)', '](nbs/', text) + '\n'
 
@@ -178,7 +178,9 @@ def slug(heading):
     "The anchor that GitHub and Quarto give a heading"
     return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
 
-@pytest.mark.parametrize('text', [readme, contributing], ids=['README','CONTRIBUTING'])
+def changelog(): return (root/'CHANGELOG.md').read_text(encoding='utf-8')
+
+@pytest.mark.parametrize('text', [readme, contributing, changelog], ids=['README','CONTRIBUTING','CHANGELOG'])
 def test_links_lead_somewhere(text):
     text = re.sub(r'^```.*?^```', '', text(), flags=re.S|re.M)
     anchors = {slug(o) for o in re.findall(r'^#+ (.+)$', text, re.M)}
@@ -204,7 +206,7 @@ def llms_ctx():
 def test_what_an_assistant_reads():
     assert (root/'nbs'/'llms-ctx.txt').read_text(encoding='utf-8')==llms_ctx(), 'run `python tests/test_package.py`'
     text = (root/'nbs'/'llms.txt').read_text(encoding='utf-8')
-    assert f'> {project["description"]}' in text and '`fit_proxy`' in text and '`proxy_attention.skill`' in text
+    assert f'> {project["description"]}' in text and '`proxy_attention.skill`' in text
     _,front,body = proxy_attention.skill.skill_md().split('---\n', 2)
     assert {*yaml.safe_load(front)}=={'name','description'} and 'probe(learn)' in body
 

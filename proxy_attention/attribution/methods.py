@@ -130,7 +130,7 @@ class Suspect:
         data:tuple, # What images are made by: the data set, the transforms
         how:tuple, # How heat is made of them
         look # `() -> attribution`, called where nothing is remembered of such data and such heat
-    )->tuple: # `HeatmapStore`, item number → heat, to be added to; the attribution that made it
+    )->tuple: # `HeatmapStore`, to which heat is added; the attribution that made it
         "The heat of before: a suspect does not change, and neither does its heat of the same images"
         was = self.memory
         if was is None or was[1]!=how or [*map(id, was[0])]!=[*map(id, data)]: self.memory = data,how,HeatmapStore(),look()

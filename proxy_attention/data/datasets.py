@@ -64,7 +64,7 @@ class KnownData:
         return getattr(URLs, self.source) if self.fetched else self.source
 
     def fetch(self)->Path:
-        "Download and unpack the dataset, unless that is done already; raises `OSError` without a network"
+        "Download and unpack the dataset, unless that is done already; raises `OSError` when the machine is offline"
         if not self.fetched:
             raise ValueError(f"'{self.name}' cannot be downloaded automatically: get it from {self.url}, unpack it, "
                              f"and give its folder as '{self.name}:folder'.")
