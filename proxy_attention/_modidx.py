@@ -1150,6 +1150,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'proxy_attention/experiment/config.py'),
                                                    'proxy_attention.experiment.config.ProxyConfig': ( 'experiment/config.html#proxyconfig',
                                                                                                       'proxy_attention/experiment/config.py'),
+                                                   'proxy_attention.experiment.config.ProxyConfig.chosen': ( 'experiment/config.html#proxyconfig.chosen',
+                                                                                                             'proxy_attention/experiment/config.py'),
                                                    'proxy_attention.experiment.config._named_tests': ( 'experiment/config.html#_named_tests',
                                                                                                        'proxy_attention/experiment/config.py'),
                                                    'proxy_attention.experiment.config._names': ( 'experiment/config.html#_names',

@@ -241,7 +241,7 @@ def test_what_a_shell_completes(tmp_path):
                               COMP_LINE=line, COMP_POINT=str(len(line)), COMP_TYPE='9')
         assert run_cold('proxy-train', env=env).returncode==0
         return [o.strip() for o in (tmp_path/'said').read_text().splitlines()]
-    assert offered('proxy-train --fill sw')==['swap','swap_both','swap_shared']
+    assert offered('proxy-train --fill sw')==['swap','swap_both','swap_shared','swap_theirs']
     assert offered('proxy-train --pretr')==['--pretrained']
 
 @pytest.mark.parametrize('run,args,words', [

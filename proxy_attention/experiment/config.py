@@ -73,7 +73,7 @@ class FitConfig:
 @dataclass
 class ProxyConfig:
     "The settings of `ProxyAttention`; a setting that is not given has the value of the recipe"
-    recipe:str='default' # Recipe that sets every option below that is not given: {recipes}; none trains without proxies
+    recipe:str='' # Recipe for the options below: {recipes}; none: no proxies (default: probed; default if an option below is given)
     suspect:str=None # Run folder, or .pkl (which can execute code), of a trained model to explain instead (default: the model itself)
     objects:str=None # Places of objects: a CSV, COCO file or folder of masks; only with --recipe probed or rehearsed (default: none)
     steps:str=None # Alternating numbers of epochs and proxy steps, such as 5,p,9; replaces --start, --finish and --every
@@ -107,6 +107,15 @@ class ProxyConfig:
     p:float=None # Probability that a selected item is served as a proxy, from 0 to 1
     clear:bool=None # Discard the proxies of the previous step at each new step
     save_images:bool=False # Save the proxy images as files, too
+
+    @property
+    def chosen(self):
+        """The recipe, also where none is given: 'probed', which masks nothing unless a probe finds a shortcut
+
+        With a suspect and no schedule it is 'rehearsed', and with any other setting of the proxies 'default'."""
+        if self.recipe: return self.recipe
+        own = {f.name for f in fields(self) if getattr(self, f.name) not in (None,False)} - {'suspect','objects','save_images'}
+        return 'rehearsed' if self.suspect and not own & {'steps','start'} else 'default' if own else 'probed'
 
 @dataclass
 class Config:

@@ -122,7 +122,8 @@ class folder_run:
         refuse_unasked(self.cfg, fixed.get('suspect'))
         own = [inspect.Parameter(o, inspect.Parameter.POSITIONAL_OR_KEYWORD) for o in ('folder','trial','metric')]
         self.__signature__ = inspect.Signature([*own, *flags('path')])
-        self.check_files,self.tests,self.recipes = lru_cache(8)(check_images),self.cfg.tests,[self.cfg.proxy.recipe]
+        self.check_files,self.tests = lru_cache(8)(check_images),self.cfg.tests
+        self.recipes = L(self.cfg.proxy.recipe or ['probed','rehearsed','default']) # the setting of a trial may decide
 
     @cached_property
     def images(self):

@@ -155,7 +155,7 @@ def check_config(cfg:Config)->int: # Number of epochs of the fit
     "Raise an error if a configuration cannot work, before any image is read"
     d,f,p = cfg.data,cfg.fit,cfg.proxy
     _refuse_odd(cfg)
-    make = by_name(p.recipe, recipes|dict(none=None), 'recipe') if p.recipe!='none' else None
+    make = by_name(p.chosen, recipes|dict(none=None), 'recipe') if p.chosen!='none' else None
     asked = proxy_args(cfg)
     if make is None and asked:
         raise ValueError(f"recipe='none' trains without proxies and cannot use {', '.join(asked)}: leave them out, or choose a recipe.")
@@ -164,8 +164,8 @@ def check_config(cfg:Config)->int: # Number of epochs of the fit
     if p.suspect and not suspect_file(p.suspect).is_file():
         raise FileNotFoundError(f'There is no model {suspect_file(p.suspect)}: '
                                 'suspect should be the folder of a finished run, or the file of an exported learner.')
-    if p.objects and (p.recipe not in ('probed','rehearsed') or p.steps):
-        raise ValueError(f'objects={p.objects!r} tells a probe where the objects are, but recipe={p.recipe!r} does not run a probe: '
+    if p.objects and (p.chosen not in ('probed','rehearsed') or p.steps):
+        raise ValueError(f'objects={p.objects!r} tells a probe where the objects are, but recipe={p.chosen!r} does not run a probe: '
                          "use the recipe 'rehearsed' or 'probed', without steps.")
     if p.objects and not Path(p.objects).expanduser().exists():
         raise FileNotFoundError(f'There is no {p.objects}: objects should be a CSV file, a COCO file, or a folder of masks.')
@@ -210,15 +210,12 @@ def refuse_unasked(
             "or use a run folder as the suspect, which contains no code.")
 
 def with_suspect(cfg:Config)->Config:
-    """A copy of `cfg` with absolute paths of suspect, split and objects, so that the run can be resumed from any working directory
-
-    If a suspect is set and no recipe, the recipe is `rehearsed`."""
+    "A copy of `cfg` that can be resumed from any working directory: it names its recipe, and has absolute paths"
     p = cfg.proxy
+    cfg = changed(cfg, recipe=p.chosen)
     if p.objects: cfg = changed(cfg, objects=str(Path(p.objects).expanduser().resolve()))
     if cfg.data.split: cfg = changed(cfg, split=str(_split_file(cfg.data.split).resolve()))
-    if not p.suspect: return cfg
-    mine = p.recipe=='default' and p.steps is None and p.start is None
-    return changed(cfg, suspect=str(suspect_file(p.suspect).resolve()), **(dict(recipe='rehearsed') if mine else {}))
+    return changed(cfg, suspect=str(suspect_file(p.suspect).resolve())) if p.suspect else cfg
 
 def images_of(cfg:Config): # An `ImageSet`
     "The images to train on"
@@ -639,11 +636,11 @@ def arm_of(
 ): # A function `(learn, epochs, lr)`, like the arms of a comparison
     "The training function of a configuration: the arm of its recipe, with its settings"
     p = cfg.proxy
-    if p.recipe=='none': return fit_plain
+    if p.chosen=='none': return fit_plain
     own = dict(folder=run, save_images=p.save_images, **proxy_args(cfg))
     if p.objects: own['steps'] = IfCarried(objects=read_objects(p.objects, images=images.path))
     if p.suspect: own['attribution'] = as_suspect(learn, open_learner(p.suspect), attribution=p.attribution or default_attribution)
-    return with_proxies(p.recipe, **own)
+    return with_proxies(p.chosen, **own)
 
 def _fit(cfg, images, run, epochs, say, cbs, export):
     "Train once, skipping complete epochs; returns the last row of the recorder"
@@ -678,7 +675,7 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
     last = _last_row(run)
     say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {epochs} epochs")
     for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, accuracy {last[f'{k}.accuracy']:.1%}")
-    if p.recipe!='none':
+    if p.chosen!='none':
         h = learn.proxy_attention.history
         say(f'{counted(len(h), "proxy step")} made {counted(int(h.made.sum()), "proxy image")}; see {run/"proxies.png"}'
             if len(h) and h.made.sum() else 'No proxy image was made; see the warnings above')

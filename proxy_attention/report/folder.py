@@ -152,8 +152,8 @@ def steps(self:RunFolder)->pd.DataFrame:
 @patch(as_prop=True)
 def proxies(self:RunFolder):
     "The `ProxyAttention` of the configuration; None if it trains without proxies"
-    if self.cfg is None or self.cfg.proxy.recipe=='none': return None
-    try: return recipes[self.cfg.proxy.recipe](**proxy_args(self.cfg))
+    if self.cfg is None or self.cfg.proxy.chosen=='none': return None
+    try: return recipes[self.cfg.proxy.chosen](**proxy_args(self.cfg))
     except (ValueError, TypeError, KeyError) as e:
         self.missing.append(f'The proxy settings of {self.name} are not valid ({e}).')
 

@@ -66,7 +66,7 @@ def _results(rep, metric, tests):
 def _against(rep):
     "The baseline group: runs without proxies, or else the first group"
     return next(
-        (k for k,v in rep.groups.items() if v[0].cfg and v[0].cfg.proxy.recipe=='none'),
+        (k for k,v in rep.groups.items() if v[0].cfg and v[0].cfg.proxy.chosen=='none'),
         next(iter(rep.groups), None))
 
 def _differences(df, base, metric):
