@@ -2,6 +2,7 @@
 
 `python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process;
 figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
+A whole fit (`fit`) is measured in processor time on one core, so images per second are those of one core.
 The images are crops of scikit-learn's two photographs, as JPEG files."""
 import contextlib, ctypes, gc, io, resource, statistics, sys, tempfile, time, warnings, zipfile
 from dataclasses import replace
@@ -76,11 +77,22 @@ def against_an_epoch(path, arch, side, rounds):
             note('step', f"{losses} losses, {'half precision where it agrees' if fast is None else 'full precision'}",
                 ratio=step/epoch, step_s=step, epoch_s=epoch, items=len(learn.dls.train_ds))
 
+as_recipes = {'soft edge':dict(edge=.05),
+    'rest, swap':dict(rule='rest', donor='same_class'), # vitamin
+    'rest, swap_shared':dict(rule='rest', fill='swap_shared', donor='balanced'), # background
+    'rest, erase':dict(rule='rest', fill='erase'), # keep
+    'everything, look':dict(rule='everything', fill='look', donor='balanced'), # look
+    'area, swap, mixed by heat':dict(labels='mix'),
+    'box, swap, mixed by area':dict(rule='box', labels='mix_area'), # CutMix
+    'box, move, mixed by heat':dict(rule='box', fill='move', labels='mix', alpha=5.), # snapmix
+    'hottest_box, swap_theirs, mixed by area':dict(rule='hottest_box', fill='swap_theirs', labels='mix_area'), # saliencymix
+    'top_cells, swap_theirs, mixed by area':dict(rule='top_cells', fill='swap_theirs', labels='mix_area')} # attentive_cutmix
+
 def loader(path, side, rounds):
-    "Throughput of the training loader: plain, with 20 % proxies, with p=0; then other fills"
+    "Throughput of the training loader: plain, with 20 % proxies, with p=0; then other donors, rules, fills and labels"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for workers in (0,2):
+    for workers in (0,1):
         set_seed(0)
         dls = ImageDataLoaders.from_folder(path, valid_pct=.1, item_tfms=Resize(side), batch_tfms=Normalize.from_stats(*imagenet_stats),
             bs=32, num_workers=workers)
@@ -88,9 +100,12 @@ def loader(path, side, rounds):
         idxs = np.random.default_rng(0).choice(n, n//5, replace=False)
         store,stats = HeatmapStore(idxs, torch.rand(len(idxs),7,7)),ImageStats.of([Image.open(dls.train_ds.items[0])])
         classes = Classes([int(y) for _,y in dls.train_ds])
-        served = lambda fill='swap',**kw: Proxies(store, Masker(fill=fill), classes=classes, data=stats, size=(side,side), **kw)
+        def served(fill='swap', rule='area', edge=0., alpha=None, **kw):
+            own = {} if alpha is None else dict(alpha=alpha)
+            return Proxies(store, Masker(rule, fill, edge=edge, **own), classes=classes, data=stats, size=(side,side), **kw)
         main = {'plain':None, '20 % served':served(), 'p=0':served(p=0.)}
-        fills_ = {f'20 % served, fill={k}':served(k) for k in ('zero','mean','blend','noise','swap_both')}
+        fills_ = {f'20 % served, fill={k}':served(k) for k in ('zero','mean','blend','noise','swap_both','swap_theirs','move','erase')}
+        fills_ |= {f'20 % served, {k}':served(**how) for k,how in as_recipes.items()}
         from_ = {f'20 % served, donor={k}':served(donor=k) for k in donors}
         for ways,turns in [(main,rounds)]+([({'plain':None}|fills_|from_, rounds//4)] if not workers else []):
             secs,works = ({k:[] for k in ways} for _ in range(2))
@@ -104,6 +119,39 @@ def loader(path, side, rounds):
             for k in ways:
                 note('loader', f'{k}, {workers} workers', ratio=med(works['plain'])/med(works[k]),
                     clock_ratio=med(secs['plain'])/med(secs[k]), images_s=n/med(secs[k]))
+    torch.set_num_threads(threads)
+
+class Turns(Callback):
+    "After the first epoch every second one is served as it is; keeps processor seconds of training parts and of the step"
+    order = ProxyAttention.order-1
+    def before_fit(self): self.plain,self.proxied,self.looked,self.kept = [],[],0.,None
+    def before_epoch(self):
+        now = self.learn.proxy_attention.now
+        if self.kept: now.proxies = self.kept if self.epoch%2 else None
+        self.began = time.process_time()
+    def after_train(self):
+        served = self.learn.proxy_attention.now.proxies
+        (self.plain if served is None else self.proxied).append(time.process_time()-self.began)
+    def after_epoch(self): self.began = time.process_time()
+
+class Looked(Callback):
+    order = ProxyAttention.order+1
+    def after_epoch(self):
+        turns = self.learn.turns
+        if not self.epoch: turns.looked,turns.kept = time.process_time()-turns.began,self.learn.proxy_attention.now.proxies
+
+def whole_fit(path, arch, side, rounds, names=('snapmix','saliencymix','attentive_cutmix','keep','vitamin')):
+    "An epoch with proxies and a fifth of the step that renews heat, against a plain epoch of the same run, on one core"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for k in names:
+        turns = Turns()
+        learn = quietly(learner(path, arch, side, cbs=[turns, Looked(), recipes[k](start=1, every=None)]), 2*rounds+2)
+        plain,proxied = (statistics.median(o[-rounds:]) for o in (turns.plain,turns.proxied)) # the first epoch warms up
+        n,cost = len(learn.dls.train_ds),proxied+turns.looked/5
+        note('fit', f'{k}, heat renewed every fifth epoch', ratio=cost/plain, images_s=n/cost, items=n)
+        note('fit', f'{k}, heat for nothing', ratio=proxied/plain, images_s=n/proxied, items=n)
+        note('fit', f'{k}, the plain epochs between', ratio=1., images_s=n/plain, items=n)
     torch.set_num_threads(threads)
 
 def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
@@ -207,13 +255,13 @@ def fifty_steps(n=2000, steps=50):
 
 @call_parse
 def main(
-    rounds:int=7, # Turns each way takes
+    rounds:int=7, # Turns that each way takes
     threads:int=2, # CPU threads
     arch:str='resnet18', # Network of the step and of the thesis' step
     side:int=128, # Its input
     images:int=1000, # Photographs for the step
     cifar:Path=here.parent.parent/'shared'/'data', # Folder of resnet20_cifar10.th and cifar10_jpg.zip; without them their case is left out
-    only:str='', # One of step, loader, thesis, growth, memory; all by default
+    only:str='', # One of step, loader, fit, thesis, growth, memory; all by default
     out:Path=here # Where the table goes
 ):
     "Measure the proxy step and the serving of proxies"
@@ -223,6 +271,7 @@ def main(
         parts = dict(
             step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)),
             loader=lambda: loader(large, 224, 17*rounds),
+            fit=lambda: whole_fit(small, arch, side, max(2, rounds//2)),
             thesis=lambda: (
                 [against_the_thesis(learner(small, arch, side), f'{arch} {side}²', rounds)]
                 + ([against_the_thesis(trained_on_cifar(cifar, 2000), 'trained ResNet-20 32²', rounds)]

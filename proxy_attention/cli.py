@@ -209,7 +209,7 @@ def proxy_train(
     resume:str=None, # Folder of an interrupted run to resume with its own settings (default: start a new run)
     config:str=None, # A run's config.toml to start from; options override it, none or an empty value restores a default (default: none)
     out:str='runs', # Folder for all runs; this run creates a new folder in it
-    export:bool=False, # Also export the learner to model.pkl, a pickle, which can execute code when it is loaded
+    export:bool=False, # Also export the learner to model.pkl; this is a pickle, and loading a pickle can execute code
     quiet:bool=False, # Print no progress bars and no table
     json:bool=False, # Print only one line of JSON at the end: run folder, loss, metrics
     **settings

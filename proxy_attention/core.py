@@ -13,12 +13,13 @@ import ast, difflib, inspect, json, os, sys
 from functools import lru_cache, partial
 from html import escape
 import numpy as np
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from datetime import datetime
 from warnings import warn
+from weakref import WeakKeyDictionary
 from filelock import FileLock, Timeout
 
 # %% ../nbs/00_core.ipynb #2e5dfe1a
@@ -167,15 +168,20 @@ def legible(
     if warns: warn_of_letters(*told)
 
 # %% ../nbs/00_core.ipynb #1179973b
+_taken = WeakKeyDictionary() # to read a signature takes longer than to call most strategies, and each image asks for several
+
 def takes(
     f # Function, or a class or `partial` that can be called
 )->set: # Names of its arguments; contains `'**'` if it accepts any name
     "Return the names of the arguments of `f`"
+    with suppress(KeyError, TypeError): return _taken[f] # some objects cannot stand in a dictionary
     try: ps = inspect.signature(f).parameters.values()
     except ValueError as e:
         raise TypeError(f'The arguments of {f} have no known names: '
             'wrap it in a function that names them.') from e
-    return {'**' if p.kind==p.VAR_KEYWORD else p.name for p in ps}
+    names = frozenset('**' if p.kind==p.VAR_KEYWORD else p.name for p in ps)
+    with suppress(TypeError): _taken[f] = names
+    return names
 
 # %% ../nbs/00_core.ipynb #62562224
 def given(f, *args, **kwargs):

@@ -63,10 +63,9 @@ def options(f):
     return [o for o in parser_of(f)._actions if o.option_strings and o.help!='==SUPPRESS==']
 
 # a line of help says what its value is: no riddle, no word of ours for a word of the field, no passive fragment
-riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (?!export)|part|not?)\b|'
-    r'\bat most\b|\bso (many|much)\b|there are:|'
-    r'\b(go|goes|gone) on\b|\bby itself\b|\bshares? of\b|\bchance\b|heat map\b|\blooked? (at|for)\b|\blies?\b|'
-    r'\b(is|are) (kept|shown|printed|loaded|exported)\b|\bas \w+ (chooses|calls|says)\b', re.I)
+riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (?!export)|part|not?)\b|\bat most\b|'
+    r'\bso (many|much)\b|there are:|\b(go|goes|gone) on\b|\bby itself\b|\bshares? of\b|\bchance\b|heat map\b|\blooked? (at|for)\b|'
+    r'\blies?\b|\b(is|are) (kept|shown|printed|loaded|exported)\b|\bas \w+ (chooses|calls|says)\b', re.I)
 
 @pytest.mark.parametrize('line', [
     'Of what: label, pred, margin', 'Nor less than this', 'Between two steps: a share of the fit', 'Share of the image that is masked',
@@ -97,8 +96,7 @@ def test_help_is_in_groups():
     found = {k for title,o in groups.items() for k in o if title not in ('positional arguments','options','Output')}
     assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','export','quiet','json','save_images']
     needs = {o.dest:o.help for o in options(proxy_train)}
-    for k,words in dict(area='--rule area, random or centre', keep='--rule rest or random_rest', cells='--rule top_cells',
-                        k='--rule mean_std',
+    for k,words in dict(area='--rule area, random or centre', keep='--rule rest or random_rest', cells='--rule top_cells', k='--rule mean_std',
                         weight='--fill blend', radius='--fill blur').items(): assert f'only with {words} (default' in needs[k]
 
 def test_an_argument_of_the_function_is_an_option():
@@ -348,7 +346,7 @@ def test_killed_and_gone_on_with(path, tmp_path, same, capsys):
     for o in ('history.csv','proxy_log.csv'): assert pd.read_csv(whole/o).equals(pd.read_csv(cut/o))
     assert np.array_equal(HeatmapStore.load(whole/'heat.npz').grids, HeatmapStore.load(cut/'heat.npz').grids)
     with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(cut), lr=1.)
-    with pytest.raises(CliError, match='it has no config.toml'): proxy_train(resume=str(tmp_path))
+    with pytest.raises(CliError, match='the folder has no config.toml'): proxy_train(resume=str(tmp_path))
 
 def test_config_again_runs_and_explain(few, tmp_path, fingerprint, capsys):
     "A run's config.toml runs it again, options override it, `proxy-runs` lists both, `proxy-explain` shows them side by side"

@@ -435,7 +435,7 @@ def test_the_wrong_folder_says_what_was_expected(name, tmp_path, path):
     with pytest.raises(ValueError, match=f"does not look like '{name}'") as e:
         known_data(name, path/'flipped' if 'mnist' not in name else put(tmp_path, 'a/b.png'))
     assert known_sets[name].layout in str(e.value) and known_sets[name].url in str(e.value)
-    with pytest.raises(FileNotFoundError, match='There is not a folder .*looks like'): known_data(name, tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='There is no folder .*looks like'): known_data(name, tmp_path/'nowhere')
 
 @pytest.mark.parametrize('name,inner', [
     ('stanford_dogs','Images'), ('asl_alphabet','asl_alphabet_train/asl_alphabet_train'), ('tiny_imagenet','tiny-imagenet-200'),
@@ -605,9 +605,9 @@ def test_overlap_is_told_when_opened_by_name(tmp_path):
     with pytest.warns(ProxyWarning, match='is a part of ImageNet'): open_images(f'stanford_dogs:{d}', pretrained=True)
 
 @pytest.mark.parametrize('what,error,words', [
-    ('/nowhere/at/all', FileNotFoundError, 'There is not a folder and no CSV file /nowhere/at/all.$'),
+    ('/nowhere/at/all', FileNotFoundError, 'There is no folder and no CSV file /nowhere/at/all.$'),
     ('nowhere', FileNotFoundError, "no known dataset is called 'nowhere'"),
-    ('pets:/nowhere', FileNotFoundError, 'There is not a folder /nowhere'),
+    ('pets:/nowhere', FileNotFoundError, 'There is no folder /nowhere'),
     ('pet:/nowhere', FileNotFoundError, "did you mean 'pets'"),
     ('', TypeError, 'is not a folder'), (None, TypeError, 'None is not a folder'), (3, TypeError, '3 is not a folder'),
 ])

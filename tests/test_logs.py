@@ -209,7 +209,7 @@ def test_refusals(fit, path, tmp_path, fingerprint):
     assert fingerprint(path)==before
     (tmp_path/'file').touch()
     with pytest.raises(OSError, match='give another folder'): fit(RunBoard(tmp_path/'file'/'log'), n=1)
-    with pytest.raises(ValueError, match='no name'): RunBoard('')
+    with pytest.raises(ValueError, match='is empty'): RunBoard('')
     assert not alive()
 
 def test_full_disk_costs_the_log_and_not_the_fit(fit, tmp_path, monkeypatch, weights, same):

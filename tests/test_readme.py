@@ -98,9 +98,9 @@ def test_time_and_memory():
     df = measured('attribution').query("net=='resnet18' and case=='gradient'").set_index(['batch','way'])
     some = {k:df.loc[32,k] for k in ('GradCAM','forward','torchcam GradCAM','captum LayerGradCam','pytorch-grad-cam GradCAM')}
     ours,plain,torchcam,captum,grad_cam = some.values()
-    assert (f'{ours.ratio:.2f} × the time of a plain forward pass and {ours.peak_mb:.0f} MB beside its {plain.peak_mb:.0f} '
-            f'(torchcam {torchcam.ratio:.2f} × and {torchcam.peak_mb:.0f} MB, captum {captum.ratio:.2f} × and {captum.peak_mb:.0f}, '
-            f'pytorch-grad-cam {grad_cam.ratio:.1f} × and {grad_cam.peak_mb:.0f})') in text
+    assert (f'{ours.ratio:.2f} × the time of a plain forward pass, and {ours.peak_mb:.0f} MB in addition to its {plain.peak_mb:.0f} MB '
+            f'(torchcam {torchcam.ratio:.2f} × and {torchcam.peak_mb:.0f} MB, captum {captum.ratio:.2f} × and {captum.peak_mb:.0f} MB, '
+            f'pytorch-grad-cam {grad_cam.ratio:.1f} × and {grad_cam.peak_mb:.0f} MB)') in text
     assert f"({df.loc[1,'torchcam GradCAM'].ratio:.1f} × against {df.loc[1,'GradCAM'].ratio:.1f} ×)" in text
     step = measured('proxy_step').set_index('case')
     for k in ('running','exact'): assert f"{step.ratio[f'{k} losses, full precision']:.2f}" in text

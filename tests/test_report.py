@@ -270,7 +270,7 @@ def test_conclusions_come_first_and_no_heading_twice(run, tmp_path):
     ends = [said.index(o) for o in ('shortcut: accuracy 0.750','no proxies: accuracy 0.500 ± 0.000','late: accuracy 0.250 ± 0.000')]
     assert ends==sorted(ends), 'the best first'
     both = said[said.index('Warnings'):]
-    assert both.count('After epoch 0: 3 of 9 heatmaps are flat or not finite')==1, 'a sentence of two runs is said once'
+    assert both.count('After epoch 0: 3 of 9 heatmaps are uninformative (flat or not finite)')==1, 'a sentence of two runs is said once'
     assert re.search(r'shortcut on photos[^;]*; late on photos[^:]*: After epoch 0', both)
     assert 'as usual' not in text.lower() and 'train_' not in ' '.join(h), 'no time stamp is a heading'
     rows = {r[0]:r for r in cells(t, 'Settings that differ')}
@@ -725,7 +725,7 @@ def test_own_section_and_folds(copy_of, tmp_path):
     (['{tmp}'], {}, 'contains no run'),
     (['{run}/config.toml'], {}, 'is a file'),
     (['{run}'], dict(images='nowhere'), 'There is no folder nowhere'),
-    (['{run}'], dict(out='{run}/config.toml'), 'nothing is written over'),
+    (['{run}'], dict(out='{run}/config.toml'), 'is not overwritten'),
     (['{run}'], dict(out='{photos}/report.html'), 'nothing is ever written there'),
     (['{run}'], dict(out='{tmp}/no/report.html'), 'There is no folder'),
     (['{run}'], dict(n=-1), 'n=-1'),

@@ -136,8 +136,7 @@ def test_a_given_split_that_tears_groups(tmp_path):
     df = pd.read_csv(csv).assign(good=lambda d: d.who.isin(['p1','p5']), bad=lambda d: d.index%5==0)
     df.to_csv(csv, index=False)
     assert not torn(ImageTable(csv, group_col='who', valid_col='good').df)
-    said = "images of the group 'p0' on both sides, and so for 5 of 8 groups: give either the groups or the split"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match="images of the group 'p0' on both sides, and so for 5 of 8 groups: give either the groups"):
         ImageTable(csv, group_col='who', valid_col='bad')
     ImageTable(csv, valid_col='bad').save(tmp_path/'torn')
     images = ImageTable(csv, group_col='who')

@@ -160,7 +160,7 @@ def test_files_folders_patterns(model, photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='No file is called'): find_images('nix*.png')
     (tmp_path/'empty').mkdir()
     with pytest.raises(ValueError, match='There is no image in'): find_images(tmp_path/'empty')
-    with pytest.raises(TypeError, match='3 is no file'): find_images([3])
+    with pytest.raises(TypeError, match='3 is not a file'): find_images([3])
     with pytest.raises(ValueError, match='No image is given'): run(model, [], out=tmp_path/'runs')
     os.symlink('nowhere', photos/'broken.png')
     with pytest.raises(ValueError, match='None of the 1 images can be read'): run(model, 'broken.png', out=tmp_path/'runs')
@@ -262,7 +262,7 @@ def test_told(model, photos, tmp_path, capsys):
     explain_images(model, photos/'0.png', against=model, out=tmp_path/'runs', singles=False,
         attribution=lambda xb,yb: torch.ones(len(xb),4,4))
     out = capsys.readouterr().out
-    assert 'the models agree on 1\n' in out and 'nan' not in out.lower()
+    assert 'the models agree on 1 of them\n' in out and 'nan' not in out.lower()
 
 def test_a_bar_after_two_seconds_only(monkeypatch):
     shown,now = [],[0.]

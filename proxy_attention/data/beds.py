@@ -142,7 +142,7 @@ def one_colour(path=None, images=None, labels=None, seed:int=0, conflict:float=0
                n_train:int=800, n_test:int=400, corner='fixed')->Path:
     """Write a bed with two classes (digit < 5 or not) and a red square in images of the first class only
 
-    The arguments are those of `two_colours`. A fraction `conflict` of the first class lacks the square, and the same fraction
+    Arguments as for `two_colours`. A fraction `conflict` of the first class lacks the square, and the same fraction
     of the second class has it (Asgari and others, MaskTune, 2022). In `aligned` the first class has it, in `flipped` the second."""
     return _squares([(255,0,0),None], lambda y: (y>=5).astype(int), path, images, labels, seed, conflict, n_train, n_test, corner)
 
@@ -151,7 +151,7 @@ def swatches(path=None, images=None, labels=None, seed:int=0, conflict:float=0.,
              n_train:int=800, n_test:int=400, corner='random')->Path:
     """Write a bed with one class per digit and a square of the grey 255 - 25·digit (Decoy MNIST, Ross and others, 2017)
 
-    The arguments are those of `two_colours`."""
+    Arguments as for `two_colours`."""
     return _squares([(255-25*o,)*3 for o in range(10)], lambda y: y, path, images, labels, seed, conflict, n_train, n_test, corner)
 
 # %% ../../nbs/data/04_beds.ipynb #619120cc

@@ -103,7 +103,7 @@ def run_demo(
     path = digits(run/'digits', seed, n=n)
     learns,rows = {},{}
     for name,arm in {'without':fit_plain, 'with proxies':with_proxies(recipe, folder=run)}.items():
-        say(f'\nTraining {name} …' if arm is fit_plain else f'\nTraining {name}: {with_proxies(recipe).__doc__}')
+        say('\nTraining without proxies …' if arm is fit_plain else f'\nTraining {name}: {with_proxies(recipe).__doc__}')
         learns[name],rows[name] = train_arm(path, arm, seed, epochs)
     table = pd.DataFrame(rows).T
     table.to_csv(run/'table.csv', index_label='arm')

@@ -680,7 +680,7 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
     for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, accuracy {last[f'{k}.accuracy']:.1%}")
     if p.recipe!='none':
         h = learn.proxy_attention.history
-        say(f'{len(h)} proxy steps made {h.made.sum() if len(h) else 0} proxy images; see {run/"proxies.png"}'
+        say(f'{counted(len(h), "proxy step")} made {counted(int(h.made.sum()), "proxy image")}; see {run/"proxies.png"}'
             if len(h) and h.made.sum() else 'No proxy image was made; see the warnings above')
     return last
 

@@ -257,7 +257,7 @@ def explain_images(
             table,lost = pd.DataFrame(rows), pd.DataFrame([(clean_text(f),why) for f,why in skipped], columns=['file','problem'])
             for name,df in dict(predictions=table, skipped=lost).items():
                 if len(df): write_whole(run/f'{name}.csv', lambda f: df.to_csv(f, index=False, encoding='utf-8'))
-    except KeyboardInterrupt as e: raise KeyboardInterrupt(f'{len(rows)} of {len(files)} images are done, see {run}') from e
+    except KeyboardInterrupt as e: raise KeyboardInterrupt(f'{len(rows)} of {len(files)} images are done: {run}') from e
     except OSError as e:
         raise type(e)(f'The results cannot be written to {run} ({e.strerror or e}): '
             'free some space or name another folder, and run again.') from e

@@ -6,7 +6,7 @@
 __all__ = ['fills', 'fill_zero', 'fill_mean', 'fill_max', 'fill_min', 'fill_halfmax', 'dataset_mean', 'dataset_max',
            'dataset_min', 'dataset_halfmax', 'blend', 'blur', 'noise', 'shuffle', 'swap', 'as_it_is', 'swap_both',
            'either', 'swap_shared', 'shared', 'swap_theirs', 'donors_own', 'move', 'moved', 'look', 'Augmented',
-           'erase', 'soften']
+           'erase', 'erased', 'soften']
 
 # %% ../../nbs/masking/01_fills.ipynb #378e9153
 import inspect, random
@@ -127,10 +127,12 @@ swap_theirs.where = donors_own
 
 # %% ../../nbs/masking/01_fills.ipynb #5b0c9b22
 def _frame(mask):
-    "Return the left, upper, right and lower edge of the bounding box of a mask (h,w), as fractions of its size"
-    y,x = (mask.any(d).nonzero()[:,0] for d in (1,0))
-    h,w = mask.shape
-    return float(x[0])/w, float(y[0])/h, float(x[-1]+1)/w, float(y[-1]+1)/h
+    "Return left, upper, right and lower edge of the bounding box of a mask, (h,w) or a PIL image, as fractions of its size; None: empty"
+    if isinstance(mask, Image.Image): (w,h),box = mask.size,mask.getbbox()
+    else:
+        (h,w),(y,x) = mask.shape,(mask.any(d).nonzero()[:,0].tolist() for d in (1,0))
+        box = (x[0], y[0], x[-1]+1, y[-1]+1) if x else None
+    return box and (box[0]/w, box[1]/h, box[2]/w, box[3]/h)
 
 def _at(frame, h, w):
     "Convert a bounding box from fractions to pixels; it contains at least one pixel"
@@ -146,25 +148,27 @@ def _resampling(n, m, device):
 
 def move(img, mask, other, theirs):
     "The donor's part inside the bounding box of its own mask, resized to that of this mask; the whole donor if a mask is empty"
-    if not mask.any() or not theirs.any(): return other
-    h,w = img.shape[-2:]
-    (l,t,r,b),(x0,y0,x1,y1) = _at(_frame(mask), h, w),_at(_frame(theirs), *other.shape[-2:])
+    frames,(h,w) = [_frame(o) for o in (mask,theirs)],img.shape[-2:]
+    if None in frames: return other
+    (l,t,r,b),(x0,y0,x1,y1) = _at(frames[0], h, w),_at(frames[1], *other.shape[-2:])
     new,piece = img.float().clone(),other[...,y0:y1,x0:x1].float()
     new[...,t:b,l:r] = _resampling(y1-y0, b-t, img.device) @ piece @ _resampling(x1-x0, r-l, img.device).T
     return new
 
 def moved(
     img, # PIL image
-    mask, # (h,w) bool
-    other, # PIL image of the same mode and size
-    theirs # (h,w) bool
+    mask, # PIL image of one bit per pixel
+    other, # PIL image of the same mode and size as `img`
+    theirs # PIL image of one bit per pixel
 ):
     "As `move`, for PIL images"
-    if not mask.any() or not theirs.any(): return other
-    l,t,r,b = _at(_frame(mask), *img.size[::-1])
-    place,new = _at(_frame(theirs), *other.size[::-1]),other.copy()
-    bands = [o.crop(place).resize((r-l,b-t), Image.BILINEAR) for o in other.split()] # each channel separately, also alpha
-    new.paste(Image.merge(other.mode, bands), (l,t))
+    frames = [_frame(o) for o in (mask,theirs)]
+    if None in frames: return other
+    (l,t,r,b),place = (_at(o, *img.size[::-1]) for o in frames)
+    piece,new,size = other.crop(place),other.copy(),(r-l,b-t)
+    if other.mode!='RGBA': piece = piece.resize(size, Image.BILINEAR)
+    else: piece = Image.merge('RGBA', [o.resize(size, Image.BILINEAR) for o in piece.split()]) # each channel separately, also alpha
+    new.paste(piece, (l,t))
     return new
 move.pasted = moved
 
@@ -299,6 +303,18 @@ def erase(img, rng=None):
             o[:,top:top+h,left:left+w] = (mean+std*noise.to(o.device)).clamp(low, high)
     return x.view(img.shape)
 
+def erased(img, rng=None):
+    "As `erase`, for PIL images of one byte per channel: only the rectangle is computed"
+    shape,counts,level = (len(img.getbands()),*img.size[::-1]),np.array(img.histogram()).reshape(-1, 256),np.arange(256)
+    with _drawn_by(rng): top,left,h,w,noise = transforms.RandomErasing.get_params(torch.empty(shape), (0.,.3), (.3,1/.3))
+    if (h,w)==shape[1:]: return img
+    mean,square = (counts@level**k/counts[0].sum() for k in (1,2))
+    std = (square-mean**2).clip(0)**.5
+    new,drawn = img.copy(),noise.permute(1,2,0).numpy()*std+mean
+    new.paste(Image.fromarray(drawn.clip(0, 255).round().astype(np.uint8).squeeze(2 if shape[0]==1 else ())), (left,top))
+    return new
+erase.pasted = erased
+
 # %% ../../nbs/masking/01_fills.ipynb #5075908f
 fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, swap_theirs=swap_theirs, move=move, look=look,
              zero=fill_zero, mean=fill_mean, max=fill_max, min=fill_min, halfmax=fill_halfmax, blend=blend, blur=blur,
@@ -306,6 +322,11 @@ fills = dict(swap=swap, swap_both=swap_both, swap_shared=swap_shared, swap_their
              dataset_mean=dataset_mean, dataset_max=dataset_max, dataset_min=dataset_min, dataset_halfmax=dataset_halfmax)
 
 # %% ../../nbs/masking/01_fills.ipynb #23f162d0
+def _around(n, r, device):
+    "(n,n): 1 where two of `n` pixels of a side lie at most `r` apart, otherwise 0"
+    at = torch.arange(n, device=device)
+    return ((at[:,None]-at).abs()<=r).float()
+
 def soften(
     mask:Tensor, # (…,h,w) bool
     edge:float # Width of the soft edge, as a fraction of the shorter side
@@ -313,7 +334,8 @@ def soften(
     "Return weights that rise from the border of the mask inwards; a mask that is thinner than the edge keeps a hard edge"
     h,w = mask.shape[-2:]
     r = max(1, round(edge*min(h, w)))
-    m = mask.float().reshape(-1, 1, h, w)
-    soft = (2*F.avg_pool2d(m, 2*r+1, 1, r, count_include_pad=False)-1).clamp(min=0)*m
+    m,down = mask.float().reshape(-1, h, w),_around(h, r, mask.device)
+    across = down if h==w else _around(w, r, mask.device)
+    soft = (2*(down@m@across)/(down.sum(1)[:,None]*across.sum(1))-1).clamp(min=0)*m # products of 0 and 1 are exact
     top = soft.amax((-2,-1), keepdim=True)
     return ((torch.where(top>0, soft/top.clamp(min=1e-6), m)*255).round()/255).view(mask.shape)

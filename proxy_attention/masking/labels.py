@@ -25,14 +25,18 @@ def by_area(mask):
     area = float(mask.float().mean())
     return 1-area,area
 
-def _share(heat, mask):
-    "Return the fraction of the heat (h',w') that is under a mask (h,w)"
-    part = F.adaptive_avg_pool2d(mask.float()[None,None], heat.shape)[0,0]
+def _covered(mask, cells):
+    "Return the fraction of each of (h',w') cells that is under a mask (h,w)"
+    return F.adaptive_avg_pool2d(mask.float()[None,None], cells)[0,0]
+def _share(heat, part):
+    "Return the fraction of the heat (h',w') that is under a mask that covers a fraction of each cell"
     return float((part*heat).sum()/heat.sum().clamp(min=1e-12))
 
 def by_heat(mask, heat, taken, donor_heat):
     "Weight each label by the visible fraction of its image's heat (SnapMix: Huang et al. 2021, arXiv 2012.04846)"
-    return 1-_share(heat, mask), float(taken.float().mean()) if donor_heat is None else _share(donor_heat, taken)
+    own = _covered(mask, heat.shape)
+    if donor_heat is None: return 1-_share(heat, own), float(taken.float().mean())
+    return 1-_share(heat, own), _share(donor_heat, own if taken is mask else _covered(taken, donor_heat.shape))
 
 labelings = dict(own=own_label, mix=by_heat, mix_area=by_area)
 

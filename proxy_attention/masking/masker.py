@@ -201,15 +201,19 @@ def mask_over(self:Masker,
 
 # %% ../../nbs/masking/03_masker.ipynb #7fe41ae2
 @patch
+def _levels(self:Masker, mask):
+    "Return the weight of the fill at a soft edge, in 255ths"
+    size = mask.shape[-2:]
+    m = mask.reshape(-1, 1, *size)
+    soft = soften(F.interpolate(m.float(), [min(o, 128) for o in size], mode='nearest-exact')>.5, self.edge)
+    return (F.interpolate(soft, size, mode='bilinear', align_corners=False)*m*255).round_().reshape(mask.shape)
+
+@patch
 def weights(self:Masker,
     mask:Tensor # (…,h,w) bool
 )->Tensor: # (…,h,w) in [0,1], or the mask itself
     "Return the weight of the fill for each pixel: less than 1 at a soft edge, which is made at up to 128 pixels per side"
-    if not self.edge: return mask
-    size = mask.shape[-2:]
-    m = mask.reshape(-1, 1, *size)
-    soft = soften(F.interpolate(m.float(), [min(o, 128) for o in size], mode='nearest-exact')>.5, self.edge)
-    return ((F.interpolate(soft, size, mode='bilinear', align_corners=False)*m*255).round()/255).reshape(mask.shape)
+    return self._levels(mask)/255 if self.edge else mask
 
 @patch
 def _filled(self:Masker, img, mask, heat, other, data, rng, theirs):
@@ -243,14 +247,14 @@ def fill_in(self:Masker,
         mask = unpack_mask(mask) if isinstance(mask, Image.Image) else mask
         mask,heat = stretch_mask(mask, size_of(img)).to(img.device),heat if heat is None else heat.to(img.device)
         return torch.where(mask.unsqueeze(-3), self._filled(img, mask, heat, other, data, rng, mask if theirs is None else theirs), img)
-    mask = (mask if isinstance(mask, Image.Image) else pack_mask(mask)).resize(img.size, Image.NEAREST)
+    mask = mask if isinstance(mask, Image.Image) else pack_mask(mask)
+    if mask.size!=img.size: mask = mask.resize(img.size, Image.NEAREST)
     if isinstance(other, Image.Image) and (other.mode,other.size)!=(img.mode,img.size):
         other = other.convert(img.mode).resize(img.size, Image.BILINEAR)
     paste = getattr(self.fill, 'pasted', None)
-    if paste and isinstance(other, Image.Image) and img.mode in ('L','RGB','RGBA'):
-        known = dict(mask=unpack_mask(mask)) if 'mask' in takes(paste) else {}
-        new = given(paste, img=img, other=other, theirs=known.get('mask') if theirs is None else theirs, **known)
-        if self.edge: mask = Image.fromarray((self.weights(unpack_mask(mask))*255).round().byte().numpy())
+    if paste and img.mode in ('L','RGB','RGBA') and (isinstance(other, Image.Image) or not self.needs_other):
+        new = given(paste, img=img, mask=mask, other=other, theirs=mask if theirs is None else pack_mask(theirs), rng=rng)
+        if self.edge: mask = Image.fromarray(self._levels(unpack_mask(mask)).byte().numpy())
     else:
         x,back = _planes(img)
         if isinstance(other, Image.Image): other = _planes(other)[0]

@@ -65,7 +65,7 @@ def _boxes(heat, rng, alpha, centre):
     mask = torch.zeros(heat.shape, dtype=torch.bool).reshape(-1, h, w)
     for m,o in zip(mask, heat.reshape(-1, h, w)):
         half,(y,x) = draws.beta(alpha, alpha)**.5/2, centre(o, draws)
-        top,left = (int(np.clip(round(c-half*s), 0, s-1)) for c,s in ((y,h),(x,w)))
+        top,left = (min(max(round(c-half*s), 0), s-1) for c,s in ((y,h),(x,w)))
         m[top:max(top+1, round(y+half*h)),left:max(left+1, round(x+half*w))] = True
     return mask.view(heat.shape).to(heat.device)
 
@@ -113,6 +113,7 @@ def bound_area(
     most:float=usual_most # Maximum fraction of the pixels
 )->Tensor: # (…,h,w) bool
     "Reduce a mask that covers more than `most` to its hottest part; enlarge one that covers less than `least` to the hottest `least`"
+    if least<=0 and most>=1: return mask
     area = mask.float().mean((-2,-1), keepdim=True)
     if (big := area>most).any():
         mask = torch.where(big, mask & area_budget(torch.where(mask, heat, heat.amin()-1), most), mask)

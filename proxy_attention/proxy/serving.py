@@ -60,6 +60,7 @@ class Proxies:
         self.made = np.full(len(store), len(self.maskers)-1) if made is None else np.asarray(made)
         self.drawn,self.rows,self.seed,self.heat = np.empty(0, np.int64),{},0,HeatIndex(store.idxs, store.grids)
         self.size = size and self.masker.drawn_size(store.grids.shape[1:], size)
+        self.shape = None # of a mask that is kept: pixels, or cells
         self.bits = self._bits() if self.size else []
 
     @property
@@ -81,7 +82,8 @@ class Proxies:
             for part in np.split(at, range(256, len(at), 256)):
                 if not len(part): continue
                 masks = m.drawn(self.store.at(part), self.size)
-                if masks.shape[1:]!=self.size: return [] # the rule masks cells
+                if masks.shape[1:]!=(self.shape or masks.shape[1:]): return [] # pixels here and cells there
+                self.shape = tuple(masks.shape[1:])
                 kept.append((part, np.packbits(masks.numpy(), axis=-1)))
         if not kept: return []
         at,bits = map(np.concatenate, zip(*kept))
@@ -105,7 +107,7 @@ def _kept(self:Proxies, row, size, rng=None):
     "Return the mask of an item, without that of a donor, (h,w) bool"
     m = self.maskers[self.made[row]]
     if row<len(self.bits) and m.drawn_size(self.store.grids.shape[1:], size)==self.size:
-        return torch.from_numpy(np.unpackbits(self.bits[row], axis=-1, count=self.size[1]).astype(bool))
+        return torch.from_numpy(np.unpackbits(self.bits[row], axis=-1, count=self.shape[1]).astype(bool))
     return m.drawn(self.store.at(row), size, rng=rng)
 
 @patch
@@ -117,11 +119,12 @@ def mask(self:Proxies,
 )->tuple: # (h,w) bool each: the mask, and the mask of the donor (None: it is not needed, or the donor has no heatmap)
     "Return the mask of an item at the size at which it is made, see `drawn_size`"
     m = self.maskers[self.made[row]]
-    own = self._kept(row, size, rng)
+    alone = donor is not None and m.where is not None and takes(m.where)=={'theirs'} # the donor's mask is all that is asked for
+    own = None if alone else self._kept(row, size, rng)
     if not m.needs_theirs or donor is None: return own,None
     theirs = self._kept(donor, size, rng)
     if m.where is None: return own,theirs
-    if takes(m.where)<={'own','theirs'} and own.shape==theirs.shape:
+    if alone or takes(m.where)<={'own','theirs'} and own.shape==theirs.shape:
         both = given(m.where, own=own, theirs=theirs)
         if m.draws or m.min_area<=both.float().mean()<=m.max_area: return both,theirs
     return m.drawn(self.store.at(row), size, self.store.at(donor)),theirs
@@ -176,7 +179,7 @@ class ServedItem:
     ):
         self.read,self.n,self.proxies = dl.create_item,len(dl.dataset),proxies
         self.replace,self.by_class = proxies.mode=='replace','classes' in takes(proxies.donor)
-        self.images,self.told = {},None # class (or 0 for all classes) → its last item and the image of that
+        self.images,self.told,self.spared = {},None,_spared(dl) # `images`: class (or 0 for all classes) → its last item and its image
 
     def keep(self, i, item):
         "Keep an item in memory, as a donor for the next ones"
@@ -200,7 +203,9 @@ class ServedItem:
         img,proxy = image_of(item),bool(beside) or (self.replace and i in self.proxies)
         if proxy: new,self.told = self.proxy(i, img)
         else: self.told = plain_note(i)
-        if self.proxies.masker.needs_other: self.keep(i, item if proxy else _with_image(item, _copy(img)))
+        if self.proxies.masker.needs_other:
+            as_read = proxy or self.spared and isinstance(img, Image.Image)
+            self.keep(i, item if as_read else _with_image(item, _copy(img)))
         return _with_image(item, new) if proxy else item
 
     def proxy(self, i, img):
@@ -223,6 +228,10 @@ class ServedItem:
         return self.told
 
 def _bytes(img): return img.numel()*img.element_size() if isinstance(img, Tensor) else img.size[0]*img.size[1]*len(img.getbands())
+def _spared(dl):
+    "Are the transforms of an item all fastai's own? None of them paints on the PIL image that it gets"
+    fs = [o for f in (dl.after_item, dl.before_batch) for o in getattr(f, 'fs', [f])]
+    return all(type(o).__module__.startswith('fastai.') for o in fs)
 def _copy(img): return img.clone() if isinstance(img, Tensor) else img.copy()
 def _with_image(item, img): return type(item)([img, *item[1:]]) if isinstance(item, (tuple,list)) else img
 

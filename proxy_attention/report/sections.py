@@ -489,10 +489,11 @@ def gallery(rep:Report):
         id='filter', hidden=True, aria_label='Selection of the pictures and their layers')
     who = (
         'Correct and wrong refer to the last model. The change of a heatmap is that from the first to the last model.' if models>1 else
+        '' if models and all(o.part=='validation' for o,_ in shots) else
         'The change of a heatmap is that from the proxy step to the final model.' if models else
         'The predictions are those at the proxy step, because there is no model.')
     text = ('Point at a picture to see it without its heatmap; tap it (or press Enter) for the next layer. '
-        f'The heatmaps are from {clean_text(called(rep.attribution))} and cover the whole image; bright cells are hot. {who}')
+        f'The heatmaps are from {clean_text(called(rep.attribution))} and cover the whole image; bright cells are hot. {who}').strip()
     if any(o.part=='validation' for o,_ in shots):
         text += ' One third of the validation images are those with the largest loss, so the pictures are not a random sample.'
     return (P(text, cls='screen'),
