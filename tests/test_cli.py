@@ -96,7 +96,8 @@ def test_help_is_in_groups():
     found = {k for title,o in groups.items() for k in o if title not in ('positional arguments','options','Output')}
     assert found|{'path','save_images'}==set(all_settings(Config())) and groups['Output']==['out','export','quiet','json','save_images']
     needs = {o.dest:o.help for o in options(proxy_train)}
-    for k,words in dict(area='--rule area, random or centre', keep='--rule rest or random_rest', cells='--rule top_cells', k='--rule mean_std',
+    for k,words in dict(area='--rule area, random or centre', keep='--rule rest or random_rest', cells='--rule top_cells',
+                        k='--rule mean_std',
                         weight='--fill blend', radius='--fill blur').items(): assert f'only with {words} (default' in needs[k]
 
 def test_an_argument_of_the_function_is_an_option():

@@ -70,8 +70,8 @@ def _mutants():
       'masking::test_bounds_of_the_area_are_kept')
     m('pixels outside of the mask change', 'masking/masker.py', 'res.paste(new, (0,0), mask)', 'res.paste(new, (0,0))',
       'masking::test_outside_of_the_mask_nothing_changes[swap-RGB]', 'masking::test_swap_both_takes_the_places_of_both')
-    m('swap_both masks the own place twice', 'masking/masker.py', 'theirs = self.mask(large[1], other)',
-      'theirs = self.mask(large[0], heat)', 'masking::test_swap_both_takes_the_places_of_both',
+    m('swap_both masks the own place twice', 'masking/masker.py', 'theirs = self.mask(large[1], other, rng)',
+      'theirs = self.mask(large[0], heat, rng)', 'masking::test_swap_both_takes_the_places_of_both',
       'mended::test_both_places_are_within_the_largest_area')
     m('a fill draws the same each epoch', 'proxy/serving.py', '(seed*1_000_003+i)%2**63', 'i',
       'masking::test_a_fill_that_draws_is_drawn_anew_each_epoch_and_the_same_in_any_worker')
