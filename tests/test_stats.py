@@ -265,7 +265,7 @@ def test_where_not_every_seed_is_known_by_image_the_seeds_decide(right, gone):
 def test_a_damaged_record_is_told(right, bad):
     recs = records(right)
     recs[3]['tests']['plain']['right'] = bad
-    with pytest.raises(ValueError, match=f"record of 'no proxy' with seed 3 is damaged: .* 'plain' does not agree.* Remove it"):
+    with pytest.raises(ValueError, match=f"record of 'no proxy' with seed 3 is damaged: .* 'plain' do not agree.* Remove it"):
         Comparison.of(recs, 'no proxy')
 
 def test_a_summary_says_what_the_verdict_says(tmp_path):
@@ -317,7 +317,7 @@ def test_a_worst_group_of_few_images_is_told(n, few):
 
 def test_a_row_that_stands_twice_is_refused():
     df = pd.DataFrame(rows('no proxy', [.5,.6])+rows('x', [.5,.6])+rows('x', [.7]))
-    with pytest.raises(ValueError, match="two rows for 'x' with seed 0 on 'plain': leave the one"): Comparison(df)
+    with pytest.raises(ValueError, match="two rows for 'x' with seed 0 on 'plain': remove one of them"): Comparison(df)
 
 def test_the_name_of_the_worst_group_is_taken():
     with pytest.raises(ValueError, match="No test set can be called 'worst group'"):
