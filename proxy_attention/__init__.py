@@ -1,6 +1,6 @@
 """See what your fastai vision model looks at, and train it to look elsewhere too
 
-`fit_proxy` trains a network, finds out what it leans on, and trains a successor without that: what carries its predictions is filled with pixels of other images while the images are loaded (*proxy images*; `learn.proxy_attention.show()` shows them). Where it finds nothing, no image is masked. Your files are never changed, and validation images are never masked.
+`fit_proxy` trains a network, finds out what its predictions depend on, and trains a successor without that: while training images are loaded, this part of them is replaced by pixels of other images (*proxy images*; `learn.proxy_attention.show()` shows them). If it finds nothing, no image is masked. Your files are never changed, and validation images are never masked.
 
 Modules:
 

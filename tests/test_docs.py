@@ -13,6 +13,7 @@ from proxy_attention.attribution.cams import fuses
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.attribution.methods import as_attribution
 from proxy_attention.masking.fills import fills
+from proxy_attention.masking.labels import labelings
 from proxy_attention.masking.rules import rules
 from proxy_attention.interpret.metrics import mask_metrics, model_metrics
 from proxy_attention.interpret.probe import Probe, donors
@@ -31,7 +32,8 @@ def ours(o): return str(getattr(o, '__module__', '')).startswith('proxy_attentio
 contracts = set( # explained once, where strategies are
     'losses preds targs share heat grid img mask other data rng f x y xb yb out act model '
     'learn epochs lr seed epoch n_epoch target layer'.split())
-strategies = {o for d in (rules, fills, selections, mask_metrics, model_metrics, arms, donors, ramps, samplers, fuses) for o in d.values()}
+strategies = {o for d in (rules, fills, labelings, selections, mask_metrics, model_metrics, arms, donors, ramps, samplers, fuses)
+              for o in d.values()}
 
 def public():
     "Name and object of what the modules call public, and of what is added to fastai's `Learner`"

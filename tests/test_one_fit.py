@@ -117,8 +117,8 @@ def test_arms_are_parted_by_commas_outside_of_brackets(said, there): assert spli
 def test_an_arm_with_settings():
     assert what_is(find_arm('shortcut(area=0.2,fill=zero,clear=true)'))==what_is(with_proxies('shortcut', area=.2, fill='zero', clear=True))
     assert what_is(find_arm('shortcut'))==what_is(with_proxies('shortcut'))
-    for text,says in (('shortcut(area)', 'is not an arm'), ('shortcut(area=.2', 'is not an arm'), ('shortcuts(area=.2)', "did you mean 'shortcut'"),
-                      ('late(are=.2)', "did you mean 'area'"), ('nothing', 'arm')):
+    for text,says in (('shortcut(area)', 'is not an arm'), ('shortcut(area=.2', 'is not an arm'),
+                      ('shortcuts(area=.2)', "did you mean 'shortcut'"), ('late(are=.2)', "did you mean 'area'"), ('nothing', 'arm')):
         with pytest.raises((ValueError,TypeError), match=says): find_arm(text)
 
 # A comparison of a folder
