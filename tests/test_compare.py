@@ -199,10 +199,10 @@ def other_weights(bed, seed):
     return learn
 
 @pytest.mark.parametrize('kw,says', [
-    (dict(epochs=3), 'holds another comparison. Fit, epochs: 2 there, 3 here'), (dict(lr=1e-3), 'Fit, lr: 0.003 there, 0.001 here'),
+    (dict(epochs=3), 'contains another comparison. Fit, epochs: 2 there, 3 here'), (dict(lr=1e-3), 'Fit, lr: 0.003 there, 0.001 here'),
     (dict(freeze_epochs=2), 'Fit, freeze_epochs'),
-    (dict(arms={'no proxy':fit_plain, 'mine':other_arm}), "holds results of another arm under the name 'mine'. Name: "),
-    (dict(arms={'no proxy':fit_plain, 'mine':with_proxies('late')}), "holds results of another arm under the name 'mine'"),
+    (dict(arms={'no proxy':fit_plain, 'mine':other_arm}), "contains results of another arm with the name 'mine'. Name: "),
+    (dict(arms={'no proxy':fit_plain, 'mine':with_proxies('late')}), "contains results of another arm with the name 'mine'"),
     (dict(make='net'), 'another comparison. Learner, network'),
     (dict(make='weights'), 'a network that began with other weights with seed 0'),
     (dict(make='bs'), 'Learner, batch size: 16 there, 8 here'), (dict(make='images'), 'Learner, training images, '),
@@ -272,7 +272,7 @@ def test_a_test_set_is_added(bed, make, tmp_path, keep):
     ask('plain', keep_models=keep)
     if keep: grown = ask('plain','flipped')
     else:
-        with pytest.warns(ProxyWarning, match='2 of 2 runs kept no weights, and are trained again'): grown = ask('plain','flipped')
+        with pytest.warns(ProxyWarning, match='2 of 2 runs have no saved weights, and are trained again'): grown = ask('plain','flipped')
     assert trained()==(2 if keep else 4)
     whole = compare(make, {'no proxy':fit_plain}, 2, 2, {k:tests[k] for k in ('plain','flipped')}, bar=False)
     cols = ['seed','test','accuracy','loss','worst']

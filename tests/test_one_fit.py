@@ -147,9 +147,9 @@ def test_more_test_sets(path, done, tmp_path):
     assert set(json.loads((run/'records'/'late_0.json').read_text())['tests'])=={'valid','flipped'}
 
 @pytest.mark.parametrize('kw,says', [
-    (dict(epochs=5), 'as it was .epochs=2 there, 5 here.. Arms, seeds and test sets can be added'), (dict(lr=1e-3), 'lr=0.004 there'),
+    (dict(epochs=5), 'with its own settings .epochs=2 there, 5 here.. Arms, seeds and test sets can be added'), (dict(lr=1e-3), 'lr=0.004 there'),
     (dict(path='digits2'), 'path='), (dict(config='x.toml'), 'leave out --config, or --resume'), (dict(arch='resnet18'), 'arch='),
-    (dict(recipe='late'), 'has no use for recipe'), (dict(prune=.5), 'has no use for prune'), (dict(arms='nothing'), 'arm')])
+    (dict(recipe='late'), 'cannot use recipe'), (dict(prune=.5), 'cannot use prune'), (dict(arms='nothing'), 'arm')])
 def test_resume_refuses_what_would_be_another_comparison(done, tmp_path, kw, says):
     run = shutil.copytree(done, tmp_path/'run')
     before = {f:f.read_bytes() for f in run.rglob('*') if f.is_file()}
@@ -159,14 +159,14 @@ def test_resume_refuses_what_would_be_another_comparison(done, tmp_path, kw, say
 def test_fewer_seeds_are_refused(done, path, tmp_path):
     run = shutil.copytree(done, tmp_path/'run')
     compare_folder(seeds=2, resume=run, say=quietly)
-    with pytest.raises(ValueError, match='has 2 seeds, and seeds=1 would take some away'): compare_folder(seeds=1, resume=run, say=quietly)
+    with pytest.raises(ValueError, match='has 2 seeds, and seeds=1 would remove some'): compare_folder(seeds=1, resume=run, say=quietly)
 
 def test_other_images_are_refused(path, tmp_path):
     mine = shutil.copytree(path, tmp_path/'mine')
     run = compared(mine, tmp_path, 'no proxy', 1)
     f = next((mine/'train').rglob('*.png'))
     f.write_bytes(next((mine/'train').rglob('1*.png')).read_bytes()+b' ')
-    with pytest.raises(ValueError, match='holds another comparison. Training images, bytes'):
+    with pytest.raises(ValueError, match='contains another comparison. Training images, bytes'):
         compare_folder(seeds=2, resume=run, say=quietly)
 
 def test_from_the_configuration_of_a_run(path, tmp_path):

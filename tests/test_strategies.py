@@ -267,7 +267,7 @@ def test_what_cannot_be_served_is_refused(few, quiet):
     refused('begins with a tensor of shape \\(5,\\)', DataLoaders(*[DataLoader([(torch.rand(5), 3)]*40, bs=16)]*2))
     two = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, get_items=get_image_files,
         getters=[noop, noop, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
-    refused('The model takes 2 inputs', two)
+    refused('The model has 2 inputs', two)
     both = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files,
         getters=[noop, parent_label, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
     refused('one label per image', both)
