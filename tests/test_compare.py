@@ -204,10 +204,10 @@ def other_weights(bed, seed):
     (dict(arms={'no proxy':fit_plain, 'mine':other_arm}), "contains results of another arm with the name 'mine'. Name: "),
     (dict(arms={'no proxy':fit_plain, 'mine':with_proxies('late')}), "contains results of another arm with the name 'mine'"),
     (dict(make='net'), 'another comparison. Learner, network'),
-    (dict(make='weights'), 'a network that began with other weights with seed 0'),
+    (dict(make='weights'), 'a network with other initial weights for seed 0'),
     (dict(make='bs'), 'Learner, batch size: 16 there, 8 here'), (dict(make='images'), 'Learner, training images, '),
     (dict(make='tfms'), 'Learner, transforms'),
-    (dict(test='images'), "on another test set under the name 'plain'. Number: 24 there, 23 here"),
+    (dict(test='images'), "on another test set with the name 'plain'. Number: 24 there, 23 here"),
     (dict(groups=lambda f: 'a'), 'another comparison. Groups: absent there'),
     (dict(measure=lambda learn: {}), 'another comparison. Measure')])
 def test_another_experiment_is_refused(bed, there, tmp_path, kw, says):
