@@ -137,7 +137,7 @@ def test_a_body_that_gives_nan_is_told(learn):
 def test_refusals(learn):
     own = ProxyAttention.late()
     learn.add_cb(own)
-    with pytest.raises(ValueError, match="recipe 'shortcut' does not ask"): learn.fit_head('shortcut', objects={'a.png':(0,0,1,1)})
+    with pytest.raises(ValueError, match="recipe 'shortcut' does not probe"): learn.fit_head('shortcut', objects={'a.png':(0,0,1,1)})
     with pytest.raises(ValueError, match='did you mean'): learn.fit_head('shortcutt')
     with pytest.raises(TypeError, match='should be the name of a recipe'): learn.fit_head(3)
     for bad in (-1,float('nan')):
