@@ -106,7 +106,7 @@ def test_a_head_of_fastai_whose_last_layer_has_no_bias(bed):
     assert (out.argmax(1)==found.targs).float().mean()>.5 # of ten classes
 
 def test_models_without_such_a_layer():
-    for model,why in ((squeezenet1_0(num_classes=3),'does not end in a linear layer: train all of it'),
+    for model,why in ((squeezenet1_0(num_classes=3),'does not end in a linear layer: train the whole model'),
                       (nn.Sequential(nn.Flatten(), nn.Linear(3*64*64, 1)),'has a single output')):
         with pytest.raises(TypeError, match=why): last_layer(model, torch.rand(1,3,64,64))
 

@@ -265,7 +265,7 @@ def test_where_not_every_seed_is_known_by_image_the_seeds_decide(right, gone):
 def test_a_damaged_record_is_told(right, bad):
     recs = records(right)
     recs[3]['tests']['plain']['right'] = bad
-    with pytest.raises(ValueError, match=f"record of 'no proxy' with seed 3 is damaged: .* 'plain' does not agree.* Remove it"):
+    with pytest.raises(ValueError, match=f"record of 'no proxy' with seed 3 is damaged: .* 'plain' do not agree.* Remove it"):
         Comparison.of(recs, 'no proxy')
 
 def test_a_summary_says_what_the_verdict_says(tmp_path):
