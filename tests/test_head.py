@@ -106,7 +106,7 @@ def test_a_head_of_fastai_whose_last_layer_has_no_bias(bed):
     assert (out.argmax(1)==found.targs).float().mean()>.5 # of ten classes
 
 def test_models_without_such_a_layer():
-    for model,why in ((squeezenet1_0(num_classes=3),'does not end in a linear layer: train all of it'),
+    for model,why in ((squeezenet1_0(num_classes=3),'does not end in a linear layer: train the whole model'),
                       (nn.Sequential(nn.Flatten(), nn.Linear(3*64*64, 1)),'has a single output')):
         with pytest.raises(TypeError, match=why): last_layer(model, torch.rand(1,3,64,64))
 
@@ -137,7 +137,7 @@ def test_a_body_that_gives_nan_is_told(learn):
 def test_refusals(learn):
     own = ProxyAttention.late()
     learn.add_cb(own)
-    with pytest.raises(ValueError, match="recipe 'shortcut' does not ask"): learn.fit_head('shortcut', objects={'a.png':(0,0,1,1)})
+    with pytest.raises(ValueError, match="recipe 'shortcut' does not probe"): learn.fit_head('shortcut', objects={'a.png':(0,0,1,1)})
     with pytest.raises(ValueError, match='did you mean'): learn.fit_head('shortcutt')
     with pytest.raises(TypeError, match='should be the name of a recipe'): learn.fit_head(3)
     for bad in (-1,float('nan')):

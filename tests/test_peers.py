@@ -268,7 +268,7 @@ def test_neurontune_with_nothing_left_or_nothing_off():
     assert neurontune(learn)==dict(off=0, features=3, mistakes=0) and not torch.equal(head(learn)[0], weight), 'fitted again all the same'
     y = torch.arange(40)//20 # class 0 is wrong where all is larger
     learn = on_features(x, y, x, y, weight, bias)
-    with pytest.raises(ValueError, match='All 3 features .* take a larger `over` than 0.0'): neurontune(learn)
+    with pytest.raises(ValueError, match='All 3 features .* use a larger `over` than 0.0'): neurontune(learn)
     assert torch.equal(head(learn)[0], weight) and torch.equal(head(learn)[1], bias)
 
 # ---- DaC

@@ -69,7 +69,7 @@ def test_an_export_carries_no_second_model(bed, suspect, quiet, tmp_path):
     learn.remove_cb(ProxyAttention)
     learn.export(tmp_path/'without.pkl')
     assert (tmp_path/'with.pkl').stat().st_size<(tmp_path/'without.pkl').stat().st_size+5_000
-    with pytest.raises(ValueError, match='attribution could not go along'): _train_again(tmp_path/'with.pkl', bed)
+    with pytest.raises(ValueError, match='attribution could not be exported'): _train_again(tmp_path/'with.pkl', bed)
 
 def _train_again(f, bed):
     again = load_learner(f)

@@ -72,6 +72,7 @@ class MixLabels(Callback):
     ):
         self.notes = notes
     def before_batch(self):
+        "Replace the labels of a batch by both labels and their weights, if any label is mixed"
         now,self.was = self.notes.now[:,-3:],None
         if not now[:,1].any() and (now[:,0]==_whole).all(): return # no label is mixed: the batch does not change
         self.was,y = self.learn.yb,self.y
@@ -79,6 +80,7 @@ class MixLabels(Callback):
         y = y.as_subclass(Tensor).long()
         self.learn.yb = (torch.stack([y, torch.where(other<0, y, other), own, theirs], 1),) # -1: this image has no donor
     def after_loss(self):
+        "Restore the labels of the batch"
         if self.was is not None: self.learn.yb,self.was = self.was,None # metrics use the label of the image itself
 
 @contextmanager
