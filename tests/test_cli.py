@@ -482,7 +482,7 @@ def test_the_split_of_a_run_is_given_back(few, tmp_path):
     assert (b/'model.safetensors').exists()
     f = tmp_path/'gone'/'folds.csv'
     for kw,says in ((dict(split=f, subset=.5), 'subset'), (dict(split=f, n_per_class=3), 'n_per_class'),
-                    (dict(split=f, valid_col='x'), 'valid_col'), (dict(split=f, folds=2), 'has no 2 folds'),
+                    (dict(split=f, valid_col='x'), 'valid_col'), (dict(split=f, folds=2), 'does not contain 2 folds'),
                     (dict(split=tmp_path/'no'), 'There is no split'),
                     (dict(split=few), 'There is no split')):
         with pytest.raises((ValueError,FileNotFoundError), match=says) as e: train_folder(few, tmp_path/'no', **(args|kw))
@@ -558,7 +558,7 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     told,usual,made = [],t.arch_learner,[]
     args = dict(steps='1,p,1', folds=2, bs=16, say=told.append, **small)
     o = train_folder(path/'valid', tmp_path/'runs', **args)
-    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==32).all() and 'mean ± standard deviation' in told[-1]
+    assert (pd.read_csv(o/'folds.csv').fold.value_counts()==32).all() and 'Mean ± standard deviation' in told[-1]
     class Stop(Callback):
         def after_batch(self):
             if self.training and self.epoch==1: raise KeyboardInterrupt
