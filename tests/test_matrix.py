@@ -202,7 +202,7 @@ def test_other_code(name, mine, monkeypatch):
 
 @pytest.mark.parametrize('name,kw,says', [
     ('compare',dict(epochs=3),'epochs=2 there, 3 here'), ('compare',dict(lr=1e-3),'lr=0.004 there'),
-    ('compare',dict(seeds=1),'seeds=1 would take'),
+    ('compare',dict(seeds=1),'seeds=1 would remove'),
     ('sweep',dict(epochs=2),'epochs: 3 there, 2 here'), ('sweep',dict(recipe='shortcut'),'recipe: late there'),
     ('sweep',dict(space='lr=1e-3,5e-3'),'(?i)space')])
 def test_other_settings(name, kw, says, mine, done):

@@ -91,7 +91,7 @@ def test_memory_is_that_of_the_items_chosen(few, quiet, monkeypatch, select, sha
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         quiet(learn, 'fit', 1, 0.)
-    assert any('take 1 GB' in str(o.message) for o in said)==warns
+    assert any('need 1 GB' in str(o.message) for o in said)==warns
 
 def test_the_usual_value_can_be_asked_for(few):
     "`area=.1` is an area like any other: with a rule that takes none it is refused, as `area=.2` is"
@@ -155,7 +155,7 @@ def test_the_exact_pass_reads_each_item_once(path, quiet):
 
 def test_the_thesis_says_what_is_not_the_authors():
     card = recipes['thesis']._repr_markdown_()
-    assert 'predicted' in card and 'label' in card and 'differs from' in card
+    assert 'predicted' in card and 'label' in card and 'His code differs' in card
 
 # The whole image
 

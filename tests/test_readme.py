@@ -105,3 +105,8 @@ def test_time_and_memory():
     step = measured('proxy_step').set_index('case')
     for k in ('running','exact'): assert f"{step.ratio[f'{k} losses, full precision']:.2f}" in text
     assert f"{step.store_bytes_an_item['10000 items']:.0f} bytes per image" in text
+    fits = step[step.part=='fit']
+    renewed = fits[fits.index.str.endswith('renewed every fifth epoch')]
+    assert f'takes {renewed.ratio.min():.2f} to {renewed.ratio.max():.2f} × the time of a plain one' in text
+    own,plain = (fits.images_s[f'snapmix, {o}'] for o in ('heat renewed every fifth epoch','the plain epochs between'))
+    assert f'`snapmix` {own:.1f} images per second instead of {plain:.1f}' in text

@@ -366,7 +366,7 @@ def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprin
             (dict(space='area=.1,.2', folder=photos/'sweep'), 'nothing is ever written there'),
             (dict(space='folds=2,3', pruner='median'), 'neither with folds')):
         with pytest.raises((ValueError,TypeError), match=words): Sweep(run, **dict(folder=tmp_path/'s')|kw)
-    with pytest.raises(ValueError, match='nothing to train on'): Sweep(folder_run(), 'area=.1,.2', tmp_path/'s')
+    with pytest.raises(ValueError, match='No training images are given'): Sweep(folder_run(), 'area=.1,.2', tmp_path/'s')
     with pytest.raises(TypeError, match="did you mean 'arch'"): folder_run(photos, ach='resnet18')
     assert not (tmp_path/'s').exists() and fingerprint(photos.parent)==before
 

@@ -226,7 +226,7 @@ def _titled(run):
     "Recipe, images and day of a run"
     s,when = run.settings,run.run.when
     kind = ('demo' if run.told else f"comparison of {counted(len(split_arms(run.asked_for['arms'])), 'arm')}" if run.asked_for
-        else _told('recipe', s.get('recipe')) or 'run')
+        else _told('recipe', s.get('recipe') or (run.cfg.proxy.chosen if run.cfg else None)) or 'run')
     images = f' on {o}' if (o := _told('path', s.get('path'))) else ''
     fold = f", {run.path.name.replace('_', ' ')}" if run.fold else ''
     return f'{kind}{images}{fold}' + ('' if pd.isna(when) else f', {when:%Y-%m-%d}')
