@@ -606,3 +606,17 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     monkeypatch.setattr(t, 'arch_learner', None)
     assert resume_run(run, told.append)==run and 'is finished' in told[-1]
     with pytest.raises(ValueError, match="did you mean 'strong'?"): train_folder(path, augment='stong')
+
+@pytest.mark.parametrize('given,recipe', [
+    ({}, 'probed'), (dict(save_images=True, objects='boxes.csv'), 'probed'), (dict(suspect='runs/a'), 'rehearsed'),
+    (dict(area=.2), 'default'), (dict(balance=True), 'default'), (dict(p=0.), 'default'),
+    (dict(suspect='runs/a', steps='p,2'), 'default'), (dict(suspect='runs/a', area=.2), 'rehearsed'),
+    (dict(recipe='late'), 'late'), (dict(recipe='none', area=.2), 'none'), (dict(recipe=''), 'probed')])
+def test_the_recipe_where_none_is_given(given, recipe):
+    assert changed(Config(), **given).proxy.chosen==recipe
+
+def test_a_run_begins_with_the_recipe_probed(few, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ProxyWarning)
+        run = train_folder(few, tmp_path/'runs', epochs=2, say=noop, **small)
+    assert from_toml(run/'config.toml').proxy.recipe=='probed'
