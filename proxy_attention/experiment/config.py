@@ -114,7 +114,7 @@ class ProxyConfig:
 
         With a suspect and no schedule it is 'rehearsed', and with any other setting of the proxies 'default'."""
         if self.recipe: return self.recipe
-        own = {f.name for f in fields(self) if getattr(self, f.name) not in (None,False)} - {'recipe','suspect','objects','save_images'}
+        own = {f.name for f in fields(self) if getattr(self, f.name) is not None} - {'recipe','suspect','objects','save_images'}
         return 'rehearsed' if self.suspect and not own & {'steps','start'} else 'default' if own else 'probed'
 
 @dataclass

@@ -337,7 +337,7 @@ def _sure(self, kind):
 
 def _seldom(self):
     return (f'It is right on {self.accuracy:.0%} of the images, and chance would be right on {self.chance:.0%}: '
-            'a shortcut in these images would give a higher accuracy, so no shortcut is reported.')
+            'a shortcut that it has learned would give more, and one that it may learn later cannot be seen yet, so none is reported.')
 
 def _other_swaps(self):
     "Return the results of swapping the rest, the border and the look, as sentences"
