@@ -230,7 +230,7 @@ def test_what_is_right_too_seldom_is_not_accused():
         p = of(targs)
         assert p.leans==leans and p.unsure==(not leans)
         if targs is not None: assert p.skill==pytest.approx(cohen_kappa_score(targs, preds))
-    assert p.learned is None and of(half).learned and 'so no shortcut is reported' in of(half).in_short
+    assert p.learned is None and of(half).learned and 'so none is reported' in of(half).in_short
 
 def test_one_logit():
     class One(Pixel):
