@@ -79,21 +79,17 @@ def searched(names):
 class Curve(Callback):
     "Accuracy on the validation images after each epoch, and what it has cost: images trained on, seconds (of the processor on a CPU)"
     order,remove_on_fetch = Recorder.order+1,True
-    def __init__(self): self.rows,self.trained,self.validated,self.passed,self.began,self.hook = [],0,0,0,None,None
-    def seen(self, model, args): self.passed += len(args[0])
+    def __init__(self): self.rows,self.trained,self.began = [],0,None
     def before_fit(self):
         self.clock = time.process_time if self.dls.device.type=='cpu' else time.perf_counter # others may be at work here
         self.began = self.began or self.clock()
-        self.hook = self.learn.model.register_forward_pre_hook(self.seen)
-    def after_fit(self): self.hook.remove()
     def after_batch(self):
         if self.training: self.trained += len(self.xb[0])
-        else: self.validated += len(self.xb[0])
     def after_epoch(self): self.rows.append((self.recorder.values[-1][-1], self.trained, self.clock()-self.began))
     def numbers(self):
-        "As `run_arm` keeps them"
+        "As `run_arm` keeps them, which counts the images that were trained on and only looked at by itself"
         said = {f'{k} {i:03d}':v for i,row in enumerate(self.rows, 1) for k,v in zip(('valid','images','seconds'), row)}
-        return dict(trained=self.trained, looked=self.passed-self.trained-self.validated, busy=self.rows[-1][-1]) | said
+        return dict(busy=self.rows[-1][-1]) | said
 
 def ece(probs, targs, bins=15):
     "Expected calibration error: how far confidence and accuracy lie apart, over bins of confidence"
@@ -219,8 +215,8 @@ def rows(recs):
         last = {k:v for k,v in o['measures'].items() if not re.search(r' \d{3}$', k)}
         each = lambda k: (v for j,v in o['measures'].items() if re.fullmatch(rf'{k} \d{{3}}', j))
         after = {k:' '.join(f'{v:.5g}' for v in each(k)) for k in ('valid','images','seconds')}
-        return dict(bed=o['bed'], arm=o['arm'], seed=o['seed'], **{k:t['accuracy'] for k,t in o['tests'].items()},
-                    **{k:o[k] for k in ('steps','seconds','proxies','proxy_seconds')}, **last,
+        own = {k:o[k] for k in ('steps','seconds','proxies','proxy_seconds','trained','looked')}|last
+        return dict(bed=o['bed'], arm=o['arm'], seed=o['seed'], **{k:t['accuracy'] for k,t in o['tests'].items()}, **own,
                     **{f'{k} by epoch':v for k,v in after.items()}, device=o['about']['device'])
     return pd.DataFrame([row(o) for o in recs]).round(5)
 

@@ -30,7 +30,7 @@ from proxy_attention.core import by_name
 from proxy_attention.data.beds import read_idx
 from proxy_attention.data.digits import digits_net
 sys.path.insert(0, str(Path(__file__).parent))
-from waterbed import lite0
+from waterbed import listed, lists, lite0
 
 # what is decoded: (n,h,w,3) uint8, and a table of name, label and part
 
@@ -43,15 +43,10 @@ def _zipped(files):
     "Name → bytes, of all that the archives hold"
     return {o:z.read(o) for f in files for z in [zipfile.ZipFile(f)] for o in z.namelist() if not o.endswith('/')}
 
-def _halves(held):
-    "Index → what the line says, of CUB's lists"
-    read = lambda f: dict(o.split(', ') for o in held[f].decode().splitlines() if o.strip())
-    return read('raw/cub_images.txt'),read('raw/cub_train_test_split.txt')
-
 def cub(data, size=160):
     "Photographs of birds, and where the bird is"
     held = _zipped(sorted(data.glob('cub*.zip')) or [data/'waterbed_raw.zip'])
-    files,train = _halves(held)
+    files,train = (listed(held[f'raw/{f}'].decode()) for f in lists)
     rows = [dict(name=f'raw/birds/{f}', label=Path(f).parent.name, part='train' if train[k]=='1' else 'test')
             for k,f in files.items() if f'raw/birds/{f}' in held]
     masks = [held[o['name'].replace('birds', 'masks').replace('.jpg', '.png')] for o in rows]

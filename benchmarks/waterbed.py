@@ -36,10 +36,15 @@ def places(raw):
     "The pictures of the place of each class"
     return {k:sorted((raw/o).glob('*.jpg')) for k,o in dict(landbird='land', waterbird='water').items()}
 
+lists = 'cub_images.txt','cub_train_test_split.txt'
+
+def listed(text):
+    "Index → what the line says, of one of CUB's lists"
+    return dict(o.split(', ') for o in text.splitlines() if o.strip())
+
 def birds(raw):
     "Image, mask, label and part of each photograph; CUB's training half is `train`, a fifth of which becomes `valid`"
-    read = lambda f: dict(o.split(', ') for o in (raw/f).read_text().splitlines() if o.strip())
-    files,train = read('cub_images.txt'),read('cub_train_test_split.txt')
+    files,train = (listed((raw/f).read_text()) for f in lists)
     return pd.DataFrame([dict(
         image=raw/'birds'/f, mask=(raw/'masks'/f).with_suffix('.png'), part='train' if train[k]=='1' else 'test',
         label='waterbird' if any(o in Path(f).parent.name for o in waterbirds) else 'landbird') for k,f in files.items()])

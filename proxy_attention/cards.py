@@ -46,7 +46,6 @@ def _sentence(text):
     return text[0].upper()+text[1:] + ('' if text[-1] in '.!?' else '.')
 
 # %% ../nbs/03_cards.ipynb #2f0a1c6b
-def _said(v): return f'{v:.3g}' if isinstance(v, float) else repr(v) if isinstance(v, (str,int,type(None))) else called(v)
 def _about(o): return inspect.getdoc(o).split('\n')[0].rstrip('.')
 
 def recipe_card(
@@ -57,26 +56,25 @@ def recipe_card(
     asked = recipe().args
     rule,fill,select = (by_name(asked[k], o, k) for k,o in (('rule',rules),('fill',fills),('select',selections)))
     does = f'Which images: {_about(select)}. What is masked: {_about(rule)}. What comes in its place: {_about(fill)}'
-    said = ', '.join(f'{k}={_said(v)}' for k,v in recipe.settings.items())
     return Card(name, 'recipe', does, f'`{recipe.call}`', recipe.use, recipe.fails, recipe.cost,
         recipe.source or 'This package, after S. Mukherjee, *Proxy Attention* (2023)',
-        f'`{said}`' if said else 'The defaults of `ProxyAttention`', [recipe.evidence] if recipe.evidence else [])
+        recipe.said, [recipe.evidence] if recipe.evidence else [])
 
 # %% ../nbs/03_cards.ipynb #4eb27f50
 _pass = 'a forward and a backward pass'
+_no_vit = 'With a ViT that has a class token'
 _many = 'one pass per channel that is tried'
 # name → when to use it, when not, cost, suggested settings
 _attributions = dict(
     GradCAM=('The standard for CNNs and Swin, and the one to compare others with',
         'With a ViT that has a class token, or for details finer than the layer', _pass, "target='margin'"),
-    GradCAMPlusPlus=('Several objects of one class in an image', 'With a ViT that has a class token', _pass, ''),
-    XGradCAM=('As GradCAM, with weights where the activation is; MaskTune uses it', 'With a ViT that has a class token', _pass, ''),
-    HiResCAM=('Places have to be kept apart; it is exact where the head is linear', 'With a ViT that has a class token', _pass, ''),
-    LayerCAM=('CNNs, also on fine early layers; it is what `ProxyAttention` and `probe` use by default',
-        'With a ViT that has a class token', _pass,
+    GradCAMPlusPlus=('Several objects of one class in an image', _no_vit, _pass, ''),
+    XGradCAM=('As GradCAM, with weights where the activation is; MaskTune uses it', _no_vit, _pass, ''),
+    HiResCAM=('Places have to be kept apart; it is exact where the head is linear', _no_vit, _pass, ''),
+    LayerCAM=('CNNs, also on fine early layers; it is what `ProxyAttention` and `probe` use by default', _no_vit, _pass,
         "target='margin', layer='6'"),
     EigenCAM=('To see what stands out at all, whatever the class', 'To explain a class: it does not know one', 'a forward pass', ''),
-    EigenGradCAM=('CNNs, where GradCAM is noisy', 'With a ViT that has a class token', f'{_pass}, and a decomposition per image', ''),
+    EigenGradCAM=('CNNs, where GradCAM is noisy', _no_vit, f'{_pass}, and a decomposition per image', ''),
     FinerCAM=('Classes that look alike, such as species of birds', 'Two classes: then the margin says the same', _pass, ''),
     ScoreCAM=('No gradients are wanted, or they are poor', 'There is little time', _many, 'channels=64'),
     AblationCAM=('No gradients are wanted, in a network of ReLUs', 'Other activations: zero means nothing special there',
@@ -120,10 +118,12 @@ def attribution_card(
 
 # %% ../nbs/03_cards.ipynb #9155c520
 _same = 'as many optimizer steps as the other arms'
+_looking = f'{_same}, and a pass for the heat'
 _own = 'this package'
 _heated = 'heat for all training images, and a fit of one layer'
 _seen = 'a pass over the validation images, and a fit of one layer'
 _repair = 'The background gives the label away, and the body knows the object'
+_mixing = ('Data where nothing is wrong: a usual augmentation', 'Short fits; losses that cannot take two labels')
 # name → when to use it, when not, cost, source
 _arms = {
     'no proxy':('Always: it is the baseline of every difference', 'As the only arm', 'it is what the others are compared with', _own),
@@ -132,12 +132,12 @@ _arms = {
     'one cycle, random erasing':('The random twin of `keep`: does it matter what is protected?', 'The object is small', _same,
         'Zhong et al. 2017, arXiv 1708.04896'),
     'random rest':('The random twin of `vitamin`: does it matter what is kept?', 'There is no recipe that swaps the rest',
-        f'{_same}, and a pass for the heat', _own),
+        _looking, _own),
     'random box':('The random twin of `saliencymix` and `snapmix`, fitted as they are', 'There is no recipe that mixes labels',
-        f'{_same}, and a pass for the heat', 'CutMix, Yun et al. 2019, arXiv 1905.04899, with the boxes of this package'),
-    'mixup':('Data where nothing is wrong: a usual augmentation', 'Short fits; losses that cannot take two labels', _same,
+        _looking, 'CutMix, Yun et al. 2019, arXiv 1905.04899, with the boxes of this package'),
+    'mixup':(*_mixing, _same,
         'Zhang et al. 2018, arXiv 1710.09412, by fastai'),
-    'cutmix':('Data where nothing is wrong: a usual augmentation', 'Short fits; losses that cannot take two labels', _same,
+    'cutmix':(*_mixing, _same,
         'Yun et al. 2019, arXiv 1905.04899, by fastai'),
     'more steps':('Always, where an arm takes more time: could the time have been spent better?', 'Costs are equal',
         'one epoch more than the other arms', _own),
@@ -149,9 +149,9 @@ _arms = {
         'No training image does: then its errors are hard images and wrong labels', _same, 'JTT, Liu et al. 2021, arXiv 2107.09044'),
     'classes equally':('Classes are of unequal size', 'Classes are of the same size: then it is the plain fit', _same, _own),
     'random mask':('Always, beside a recipe that masks: does it matter *where* is masked?', 'There is no recipe that masks',
-        f'{_same}, and a pass for the heat', _own),
+        _looking, _own),
     'centre mask':('Objects are in the centre: does heat find more than that?', 'Objects are anywhere',
-        f'{_same}, and a pass for the heat', _own),
+        _looking, _own),
     'last layer, proxies':(_repair, 'The body has not learned the object; a shortcut in a small place',
         _heated, _own),
     'last layer, balanced':('To ask what the images of a balanced validation set do without any trick', 'There are few of them',

@@ -182,3 +182,13 @@ def test_what_is_shown_is_not_of_one_class(few):
     assert {int(targs[i]) for i in record.largest(losses, pa.store, 5)}=={3}
     every = record.largest(losses, pa.store, 1000, targs)
     assert sorted(every)==sorted(record.largest(losses, pa.store, 1000)) and len(every)==len(set(every))
+
+def test_a_rule_that_draws_does_so_for_a_place_that_asks_for_heat():
+    "Such a mask is not kept, and it is another one with another seed"
+    def fill(other): return other
+    fill.where = lambda own, theirs, heat: own|theirs&(heat>=0)
+    store = HeatmapStore([0,1], torch.rand(2,4,4))
+    img,other = (PILImage.create(np.full((32,32,3), o, np.uint8)) for o in (10,200))
+    proxies = Proxies(store, Masker('box', fill))
+    made = [proxies.make(img, 0, lambda: (1,other), seed=s)[1] for s in (0,0,1,2,3)]
+    assert made[0]==made[1] and len(set(made))>2

@@ -292,12 +292,14 @@ class Augmented:
         return dict(a=type(self).__name__, tfms=_made_of(self.tfms))
     def __repr__(self): return f"Augmented({', '.join(map(_told, self.tfms))})"
 
+_rectangle = (0.,.3),(.3,1/.3) # fraction of the image, aspect ratio
+
 def erase(img, rng=None):
     "A rectangle of noise (Random Erasing, Zhong et al. 2017, arXiv 1708.04896), with the sizes of fastai's `RandomErasing`"
     x,(low,high) = img.reshape(-1, *img.shape[-3:]).to(torch.float32, copy=True),_span(img)
     with _drawn_by(rng):
         for o in x:
-            top,left,h,w,noise = transforms.RandomErasing.get_params(o, (0.,.3), (.3,1/.3)) # fraction of the image, aspect ratio
+            top,left,h,w,noise = transforms.RandomErasing.get_params(o, *_rectangle)
             if (h,w)==o.shape[-2:]: continue # no such rectangle fits into an image of this size
             std,mean = _spread(o)
             o[:,top:top+h,left:left+w] = (mean+std*noise.to(o.device)).clamp(low, high)
@@ -306,7 +308,7 @@ def erase(img, rng=None):
 def erased(img, rng=None):
     "As `erase`, for PIL images of one byte per channel: only the rectangle is computed"
     shape,counts,level = (len(img.getbands()),*img.size[::-1]),np.array(img.histogram()).reshape(-1, 256),np.arange(256)
-    with _drawn_by(rng): top,left,h,w,noise = transforms.RandomErasing.get_params(torch.empty(shape), (0.,.3), (.3,1/.3))
+    with _drawn_by(rng): top,left,h,w,noise = transforms.RandomErasing.get_params(torch.empty(shape), *_rectangle)
     if (h,w)==shape[1:]: return img
     mean,square = (counts@level**k/counts[0].sum() for k in (1,2))
     std = (square-mean**2).clip(0)**.5

@@ -216,10 +216,14 @@ class Recipe:
         "How the recipe is written in code"
         return 'ProxyAttention()' if self.name=='default' else f'ProxyAttention.{self.name}()'
 
+    @property
+    def said(self):
+        "Its settings as text"
+        return f"`{', '.join(f'{k}={_said(v)}' for k,v in self.settings.items())}`" if self.settings else 'the defaults of `ProxyAttention`'
+
     def _repr_markdown_(self):
-        said = ', '.join(f'{k}={_said(v)}' for k,v in self.settings.items()) or 'the defaults of `ProxyAttention`'
         fitted = f'{self.fit.__doc__[0].lower()}{self.fit.__doc__[1:]}'
-        facts = {'When':self.use, 'Settings':f'`{said}`' if self.settings else said, 'Fitted by':fitted,
+        facts = {'When':self.use, 'Settings':self.said, 'Fitted by':fitted,
                  'Cost':self.cost, 'Evidence':self.evidence, 'How it fails':self.fails, 'Source':self.source}
         return f'**`{self.call}`**\n\n' + '\n'.join(f'- *{k}*: {v}' for k,v in facts.items() if v)
 
@@ -473,12 +477,13 @@ Recipe('rehearsed', 'Photographs, or a shortcut that may be learned late: a susp
 
 # %% ../../nbs/proxy/09_recipes.ipynb #5d1c7a21
 _renewed = dict(select='all', losses='running', start=1, every=5, p=0.5, clear=True)
+_fifth = 'heat of the training set every fifth epoch'
 _attended = dict(_renewed, rule='rest', keep=0.3, margin=0.05)
 
 Recipe('keep', 'No shortcut is known: Random Erasing, or another augmentation (`fill=Augmented(…)`), '
        'everywhere except where the model looks',
     dict(_attended, fill='erase'), one_cycle,
-    cost='heat of the training set every fifth epoch',
+    cost=_fifth,
     fails='It protects the attended part. If that is a shortcut, it protects the shortcut.',
     evidence='MNIST, 1,000 images: −0.0 [−0.4, +0.3] points to one cycle, +0.9 [+0.3, +1.5] to Random Erasing without heat (5 seeds)',
     source='KeepAugment, its selective paste: Gong et al. 2021, arXiv 2011.11778')
@@ -486,33 +491,35 @@ Recipe('keep', 'No shortcut is known: Random Erasing, or another augmentation (`
 Recipe('vitamin', 'No shortcut is known: the attended part is kept, and the rest is replaced by another image of the same class, '
        'with p=0.5',
     dict(_attended, fill='swap', donor='same_class'), one_cycle,
-    cost='heat of the training set every fifth epoch',
+    cost=_fifth,
     fails='It has no effect on a background that is typical of the class. If the attended part is a shortcut, it protects the shortcut.',
     evidence='MNIST, 1,000 images: −0.3 [−0.6, −0.0] points to one cycle, 0.0 [−0.3, +0.3] to its random twin (5 seeds)',
     source='Background augmentation: Ryali et al. 2021, arXiv 2103.12719, with the background of any other image')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #5d1c7a31
+_short = 'A fit that is too short to learn from mixed images ends below the plain one.'
+
 Recipe('snapmix', 'No shortcut is known, and classes are fine-grained: '
        'a box of another image is pasted, and both labels are weighted by visible heat',
     dict(_renewed, target='label', rule='box', alpha=5., fill='move', labels='mix'), one_cycle,
-    cost='heat of the training set every fifth epoch',
-    fails='A fit that is too short to learn from mixed images ends below the plain one.',
+    cost=_fifth,
+    fails=_short,
     evidence='MNIST, 1,000 images: −1.0 [−1.9, −0.2] points to one cycle, −0.7 [−1.4, +0.0] to its random twin (5 seeds)',
     source='SnapMix: Huang et al. 2021, arXiv 2012.04846, which makes heatmaps for each batch')
 
 Recipe('saliencymix', 'No shortcut is known: the box around the hottest pixel of another image is pasted, '
        'and both labels are weighted by area',
     dict(_renewed, target='label', rule='hottest_box', alpha=1., fill='swap_theirs', labels='mix_area'), one_cycle,
-    cost='heat of the training set every fifth epoch',
-    fails='A fit that is too short to learn from mixed images ends below the plain one.',
+    cost=_fifth,
+    fails=_short,
     evidence='MNIST, 1,000 images: −0.6 [−1.1, −0.1] points to one cycle, −0.2 [−0.7, +0.3] to its random twin (5 seeds)',
     source='SaliencyMix: Uddin et al. 2021, arXiv 2006.01791, with saliency from a detector instead of a network')
 
 Recipe('attentive_cutmix', 'No shortcut is known: the hottest eighth of another image is pasted at its own place, '
        'and both labels are weighted by area',
     dict(_renewed, target='label', rule='top_cells', cells=6/49, fill='swap_theirs', labels='mix_area'), one_cycle,
-    cost='heat of the training set every fifth epoch',
-    fails='A fit that is too short to learn from mixed images ends below the plain one.',
+    cost=_fifth,
+    fails=_short,
     evidence='MNIST, 1,000 images: −0.6 [−1.0, −0.2] points to one cycle, −0.3 [−0.8, +0.3] to its random twin (5 seeds)',
     source='Attentive CutMix: Walawalkar et al. 2020, arXiv 2003.13048, with heat from a second network, trained on ImageNet')
 

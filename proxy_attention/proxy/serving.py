@@ -127,7 +127,7 @@ def mask(self:Proxies,
     if alone or takes(m.where)<={'own','theirs'} and own.shape==theirs.shape:
         both = given(m.where, own=own, theirs=theirs)
         if m.draws or m.min_area<=both.float().mean()<=m.max_area: return both,theirs
-    return m.drawn(self.store.at(row), size, self.store.at(donor)),theirs
+    return m.drawn(self.store.at(row), size, self.store.at(donor), rng),theirs
 
 @patch
 def _weights(self:Proxies, m, row, donor, mask, theirs):
