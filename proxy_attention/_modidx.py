@@ -560,6 +560,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'proxy_attention/data/digits.py'),
                                              'proxy_attention.data.digits.fc_net': ( 'data/digits.html#fc_net',
                                                                                      'proxy_attention/data/digits.py'),
+                                             'proxy_attention.data.digits.files_of_test': ( 'data/digits.html#files_of_test',
+                                                                                            'proxy_attention/data/digits.py'),
                                              'proxy_attention.data.digits.plant': ( 'data/digits.html#plant',
                                                                                     'proxy_attention/data/digits.py'),
                                              'proxy_attention.data.digits.regions': ( 'data/digits.html#regions',

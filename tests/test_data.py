@@ -130,3 +130,8 @@ def test_a_saved_split_is_no_table_of_images(few, tmp_path):
     with pytest.raises(ValueError, match='is the split of a run: give the images themselves, and pass this file as `split`'):
         ImageTable(tmp_path/'folds.csv')
     assert len(ImageTable(tmp_path/'folds.csv', path=few, valid_col='part'))==len(ImageFolder(few))
+
+def test_accuracy_on_a_folder_without_images(path, tmp_path):
+    learn = digits_learner(path)
+    for o in (tmp_path, tmp_path/'nowhere', str(tmp_path)):
+        with pytest.raises(ValueError, match='contains no image: give a folder with one folder of images per class'): accuracy_on(learn, o)

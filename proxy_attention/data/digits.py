@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['palette', 'corner_box', 'plant', 'digit_images', 'whole_folder', 'write_bed', 'digits', 'regions', 'test_sets',
-           'digits_net', 'fc_net', 'bed_learner', 'digits_learner', 'accuracy_on']
+           'digits_net', 'fc_net', 'bed_learner', 'digits_learner', 'files_of_test', 'accuracy_on']
 
 # %% ../../nbs/data/03_digits.ipynb #9767a059
 import atexit, shutil, tempfile
@@ -194,10 +194,18 @@ def digits_learner(
     "Return a `Learner` for the digits with a shortcut; `seed` fixes its weights and the order of items"
     return bed_learner(digits() if path is None else path, seed=seed, bs=bs, **kwargs)
 
+def files_of_test(
+    folder # Folder with one folder of images per class
+)->list: # Image files
+    "Return the images of a test set; raise `ValueError` if there is none"
+    files = get_image_files(folder).sorted()
+    if not len(files): raise ValueError(f'The test set {folder} contains no image: give a folder with one folder of images per class.')
+    return files
+
 def accuracy_on(
     learn:Learner,
     path # Folder with one folder of images per class, or image files
 )->float:
     "Return the accuracy on the images of a folder, from 0 to 1"
-    files = get_image_files(path) if isinstance(path, (str,Path)) else path
+    files = files_of_test(path) if isinstance(path, (str,Path)) else path
     with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[1])

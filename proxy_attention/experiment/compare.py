@@ -19,9 +19,9 @@ from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from fastai.callback.core import Callback
-from fastai.data.transforms import get_image_files
 from fastai.torch_core import find_bs, set_seed
 from ..core import *
+from ..data.digits import files_of_test
 from ..data.images import refuse_count, refuse_inside
 from ..attribution.layers import unwrap
 from ..proxy.recipes import head_first
@@ -88,12 +88,7 @@ def _test_dl(learn, test):
     "Return the loader of a test set"
     if hasattr(test, 'one_batch'): return test
     if callable(test): return test(learn)
-    if isinstance(test, (str,Path)):
-        files = get_image_files(test).sorted()
-        if not len(files):
-            raise ValueError(f'The test set {test} contains no image: give a folder with one folder of images per class.')
-        test = files
-    return test_loader(learn, test)
+    return test_loader(learn, files_of_test(test) if isinstance(test, (str,Path)) else test)
 
 def _scores(learn, tests, groups): return {k:score_of(learn, _test_dl(learn, o), groups) for k,o in tests.items()}
 

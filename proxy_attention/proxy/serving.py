@@ -50,7 +50,7 @@ class Proxies:
         refuse_number(0, 1, p=p)
         if balance not in (True,False): raise TypeError(f'balance={balance!r} should be True or False.')
         store_attr('store,mode,p,classes,data,first,balance')
-        self.donor,self.labels = by_name(donor, donors, 'donor'),by_name(labels, labelings, 'labels')
+        self.donor,self.labels = by_name(donor, donors, 'donor'),by_name(labels, labelings, 'labels strategy')
         refuse_unknown(self.donor, donor_asks, 'donor strategy')
         refuse_unknown(self.labels, ('mask','heat','taken','donor_heat'), 'labels strategy')
         self.maskers = list(masker) if isinstance(masker, (list,tuple)) else [masker]
