@@ -291,7 +291,7 @@ def test_titles_are_short_and_no_two_alike(tmp_path):
     assert names[:2]==[f'no proxies on photos, {day}, seed 0', f'no proxies on photos, {day}, seed 1']
     assert len(set(names))==8 and all(o.startswith(f'shortcut on birds.v2, {day}, ') for o in names[2:5])
     assert [o.split(', ')[2] for o in names[2:5]]==['10:20','10:20','11:20'] and f'train_{at}32' in names[2]
-    assert names[5]==f'default recipe on pets, {day}' and names[6].startswith('default recipe on table, ')
+    assert names[5]==f'probed on pets, {day}' and names[6].startswith('probed on table, ')
     assert names[7]==f'comparison of 2 arms on photos, {day}'
     twice = [RunFolder(written(tmp_path/o/'run', 0, [.1])) for o in ('a','b')]
     assert len(set(run_titles(twice).values()))==2, 'folders of one name in two places'
