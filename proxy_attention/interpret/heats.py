@@ -16,7 +16,8 @@ from fastai.learner import Learner
 from ..core import *
 from ..data.loaders import items_dl, whole_dl
 from ..attribution.heatmap import resize_heat
-from ..attribution.targets import Label, as_target
+from ..attribution.targets import Label
+from ..attribution.tasks import find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
 
 # %% ../../nbs/interpret/00_heats.ipynb #9b05fc3d
@@ -151,7 +152,7 @@ def heat_on(
     **kwargs # Passed to `heat_of`
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
-    target = as_target(target)
+    target = find_task(learn).target(target)
     attr,labels = as_attribution(attribution)(learn.model, layer=layer, target=target),isinstance(getattr(target, 'of', target), Label)
     with keep_rng(): heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels), **kwargs)
     if bad.any():

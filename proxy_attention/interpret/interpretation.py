@@ -327,7 +327,7 @@ def show_proxies(self:ProxyInterpretation,
     rows = [[(o,None) for o in imgs], [*zip(imgs, heats)], [(o,None) for o in made], [(o,None) for o in shown]]
     where = dict(replace='replaces it', augment='added to it')[pa.mode]
     return show_grid(rows, ['original','heatmap',f'proxy image\n({where}, p={pa.p:g})','augmented\n(an example)'],
-        [str(self.vocab[o]) for o in pa.interp.targs[idxs].tolist()], **kwargs)
+        [str(pa.interp.task.named(o)) for o in pa.interp.targs[idxs]], **kwargs)
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #d3954c4c
 @patch

@@ -24,6 +24,7 @@ from ..data.loaders import ImageStats, item_files, plain_dls
 from ..data.passes import own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..attribution.methods import Suspect, default_attribution, default_target
+from ..attribution.tasks import Task
 from ..masking.donors import Classes
 from ..masking.fills import fills
 from ..masking.masker import Masker
@@ -220,12 +221,13 @@ class ProxyAttention(Callback):
     def proxies(self)->Proxies:
         "Return the proxies that are served at present"
         s,m = self.fit_state,self.settings.masker
-        classes = None if s.seen is None else Classes(np.where(s.seen['known'], s.seen['targs'], -1))
+        task = Task() if self.interp is None else self.interp.task
+        classes = None if s.seen is None else Classes(np.where(s.seen['known'], task.classes(s.seen['targs']), -1))
         masks,served = zip(*map(parted, s.how or [{}]))
         how = dict(donor=self.donor, balance=self.balance) | served[-1]
         return Proxies(s.store, [m.having(**o) for o in masks], self.mode, self.p, how['donor'], classes,
                        s.proven and s.proven.data, s.proven and s.proven.image, s.made if s.how else None,
-                       len(s.record.steps)-len(s.how), how['balance'], self.labels)
+                       len(s.record.steps)-len(s.how), how['balance'], self.labels, task)
 
 # %% ../../nbs/proxy/08_callback.ipynb #ce0eb4b2
 @patch(as_prop=True)
@@ -374,7 +376,8 @@ def make_step(
         found = step(learn, settings, kept, s.proven.size, bar, cbs=[cb], **parted(how)[0])
     s.take(found, how, cb.clear)
     s.record.note_step(found, s.fits, epoch)
-    cb.now.interp,cb.now.proxies = found.interp,cb.proxies()
+    cb.now.interp = found.interp
+    cb.now.proxies = cb.proxies()
     s.told = warn_of_step(found, epoch, s.told)
     s.coarse = s.coarse or warn_of_grid(found)
     if cb.folder and first:

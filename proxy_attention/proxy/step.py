@@ -23,8 +23,9 @@ from ..attribution.layers import looking_into
 from ..attribution.cams import Explainer
 from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, fast_agrees, heat_of
 from ..attribution.targets import as_target
+from ..attribution.tasks import Task, find_task
 from ..masking.masker import Masker
-from .selection import choose, refuse_selection, selections
+from .selection import choose, is_wrong, refuse_selection, selections
 from .losses import as_loss_source, my_items
 
 # %% ../../nbs/proxy/05_step.ipynb #21763238
@@ -56,10 +57,11 @@ class Settings:
         if self.fast not in (None,True,False): raise TypeError(f'fast={self.fast!r} should be True, False, or None (if it agrees).')
 
     def look_with(self,
-        model # Model of the learner
+        model, # Model of the learner
+        task:Task=Task() # Task of the learner
     ): # `(xb, yb) -> heat`
         "Return the attribution for this model"
-        attr = self.attribution(model, layer=self.layer, target=self.target, **({} if self.scale else {'scale':False}))
+        attr = self.attribution(model, layer=self.layer, target=task.target(self.target), **({} if self.scale else {'scale':False}))
         if self.fast and not getattr(attr, 'has_fast', False):
             raise TypeError(f'fast=True is for CAMs and transformer methods, but {attr} has no half precision: leave `fast` out.')
         return attr
@@ -128,7 +130,7 @@ _most_cells = 64*64 # larger heatmaps are not kept
 
 def _remembered(learn, settings, size):
     "Return the kept heatmaps of a suspect for these images (None for other attributions), and the attribution"
-    suspect,look = settings.attribution,lambda: settings.look_with(learn.model)
+    suspect,look = settings.attribution,lambda: settings.look_with(learn.model, find_task(learn))
     if not isinstance(suspect, Suspect): return None,look()
     suspect.on(learn.model)
     dls = plain_dls(learn.dls)
@@ -213,7 +215,8 @@ def warn_of_step(
                else f'the rule masks no pixel of {n} images')
         warn(f'The proxy step after epoch {epoch} made no proxy image: {why}.', ProxyWarning)
     if told: return True
-    right = interp.preds==interp.targs
+    if interp.targs.is_floating_point(): return False # numbers are not right or wrong
+    right = ~is_wrong(interp.preds, interp.targs)
     wrong,good = int((~right[found.chosen]).sum()),right[interp.known].float().mean()
     if good<.9 or wrong<max(3, .2*len(found.chosen)): return False
     warn(f'{wrong} of the {len(found.chosen)} chosen items are misclassified '
