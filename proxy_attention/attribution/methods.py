@@ -8,7 +8,6 @@ __all__ = ['captum_methods', 'default_attribution', 'default_target', 'Captum', 
 
 # %% ../../nbs/attribution/06_methods.ipynb #11abf845
 import captum.attr, torch, torch.nn.functional as F
-from copy import deepcopy
 from functools import partial
 from warnings import catch_warnings, filterwarnings
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from fastcore.all import L
 from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
-from .layers import find_layer, named_layer, outputs_of, unwrap
+from .layers import copy_of, find_layer, named_layer, outputs_of, unwrap
 from .cams import *
 import proxy_attention.attribution.perturbation, proxy_attention.attribution.transformers # whose methods register themselves
 
@@ -117,7 +116,7 @@ class Suspect:
         for o in sides: refuse_number(8, 4096, size=o)
         if len(sides)>2: raise ValueError(f'size={size!r} should be (height, width), or one number for both.')
         self.size = (sides[0],sides[-1]) if sides else None
-        self.model,self.attribution,self.memory = deepcopy(unwrap(model)),as_attribution(attribution),None
+        self.model,self.attribution,self.memory = copy_of(unwrap(model)),as_attribution(attribution),None
 
     def on(self,
         model:nn.Module # Model that is trained

@@ -6,23 +6,28 @@
 __all__ = ['ProxyInterpretation', 'HeatDrift']
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #513e1f76
+from collections import namedtuple
 from warnings import catch_warnings, simplefilter
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from torch import Tensor
 from fastcore.all import L, patch, tuplify
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
-from fastai.interpret import ClassificationInterpretation
+from fastai.imports import is_listy
+from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner
 from fastai.torch_core import to_device
+from fastai.vision.core import PILMask
 from fastai.vision.data import get_grid
 from ..core import *
 from ..data.loaders import has_items, items_dl, plain_dl, train_items
 from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
+from ..attribution.layers import outputs_of
 from ..attribution.targets import as_target
+from ..attribution.tasks import Region, find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target
-from .heats import heat_on, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
+from .heats import draw_outlines, heat_on, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #79d73426
 def _refuse_unfit(dl):
@@ -39,7 +44,7 @@ def _refuse_unfit(dl):
         raise ValueError('The items have no labels, so there is no loss: use `dls.test_dl(files, with_labels=True)`.')
     if plain_dl(dl).n_inp!=1:
         raise TypeError(f'The model takes {plain_dl(dl).n_inp} inputs, but heatmaps need a model that takes one image.')
-    if not hasattr(dl, 'vocab'):
+    if not hasattr(dl, 'vocab') and not isinstance(item[1], PILMask):
         raise TypeError('The labels are not classes, which an interpretation needs: '
             'for a regression, use `show_where(learn, files)`.')
 
@@ -51,14 +56,17 @@ class ProxyInterpretation(ClassificationInterpretation):
         losses:Tensor, # (n,) losses, in the order of `dl`
         act=None, # Activation for predictions; None: that of the loss function
         attribution=default_attribution, # Name, class or function of an attribution
-        target=default_target, # What to explain: 'pred', 'label', 'margin', an index, …; see `as_target`
+        target=default_target, # What to explain: 'pred', 'label', 'margin', the name of a label, …; see `Task.target`
         layer=None # Target layer of a CAM; None: auto-detected
     ):
         _refuse_unfit(dl)
-        super().__init__(learn, dl, losses, act)
+        Interpretation.__init__(self, learn, dl, losses, act)
+        vocab = getattr(dl, 'vocab', None)
         # each raises an error for an unknown name
         as_attribution(attribution)
-        as_target(target)
+        self.task = find_task(learn)
+        self.task.target(target)
+        self.vocab = self.task.vocab if self.task.per_pixel else vocab[-1] if is_listy(vocab) else vocab
         self.how = dict(attribution=attribution, target=target, layer=layer)
 
     @classmethod
@@ -92,7 +100,7 @@ class ProxyInterpretation(ClassificationInterpretation):
 
     def __repr__(self):
         return (f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; "
-            f"heat: {called(self.how['attribution'])} of the {as_target(self.how['target'])}")
+            f"heat: {called(self.how['attribution'])} of the {self.task.target(self.how['target'])}")
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #7bded2d4
 def _numbers(idxs, n):
@@ -129,7 +137,52 @@ def decoded(self:ProxyInterpretation,
     inps,preds,targs,dec,losses = self[idxs]
     inps,targs,dec = map(tuplify, (inps,targs,dec))
     its,outs = (self.dl._pre_show_batch(inps+o, max_n=len(idxs))[2] for o in (targs,dec))
+    if self.task.per_pixel: return _of_pixels(self.task, its, targs[0], dec[0], preds, losses)
     return [(s[0], str(s[1]), str(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
+
+_Masks = namedtuple('_Masks', 'image label pred prob loss own said')
+
+def _of_pixels(task, its, targs, dec, preds, losses):
+    "Return rows with the names of the classes in each mask, the mean probability of the predicted class, and both masks"
+    maps = [(y.squeeze(0) if y.ndim>2 else y).cpu() for o in zip(targs, dec) for y in o]
+    rows = zip(its, maps[::2], maps[1::2], preds, losses)
+    return [_Masks(s[0], task.named_mask(y), task.named_mask(d), float(p.amax(0).mean()), float(l), y, d) for s,y,d,p,l in rows]
+
+def _draw_masks(ax, row):
+    "Draw the outlines of both masks, if pixels have labels: white for the label, dashed for the prediction"
+    if not isinstance(row, _Masks): return
+    draw_outlines(ax, row.own)
+    draw_outlines(ax, row.said, 'cyan', linestyles='dashed')
+
+@patch
+def confusion_matrix(self:ProxyInterpretation
+)->np.ndarray: # (classes,classes) number of images, or of pixels: rows are labels, columns are predictions
+    "Return the confusion matrix; that of pixels is counted batch by batch"
+    if not self.task.per_pixel: return ClassificationInterpretation.confusion_matrix(self)
+    n,counts = len(self.vocab),0
+    for pred,targ in self._pixels(): counts = counts + (targ*n+pred)[(targ>=0)&(targ<n)].bincount(minlength=n*n)
+    return counts.view(n, n).cpu().numpy()
+
+@patch
+def _pixels(self:ProxyInterpretation, idxs=None):
+    "Yield predicted and true classes of pixels, batch by batch"
+    with aside(self.learn), torch.no_grad():
+        self.learn.model.eval()
+        for xb,yb in items_dl(self.learn.dls, self.items_at(idxs)):
+            yield self.task.decide(outputs_of(self.learn.model(xb), self.learn.model)).as_subclass(Tensor), yb.as_subclass(Tensor).long()
+
+@patch
+def _where_pixels(self:ProxyInterpretation, by, idxs, **kwargs):
+    "Draw the mean heatmap of each class, over the images in which it is predicted (or true)"
+    there = torch.cat([self.task.short(*o)[0 if by=='pred' else 1].cpu() for o in self._pixels(idxs)])
+    maps,counts,names = [],[],[str(o) for o in self.vocab]
+    for c in range(len(names)):
+        at,heat = idxs[there[:,c].numpy()],torch.zeros(0,1,1)
+        if len(at): heat = normalize_heat(heat_on(self.learn, self.items_at(at), **(self.how|dict(target=Region(c, by)))))
+        ok = ~degenerate(heat)
+        maps.append(heat[ok].mean(0))
+        counts.append(ok.sum())
+    return plot_class_heat(maps, names, counts, **kwargs)
 
 @patch
 def plot_top_losses(self:ProxyInterpretation,
@@ -151,8 +204,10 @@ def plot_top_losses(self:ProxyInterpretation,
     axs = get_grid(n, nrows, ncols, figsize, title='Prediction/Actual/Loss/Probability', layout='constrained')
     heats = self.heats(idxs) if heatmap else [None]*n
     told = []
-    for ax,heat,(img,label,pred,prob,loss) in zip(axs, heats, self.decoded(idxs)):
+    for ax,heat,row in zip(axs, heats, self.decoded(idxs)):
+        img,label,pred,prob,loss = row[:5]
         show_heat(img, heat, ax=ax, **kwargs)
+        _draw_masks(ax, row)
         told.append(ax.set_title(f'{pred}/{label} / {loss:.2f} / {prob:.2f}', fontsize=9, parse_math=False))
     legible(*told)
     return axs
@@ -169,7 +224,9 @@ def show_heats(self:ProxyInterpretation,
     rows = self.decoded(idxs)
     heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs)
         for o in how]
-    return _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
+    axs = _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
+    for ax,row in zip(axs[0], rows): _draw_masks(ax, row)
+    return axs
 
 def _caption(label, pred): return label if label==pred else f'{label} ({pred})'
 
@@ -184,6 +241,7 @@ def plot_where(self:ProxyInterpretation,
     by = by_name(by, dict(pred=2, label=1), 'grouping')
     refuse_number(1, 10**9, n=n)
     idxs = np.unique(np.linspace(0, len(self.losses)-1, min(int(n), len(self.losses))).round().astype(int))
+    if self.task.per_pixel: return self._where_pixels('pred' if by==2 else 'label', idxs, **kwargs)
     with aside(self.learn):
         cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
     if cls.ndim!=1:
@@ -213,7 +271,7 @@ class HeatDrift(Callback):
         refuse_number(2, 4096, grid=grid)
         # each raises an error for an unknown name
         as_attribution(attribution)
-        as_target(target)
+        if not isinstance(target, str): as_target(target) # a name may be that of a label, see `before_train`
         self.items,self.n,self.every,self.maps,self.epochs,self.done = items,int(n),int(every),[],[],0
         self.how = dict(attribution=attribution, target=target, layer=layer, side=grid)
 
@@ -223,6 +281,7 @@ class HeatDrift(Callback):
     def before_train(self):
         "Find the images, before the first training epoch"
         self._trained = self.real
+        if self.real and not self.maps: find_task(self.learn).target(self.how['target']) # raises an error for an unknown name
         if self.real and not self.pictures: self.find()
     def after_epoch(self):
         "Compute heatmaps, if this epoch was a training epoch"
@@ -240,8 +299,8 @@ def find(self:HeatDrift):
         idxs = np.unique(np.linspace(0, len(ds)-1, min(self.n, len(ds))).round().astype(int))
         self.items = getattr(ds.items, 'iloc', L(ds.items))[idxs.tolist()]
     with keep_rng():
-        ds = items_dl(dls, self.items).dataset
-        self.pictures = [(o[0], str(ds.tls[-1].decode(o[1]))) for o in ds]
+        ds,task = items_dl(dls, self.items).dataset,find_task(self.learn)
+        self.pictures = [(o[0], task.named_mask(o[1]) if task.per_pixel else str(ds.tls[-1].decode(o[1]))) for o in ds]
 
 @patch
 def look(self:HeatDrift):

@@ -183,7 +183,7 @@ class RunningLosses(ExactLosses):
         last = last[last>=0]
         at,(loss,pred,targ) = at[last],(o[last] for o in columns)
         if self.rows is None: self.rows = [torch.full((self.n,), -1), *by_number(self.n, at, loss, pred, targ)[:3]]
-        if ((self.rows[0][at]>=0) & (self.rows[3][at]!=targ)).any():
+        if targ.ndim==1 and ((self.rows[0][at]>=0) & (self.rows[3][at]!=targ)).any(): # points and pixel labels move with the image
             raise RuntimeError("Items have other labels than in the epoch before, so their indices are unknown: choose losses='exact'.")
         for row,o in zip(self.rows, (torch.full_like(at, self.epoch), loss, pred, targ)): row[at] = o
 

@@ -10,8 +10,8 @@ import pandas as pd
 from ..core import *
 from ..attribution.heatmap import normalize_heat
 from ..data.loaders import image_of
-from ..interpret.heats import show_heats, show_proxies
-from .record import Record, served_image
+from ..interpret.heats import draw_outlines, show_heats, show_proxies
+from .record import Record, served_image, served_mask
 from .serving import Proxies
 
 # %% ../../nbs/proxy/07_pictures.ipynb #54a86fbf
@@ -48,9 +48,14 @@ def show_served(
         raise ValueError('No proxy image has been served yet: '
                          'the epoch after a step is the first one that can serve proxies (none, if `p` is small).')
     ds = interp.learn.dls.train_ds
-    return show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
+    axs = show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
                         [served_image(record, proxies, ds, i) for i in idxs],
                         captions=[served_label(interp, record, i) for i in idxs], **kwargs)
+    if interp.task.per_pixel:
+        for i,*column in zip(idxs, *axs):
+            draw_outlines(column[0], ds[i][1])
+            draw_outlines(column[2], served_mask(record, proxies, ds, i))
+    return axs
 
 def suspects_of(
     log:pd.DataFrame # The log of a record
