@@ -25,7 +25,7 @@ from .interpret.probe import probe
 from .interpret.metrics import AttentionOn, explanation_scores, pitfalls, randomised
 from .interpret.use import explain_images
 from .interpret.choosing import SwappedAccuracy, swapped_accuracy
-from .interpret.context import ContextProbe
+from .interpret.pixels import ContextProbe
 from .proxy.schedule import Plateau
 from .proxy.selection import PerClass
 from .proxy.losses import interpret_train
