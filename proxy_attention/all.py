@@ -12,10 +12,11 @@ from .data.objects import draw_boxes, read_objects, show_objects
 from .data.groups import Grouped, grouped_data, grouped_table
 from .data.networks import load_run
 from .attribution.layers import find_layer, find_layers
-from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, RefineCAM, XGradCAM
 from .attribution.perturbation import AblationCAM, ScoreCAM
 from .attribution.transformers import AttentionRollout, LeGrad
 from .attribution.methods import Captum, Suspect
+from .attribution.finer import Enlarged, Smoothed
 from .masking.fills import Augmented
 from .masking.masker import Masker
 from .interpret.heats import heat_on, show_where
