@@ -348,7 +348,7 @@ class IfCarried:
         if found.learned is False:
             self.answer = None if suspect is None else False
             then = 'it is probed again after the next epoch.' if suspect is None else 'nothing is masked.'
-            self.said = f'{who} has learned nothing yet (accuracy {found.accuracy:.0%}, by chance {found.chance:.0%}): {then}'
+            self.said = f'{who} has learned nothing yet ({found.how_good}): {then}'
         else:
             self.answer = treatment(found, cb.settings.masker, self.kinds)
             self.said = f'The predictions depend on nothing that would be swapped, so nothing is masked. {found.in_short}'

@@ -21,7 +21,8 @@ from ..data.passes import numbered
 from ..attribution.heatmap import degenerate
 from ..attribution.layers import looking_into
 from ..attribution.cams import Explainer
-from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, fast_agrees, heat_of
+from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, fast_agrees, heat_of, view_size
+import proxy_attention.attribution.finer # whose methods register themselves
 from ..attribution.targets import as_target
 from ..attribution.tasks import Task, find_task
 from ..masking.masker import Masker
@@ -99,7 +100,7 @@ def _looked(learn, settings, attr, mine, total, size, bar):
     "Return indices, heatmaps and which are uninformative, for the items of this process; and whether half precision was used"
     dls = plain_dls(learn.dls)
     if not len(mine): return mine, torch.zeros(0,1,1), torch.zeros(0, dtype=torch.bool), None
-    dl,at = whole_dl(dls, train_items(dls, mine.tolist()), size=size, bs=dls.train.bs or 64),[]
+    dl,at = whole_dl(dls, train_items(dls, mine.tolist()), size=view_size(attr, size), bs=dls.train.bs or 64),[]
     own = nullcontext() if isinstance(attr, Explainer) else looking_into(learn.model) # an `Explainer` does that itself
     with numbered(dl) as notes, own:
         batches = iter(dl)
