@@ -127,10 +127,11 @@ class CAM(Explainer, base=True):
         layer=None, # Target layer: a module, its name, a `Layer`, or a list of them to fuse; None: auto-detected (`find_layer`)
         target='label', # What to explain: 'label', 'pred', 'margin', an index, …; see `as_target`
         fuse='mean', # How to fuse several layers: 'mean', 'max', 'product', or a function of a list of (bs,h,w)
+        grid=None, # (h,w) of a transformer's patches; None: auto-detected
         **kwargs
     ):
         super().__init__(model, target, **kwargs)
-        self.fuse,self.layers = by_name(fuse, fuses, 'fuse'),None
+        self.fuse,self.layers,self.grid = by_name(fuse, fuses, 'fuse'),None,as_grid(grid)
         self.asked = [] if layer is None else list(layer) if isinstance(layer, (list,tuple,L)) else [layer]
         if layer is not None and not self.asked:
             raise ValueError('The list of layers is empty: give at least one layer, or leave `layer` out.')
@@ -144,13 +145,13 @@ class CAM(Explainer, base=True):
         "Find the layer, and whether the model accepts channels last"
         def found(what, find): return found_once(self.net, xb, what, find)
         asked = [o.module if isinstance(o, Layer) else o for o in self.asked]
-        named = [found(('layer', o), lambda: named_layer(self.net, o, xb)) for o in asked]
-        self.layers = named or found((type(self).found_layers, self.grids), lambda: self.found_layers(xb))
+        named = [found(('layer', o, self.grid), lambda: named_layer(self.net, o, xb, self.grid)) for o in asked]
+        self.layers = named or found((type(self).found_layers, self.grids, self.grid), lambda: self.found_layers(xb))
         self.can_last = found('channels last', lambda: can_go_last(self.net, xb))
 
     def found_layers(self, xb):
         "Return the layers that are used if none is given"
-        return [find_layer(self.net, xb)]
+        return [find_layer(self.net, xb, self.grid)]
 
     def laid_out(self, xb):
         "Return images channels last if that is fast and the model accepts it"
