@@ -296,7 +296,7 @@ class RefineCAM(CAM):
                             f"such as {', '.join(map(repr, formulas()))}.")
         self.uses_grad,self.asks_target = self.of.uses_grad,self.of.asks_target
         super().__init__(model, layer, target, fuse, **kwargs)
-    def found_layers(self, xb): return find_layers(self.net, xb)[-self.grids:]
+    def found_layers(self, xb): return find_layers(self.net, xb, self.grid)[-self.grids:]
     def heat(self, act, grad): return self.of.heat(self, act, grad)
 
 def formulas(
