@@ -24,7 +24,7 @@ from ..data.loaders import files_of, items_dl, pick_items, plain_dls, train_item
 from ..data.objects import read_objects
 from ..attribution.heatmap import degenerate, heat_share, normalize_heat, points_at
 from ..attribution.methods import as_attribution, default_attribution, default_target
-from ..attribution.tasks import Task, find_task
+from ..attribution.tasks import find_task
 from ..masking.donors import donors
 from .heats import plot_class_heat
 from .swaps import *
@@ -117,8 +117,7 @@ def _learned(preds, targs):
     "Return the result of `beats_chance`, or None if the labels are unknown or all the same"
     return beats_chance(preds, targs) if targs is not None and len(targs.unique())>1 else (None,)*3
 
-_regressions = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-probes = {} # Name of a task -> function that probes it; the module that defines it adds it
+probes = {} # Name of a task -> function that probes it, for other tasks than one class per image; the module that defines it adds it
 
 def _sample(dls, items, n, rng, objects=None):
     "Return at most `n` items in order (those with known objects first), their description, and the positions of the known ones"
@@ -163,12 +162,14 @@ def probe(
     areas,kept,donor = sorted(set(L(areas))),sorted(set(L(kept))),by_name(donor, probe_donors, 'donor')
     if not areas: raise ValueError('areas is empty: give fractions of the image, such as (.05,.1,.2).')
     if not kept: raise ValueError('kept is empty: give fractions of the image, such as (.2,.3,.5).')
-    if isinstance(getattr(learn.loss_func, 'func', learn.loss_func), _regressions):
-        raise TypeError(f'The learner is trained with {learn.loss_func}: '
-            'a probe needs classes, and a regression does not predict any.')
     task,more = find_task(learn),{} if label is None else dict(label=label)
-    if more and task.name not in probes: raise TypeError(f'label={label!r} chooses a class of pixels, but here there is {task}: leave it out.')
-    if task.name in probes and objects is not None: raise TypeError(f'`objects` is for {Task.said}, but here there is {task}: leave it out.')
+    if more and not task.per_pixel: raise TypeError(f'label={label!r} chooses a class of pixels, but here there is {task}: leave it out.')
+    if task.per_pixel and objects is not None:
+        raise TypeError(f'`objects` is for one label per image, but here there is {task}, which says where the objects are: leave it out.')
+    if task.per_pixel and task.name not in probes: raise TypeError(f'Here there is {task}: import `proxy_attention.interpret.pixels`.')
+    if not task.has_classes and (task.name not in probes or objects is not None):
+        raise TypeError(f'The labels are {task.said}: '+('`objects` need classes, leave them out.' if objects is not None else
+            'this probe needs classes; for numbers, import `proxy_attention.interpret.moves`.'))
     model = learn.model if model is None else model
     with keep_rng():
         objects = None if objects is None else read_objects(objects)
@@ -284,6 +285,10 @@ class Probe:
     def at_edge(self)->bool:
         "Is the hottest place nearly always at the edge, in the images of some predicted class?"
         return bool(not self.coarse and self.edge_by_class.max()>=leaning['often'])
+    @property
+    def how_good(self)->str:
+        "How good the predictions are, as text"
+        return f'accuracy {self.accuracy:.0%}, by chance {self.chance:.0%}'
     @property
     def skill(self):
         "Cohen's kappa of the predictions: 0 is chance, 1 is always right; None if the labels are unknown"

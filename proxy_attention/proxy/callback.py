@@ -272,6 +272,8 @@ def proxy_images(self:ProxyAttention,
 @patch
 def suspects(self:ProxyAttention)->pd.DataFrame:
     "Return the rows of the last step with misclassified items, those with the largest losses first"
+    if self.interp is not None and not self.interp.task.has_classes:
+        raise TypeError(f"The labels are {self.interp.task.said}, which are not right or wrong: see `log.sort_values('loss')`.")
     return suspects_of(self.log)
 @patch
 def show_suspects(self:ProxyAttention,
@@ -355,7 +357,9 @@ def _begin(cb):
         s.earlier = 0
     s.fits += 1
     s.idle = check_schedule(cb)
-    if hasattr(cb.schedule, 'refuse'): cb.schedule.refuse(find_task(learn))
+    task = find_task(learn)
+    task.refuse(select=cb.settings.select, balance=cb.balance, labels=cb.labels)
+    if hasattr(cb.schedule, 'refuse'): cb.schedule.refuse(task)
     s.proven = prove(learn, cb.settings, cb.now.loss, cb.labels)
     if not going: cb.settings.losses.check(learn)
     s.record.of(len(plain_dls(learn.dls).train_ds))

@@ -60,8 +60,9 @@ def interpretation_of(
     "Make an `Interpretation` of the training items from their losses, predictions and labels"
     dl = items_dl(learn.dls, train_items(learn.dls))
     res = (ClassificationInterpretation if hasattr(dl, 'vocab') else Interpretation)(learn, dl, losses)
-    res.preds,res.targs,res.task = preds.as_subclass(Tensor),targs.as_subclass(Tensor),task or find_task(learn)
+    res.preds,res.targs = preds.as_subclass(Tensor),targs.as_subclass(Tensor)
     res.known = torch.ones(len(losses), dtype=torch.bool) if known is None else known
+    res.task = (task or find_task(learn)).seen(res.targs[res.known])
     return res
 
 def by_number(

@@ -10,7 +10,7 @@ import pandas as pd
 from ..core import *
 from ..attribution.heatmap import normalize_heat
 from ..data.loaders import image_of
-from ..interpret.heats import draw_outlines, show_heats, show_proxies
+from ..interpret.heats import show_heats, show_proxies
 from .record import Record, served_image, served_mask
 from .serving import Proxies
 
@@ -49,12 +49,11 @@ def show_served(
                          'the epoch after a step is the first one that can serve proxies (none, if `p` is small).')
     ds = interp.learn.dls.train_ds
     axs = show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
-                        [served_image(record, proxies, ds, i) for i in idxs],
-                        captions=[served_label(interp, record, i) for i in idxs], **kwargs)
-    if interp.task.per_pixel:
-        for i,*column in zip(idxs, *axs):
-            draw_outlines(column[0], ds[i][1])
-            draw_outlines(column[2], served_mask(record, proxies, ds, i))
+                       [served_image(record, proxies, ds, i) for i in idxs],
+                       captions=[served_label(interp, record, i) for i in idxs], **kwargs)
+    def now(i): return served_mask(record, proxies, ds, i) if interp.task.per_pixel else ds[i][1]
+    for row,label in ((axs[0],lambda i: ds[i][1]),(axs[2],now)):
+        for ax,i in zip(row, idxs): interp.task.draw(ax, label(i))
     return axs
 
 def suspects_of(
