@@ -177,7 +177,8 @@ class Region(Target):
     def fix(self, out, yb=None):
         if out.ndim!=4: raise ValueError(f'The outputs have the shape {tuple(out.shape)}, but a region needs a score per class and pixel.')
         out = _per_class(out)
-        if self.of=='label' and yb is None: raise ValueError("A region of the label needs the labels: call with `(xb, yb)`, or choose of='pred'.")
+        if self.of=='label' and yb is None:
+            raise ValueError("A region of the label needs the labels: call with `(xb, yb)`, or choose of='pred'.")
         if self.i is not None and not 0<=self.i<out.shape[1]:
             raise ValueError(f'The region is that of class {self.i}, but the model has {out.shape[1]} classes.')
         at = out.argmax(1) if self.of=='pred' else _as_map(torch.as_tensor(yb, device=out.device), out.shape[-2:])
@@ -186,7 +187,8 @@ class Region(Target):
         size = own.sum((2,3), keepdim=True) # a small object counts as much as the background
         return own/size.clamp(min=1)/(size>0).sum(1, keepdim=True).clamp(min=1)
     def score(self, out, fixed): return (_per_class(out)*fixed).flatten(1).sum(1)
-    def __repr__(self): return f"{'its class' if self.i is None else f'class {self.i}'} over the {'prediction' if self.of=='pred' else 'label'}"
+    def __repr__(self):
+        return f"{'its class' if self.i is None else f'class {self.i}'} over the {'prediction' if self.of=='pred' else 'label'}"
 
 def _share_of(at, n):
     "Return the share of the pixels (bs,pixels) that each of `n` classes has"
@@ -219,7 +221,9 @@ class PixelLabels(Task, name='pixels'):
             names = {str(o):i for i,o in enumerate(() if self.vocab is None else self.vocab)}
             target = by_name(target, names | dict(margin=Region(), pred=Region(), label=Region(of='label')), 'class or target')
         return Region(int(target)) if isinstance(target, Integral) else as_target(target)
-    def region(self, c, of='pred'): return Region(c, of)
+    def region(self, c, of='pred'):
+        "Return the target of a class, over its predicted or its true pixels"
+        return Region(c, of)
     def draw(self, ax, label, said=False, **kwargs):
         m,(H,W) = np.array(label),ax.images[0].get_array().shape[:2] # an image and its mask may differ in size
         x,y = ((np.arange(n)+.5)*N/n-.5 for n,N in zip(m.shape[::-1], (W,H)))
