@@ -357,7 +357,7 @@ def _begin(cb):
         s.earlier = 0
     s.fits += 1
     s.idle = check_schedule(cb)
-    find_task(learn).refuse(select=cb.settings.select, balance=cb.balance, labels=cb.labels)
+    find_task(learn).refuse(select=cb.settings.select, labels=cb.labels)
     s.proven = prove(learn, cb.settings, cb.now.loss)
     if not going: cb.settings.losses.check(learn)
     s.record.of(len(plain_dls(learn.dls).train_ds))
