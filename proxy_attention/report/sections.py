@@ -16,13 +16,13 @@ from scipy.stats import binomtest
 from fastcore.xml import *
 from fastcore.xml import Output
 from ..core import *
-from ..interpret.probe import too_coarse, zone_energy
+from ..attribution.places import heat_place, too_coarse, zone_energy
 from ..proxy.selection import takes_share, usual_share
 from ..experiment.config import Config, all_settings, left_to_arms, to_toml
 from ..experiment.compare import Comparison
 from .page import *
 from .folder import RunFolder, settings_that_differ
-from .look import Report, heat_place, open_small, telling
+from .look import Report, open_small, telling
 
 # %% ../../nbs/report/03_sections.ipynb #0b6a5bdc
 def _main_metric(runs):
