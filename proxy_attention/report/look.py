@@ -304,6 +304,8 @@ class Looked:
     shots:list=field(default_factory=list) # `Shot`s
     heat:dict=field(default_factory=dict) # Model → heatmaps (n,h,w) of random validation images
     preds:dict=field(default_factory=dict) # Model → n predictions
+    files:list=field(default_factory=list) # n files of these images
+    labels:list=field(default_factory=list) # n labels
 
 def telling(
     shots, # `Shot`s
@@ -358,4 +360,4 @@ def _look(self:Report):
         for f,o in said.items() for nm in [label[f.relative_to(roots[home]).as_posix()]]]
     heat = {k:torch.stack([o[i][1] for o in said.values()]) for i,k in enumerate(lookers) if said}
     preds = {k:[o.said[i][1] for o in shots] for i,k in enumerate(lookers)}
-    return Looked(masked+telling(shots, self.n-len(masked)), heat, preds)
+    return Looked(masked+telling(shots, self.n-len(masked)), heat, preds, [o.file for o in shots], [o.label for o in shots])
