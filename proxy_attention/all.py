@@ -16,12 +16,14 @@ from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, Gr
 from .attribution.perturbation import AblationCAM, ScoreCAM
 from .attribution.transformers import AttentionRollout, LeGrad
 from .attribution.methods import Captum, Suspect
+from .attribution.tasks import Distance, PredictedLabels, Region, find_task
 from .attribution.clusters import heat_clusters
 from .masking.fills import Augmented
 from .masking.masker import Masker
 from .interpret.heats import heat_on, show_where
 from .interpret.interpretation import HeatDrift, ProxyInterpretation
 from .interpret.probe import probe
+from .interpret.moves import Moves
 from .interpret.metrics import AttentionOn, explanation_scores, pitfalls, randomised
 from .interpret.use import explain_images
 from .interpret.choosing import SwappedAccuracy, swapped_accuracy

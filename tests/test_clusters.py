@@ -51,9 +51,9 @@ def test_any_number_of_cells(cells):
     assert c.df.n[c.df.stands_out].tolist()==[20] and set(c.of[:20])=={1}
 
 def test_of_few_cells_none_stands_out():
-    heat = torch.rand(100, 3, 3, generator=torch.Generator().manual_seed(0))*.3
-    heat[:,1,1] += 1.
-    heat[:30] = heat[:30].roll((1,-1), (1,2)) # the centre to the bottom left
+    heat = torch.rand(100, 9, 3, generator=torch.Generator().manual_seed(0))*.3
+    heat[30:,4,1] += 1.
+    heat[:30,8,0] += 1.
     c = heat_clusters(heat, [0]*100)
     assert c.df.n.tolist()==[70,30] and not c.df.stands_out.any() and c.verdict()=='' and 'bottom left' in c.verdict(every=True)
 

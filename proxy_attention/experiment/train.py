@@ -183,7 +183,7 @@ def check_config(cfg:Config)->int: # Number of epochs of the fit
     schedule = None if make is None else make(**asked).schedule
     early = p.suspect and getattr(schedule, 'at_start', False) # before the first epoch
     if make is not None and not early and not possible_epochs(schedule, epochs):
-        raise ValueError(f'A fit of {epochs} epochs has no proxy step: train for more epochs, or change the schedule.')
+        raise ValueError(f'A fit of {counted(epochs, "epoch")} has no proxy step: train for more epochs, or change the schedule.')
     return epochs
 
 def proxy_args(cfg:Config)->dict:
@@ -673,7 +673,7 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
     _test(learn, cfg, images, run)
     _keep(learn, run, cfg, export)
     last = _last_row(run)
-    say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {epochs} epochs")
+    say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {counted(epochs, 'epoch')}")
     for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, accuracy {last[f'{k}.accuracy']:.1%}")
     if p.chosen!='none':
         h = learn.proxy_attention.history

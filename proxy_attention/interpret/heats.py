@@ -15,11 +15,13 @@ from torch import Tensor
 from fastcore.all import patch
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import items_dl, whole_dl
+from ..data.loaders import input_size, items_dl, whole_dl
 from ..attribution.heatmap import resize_heat
-from ..attribution.targets import Label, as_target
-from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
+from ..attribution.targets import Label
+from ..attribution.tasks import find_task
+from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, view_size
 from ..attribution.clusters import HeatClusters
+import proxy_attention.attribution.finer # whose methods register themselves
 
 # %% ../../nbs/interpret/00_heats.ipynb #9b05fc3d
 def _pixels(img):
@@ -171,9 +173,11 @@ def heat_on(
     **kwargs # Passed to `heat_of`
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
-    target = as_target(target)
+    target = find_task(learn).target(target)
     attr,labels = as_attribution(attribution)(learn.model, layer=layer, target=target),isinstance(getattr(target, 'of', target), Label)
-    with keep_rng(): heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels), **kwargs)
+    with keep_rng():
+        size = dict(size=view_size(attr, input_size(learn.dls, items))) if whole and hasattr(attr, 'view') else {}
+        heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels, **size), **kwargs)
     if bad.any():
         warn(f'{int(bad.sum())} of {len(bad)} heatmaps are uninformative (flat or not finite), so they stay empty.', ProxyWarning)
     return torch.where(bad[:,None,None], torch.zeros(()), heat)

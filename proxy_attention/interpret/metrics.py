@@ -20,7 +20,8 @@ from fastai.learner import Learner, Metric
 from ..core import *
 from ..data.loaders import has_items, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
-from ..attribution.targets import Index, Label, Target, as_target
+from ..attribution.targets import Index, Label, Target
+from ..attribution.tasks import find_task
 from ..attribution.layers import looking_into, outputs_of, unwrap
 from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
 from ..masking.rules import area_budget, max_share
@@ -407,7 +408,11 @@ def explanation_scores(
     each:bool=False # Return one row per image instead of means?
 )->pd.DataFrame: # One row per attribution and control, one column per metric
     "Score heatmaps with several metrics, beside two controls on the same images: noise and a centred Gaussian"
-    metrics,target,attribution = _as_metrics(metrics, masks),as_target(target),_named(attribution)
+    task,metrics,attribution = find_task(learn),_as_metrics(metrics, masks),_named(attribution)
+    target = task.target(target)
+    if not task.has_classes and (of_prob := [k for k,f in metrics.items() if 'y' in takes(f)]):
+        raise TypeError(f"{', '.join(of_prob)} need the probability of a class, and the labels are {task.said}: "
+                        f"choose metrics among {', '.join(mask_metrics)}, and give `masks`.")
     if clash := {'random','centre'} & set(attribution):
         raise ValueError(f'{clash.pop()!r} is the name of a control: give the attribution another name.')
     items,masks,at = _chosen(items, masks, n)
@@ -466,7 +471,7 @@ def randomised(
     Lower is better. A heatmap that stays shows the image, not what the model learned; one that changes may still be wrong.
     Cascading randomization, Adebayo et al. 2018, arXiv 1810.03292."""
     refuse_number(1, 10**6, steps=steps)
-    (items,_,_),target = _chosen(items, None, n),as_target(target)
+    (items,_,_),target = _chosen(items, None, n),find_task(learn).target(target)
     model,layer = deepcopy((unwrap(learn.model), layer))
     attr = as_attribution(attribution)(model, layer=layer, target=_Fixed(target))
     if attr is attribution:

@@ -29,7 +29,7 @@ from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat
 from ..attribution.targets import as_target
 from ..attribution.cams import Explainer
-from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, view_size
 from .heats import show_heat
 
 # %% ../../nbs/interpret/05_use.ipynb #e5d74ff9
@@ -136,7 +136,7 @@ class Looker:
                 raise ValueError(f'the model returns {tuple(probs.shape)} for {len(files)} images and {len(self.vocab)} labels')
             if isinstance(self.attr, Explainer) and self.target=='pred':
                 self.attr.target = as_target(probs.argmax(1).to(learn.dls.device))
-            heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=size, with_labels=False, **kw))
+            heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=view_size(self.attr, size), with_labels=False, **kw))
         return probs, torch.where(bad[:,None,None], torch.zeros(()), heat)
 
 model_failures = (RuntimeError, ValueError, TypeError, OSError, LookupError, ArithmeticError)

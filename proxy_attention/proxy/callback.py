@@ -24,6 +24,7 @@ from ..data.loaders import ImageStats, item_files, plain_dls
 from ..data.passes import own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..attribution.methods import Suspect, default_attribution, default_target
+from ..attribution.tasks import Task, find_task
 from ..masking.donors import Classes
 from ..masking.fills import fills
 from ..masking.masker import Masker
@@ -220,12 +221,13 @@ class ProxyAttention(Callback):
     def proxies(self)->Proxies:
         "Return the proxies that are served at present"
         s,m = self.fit_state,self.settings.masker
-        classes = None if s.seen is None else Classes(np.where(s.seen['known'], s.seen['targs'], -1))
+        task = Task() if self.interp is None else self.interp.task
+        classes = None if s.seen is None else Classes(np.where(s.seen['known'], task.classes(s.seen['targs']), -1))
         masks,served = zip(*map(parted, s.how or [{}]))
         how = dict(donor=self.donor, balance=self.balance) | served[-1]
         return Proxies(s.store, [m.having(**o) for o in masks], self.mode, self.p, how['donor'], classes,
                        s.proven and s.proven.data, s.proven and s.proven.image, s.made if s.how else None,
-                       len(s.record.steps)-len(s.how), how['balance'], self.labels)
+                       len(s.record.steps)-len(s.how), how['balance'], self.labels, task)
 
 # %% ../../nbs/proxy/08_callback.ipynb #ce0eb4b2
 @patch(as_prop=True)
@@ -270,6 +272,8 @@ def proxy_images(self:ProxyAttention,
 @patch
 def suspects(self:ProxyAttention)->pd.DataFrame:
     "Return the rows of the last step with misclassified items, those with the largest losses first"
+    if self.interp is not None and not self.interp.task.has_classes:
+        raise TypeError(f"The labels are {self.interp.task.said}, which are not right or wrong: see `log.sort_values('loss')`.")
     return suspects_of(self.log)
 @patch
 def show_suspects(self:ProxyAttention,
@@ -353,6 +357,7 @@ def _begin(cb):
         s.earlier = 0
     s.fits += 1
     s.idle = check_schedule(cb)
+    find_task(learn).refuse(select=cb.settings.select, balance=cb.balance, labels=cb.labels)
     s.proven = prove(learn, cb.settings, cb.now.loss)
     if not going: cb.settings.losses.check(learn)
     s.record.of(len(plain_dls(learn.dls).train_ds))
@@ -374,7 +379,8 @@ def make_step(
         found = step(learn, settings, kept, s.proven.size, bar, cbs=[cb], **parted(how)[0])
     s.take(found, how, cb.clear)
     s.record.note_step(found, s.fits, epoch)
-    cb.now.interp,cb.now.proxies = found.interp,cb.proxies()
+    cb.now.interp = found.interp
+    cb.now.proxies = cb.proxies()
     s.told = warn_of_step(found, epoch, s.told)
     s.coarse = s.coarse or warn_of_grid(found)
     if cb.folder and first:

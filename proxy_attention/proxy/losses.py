@@ -21,6 +21,7 @@ from ..core import *
 from ..data.loaders import items_dl, pick_items, plain_dls, train_items
 from ..data.passes import aside, numbered_batches, own_attributes
 from ..attribution.layers import can_go_last, unwrap
+from ..attribution.tasks import Task, find_task
 
 # %% ../../nbs/proxy/02_losses.ipynb #12f6ee08
 def losses_of(
@@ -38,29 +39,30 @@ def losses_of(
     return loss.detach().as_subclass(Tensor).reshape(n, -1).mean(1).float()
 
 def decoded_batch(
-    learn:Learner # A learner after a batch
-)->tuple: # Predicted and true labels, (bs,) each
+    learn:Learner, # A learner after a batch
+    task:Task=Task() # Its task, see `find_task`
+)->tuple: # Predicted and true labels, (bs,…) each, see `Task.short`
     "Return the predicted and the true labels of a batch"
     pred,targ = learn.pred.detach(),learn.yb[0].detach()
     if hasattr(learn.loss_func, 'decodes'): pred = getcallable(learn.loss_func, 'decodes')(getcallable(learn.loss_func, 'activation')(pred))
-    else: pred = pred.argmax(1) if pred.ndim>1 and pred.shape[1]>1 else pred>0
-    pred,targ = pred.as_subclass(Tensor),targ.as_subclass(Tensor)
-    if pred.shape!=targ.shape and pred.numel()==targ.numel(): pred = pred.view(targ.shape)
-    return pred.to(targ.dtype) if pred.dtype==torch.bool else pred, targ
+    else: pred = task.decide(pred)
+    return task.short(pred.as_subclass(Tensor), targ.as_subclass(Tensor))
 
 # %% ../../nbs/proxy/02_losses.ipynb #a90e96d9
 def interpretation_of(
     learn:Learner,
     losses:Tensor, # (n,), one entry per training item
-    preds:Tensor, # (n,) predicted classes
-    targs:Tensor, # (n,) labels
-    known:Tensor=None # (n,) bool: is the loss of this item known? None: all losses are known
-)->Interpretation: # with the additional attributes `preds`, `targs` and `known`
+    preds:Tensor, # (n,…) predictions, see `Task.short`
+    targs:Tensor, # (n,…) labels
+    known:Tensor=None, # (n,) bool: is the loss of this item known? None: all losses are known
+    task:Task=None # Task of the learner; None: it is found
+)->Interpretation: # with the additional attributes `preds`, `targs`, `known` and `task`
     "Make an `Interpretation` of the training items from their losses, predictions and labels"
     dl = items_dl(learn.dls, train_items(learn.dls))
     res = (ClassificationInterpretation if hasattr(dl, 'vocab') else Interpretation)(learn, dl, losses)
     res.preds,res.targs = preds.as_subclass(Tensor),targs.as_subclass(Tensor)
     res.known = torch.ones(len(losses), dtype=torch.bool) if known is None else known
+    res.task = (task or find_task(learn)).seen(res.targs[res.known])
     return res
 
 def by_number(
@@ -79,7 +81,7 @@ def by_number(
 
 class _Collect(Callback):
     "Collects indices of items, losses, predicted and true labels during a pass"
-    def __init__(self, notes): self.notes,self.got,self.last = notes,[],None
+    def __init__(self, notes, task): self.notes,self.task,self.got,self.last = notes,task,[],None
     def before_batch(self):
         x = self.learn.xb[0]
         if len(self.learn.xb)>1 or x.device.type!='cpu' or x.ndim!=4: return
@@ -87,16 +89,16 @@ class _Collect(Callback):
         if self.last: self.learn.xb = (x.contiguous(memory_format=torch.channels_last),)
     def after_batch(self):
         loss = self.learn.loss.detach().reshape(len(self.learn.yb[0]), -1).mean(1).float()
-        self.got.append([o.as_subclass(Tensor).cpu() for o in (self.notes.now[:,0], loss, *decoded_batch(self.learn))])
+        self.got.append([o.as_subclass(Tensor).cpu() for o in (self.notes.now[:,0], loss, *decoded_batch(self.learn, self.task))])
 
-def _one_pass(learn, dl, inner, keep):
+def _one_pass(learn, dl, task, inner, keep):
     "Return the position in the loader, the loss, the prediction and the label of each item, for the items of this process"
     with ExitStack() as stack:
         stack.enter_context(aside(learn, inner, keep))
         stack.enter_context(own_attributes(learn, model=unwrap(learn.model)))
         # here, no process waits for another one
         stack.enter_context(own_attributes(dl, to_detach=lambda b,cpu=True,gather=True: to_detach(b, cpu, False)))
-        found = _Collect(stack.enter_context(numbered_batches(learn, dl)))
+        found = _Collect(stack.enter_context(numbered_batches(learn, dl)), task)
         learn.get_preds(dl=dl, with_preds=False, with_targs=False, with_loss=True, inner=inner, reorder=False, cbs=found)
     return [torch.cat(o) for o in zip(*found.got)]
 
@@ -118,14 +120,14 @@ def interpret_train(
     keep=() # Callbacks that stay active during the pass
 )->Interpretation: # with `losses`, `preds` and `targs` (class indices), one entry per training item; `known`: which items have values
     "Return an `Interpretation` of the training items; can be called at any time, also in the middle of a fit"
-    items = train_items(learn.dls)
+    items,task = train_items(learn.dls),find_task(learn)
     n,mine = len(items),my_items(torch.arange(len(items)), plain_dls(learn.dls).train.bs or 64)
     def part():
         if not len(mine): return None
-        at,*columns = _one_pass(learn, items_dl(learn.dls, pick_items(items, mine)), inner, keep)
+        at,*columns = _one_pass(learn, items_dl(learn.dls, pick_items(items, mine)), task, inner, keep)
         return mine[at],*columns
     _same_buffers(learn.model)
-    return interpretation_of(learn, *by_number(n, *map(torch.cat, zip(*(o for o in on_all(part) if o)))))
+    return interpretation_of(learn, *by_number(n, *map(torch.cat, zip(*(o for o in on_all(part) if o)))), task)
 
 # %% ../../nbs/proxy/02_losses.ipynb #a6ded37a
 class ExactLosses:
@@ -158,7 +160,8 @@ class RunningLosses(ExactLosses):
         if len(L(learn.cbs).filter(risinstance(MixHandler))):
             raise TypeError("losses='running' reads the loss of each item in training, and MixUp and CutMix train on mixtures of items: "
                             "choose losses='exact'.")
-        self.loss_func,self.n,self.got,self.rows,self.epoch = learn.loss_func,len(train_items(learn.dls)),[],None,0
+        self.loss_func,self.task,self.n = learn.loss_func,find_task(learn),len(train_items(learn.dls))
+        self.got,self.rows,self.epoch = [],None,0
 
     def note(self, learn, notes):
         if getattr(learn.loss_func, 'plain', learn.loss_func) is not self.loss_func: # the loss of mixed labels (`MixedLoss`) is allowed
@@ -170,7 +173,7 @@ class RunningLosses(ExactLosses):
                                "so their indices are unknown: choose losses='exact'.")
         as_is = notes[:,1]==0
         with torch.no_grad(): loss = losses_of(learn.loss_func, learn.pred.detach(), *learn.yb)
-        self.got.append([o.as_subclass(Tensor).cpu()[as_is] for o in (notes[:,0], loss, *decoded_batch(learn))])
+        self.got.append([o.as_subclass(Tensor).cpu()[as_is] for o in (notes[:,0], loss, *decoded_batch(learn, self.task))])
 
     def fold(self):
         "Keep the last values of each item: epoch, loss, prediction, label"
@@ -181,7 +184,7 @@ class RunningLosses(ExactLosses):
         last = last[last>=0]
         at,(loss,pred,targ) = at[last],(o[last] for o in columns)
         if self.rows is None: self.rows = [torch.full((self.n,), -1), *by_number(self.n, at, loss, pred, targ)[:3]]
-        if ((self.rows[0][at]>=0) & (self.rows[3][at]!=targ)).any():
+        if targ.ndim==1 and ((self.rows[0][at]>=0) & (self.rows[3][at]!=targ)).any(): # points and pixel labels move with the image
             raise RuntimeError("Items have other labels than in the epoch before, so their indices are unknown: choose losses='exact'.")
         for row,o in zip(self.rows, (torch.full_like(at, self.epoch), loss, pred, targ)): row[at] = o
 
@@ -192,7 +195,7 @@ class RunningLosses(ExactLosses):
         for other in parts[1:]:
             newer = other[0]>rows[0]
             for row,o in zip(rows, other): row[newer] = o[newer]
-        return interpretation_of(learn, *rows[1:], known=rows[0]>=0)
+        return interpretation_of(learn, *rows[1:], known=rows[0]>=0, task=self.task)
 
     def state_dict(self): return dict(rows=self.rows, epoch=self.epoch)
     def load_state_dict(self, state): self.rows,self.epoch = state['rows'],state['epoch']

@@ -16,12 +16,11 @@ from .serving import Proxies
 
 # %% ../../nbs/proxy/07_pictures.ipynb #54a86fbf
 def label_name(
-    interp, # `Interpretation`, perhaps with a `vocab`
-    label:int
+    interp, # `Interpretation` of a step
+    label # Row of its `targs` or `preds`
 )->str:
     "Return the name of a label; without a `vocab`, the label itself"
-    vocab = getattr(interp, 'vocab', None)
-    return vocab[int(label)] if vocab is not None and 0<=int(label)<len(vocab) else label
+    return interp.task.named(label)
 
 def served_label(
     interp, # `Interpretation`
@@ -44,14 +43,16 @@ def show_served(
     "Show originals, heatmaps and proxy images: by default the items with the largest losses, from each class in turn"
     if not len(proxies.store):
         raise ValueError('There is no proxy image to show: no proxy step has been made, or it found nothing (see `log`).')
-    if idxs is None: idxs = record.largest(interp.losses, proxies.store, n, interp.targs if interp.targs.ndim==1 else None)
+    if idxs is None: idxs = record.largest(interp.losses, proxies.store, n, interp.task.classes(interp.targs))
     if not len(idxs):
         raise ValueError('No proxy image has been served yet: '
                          'the epoch after a step is the first one that can serve proxies (none, if `p` is small).')
     ds = interp.learn.dls.train_ds
-    return show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
-                        [served_image(record, proxies, ds, i) for i in idxs],
-                        captions=[served_label(interp, record, i) for i in idxs], **kwargs)
+    axs = show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
+                       [served_image(record, proxies, ds, i) for i in idxs],
+                       captions=[served_label(interp, record, i) for i in idxs], **kwargs)
+    for ax,i in [(ax,i) for row in axs[::2] for ax,i in zip(row, idxs)]: interp.task.draw(ax, ds[i][1])
+    return axs
 
 def suspects_of(
     log:pd.DataFrame # The log of a record

@@ -7,7 +7,6 @@ __all__ = ['prove_item', 'prove_loss', 'prove_heat', 'Proven', 'prove']
 
 # %% ../../nbs/proxy/06_proof.ipynb #d829fbe0
 from dataclasses import dataclass
-from numbers import Integral
 from warnings import warn
 import numpy as np, torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from ..core import *
 from ..data.loaders import ImageStats, check_whole, first_item, has_items, image_of, input_size
 from ..data.loaders import items_dl, plain_dls, stats_of, train_items, whole_dl
 from ..attribution.layers import looking_into, unwrap
-from ..attribution.methods import heat_of
+from ..attribution.methods import heat_of, view_size
+from ..attribution.tasks import Task, find_task
 from ..masking.masker import size_of
 from .selection import n_of, takes_share, usual_share
 from .losses import losses_of
@@ -27,18 +27,16 @@ from .step import Settings
 def _same(a, b): return torch.equal(a, b) if isinstance(a, Tensor) else np.array_equal(np.asarray(a), np.asarray(b))
 
 def prove_item(
-    dls # `DataLoaders` for training
-): # The image of the first item
-    "Check that an item begins with an image, the same one each time, and has one label"
+    learn:Learner
+)->tuple: # The image of the first item, and the task of the learner
+    "Check that an item begins with an image, the same one each time, and has a label of one of the `tasks`"
+    dls = plain_dls(learn.dls)
     item = check_loader(dls.train)
-    y = item[1] if isinstance(item, (tuple,list)) and len(item)==2 else item
-    if not (isinstance(y, Integral) or isinstance(y, Tensor) and not y.ndim and not y.is_floating_point()):
-        like = f' of shape {tuple(y.shape)}' if hasattr(y, 'shape') else f' of {len(y)}' if isinstance(y, (tuple,list)) else ''
-        raise TypeError(f'ProxyAttention needs one label per image, but the target is a {type(y).__name__}{like}.')
+    task = find_task(learn, item[1] if isinstance(item, (tuple,list)) and len(item)==2 else item)
     if not has_items(dls.train_ds) and not _same(image_of(item), image_of(first_item(dls.train))):
         raise TypeError('The data set returns a different image each time for item 0, so its heatmap would not fit the image: '
                         'move random transforms into `item_tfms` or `batch_tfms` of the loader.')
-    return image_of(item)
+    return image_of(item),task
 
 def prove_loss(
     learn:Learner,
@@ -58,12 +56,15 @@ def prove_loss(
 def prove_heat(
     learn:Learner,
     settings:Settings,
+    task:Task,
     size # (height, width) of the model's input
 )->Tensor: # (h,w)
     "Check that an image can be explained, and return its heatmap"
     dls = plain_dls(learn.dls)
-    b = whole_dl(dls, train_items(dls), size=size, bs=1, num_workers=0).one_batch()
-    with looking_into(learn.model): heat = heat_of(settings.look_with(learn.model), [b], side=settings.grid)[0][0]
+    with looking_into(learn.model):
+        attr = settings.look_with(learn.model, task)
+        b = whole_dl(dls, train_items(dls), size=view_size(attr, size), bs=1, num_workers=0).one_batch()
+        heat = heat_of(attr, [b], side=settings.grid)[0][0]
     n = len(dls.train_ds)
     if takes_share(settings.select): n = n_of(usual_share if settings.share is None else settings.share, n)
     if (big := heat.numel()*2*n)>2**30:
@@ -87,14 +88,14 @@ def prove(
     "Check that a proxy step works with this learner; an error says why not"
     dls,m = plain_dls(learn.dls),settings.masker
     with keep_rng():
-        img = prove_item(dls)
+        img,task = prove_item(learn)
         prove_loss(learn, loss_func)
         size = input_size(dls)
         check_whole(dls, size)
         if m.needs_other and not dls.train.shuffle:
             warn('The training loader does not shuffle, so a swap takes its pixels from the previous item, often one of the same class: '
                  'use `shuffle=True`.', ProxyWarning)
-        heat = prove_heat(learn, settings, size)
+        heat = prove_heat(learn, settings, task, size)
         data = stats_of(dls.train_ds) if m.needs_data else None
         m(img, torch.rand_like(heat), other=img, other_heat=heat, data=data)
     return Proven(size, size_of(img), data)

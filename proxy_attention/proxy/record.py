@@ -60,6 +60,8 @@ def note_step(self:Record,
         mean_loss=mean(interp.losses[found.chosen]), area=mean(found.area[made]), seconds=found.seconds,
         rule=repr(found.masker), target=found.target, method=found.method))
     idxs = at.numpy()
+    for k,v in dict(pred=interp.preds, targ=interp.targs).items(): # several labels, or numbers, per item
+        if v.ndim>1 and i[k].shape!=v.shape: i[k] = np.zeros(v.shape, np.asarray(v).dtype)
     for k,v in dict(step=len(self.steps)-1, loss=interp.losses[at], pred=interp.preds[at], targ=interp.targs[at], area=found.area,
                     degenerate=found.bad, served=0, epoch=-1, donor=-1, changed=0., label_weight=1., donor_weight=0.).items():
         i[k][idxs] = np.asarray(v)

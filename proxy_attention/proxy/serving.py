@@ -22,6 +22,7 @@ from ..core import *
 from ..data.loaders import first_item, image_of, items_had, plain_dl
 from ..data.passes import numbered_batches, own_attributes
 from ..attribution.heatmap import HeatmapStore
+from ..attribution.tasks import Task
 from ..masking.donors import HeatIndex, choose_donor, donor_asks, donors
 from ..masking.labels import labelings, mixed_labels, own_label
 from ..masking.masker import mask_area, pack_mask, size_of
@@ -44,12 +45,13 @@ class Proxies:
         made=None, # (n,) index of the masker for each item of the store; None: the last masker for all
         first:int=0, # Index of the step that the first masker belongs to
         balance:bool=False, # Draw the items of all classes equally often? The length of an epoch stays the same
-        labels='own' # Label of a proxy: 'own', 'mix', 'mix_area', or a function, see `labelings`
+        labels='own', # Label of a proxy: 'own', 'mix', 'mix_area', or a function, see `labelings`
+        task:Task=Task() # What the labels are
     ):
         if mode not in modes: raise ValueError(f"mode={mode!r} should be 'replace' or 'augment'{nearest(mode, modes)}")
         refuse_number(0, 1, p=p)
         if balance not in (True,False): raise TypeError(f'balance={balance!r} should be True or False.')
-        store_attr('store,mode,p,classes,data,first,balance')
+        store_attr('store,mode,p,classes,data,first,balance,task')
         self.donor,self.labels = by_name(donor, donors, 'donor'),by_name(labels, labelings, 'labels strategy')
         refuse_unknown(self.donor, donor_asks, 'donor strategy')
         refuse_unknown(self.labels, ('mask','heat','taken','donor_heat'), 'labels strategy')
@@ -150,6 +152,13 @@ def make(self:Proxies,
     step:int=None # Index of the last step at that time (heatmaps from later steps are not used); None: all heatmaps are used
 )->tuple: # the proxy image, the fraction of it that is masked, the index of the donor (-1: none), the weights of the two labels
     "Make the proxy image of item `i`"
+    new,mask,*rest = self.masked(img, i, donor, seed, step)
+    return new,mask_area(mask),*rest
+
+@patch
+def masked(self:Proxies, img, i, donor=None, seed=None, step=None
+)->tuple: # as from `make`, but with the mask (PIL image of one bit per pixel) instead of its area
+    "Make the proxy image of item `i`, see `make`"
     row = self.rows[i] if i in self.rows else self.store.row(i)
     m,(h,w) = self.maskers[self.made[row]],size_of(img)
     j,other = donor() if m.needs_other else (-1,None)
@@ -160,7 +169,7 @@ def make(self:Proxies,
     drawn,theirs = self.mask(row, (h,w), there, rng)
     mask = pack_mask(drawn).resize((w,h), Image.NEAREST)
     new = m.fill_in(img, mask, self.store.at(row), other, self.data, rng, theirs)
-    return new, mask_area(mask), j, self._weights(m, row, there, drawn, theirs)
+    return new, mask, j, self._weights(m, row, there, drawn, theirs)
 
 # %% ../../nbs/proxy/03_serving.ipynb #5bc98738
 _at_hand = 2**28 # bytes of images that a worker keeps for donors
@@ -201,22 +210,26 @@ class ServedItem:
         beside,i = divmod(int(s or 0), self.n) # 'augment': indices after the last item mean the additional proxies
         item = self.read(i)
         img,proxy = image_of(item),bool(beside) or (self.replace and i in self.proxies)
-        if proxy: new,self.told = self.proxy(i, img)
+        if proxy: new,self.told = self.proxy(i, item)
         else: self.told = plain_note(i)
         if self.proxies.masker.needs_other:
             as_read = proxy or self.spared and isinstance(img, Image.Image)
             self.keep(i, item if as_read else _with_image(item, _copy(img)))
-        return _with_image(item, new) if proxy else item
+        return new if proxy else item
 
-    def proxy(self, i, img):
-        "Return the proxy of an item, and its note"
+    def proxy(self, i, item):
+        "Return an item with its proxy image and the label of that, and its note"
         brought = []
         def donor():
             brought.append(self.donor(i))
             return brought[0][0],image_of(brought[0][1])
-        new,area,j,weights = self.proxies.make(img, i, donor)
-        label = int(brought[0][1][1]) if brought and self.proxies.mixes else -1
-        return new, (i, 1, j, *(round(o*1e6) for o in (area,*weights)), label)
+        new,mask,j,weights = self.proxies.masked(image_of(item), i, donor)
+        new,label = _with_image(item, new),-1
+        if brought and self.proxies.mixes:
+            theirs = brought[0][1][1]
+            if self.proxies.task.mixes_losses: label = int(theirs)
+            else: new = _with_label(new, self.proxies.task.travel(item[1], theirs, mask, weights))
+        return new, (i, 1, j, *(round(o*1e6) for o in (mask_area(mask),*weights)), label)
 
     def note(self,
         s # Index that the loader gave to `create_item`
@@ -233,6 +246,7 @@ def _spared(dl):
     fs = [o for f in (dl.after_item, dl.before_batch) for o in getattr(f, 'fs', [f])]
     return all(type(o).__module__.startswith('fastai.') for o in fs)
 def _copy(img): return img.clone() if isinstance(img, Tensor) else img.copy()
+def _with_label(item, label): return type(item)([item[0],label])
 def _with_image(item, img): return type(item)([img, *item[1:]]) if isinstance(item, (tuple,list)) else img
 
 # %% ../../nbs/proxy/03_serving.ipynb #6aa96298
@@ -321,5 +335,5 @@ def training_on(
         if note is None and not watched: yield None
         else:
             notes = stack.enter_context(numbered_batches(learn, dl, note or plain_note, seen))
-            if note is not None and proxies.mixes: stack.enter_context(mixed_labels(learn, notes))
+            if note is not None and proxies.mixes and proxies.task.mixes_losses: stack.enter_context(mixed_labels(learn, notes))
             yield notes
