@@ -83,7 +83,7 @@ class Task:
         return self
 
     def refuse(self,
-        **asked # Arguments of `ProxyAttention`: `select`, `balance`, `labels`
+        **asked # Arguments of `ProxyAttention`: `select`, `labels`
     ):
         "Raise `TypeError` for an argument that makes no sense for this task"
 
@@ -285,10 +285,8 @@ class Numbers(Task, name='numbers'):
         if isinstance(target, str) and target=='finer': raise ValueError("target='finer' contrasts classes: give the index of an output.")
         return Distance(self.centre, self.unit) if isinstance(target, str) and target in ('margin','pred','label') else as_target(target)
     def refuse(self, **asked):
-        for k in ('select','balance'):
-            if asked[k] is True or getattr(asked[k], 'needs_classes', False):
-                raise TypeError(f"{k}={called(asked[k])} needs classes, and the labels are {self.said}: "
-                                + ("choose select='top_losses'." if k=='select' else f'leave `{k}` out.'))
+        if getattr(asked['select'], 'needs_classes', False):
+            raise TypeError(f"select={called(asked['select'])} needs classes, and the labels are {self.said}: choose select='top_losses'.")
     def followed(self, new, was, theirs):
         way = theirs-was
         return ((new-was)*way).sum(1)/way.square().sum(1).clamp(min=1e-12)

@@ -81,6 +81,9 @@ def _made(make_learner, seed):
     "Make the learner with which each arm of a seed begins"
     set_seed(seed)
     learn = make_learner(seed)
+    if not (task := find_task(learn)).has_classes:
+        raise TypeError(f'A comparison counts right predictions, and the labels are {task.said}, which are not right or wrong: '
+                        'train each arm with several seeds, and compare the losses of `learn.validate()`.')
     set_seed(seed)
     return learn
 

@@ -358,7 +358,7 @@ def _begin(cb):
     s.fits += 1
     s.idle = check_schedule(cb)
     task = find_task(learn)
-    task.refuse(select=cb.settings.select, balance=cb.balance, labels=cb.labels)
+    task.refuse(select=cb.settings.select, labels=cb.labels)
     if hasattr(cb.schedule, 'refuse'): cb.schedule.refuse(task)
     s.proven = prove(learn, cb.settings, cb.now.loss, cb.labels)
     if not going: cb.settings.losses.check(learn)
