@@ -142,7 +142,8 @@ class ContextProbe:
                         f'something else{to} (with an image of the same classes: {a.control:.0%}).')
             if k in self.leans: text.append(f"So {k!r} leans on {' and '.join(_what[o] for o in self.leans[k])}.")
         if any('around' in v for v in self.leans.values()):
-            text.append('Which part of the surroundings it is, `heat_on(…, attribution="Occlusion")` can show.')
+            text.append('Which part of the surroundings that is, GradCAM at an early layer of the encoder shows best: '
+                        '`heat_on(learn, files, "GradCAM", target=…, layer=…)`.')
         return ' '.join(text)
     def __repr__(self): return f'ContextProbe of {self.n} {self.what}: {self.verdict()}'
     def _repr_html_(self):
