@@ -168,7 +168,9 @@ class PixelLabels(Task, name='pixels'):
     "A class for each pixel (`MaskBlock`)"
     said,mixes_losses,per_pixel,least = 'a label for each pixel',False,True,.01
     @classmethod
-    def fits(cls, y, loss): return isinstance(y, PILMask) or isinstance(y, Tensor) and y.ndim==2 and not y.is_floating_point()
+    def fits(cls, y, loss):
+        "Is this a mask?"
+        return isinstance(y, PILMask) or isinstance(y, Tensor) and y.ndim==2 and not y.is_floating_point()
     def decide(self, out): return per_class(out).argmax(1)
     def short(self, pred, targ):
         n = 256 if self.vocab is None else len(self.vocab) # a mask is an image of one byte per pixel

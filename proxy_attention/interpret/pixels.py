@@ -197,7 +197,8 @@ def probe_pixels(
     for c in bar(sorted(few, key=lambda i: -counts[names[i]])[:most] if not why else []):
         heat = normalize_heat(heat_of(as_attribution(attribution)(model, layer=layer, target=task.target(c)), batches, **show)[0])
         iou = np.nan if y is None else float(((maps==c)&(y==c)).sum()/((maps==c)|(y==c)).sum().clamp(min=1))
-        rows |= _of_class(model, task, xb, maps, c, names, heat, combos, there[:,c].nonzero()[:,0], donor, seed, area, iou, len(batches[0][0]))
+        at = there[:,c].nonzero()[:,0]
+        rows |= _of_class(model, task, xb, maps, c, names, heat, combos, at, donor, seed, area, iou, len(batches[0][0]))
     table = pd.DataFrame.from_dict(rows, 'index', columns='images iou masked changes control carried to'.split())
     table.index = pd.MultiIndex.from_tuples(rows, names=['class','kind']) if rows else table.index
     return ContextProbe(table, counts, len(xb), what, why)
@@ -209,8 +210,9 @@ def _of_class(model, task, xb, maps, c, names, heat, combos, at, donor, seed, ar
     rows = {}
     for kind in leaning_out:
         masked,changed,became = share_changed(model, task, kind, xb, maps, c, heat, other, at, area, bs)
-        again = (share_changed(model, task, 'random', xb, maps, c, heat, other, at, area, bs) if kind=='hot'
-                 else share_changed(model, task, kind, xb, maps, c, heat, same, at[fair[at]], area, bs) if fair[at].any() else (0,torch.zeros(1)))[1]
+        again = torch.zeros(1)
+        if kind=='hot': again = share_changed(model, task, 'random', xb, maps, c, heat, other, at, area, bs)[1]
+        elif fair[at].any(): again = share_changed(model, task, kind, xb, maps, c, heat, same, at[fair[at]], area, bs)[1]
         a,b = (float(o.nanmean()) for o in (changed,again))
         to = names[int(became.argmax())] if became.any() and int(became.argmax())<len(names) else ''
         rows[names[c],kind] = [len(at), iou, float(masked.mean()), a, b, a-b, to]
