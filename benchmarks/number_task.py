@@ -46,6 +46,7 @@ def main(seeds:int=6, # Number of seeds; the minimum of `moving` was chosen on s
                 errors = {k:error(learn, o) for k,o in test_sets(path).items()}
             t = found.told.loc['place']
             rows.append(dict(arm=name, seed=seed, r2=found.r2, **errors, small=found.small, moves=t.moves,
-                             random_moves=t.random_moves, same_moves=t.same_moves, **found.carried.add_prefix('carried_'), leans=';'.join(found.leans)))
+                             random_moves=t.random_moves, same_moves=t.same_moves, **found.carried.add_prefix('carried_'),
+                             leans=';'.join(found.leans)))
             print({k:round(v, 2) if isinstance(v, float) else v for k,v in rows[-1].items()}, flush=True)
     pd.DataFrame(rows).round(3).to_csv(csv, index=False)

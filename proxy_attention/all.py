@@ -22,7 +22,7 @@ from .masking.masker import Masker
 from .interpret.heats import heat_on, show_where
 from .interpret.interpretation import HeatDrift, ProxyInterpretation
 from .interpret.probe import probe
-from .interpret.moves import Moves
+from .interpret import moves as _moves # it adds the probe for numbers
 from .interpret.metrics import AttentionOn, explanation_scores, pitfalls, randomised
 from .interpret.use import explain_images
 from .interpret.choosing import SwappedAccuracy, swapped_accuracy
