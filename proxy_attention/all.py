@@ -16,7 +16,7 @@ from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, Gr
 from .attribution.perturbation import AblationCAM, ScoreCAM
 from .attribution.transformers import AttentionRollout, LeGrad
 from .attribution.methods import Captum, Suspect
-from .attribution.finer import Enlarged, Smoothed
+from .attribution.finer import Enlarged
 from .masking.fills import Augmented
 from .masking.masker import Masker
 from .interpret.heats import heat_on, show_where
