@@ -6,6 +6,7 @@ nothing else does (`spot`): it may be anywhere. Untouched photographs of birds h
 The images are training images, as in a proxy step. `found` is the share of the region that a mask covers: the hottest 10 % of the image
 for a ring (`shortcut` and `late` mask so much), the hottest 30 % for a bird (`background` keeps so much); by chance it is that share.
 Every network has its own seed, bed and weights, and is kept in OUT: the same command goes on where it was stopped.
+`python benchmarks/finer.py DATA --cost` writes `finer_cost.csv`: processor time as a multiple of the last layer alone.
 Seeds 1 to 5 were used for choosing; nobody looked at those from 11 on before."""
 import sys, time, warnings, zipfile
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np, pandas as pd, timm, torch, torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from fastai.vision.all import ConvLayer, ImageDataLoaders, Normalize, ResBlock, get_image_files, set_seed
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from proxy_attention.core import write_whole
 from proxy_attention.attribution.cams import LayerCAM, RefineCAM
 from proxy_attention.attribution.finer import Enlarged, Smoothed
@@ -135,8 +136,8 @@ def ways(net, few):
     "Name → what makes heat"
     layers = find_layers(net, torch.zeros(1,3,128,128))
     def cam(how=LayerCAM, **kw): return how(net, target='margin', **kw)
-    res = {'plain':cam(layer=layers[-1]), 'earlier layer':cam(layer=layers[-2]), 'product of 2':cam(RefineCAM), 'product of 3':cam(RefineCAM, grids=3),
-           'mean of 2':cam(RefineCAM, fuse='mean')}
+    res = {'plain':cam(layer=layers[-1]), 'earlier layer':cam(layer=layers[-2]), 'product of 2':cam(RefineCAM),
+           'product of 3':cam(RefineCAM, grids=3), 'mean of 2':cam(RefineCAM, fuse='mean')}
     smoothed = partial(Smoothed, net, target='margin')
     larger = partial(Enlarged, net, target='margin')
     res |= {'flip':smoothed(layer=layers[-1], views='flip'), '224 pixels':larger(layer=layers[-1], size=224),
@@ -148,6 +149,22 @@ def found(heat, region, area):
     hot = stretch_mask(Masker('area', 'zero', area=area, max_area=1.).drawn(normalize_heat(heat)), region.shape[1:])
     return (hot&region).float().sum((1,2))/region.float().sum((1,2)), hot.float().mean((1,2))
 
+def costs(archs=('tf_efficientnet_lite0','resnet18','resnet26t','resnet50','convnext_atto'), n=16, times=9):
+    "Processor time of each way as a multiple of the last layer alone, on images of 128 pixels; the ways take turns"
+    rows,x = [],torch.randn(n,3,128,128)
+    for arch in archs:
+        net = timm.create_model(arch, num_classes=2).eval()
+        made,took = ways(net, []),{}
+        for i in range(times+1): # the first round finds the layers
+            for k,attr in made.items():
+                began = time.process_time()
+                attr(x)
+                if i: took.setdefault(k, []).append(time.process_time()-began)
+        took = {k:np.median(v) for k,v in took.items()}
+        rows.append(dict(arch=arch) | {k:round(v/took['plain'], 2) for k,v in took.items()})
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
 def had(csv):
     "Bed, network and seed of what has been measured"
     return set(pd.read_csv(csv)[['bed','net','seed']].itertuples(index=False, name=None)) if csv.exists() else set()
@@ -156,6 +173,7 @@ def had(csv):
 def main(data:str, # Folder of the real data
          out:str='runs/finer', # Beds and networks are kept here
          seeds:str='1,2,3,4,5', # Each with its own beds and networks
+         cost:store_true=False, # Measure what the ways cost, and nothing else?
          few:str='', # Only these ways, separated by semicolons; empty: all
          n:int=32, # Training images per network
          csv:str=str(Path(__file__).with_suffix('.csv')), # Where the table goes
@@ -163,6 +181,7 @@ def main(data:str, # Folder of the real data
     "Measure which heat places masks better"
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
+    if cost: return costs().to_csv(Path(csv).with_name('finer_cost.csv'), index=False)
     for seed in map(int, seeds.split(',')):
         for bed,kind in cases:
             dls = loaders(data, out, bed, seed)

@@ -240,9 +240,13 @@ class HiResCAM(CAM):
 class LayerCAM(CAM):
     "Activation at each place, weighted by its own positive gradient (Jiang et al. 2021, IEEE TIP 30)"
     def found_layers(self, xb):
-        "Return the last layer; if it has fewer than 6×6 cells, also the layer of the finer grid before it"
+        """Return the last layer; if it has fewer than 6×6 cells, also the layer of the finer grid before it
+
+        That grid has at most twice as many cells per side: between the stem and the tokens of a hybrid ViT there is none."""
         last = super().found_layers(xb)
-        return last if min(last[0].grid)>=fine_enough else find_layers(self.net, xb)[-2:]
+        if min(last[0].grid)>=fine_enough: return last
+        two = find_layers(self.net, xb)[-2:]
+        return two if max(two[0].grid)<=2*max(last[0].grid) else last
     def heat(self, act, grad): return (grad.relu()*act).sum(1).relu()
 
 # %% ../../nbs/attribution/03_cams.ipynb #1d7374e3
