@@ -78,7 +78,7 @@ _attributions = dict(
     EigenGradCAM=('CNNs, where GradCAM is noisy', _no_vit, f'{_pass}, and a decomposition per image', ''),
     FinerCAM=('Classes that look alike, such as species of birds', 'Two classes: then the margin says the same', _pass, ''),
     RefineCAM=('The last layer has few cells, and places matter: also with three grids, or the formula of another CAM',
-        _no_vit, f'{_pass} that goes further back: 1.2 to 1.3 times one layer, 1.4 to 1.7 with three grids', 'grids=3'),
+        _no_vit, f'{_pass} that goes further back: 1.1 to 1.3 times one layer, 1.4 to 1.6 with three grids', 'grids=3'),
     Smoothed=('A map should not hang on how the image is framed: mirrored, zoomed or shifted views are averaged',
         'There is little time: each view costs as much as the map', 'two passes for `flip`, three for `zoom`, five for `shift`',
         "of='RefineCAM', views=('flip','zoom')"),
