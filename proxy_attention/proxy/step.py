@@ -21,7 +21,8 @@ from ..data.passes import numbered
 from ..attribution.heatmap import degenerate
 from ..attribution.layers import looking_into
 from ..attribution.cams import Explainer, fine_enough
-from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, fast_agrees, heat_of, view_size
+from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target
+from ..attribution.methods import fast_agrees, heat_of, view_size
 import proxy_attention.attribution.finer # whose methods register themselves
 from ..attribution.targets import as_target
 from ..masking.masker import Masker
