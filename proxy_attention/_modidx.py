@@ -71,6 +71,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'proxy_attention/attribution/cams.py'),
                                                   'proxy_attention.attribution.cams.LayerCAM': ( 'attribution/cams.html#layercam',
                                                                                                  'proxy_attention/attribution/cams.py'),
+                                                  'proxy_attention.attribution.cams.LayerCAM.found_layers': ( 'attribution/cams.html#layercam.found_layers',
+                                                                                                              'proxy_attention/attribution/cams.py'),
                                                   'proxy_attention.attribution.cams.LayerCAM.heat': ( 'attribution/cams.html#layercam.heat',
                                                                                                       'proxy_attention/attribution/cams.py'),
                                                   'proxy_attention.attribution.cams.RefineCAM': ( 'attribution/cams.html#refinecam',
