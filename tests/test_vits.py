@@ -5,6 +5,7 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution.cams import HiResCAM
 from proxy_attention.attribution.layers import named_layer, token_places
+from proxy_attention.attribution.methods import as_attribution, default_attribution
 
 small = dict(embed_dim=32, depth=2, num_heads=2, num_classes=3)
 # name → settings beside `small`, patch, size, and how many tokens are no patches
@@ -261,3 +262,43 @@ def test_fastai_keeps_the_pooling_of_timm(few, name, pool, layer, read):
     assert found.rows==slice(others, 15+others)
     attr = AttentionRollout(learn.model)
     assert attr(x).shape==LeGrad(learn.model, target=1)(x).shape==(2,3,5) and attr.read.sum()==read
+
+def test_the_default_is_chosen_by_the_network(few, quiet):
+    "LeGrad where all tokens attend to all, LayerCAM for CNNs, windows, mixers and layers that are named: bit for bit"
+    size = (48,80)
+    vit,x = made('vit_small_patch16_dinov3', img_size=size),torch.randn(20,3,*size)
+    auto = as_attribution('auto')
+    for net,kw,chosen in (
+        (vit, {}, LeGrad), (vit, dict(layer='blocks.0'), LayerCAM), (made('vit_base_patch16_clip_224', img_size=size), {}, LeGrad),
+        (timm.create_model('convnextv2_atto', num_classes=3), {}, LayerCAM),
+        (timm.models.MlpMixer(img_size=size, patch_size=16, num_blocks=2, embed_dim=32, num_classes=3), {}, LayerCAM)):
+        attr = auto(net, target='pred', **kw)
+        assert repr(attr)=='LayerCAM or LeGrad of the pred'
+        assert torch.equal(attr(x), chosen(net, target='pred', **kw)(x)), type(net)
+        assert repr(attr)==repr(attr.chosen) and type(attr.chosen) is chosen
+    assert repr(default_attribution)=="'auto'" and as_attribution(default_attribution) is auto
+    with pytest.raises(ValueError, match=r'`grid=\(height, width\)`'): auto(Home(how='shuffled').eval(), target=1)(torch.randn(1,3,32,48))
+    assert type((a := auto(Home(how='shuffled').eval(), target=1, grid=(4,6))).chosen) is type(None) and a(torch.randn(1,3,32,48)).shape==(1,4,6)
+
+def test_the_default_of_a_step_and_a_look(few, quiet):
+    "A proxy step, the heat that is shown, and what they are called"
+    pa = ProxyAttention(steps=[1,'p',1], select='all')
+    assert 'LayerCAM or LeGrad' in pa._repr_html_()
+    learn = digits_learner(few, cbs=pa)
+    learn.model = timm.models.VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=10)
+    quiet(learn, 'fit', 2, 1e-3)
+    assert pa.history.made.item()>20 and 'LeGrad of the margin' in pa._repr_html_()
+    items = learn.dls.valid_ds.items[:4]
+    torch.testing.assert_close(heat_on(learn, items), heat_on(learn, items, 'LeGrad'))
+
+def test_the_default_costs_a_cnn_nothing():
+    "One pass to find the layer, and none of it again"
+    net,ran = digits_net().eval(),[]
+    net[0].register_forward_hook(lambda m,i,o: ran.append(len(o)))
+    x = torch.rand(4,3,32,32)
+    as_attribution('LayerCAM')(net, target='pred')(x)
+    before = list(ran)
+    other = deepcopy(net)
+    ran.clear()
+    as_attribution('auto')(other, target='pred')(x)
+    assert ran==before

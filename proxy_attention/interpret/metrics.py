@@ -22,7 +22,7 @@ from ..data.loaders import has_items, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
 from ..attribution.targets import Index, Label, Target, as_target
 from ..attribution.layers import looking_into, outputs_of, unwrap
-from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, method_names
 from ..masking.rules import area_budget, max_share
 from ..masking.fills import fills
 from ..masking.masker import stretch_mask
@@ -333,7 +333,7 @@ class AttentionOn(LookingMetric):
         self.reset()
 
     def __repr__(self):
-        return (f"AttentionOn: {self.name}, {called(self.metric)} of {called(self.attribution)}, "
+        return (f"AttentionOn: {self.name}, {called(self.metric)} of {' or '.join(method_names(self.attribution))}, "
             f"{'all' if self.n is None else f'at most {self.n}'} items")
 
     def look(self,
