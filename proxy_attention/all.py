@@ -14,7 +14,7 @@ from .data.networks import load_run
 from .attribution.layers import find_layer, find_layers
 from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from .attribution.perturbation import AblationCAM, ScoreCAM
-from .attribution.transformers import AttentionRollout, LeGrad
+from .attribution.transformers import AttentionRollout, GradRollout, LeGrad
 from .attribution.methods import Captum, Suspect
 from .masking.fills import Augmented
 from .masking.masker import Masker
