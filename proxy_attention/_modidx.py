@@ -349,6 +349,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                          'proxy_attention/attribution/transformers.py'),
                                                           'proxy_attention.attribution.transformers.AttentionRollout.explain': ( 'attribution/transformers.html#attentionrollout.explain',
                                                                                                                                  'proxy_attention/attribution/transformers.py'),
+                                                          'proxy_attention.attribution.transformers.AttentionRollout.pooled': ( 'attribution/transformers.html#attentionrollout.pooled',
+                                                                                                                                'proxy_attention/attribution/transformers.py'),
                                                           'proxy_attention.attribution.transformers.AttentionRollout.prepare': ( 'attribution/transformers.html#attentionrollout.prepare',
                                                                                                                                  'proxy_attention/attribution/transformers.py'),
                                                           'proxy_attention.attribution.transformers.GradRollout': ( 'attribution/transformers.html#gradrollout',

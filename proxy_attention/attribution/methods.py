@@ -18,7 +18,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
 from .layers import as_grid, find_layer, found_once, named_layer, outputs_of, unwrap
-from .transformers import LeGrad, NoAttention
+from .transformers import GradRollout, LeGrad, NoAttention
 from .cams import *
 import proxy_attention.attribution.perturbation # whose methods register themselves
 
@@ -87,8 +87,11 @@ class Captum(Explainer, base=True):
 
 # %% ../../nbs/attribution/06_methods.ipynb #c8151e09
 class Auto(Explainer, base=True):
-    "LeGrad for a transformer whose blocks attend over all tokens, LayerCAM for any other network and for a layer that is named"
-    may_be = LayerCAM,LeGrad
+    """Chooses by the network: LayerCAM, or a method that reads the attention of a transformer
+
+    Where the blocks attend over all tokens, it is LeGrad if the prediction is read from a class token, and GradRollout if it is read
+    from the patches. It is LayerCAM for any other network, and for a layer that is named."""
+    may_be = LayerCAM,LeGrad,GradRollout
     def __init__(self,
         model:nn.Module, # Model to explain
         layer=None, # Target layer, as in `CAM`; None: auto-detected
@@ -102,12 +105,17 @@ class Auto(Explainer, base=True):
     def prepare(self, xb):
         "Choose the method; where there are no tokens, this costs nothing beyond finding the layer"
         def found(): return found_once(self.net, xb, ('layer', self.grid), lambda: find_layer(self.net, xb, self.grid))
-        ways = self.may_be[::-1] if self.asked is None and found().kind=='tokens' else self.may_be[:1]
-        for how in ways:
-            self.chosen = how(self.model, layer=self.asked, target=self.target, grid=self.grid, **self.kwargs)
-            try: self.chosen.prepare(xb)
-            except NoAttention: continue # then a CAM
-            break
+        def made(how):
+            attr = how(self.model, layer=self.asked, target=self.target, grid=self.grid, **self.kwargs)
+            attr.prepare(xb)
+            return attr
+        self.chosen = None
+        if self.asked is None and found().kind=='tokens':
+            try:
+                self.chosen = made(GradRollout)
+                if not self.chosen.pooled: self.chosen = made(LeGrad)
+            except NoAttention: pass # then a CAM
+        if self.chosen is None: self.chosen = made(LayerCAM)
         self.chunk = self.chosen.chunk
 
     def explain(self, xb, yb, target):

@@ -161,6 +161,11 @@ class AttentionRollout(_Transformer):
         self.read = grad[0].abs().sum(-1)>0 # the tokens that the prediction is read from
         if not self.read.any(): self.read[0] = True # the head is all zeros
 
+    @property
+    def pooled(self):
+        "Is the prediction read from the patches? Otherwise it is read from a class token"
+        return bool(self.read[self.rows].any())
+
     def explain(self, xb, yb, target):
         with self.attention(xb) as seen: self.net(xb)
         eye,roll = torch.eye(self.tokens, device=xb.device),None
