@@ -112,7 +112,7 @@ def asked(net, way, x, classes, places):
 @call_parse
 def main(data:str, # Folder of the real data
          out:str='runs/vits', # Networks are kept here
-         seeds:int=10, # Number of networks per task and head; the first half is for choosing
+         seeds:str='0,1,2,3,4,5', # One network per seed, task and head; even ones are for choosing
          n:int=96, # Number of test images
          steps:int=200, # Steps of training
          tasks:str='cue,digit', heads:str='token,avg',
@@ -128,7 +128,7 @@ def main(data:str, # Folder of the real data
     half = len(photos)//2
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0))
     train,test = (photos[order[:half]],digits[:7000]),(photos[order[half:]],digits[7000:])
-    for seed in range(seeds):
+    for seed in map(int, seeds.split(',')):
         for task in tasks.split(','):
             for head in heads.split(','):
                 t = time.process_time()

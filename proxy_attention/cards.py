@@ -62,7 +62,7 @@ def recipe_card(
 
 # %% ../nbs/03_cards.ipynb #4eb27f50
 _pass = 'a forward and a backward pass'
-_no_vit = 'With a transformer in which all tokens attend to all: there LeGrad finds the place'
+_no_vit = 'With a transformer whose tokens all attend to all: read its attention instead'
 _many = 'one pass per channel that is tried'
 # name → when to use it, when not, cost, suggested settings
 _attributions = dict(

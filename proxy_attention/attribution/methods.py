@@ -18,9 +18,9 @@ from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
 from .layers import as_grid, find_layer, found_once, named_layer, outputs_of, unwrap
-from .transformers import GradRollout, LeGrad, NoAttention
 from .cams import *
 import proxy_attention.attribution.perturbation # whose methods register themselves
+from .transformers import GradRollout, LeGrad, NoAttention
 
 # %% ../../nbs/attribution/06_methods.ipynb #3f0be2a6
 captum_methods = {k:getattr(captum.attr, k) for k in (
