@@ -62,16 +62,16 @@ def recipe_card(
 
 # %% ../nbs/03_cards.ipynb #4eb27f50
 _pass = 'a forward and a backward pass'
-_no_vit = 'With a ViT that has a class token'
+_no_vit = 'With a transformer whose tokens all attend to all: read its attention instead'
 _many = 'one pass per channel that is tried'
 # name → when to use it, when not, cost, suggested settings
 _attributions = dict(
     GradCAM=('The standard for CNNs and Swin, and the one to compare others with',
-        'With a ViT that has a class token, or for details finer than the layer', _pass, "target='margin'"),
+        f'{_no_vit}; for details finer than the layer', _pass, "target='margin'"),
     GradCAMPlusPlus=('Several objects of one class in an image', _no_vit, _pass, ''),
     XGradCAM=('As GradCAM, with weights where the activation is; MaskTune uses it', _no_vit, _pass, ''),
     HiResCAM=('Places have to be kept apart; it is exact where the head is linear', _no_vit, _pass, ''),
-    LayerCAM=('CNNs, also on fine early layers; it is what `ProxyAttention` and `probe` use by default. '
+    LayerCAM=('CNNs, also on fine early layers; it is what `ProxyAttention` and `probe` use there by default. '
         'Where the last layer has fewer than 6×6 cells, it takes a finer grid with it', _no_vit, _pass,
         "target='margin', layer='6'"),
     EigenCAM=('To see what stands out at all, whatever the class', 'To explain a class: it does not know one', 'a forward pass', ''),
@@ -88,7 +88,11 @@ _attributions = dict(
     AblationCAM=('No gradients are wanted, in a network of ReLUs', 'Other activations: zero means nothing special there',
         'one pass of the layers after the target layer per channel', 'channels=64'),
     AttentionRollout=('A ViT: where information flowed, whatever the class', 'To explain a class; in a CNN', 'a forward pass', ''),
-    LeGrad=('A ViT, for one class', 'In a CNN: it reads attention', 'about two forward passes', ''),
+    GradRollout=('A ViT whose prediction is read from the mean of its patches, for one class',
+        'In a CNN; to tell classes apart: LeGrad does better',
+        'three to four forward passes', ''),
+    LeGrad=('A ViT, for one class; it is what `ProxyAttention` and `probe` use there by default', 'In a CNN: it reads attention',
+        'two to three forward passes', ''),
     Saliency=('Single pixels; the thesis uses it', 'Places are wanted: it is noisy', _pass, ''),
     InputXGradient=('Single pixels', 'Dark evidence: a black pixel gets nothing', _pass, ''),
     IntegratedGradients=('Pixels whose attributions add up to the score, in any network', 'There is little time, or black is evidence',

@@ -94,7 +94,7 @@ everything = """
     AblationCAM AttentionOn AttentionRollout Augmented CAM Captum Checkpoint Comparison Grouped
     draw_boxes grouped_data grouped_table on_places place_test_sets planted read_objects show_objects SwappedAccuracy swapped_accuracy
     EigenCAM EigenGradCAM Enlarged FinerCAM GradCAM GradCAMPlusPlus HeatDrift
-    HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
+    GradRollout HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
     ProxyAttention ProxyInterpretation ProxyWarning Prune RefineCAM Report RunBoard
     ScoreCAM Suspect Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
     Distance dominoes explain_images explanation_scores find_layer
