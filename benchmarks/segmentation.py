@@ -99,7 +99,7 @@ def of_cost(a):
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('what', choices=['probe','heat','cost'])
-    for k,v in dict(seeds=5, n=440, epochs=9, images=100, side=128, rounds=5).items(): p.add_argument(f'--{k}', type=int, default=v)
+    for k,v in dict(seeds=5, n=440, epochs=8, images=100, side=128, rounds=5).items(): p.add_argument(f'--{k}', type=int, default=v)
     p.add_argument('--folder', type=Path, default=Path('/tmp/proxy_attention_segmentation'))
     p.add_argument('--csv', default=None)
     a = p.parse_args()

@@ -160,7 +160,7 @@ def test_weights_by_heat():
     heat[0,0],mask[:2,:2] = 1.,1.
     assert by_heat(mask, heat, mask, heat)==(0.,1.) and by_heat(mask, heat.flip(0), mask, heat.flip(0))==(1.,0.)
     assert by_heat(mask, torch.zeros(4,4), mask, None)==(1.,4/64) and by_area(mask)==(1-4/64,4/64)
-    assert set(labelings)=={'own','mix','mix_area'}
+    assert set(labelings)=={'own','mix','mix_area','ignore'}
 
 def test_a_donor_without_heat_counts_by_its_area():
     store = HeatmapStore([0], torch.rand(1,4,4))

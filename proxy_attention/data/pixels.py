@@ -82,13 +82,14 @@ class PixelNet(nn.Module):
         super().__init__()
         self.first = ConvLayer(3, widths[0], stride=2)
         self.down = nn.ModuleList([nn.Sequential(ConvLayer(a, b, stride=2), ConvLayer(b, b)) for a,b in zip(widths, widths[1:])])
-        self.mid = ConvLayer(widths[-1], widths[-1])
+        self.mid = ConvLayer(2*widths[-1], widths[-1])
         self.up = nn.ModuleList([nn.Sequential(ConvLayer(a+b, a), ConvLayer(a, a)) for a,b in zip(widths[-2::-1], widths[:0:-1])])
         self.last = nn.Conv2d(widths[0], n_out, 1)
     def forward(self, x):
         size,kept = x.shape[-2:],[self.first(x)]
         for o in self.down: kept.append(o(kept[-1]))
-        x = self.mid(kept.pop())
+        x = kept.pop()
+        x = self.mid(torch.cat([x, x.mean((2,3), keepdim=True).expand_as(x)], 1))
         for o in self.up:
             skip = kept.pop()
             x = o(torch.cat([skip, F.interpolate(x, skip.shape[-2:])], 1))

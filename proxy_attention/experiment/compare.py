@@ -114,8 +114,8 @@ def run_arm(
     "Train one arm with one seed, and measure it on each test set"
     learn,what = _made(make_learner, seed),what_is(arm)
     if (task := find_task(learn)).per_pixel:
-        raise TypeError(f'A comparison counts images that are predicted right, but here there is {task}: train each arm with several seeds, '
-                        'and compare the metrics of `learn.validate()`, such as `JaccardCoeffMulti()`.')
+        raise TypeError(f'A comparison counts images that are predicted right, but here there is {task}: '
+                        'train each arm with several seeds, and compare the metrics of `learn.validate()`, such as `JaccardCoeffMulti()`.')
     start = digest(learner_of(learn))
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as told, learn.no_bar(), learn.no_logging():

@@ -89,7 +89,8 @@ def share_changed(
 
 # %% ../../nbs/interpret/10_pixels.ipynb #7b5c0209
 leaning_out = dict(around=.3, hot=.3, border=.3, look=.7) # share of the remaining pixels that must change, minus the control
-_what = dict(around='what is around it', hot='the hottest part of the image', border='the border of the image', look='the look of the image')
+_what = dict(around='what is around it', hot='the hottest part of the image', border='the border of the image',
+             look='the look of the image')
 _least,_right = 5,.3 # minimum number of images of a class, and minimum IoU with its label
 
 class ContextProbe:
@@ -110,7 +111,8 @@ class ContextProbe:
         label # Name of a class
     )->pd.DataFrame: # One row per kind of swap
         if label in self.names: return self.table.loc[label]
-        if label not in self.counts: raise KeyError(f'There is no class {label!r}{nearest(label, self.counts)} Probed: {", ".join(self.names)}.')
+        if label not in self.counts:
+            raise KeyError(f'There is no class {label!r}{nearest(label, self.counts)} Probed: {", ".join(self.names)}.')
         raise KeyError(f'{label!r} is predicted in {self.counts[label]} of {self.n} {self.what}, too few to probe it: '
                        f'at least {_least} are needed, give more `items`.')
     def iou(self,
@@ -131,7 +133,8 @@ class ContextProbe:
         for k in self.names:
             o,iou = self[k],self.iou(k)
             if iou<_right:
-                text.append(f'{k!r} covers the right pixels too seldom (IoU {iou:.0%}) to ask what it is read off: train for longer and probe again.')
+                text.append(f'{k!r} covers the right pixels too seldom (IoU {iou:.0%}) to ask what it is read off: '
+                            'train for longer and probe again.')
                 continue
             a = o.loc['around']
             to = f', mostly {a.to!r}' if a.to else ''
@@ -139,8 +142,8 @@ class ContextProbe:
                         f'something else{to} (with an image of the same classes: {a.control:.0%}).')
             if k in self.leans: text.append(f"So {k!r} leans on {' and '.join(_what[o] for o in self.leans[k])}.")
         if any('around' in v for v in self.leans.values()):
-            text.append("To train without that, `ProxyAttention(rule='rest', fill='swap', labels='own', select='all', p=1.)` swaps the surroundings; "
-                        'the heatmaps of a segmentation seldom show which part of them it is, `heat_on(…, attribution=\'Occlusion\')` can.')
+            text.append('Which part of the surroundings that is, GradCAM at an early layer of the encoder shows best: '
+                        '`heat_on(learn, files, "GradCAM", target=…, layer=…)`.')
         return ' '.join(text)
     def __repr__(self): return f'ContextProbe of {self.n} {self.what}: {self.verdict()}'
     def _repr_html_(self):

@@ -374,7 +374,7 @@ class IfCarried:
         "Raise `TypeError` for a task whose probe does not say what to swap"
         if not task.per_pixel: return
         raise TypeError(f'This schedule asks a probe of whole images, but here there is {task}: see `probe(learn)`, and swap the '
-                        "surroundings yourself, `ProxyAttention(rule='rest', fill='swap', select='all', p=1.)`.")
+                        "surroundings yourself, `ProxyAttention(rule='rest', labels='mix', select='all', p=1.)`.")
 
     def identity(self):
         "The settings, without the stored answer, for comparing runs"
