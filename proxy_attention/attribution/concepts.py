@@ -55,7 +55,8 @@ class Concepts:
         found # `HeatClusters` of the same images
     )->pd.DataFrame: # One row per cluster: the mean importance of each concept, and `concept`, the most important one
         "Name clusters of heatmaps by the concept that matters most in them"
-        if len(found.of)!=len(self.heat): raise ValueError(f'There are {len(self.heat)} images with concepts, but {len(found.of)} in clusters.')
+        if len(found.of)!=len(self.heat):
+            raise ValueError(f'There are {len(self.heat)} images with concepts, but {len(found.of)} in clusters: give the same images.')
         mean = pd.DataFrame([self.importance[torch.from_numpy(found.of==i)].mean(0).tolist() for i in found.df.index], found.df.index)
         return found.df[['class','n','place']].join(mean).assign(concept=mean.idxmax(axis=1))
 

@@ -174,7 +174,8 @@ def heat_on(
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
     target = find_task(learn).target(target)
-    attr,labels = as_attribution(attribution)(learn.model, layer=layer, target=target),isinstance(getattr(target, 'of', target), Label)
+    attr,of = as_attribution(attribution)(learn.model, layer=layer, target=target),getattr(target, 'of', target)
+    labels = isinstance(of, Label) or isinstance(of, str) and of=='label' # of a `Region`
     with keep_rng():
         size = dict(size=view_size(attr, input_size(learn.dls, items))) if whole and hasattr(attr, 'view') else {}
         heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels, **size), **kwargs)

@@ -48,7 +48,7 @@ def fit_of(
     return bool(a.std()>0 and pearsonr(a.numpy(), b.numpy(), alternative='greater').pvalue<level), r2
 
 # %% ../../nbs/interpret/08_moves.ipynb #a92c40e6
-moving = dict(place=.5, rest=.5, edge=.3, look=.7, r2=.25) # fraction of the way, minus the control, that each kind of evidence needs
+moving = dict(place=.6, rest=.5, edge=.3, look=.7, r2=.25) # fraction of the way, minus the control, that each kind of evidence needs
 
 _cols = 'masked moves same_moves random_moves carried'.split()
 _always = [('edge',.81), ('look',1.)] # a border of a twentieth of the side

@@ -87,7 +87,7 @@ def _learned(preds, targs):
     "Return the result of `beats_chance`, or None if the labels are unknown or all the same"
     return beats_chance(preds, targs) if targs is not None and len(targs.unique())>1 else (None,)*3
 
-probes = {} # Name of a task -> function that probes it, for tasks without classes; the module that defines it adds it
+probes = {} # Name of a task -> function that probes it, for other tasks than one class per image; the module that defines it adds it
 
 def _sample(dls, items, n, rng, objects=None):
     "Return at most `n` items in order (those with known objects first), their description, and the positions of the known ones"
@@ -122,8 +122,9 @@ def probe(
     donor='alike', # Donors of the pixels: 'alike', 'other_class', or a function, see `choose_donor`
     layer=None, # Target layer of a CAM; None: auto-detected
     model:nn.Module=None, # Another model to probe with the same images; None: the learner's own
-    objects=None # Place of the object in some images, as for `read_objects`: boxes, masks, a CSV or a COCO file
-): # `Probe`
+    objects=None, # Place of the object in some images, as for `read_objects`: boxes, masks, a CSV or a COCO file
+    label=None # Where each pixel has a label: the class to probe, or a list; None: all
+): # `Probe`; where each pixel has a label, a `ContextProbe`
     "Measure where a model looks, and how much its predictions depend on that; the state of the learner is restored"
     refuse_number(2, 10**6, n=n)
     for a in L(areas): refuse_number(1e-6, 1, area=a)
@@ -131,7 +132,11 @@ def probe(
     areas,kept,donor = sorted(set(L(areas))),sorted(set(L(kept))),by_name(donor, probe_donors, 'donor')
     if not areas: raise ValueError('areas is empty: give fractions of the image, such as (.05,.1,.2).')
     if not kept: raise ValueError('kept is empty: give fractions of the image, such as (.2,.3,.5).')
-    task = find_task(learn)
+    task,more = find_task(learn),{} if label is None else dict(label=label)
+    if more and not task.per_pixel: raise TypeError(f'label={label!r} chooses a class of pixels, but here there is {task}: leave it out.')
+    if task.per_pixel and objects is not None:
+        raise TypeError(f'`objects` is for one label per image, but here there is {task}, which says where the objects are: leave it out.')
+    if task.per_pixel and task.name not in probes: raise TypeError(f'Here there is {task}: import `proxy_attention.interpret.pixels`.')
     if not task.has_classes and (task.name not in probes or objects is not None):
         raise TypeError(f'The labels are {task.said}: '+('`objects` need classes, leave them out.' if objects is not None else
             'this probe needs classes; for numbers, import `proxy_attention.interpret.moves`.'))
@@ -145,7 +150,7 @@ def probe(
             raise TypeError(f'The model takes {dl.n_inp} inputs, but a probe needs a model that takes one image.')
         show,bar = _bars(learn)
         if task.name in probes:
-            return probes[task.name](model, task, dl, attribution, target, layer, areas, kept, donor, seed, what, show, bar)
+            return probes[task.name](model, task, dl, attribution, target, layer, areas, kept, donor, seed, what, show, bar, **more)
         heat,bad,xs,ys = looked_at(as_attribution(attribution)(model, layer=layer, target=target), dl, **show)
     preds,c = predicted(model, xs)
     heat,xb,bs,targs = normalize_heat(heat),torch.cat(xs),len(xs[0]),_labels(ys, len(preds))
