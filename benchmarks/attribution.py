@@ -4,6 +4,7 @@
 where `--cifar` finds the trained ResNet-20, `benchmarks/agreement.csv`.
 All ways of one case take turns within one process, so a ratio compares like with like; figures are medians."""
 import contextlib, copy, ctypes, io, statistics, time, warnings, zipfile
+from importlib.metadata import version
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn
@@ -213,12 +214,13 @@ def main(
                  (case,'convnext_tiny',8), (case,'vit_small_patch16_224',8), (perturbed,'resnet18',1))
              if not only or only==('time' if c is case else 'perturb')]
     if quick: cases = [(case,'resnet10t',2)]
+    peers = ', '.join(f'{o} {version(o)}' for o in ('captum','grad-cam','torchcam'))
     rows = []
     for d in devices:
         for c,a,b in cases:
             print(pd.DataFrame(new := c(a, b, max(3, rounds//3) if c is perturbed else rounds, d))
                   .drop(columns=['device','fastest','slowest']).round(3).to_string(index=False), '\n', flush=True)
-            rows += new
+            rows += [o|dict(peers=peers) for o in new]
     if rows and not quick:
         f = out/'attribution.csv'
         if not (only or device): f.unlink(missing_ok=True) # all is measured anew

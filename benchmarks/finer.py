@@ -2,10 +2,11 @@
 
 Photographs of 128 pixels, on which the last layer of both networks has 4×4 cells: EfficientNet-Lite0, whose last two stages are trained,
 and a small resnet from scratch. The region is known. A planted ring on photographs of insects says the class, which is drawn by lot, so
-nothing else does: in a random corner (`ring`) or anywhere (`spot`). Untouched photographs of birds have a mask of the bird (`birds`).
+nothing else does (`spot`): it may be anywhere. Untouched photographs of birds have a mask of the bird (`birds`).
 The images are training images, as in a proxy step. `found` is the share of the region that a mask covers: the hottest 10 % of the image
 for a ring (`shortcut` and `late` mask so much), the hottest 30 % for a bird (`background` keeps so much); by chance it is that share.
 Every network has its own seed, bed and weights, and is kept in OUT: the same command goes on where it was stopped.
+`python benchmarks/finer.py DATA --cost` writes `finer_cost.csv`: processor time as a multiple of the last layer alone.
 Seeds 1 to 5 were used for choosing; nobody looked at those from 11 on before."""
 import sys, time, warnings, zipfile
 from functools import partial
@@ -13,8 +14,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, timm, torch, torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from fastai.vision.all import ImageDataLoaders, Normalize, get_image_files, set_seed
-from fastcore.script import call_parse
+from fastai.vision.all import ConvLayer, ImageDataLoaders, Normalize, ResBlock, get_image_files, set_seed
+from fastcore.script import call_parse, store_true
 from proxy_attention.core import write_whole
 from proxy_attention.attribution.cams import LayerCAM, RefineCAM
 from proxy_attention.attribution.finer import Enlarged, Smoothed
@@ -39,7 +40,7 @@ def with_cue(data, out, path, seed, cue, **kwargs):
     "Classes drawn by lot, so that nothing but the cue says the class"
     files = sorted(insects(data, out).rglob('*.jpg'))
     classes = np.random.default_rng(seed).permutation(len(files))%2
-    return planted((files,classes), path, cue, seed=seed, size=128, n_train=280, n_test=40, **kwargs)
+    return planted((files,classes), path, cue, seed=seed, size=128, n_train=200, n_test=40, **kwargs)
 def spot(img, says, n, rng):
     "A coloured ring anywhere, not on the grid of a layer"
     side,mask = round(.2*img.width),np.zeros((img.height,img.width), bool)
@@ -52,22 +53,26 @@ def spot(img, says, n, rng):
 def with_bird(data, out, path, seed, **kwargs):
     "Untouched photographs of land birds and water birds"
     raw = unpacked(data, out)
-    some = birds(raw).drop(columns='part').sample(400, random_state=seed)
-    return on_places(some, places(raw), path, seed=seed, size=128, natural=True, n_train=280, n_test=20)
+    some = birds(raw).drop(columns='part').sample(290, random_state=seed)
+    few = {k:o[:20] for k,o in places(raw).items()} # they are in the test images only, which nobody looks at
+    return on_places(some, few, path, seed=seed, size=128, natural=True, n_train=200, n_test=16)
 
-beds = dict(ring=partial(with_cue, cue='ring', corner=None), spot=partial(with_cue, cue=spot), birds=with_bird)
+beds = dict(spot=partial(with_cue, cue=spot), birds=with_bird)
 
 def tail_of(net): return nn.Sequential(net.blocks[5:], net.conv_head, net.bn2, net.global_pool, net.classifier)
 def trunk_of(net): return nn.Sequential(net.conv_stem, net.bn1, net.blocks[:5])
-def small(): return timm.models.ResNet(timm.models.resnet.BasicBlock, (1,1,1,1), num_classes=2, channels=(16,32,64,128))
+def small():
+    "A resnet of four blocks"
+    sizes = (16,32,64,64,128)
+    blocks = [ResBlock(1, a, b, stride=2) for a,b in zip(sizes, sizes[1:])]
+    return nn.Sequential(ConvLayer(3, 16, stride=2), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 2))
 
-def fit(net, x, y, trunk, tail, epochs, lr, bs=32):
-    "Train the tail on what the trunk makes of the images and of their mirror images: that is computed once"
+def fit(net, x, y, trunk, tail, epochs, lr, bs=16):
+    "Train the tail on what the trunk makes of the images: that is computed once"
     net.eval()
-    with torch.no_grad(): x = torch.cat([trunk(o) for o in torch.cat([x,x.flip(3)]).split(64)])
-    y,steps = torch.cat([y,y]),epochs*(2*len(y)//bs)
+    with torch.no_grad(): x = torch.cat([trunk(o) for o in x.split(64)])
     opt = torch.optim.AdamW(tail.parameters(), lr)
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps)
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*(len(y)//bs))
     tail.train()
     for _ in range(epochs):
         for at in torch.randperm(len(y)).split(bs)[:len(y)//bs]:
@@ -85,10 +90,10 @@ def lite(x, y):
 def small_resnet(x, y):
     "A small resnet from scratch"
     net = small()
-    fit(net, x, y, nn.Identity(), net, 8, 4e-3)
+    fit(net, x, y, nn.Identity(), net, 12, 4e-3)
     return net
 nets = dict(lite=(lite, partial(lite0, 2)), resnet=(small_resnet, small))
-cases = [('ring','lite'),('birds','lite'),('ring','resnet'),('spot','lite'),('spot','resnet')]
+cases = [('birds','lite'),('spot','lite'),('spot','resnet')]
 
 def loaders(data, out, bed, seed):
     "The loaders of the bed of this seed: it is made, or the one that is there is taken"
@@ -113,7 +118,7 @@ def network(dls, out, bed, kind, seed):
     net = train(x, y)
     file.parent.mkdir(exist_ok=True)
     write_whole(file, lambda f: torch.save(net.state_dict(), f))
-    print(bed, kind, seed, {k:round(right(net, dls, k), 3) for k in ('train','valid','flipped') if (dls.path/k).is_dir()}, flush=True)
+    print(bed, kind, seed, {k:round(right(net, dls, k), 3) for k in ('valid','flipped') if (dls.path/k).is_dir()}, flush=True)
     return net
 
 def regions(files, root):
@@ -129,20 +134,36 @@ def regions(files, root):
 
 def ways(net, few):
     "Name → what makes heat"
-    layers = find_layers(net, torch.zeros(1,3,128,128))
+    layers = find_layers(net, torch.randn(1,3,128,128))
     def cam(how=LayerCAM, **kw): return how(net, target='margin', **kw)
-    res = {'plain':cam(), 'earlier layer':cam(layer=layers[-2]), 'product of 2':cam(RefineCAM), 'product of 3':cam(RefineCAM, grids=3),
-           'mean of 2':cam(RefineCAM, fuse='mean'), 'product of 2, GradCAM++':cam(RefineCAM, of='GradCAMPlusPlus')}
+    res = {'plain':cam(layer=layers[-1]), 'earlier layer':cam(layer=layers[-2]), 'product of 2':cam(RefineCAM),
+           'product of 3':cam(RefineCAM, grids=3), 'mean of 2':cam(RefineCAM, fuse='mean')}
     smoothed = partial(Smoothed, net, target='margin')
     larger = partial(Enlarged, net, target='margin')
-    res |= {'flip':smoothed(views='flip'), 'shift':smoothed(views='shift'), '224 pixels':larger(size=224),
-            'flip, product of 2':smoothed(of=RefineCAM, views='flip'), '224 pixels, product of 2':larger(of=RefineCAM, size=224)}
+    res |= {'flip':smoothed(layer=layers[-1], views='flip'), '224 pixels':larger(layer=layers[-1], size=224),
+            '224 pixels, product of 2':larger(of=RefineCAM, size=224)}
     return {k:v for k,v in res.items() if not few or k in few}
 
 def found(heat, region, area):
     "Share of the region of each image that the hottest `area` of the image covers, and how much of the image that is"
     hot = stretch_mask(Masker('area', 'zero', area=area, max_area=1.).drawn(normalize_heat(heat)), region.shape[1:])
     return (hot&region).float().sum((1,2))/region.float().sum((1,2)), hot.float().mean((1,2))
+
+def costs(archs=('tf_efficientnet_lite0','resnet18','resnet26t','convnext_atto'), n=16, times=7):
+    "Processor time of each way as a multiple of the last layer alone, on images of 128 pixels; the ways take turns"
+    rows,x = [],torch.randn(n,3,128,128)
+    for arch in archs:
+        net = timm.create_model(arch, num_classes=2).eval()
+        made,took = ways(net, ('plain','earlier layer','product of 2','product of 3')),{}
+        for i in range(times+1): # the first round finds the layers
+            for k,attr in made.items():
+                began = time.process_time()
+                attr(x)
+                if i: took.setdefault(k, []).append(time.process_time()-began)
+        took = {k:np.median(v) for k,v in took.items()}
+        rows.append(dict(arch=arch) | {k:round(float(v/took['plain']), 2) for k,v in took.items()})
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
 
 def had(csv):
     "Bed, network and seed of what has been measured"
@@ -152,6 +173,7 @@ def had(csv):
 def main(data:str, # Folder of the real data
          out:str='runs/finer', # Beds and networks are kept here
          seeds:str='1,2,3,4,5', # Each with its own beds and networks
+         cost:store_true=False, # Measure what the ways cost, and nothing else?
          few:str='', # Only these ways, separated by semicolons; empty: all
          n:int=32, # Training images per network
          csv:str=str(Path(__file__).with_suffix('.csv')), # Where the table goes
@@ -159,6 +181,7 @@ def main(data:str, # Folder of the real data
     "Measure which heat places masks better"
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
+    if cost: return costs().to_csv(Path(csv).with_name('finer_cost.csv'), index=False)
     for seed in map(int, seeds.split(',')):
         for bed,kind in cases:
             dls = loaders(data, out, bed, seed)
@@ -171,6 +194,7 @@ def main(data:str, # Folder of the real data
                 heat = heat_of(attr, whole_dl(dls, files, size=size))[0]
                 seconds,(share,covered) = time.process_time()-began,found(heat, region, area)
                 rows.append(dict(bed=bed, net=kind, seed=seed, way=way, found=float(share.mean()), covered=float(covered.mean()),
-                                 region=float(region.float().mean()), cells=heat.shape[1], flat=int(degenerate(heat).sum()), seconds=seconds))
+                                 region=float(region.float().mean()), cells=heat.shape[1],
+                                 flat=int(degenerate(heat).sum()), seconds=seconds))
             keep_table(pd.DataFrame(rows).round(4), Path(csv), ['bed','net','seed','way'])
             print(pd.DataFrame(rows)[['way','found','covered','cells','flat','seconds']].round(3).to_string(), flush=True)

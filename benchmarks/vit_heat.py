@@ -20,7 +20,6 @@ from proxy_attention.attribution.cams import CAM, LayerCAM
 from proxy_attention.attribution.heatmap import normalize_heat, resize_heat
 from proxy_attention.attribution.methods import as_attribution
 from proxy_attention.attribution.targets import Margin
-from proxy_attention.attribution.transformers import AttentionMaps, _Transformer
 from proxy_attention.interpret.metrics import deletion, pointing_game, random_heat
 from proxy_attention.masking.rules import area_budget
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,20 +76,6 @@ def network(task, head, seed, source, cache, steps):
     torch.save(net.state_dict(), file)
     return net.eval()
 
-class GradRollout(_Transformer):
-    "Attention weighted by its positive gradient, followed back through all blocks (Chefer et al. 2021, arXiv 2103.15679)"
-    def explain(self, xb, yb, target):
-        with torch.enable_grad(), self.attention(xb) as seen:
-            score = target(self.scores(xb.clone().requires_grad_()), yb).sum()
-            grads = torch.autograd.grad(score, seen.maps, allow_unused=True)
-        eye = torch.eye(self.tokens, device=xb.device)
-        roll,rest = eye.expand(len(xb), -1, -1),0
-        for a,g in zip(seen.maps, grads):
-            if g is not None: roll = roll + (a*g).relu().mean(1).detach()@roll
-        at = 0 if self.tokens>self.grid[0]*self.grid[1] else slice(None)
-        rows = roll[:,at].reshape(len(xb), -1, self.tokens).mean(1) - (0 if at==0 else 1/self.tokens)
-        return self.on_grid(rows)
-
 class Both(CAM, base=True):
     "Gradient times activation with either sign"
     def heat(self, act, grad): return (grad*act).sum(1).abs()
@@ -100,8 +85,8 @@ class GradNorm(CAM, base=True):
 
 def ways(net):
     "Name → attribution"
-    names = 'LayerCAM GradCAM HiResCAM EigenGradCAM AttentionRollout LeGrad'.split()
-    res = {o:as_attribution(o) for o in names} | dict(GradRollout=GradRollout, Both=Both, GradNorm=GradNorm)
+    names = 'LayerCAM GradCAM HiResCAM EigenGradCAM AttentionRollout LeGrad GradRollout'.split()
+    res = {o:as_attribution(o) for o in names} | dict(Both=Both, GradNorm=GradNorm)
     res |= {f'{o.__name__} of block {at}':partial(o, layer=f'blocks.{at}') for o,at in ((LayerCAM,3),(Both,1))} # further back
     return res | dict(random=lambda net,target: lambda xb: random_heat(xb, rng=torch.Generator().manual_seed(0)))
 
@@ -127,7 +112,7 @@ def asked(net, way, x, classes, places):
 @call_parse
 def main(data:str, # Folder of the real data
          out:str='runs/vits', # Networks are kept here
-         seeds:int=10, # Number of networks per task and head; the first half is for choosing
+         seeds:str='0,1,2,3,4,5', # One network per seed, task and head; even ones are for choosing
          n:int=96, # Number of test images
          steps:int=200, # Steps of training
          tasks:str='cue,digit', heads:str='token,avg',
@@ -143,7 +128,7 @@ def main(data:str, # Folder of the real data
     half = len(photos)//2
     order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0))
     train,test = (photos[order[:half]],digits[:7000]),(photos[order[half:]],digits[7000:])
-    for seed in range(seeds):
+    for seed in map(int, seeds.split(',')):
         for task in tasks.split(','):
             for head in heads.split(','):
                 t = time.process_time()

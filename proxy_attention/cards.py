@@ -62,25 +62,37 @@ def recipe_card(
 
 # %% ../nbs/03_cards.ipynb #4eb27f50
 _pass = 'a forward and a backward pass'
-_no_vit = 'With a ViT that has a class token'
+_no_vit = 'With a transformer whose tokens all attend to all: read its attention instead'
 _many = 'one pass per channel that is tried'
 # name → when to use it, when not, cost, suggested settings
 _attributions = dict(
     GradCAM=('The standard for CNNs and Swin, and the one to compare others with',
-        'With a ViT that has a class token, or for details finer than the layer', _pass, "target='margin'"),
+        f'{_no_vit}; for details finer than the layer', _pass, "target='margin'"),
     GradCAMPlusPlus=('Several objects of one class in an image', _no_vit, _pass, ''),
     XGradCAM=('As GradCAM, with weights where the activation is; MaskTune uses it', _no_vit, _pass, ''),
     HiResCAM=('Places have to be kept apart; it is exact where the head is linear', _no_vit, _pass, ''),
-    LayerCAM=('CNNs, also on fine early layers; it is what `ProxyAttention` and `probe` use by default', _no_vit, _pass,
+    LayerCAM=('CNNs, also on fine early layers; it is what `ProxyAttention` and `probe` use there by default. '
+        'Where the last layer has fewer than 6×6 cells, it takes a finer grid with it', _no_vit, _pass,
         "target='margin', layer='6'"),
     EigenCAM=('To see what stands out at all, whatever the class', 'To explain a class: it does not know one', 'a forward pass', ''),
     EigenGradCAM=('CNNs, where GradCAM is noisy', _no_vit, f'{_pass}, and a decomposition per image', ''),
     FinerCAM=('Classes that look alike, such as species of birds', 'Two classes: then the margin says the same', _pass, ''),
+    RefineCAM=('The last layer has few cells, and places matter: also with three grids, or the formula of another CAM',
+        _no_vit, f'{_pass} that goes further back: 1.1 to 1.3 times one layer, 1.4 to 1.6 with three grids', 'grids=3'),
+    Smoothed=('A map should not hang on how the image is framed: mirrored, zoomed or shifted views are averaged',
+        'There is little time: each view costs as much as the map', 'two passes for `flip`, three for `zoom`, five for `shift`',
+        "of='RefineCAM', views=('flip','zoom')"),
+    Enlarged=('The network is trained on small images: only the heat is made of larger ones, with their own details',
+        'A ViT, or another network whose input has a fixed size', 'three times as much at 224 pixels as at 128', 'size=224'),
     ScoreCAM=('No gradients are wanted, or they are poor', 'There is little time', _many, 'channels=64'),
     AblationCAM=('No gradients are wanted, in a network of ReLUs', 'Other activations: zero means nothing special there',
         'one pass of the layers after the target layer per channel', 'channels=64'),
     AttentionRollout=('A ViT: where information flowed, whatever the class', 'To explain a class; in a CNN', 'a forward pass', ''),
-    LeGrad=('A ViT, for one class', 'In a CNN: it reads attention', 'about two forward passes', ''),
+    GradRollout=('A ViT whose prediction is read from the mean of its patches, for one class',
+        'In a CNN; to tell classes apart: LeGrad does better',
+        'three to four forward passes', ''),
+    LeGrad=('A ViT, for one class; it is what `ProxyAttention` and `probe` use there by default', 'In a CNN: it reads attention',
+        'two to three forward passes', ''),
     Saliency=('Single pixels; the thesis uses it', 'Places are wanted: it is noisy', _pass, ''),
     InputXGradient=('Single pixels', 'Dark evidence: a black pixel gets nothing', _pass, ''),
     IntegratedGradients=('Pixels whose attributions add up to the score, in any network', 'There is little time, or black is evidence',

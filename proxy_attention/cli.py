@@ -285,7 +285,7 @@ def proxy_explain(
     *images:str, # Image files, folders, or patterns
     against:str=None, # Second model for the same images, such as one trained without proxies (default: none)
     out:str='runs', # Folder for all runs; this run creates a new folder in it
-    attribution:str='LayerCAM', # Attribution method: LayerCAM, GradCAM, LeGrad and others, or a captum class
+    attribution:str='auto', # Attribution method: auto (LayerCAM, or attention for transformers), GradCAM and others, or of captum
     target:str='pred', # What to explain: pred or margin
     layer:str=None, # Target layer of the CAM, by its name in the model (default: auto-detected)
     quiet:bool=False, # Print nothing
@@ -315,7 +315,7 @@ def proxy_report(
     n:int=200, # Maximum number of pictures
     images:str=None, # Folder that contains the images now, if they were moved (default: as in the run's configuration)
     load_models:bool=False, # Load each model.pkl that exists, which can execute code, instead of the plain weights
-    attribution:str='LayerCAM', # Attribution method: LayerCAM, GradCAM, LeGrad and others, or a captum class
+    attribution:str='auto', # Attribution method: auto (LayerCAM, or attention for transformers), GradCAM and others, or of captum
     target:str='margin', # What to explain: margin or pred
     quiet:bool=False, # Print nothing
     json:bool=False, # Print only one line of JSON: file, runs, pictures, bytes, missing items

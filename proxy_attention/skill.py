@@ -23,7 +23,8 @@ from proxy_attention.all import *
 ## Look
 
 `ProxyInterpretation` is fastai's `Interpretation` with heatmaps. The target layer is auto-detected for CNNs and transformers;
-`find_layer(model, xb)` says which one and why. For transformers, `LeGrad` is often better than a CAM:
+`find_layer(model, xb)` says which one and why. The default attribution `auto` is `LayerCAM` for a CNN, and `LeGrad` or
+`GradRollout` for a transformer, where CAMs miss the place:
 
 ```python
 path = digits(n=400) # folders `train`, `valid`, `plain`, `flipped`: digits with a coloured patch that gives the label away

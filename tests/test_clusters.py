@@ -2,11 +2,14 @@
 import random
 from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
+from sklearn.exceptions import ConvergenceWarning
 from fastcore.xml import to_xml
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution import clusters
 from proxy_attention.attribution.clusters import heat_clusters
+from proxy_attention.attribution.concepts import concepts
+from proxy_attention.attribution.cams import attributions
 from proxy_attention.attribution.places import heat_place, usual_place, various_places
 from proxy_attention.interpret.probe import Probe
 from proxy_attention.report.look import Looked
@@ -195,3 +198,48 @@ def test_an_image_that_is_gone_leaves_the_cluster(tmp_path):
     for f in rep.looked.files[:20]: f.unlink()
     html = to_xml(strategies(rep))
     assert '20 (17%)' in html and html.count('<img')==2+2*4
+
+# ---- concepts
+
+def activations(learn, items):
+    "Those of the layer that a CAM finds, by a plain hook"
+    from proxy_attention.data.loaders import whole_dl
+    xb,got = whole_dl(learn.dls, items, with_labels=False, bs=len(items)).one_batch()[0],[]
+    hook = find_layer(learn.model, xb).module.register_forward_hook(lambda m,i,o: got.append(o.detach().clone()))
+    with torch.no_grad(): out = learn.model.eval()(xb)
+    hook.remove()
+    return got[0].as_subclass(Tensor),out.as_subclass(Tensor)
+
+def test_concepts_are_those_of_pytorch_grad_cam(trained):
+    from pytorch_grad_cam.feature_factorization.deep_feature_factorization import dff
+    items = trained.dls.valid_ds.items[:24]
+    act,_ = activations(trained, items)
+    with pytest.warns(ConvergenceWarning): theirs,maps = dff(act.numpy().copy(), 3)
+    ours = concepts(trained, items, 3)
+    assert ours.heat.shape==maps.shape==(24,3,*act.shape[2:]) and (ours.heat>=0).all() and (ours.directions>=0).all()
+    match = np.corrcoef(np.r_[[ours.heat[:,k].flatten().numpy() for k in range(3)], [maps[:,k].flatten() for k in range(3)]])[:3,3:]
+    assert sorted(match.argmax(1))==[0,1,2] and match.max(1).min()>.999, 'the same maps, in some order and scale'
+    low = act.transpose(0, 1).flatten(1).min(1).values
+    assert torch.allclose(ours.directions[:,match.argmax(1).argsort()], torch.from_numpy(theirs)-low[:,None], atol=1e-3)
+
+def test_the_importance_of_concepts_is_what_they_add_to_the_score(trained):
+    items = trained.dls.valid_ds.items[:10]
+    act,out = activations(trained, items)
+    c,head = concepts(trained, items, 12),trained.model[-1]
+    added = torch.einsum('ck,ikhw->ikc', c.directions, c.heat)/act[0,0].numel() # through the mean over the places
+    assert torch.allclose(c.importance, (added@head.weight.T).gather(2, out.argmax(1)[:,None,None].expand(-1,12,1))[...,0], atol=1e-3)
+    low = act.transpose(0, 1).flatten(1).min(1).values
+    whole = c.importance.sum(1)+(low@head.weight.T+head.bias)[out.argmax(1)]
+    assert torch.allclose(whole, out.max(1).values, atol=.5), 'with the minimum of each channel they are nearly the score'
+
+def test_concepts_leave_the_learner_alone_and_name_clusters(trained, weights, same):
+    items,before,state = trained.dls.valid_ds.items[:24],weights(trained),torch.get_rng_state()
+    a,b = (concepts(trained, items, 3) for _ in range(2))
+    assert torch.equal(a.heat, b.heat) and torch.equal(a.importance, b.importance)
+    assert same(weights(trained), before) and torch.equal(torch.get_rng_state(), state) and '_Seen' not in attributions
+    found = heat_clusters(a.heat.sum(1), [0]*12+[1]*12, ['a','b'])
+    named = a.by(found)
+    assert named.concept.tolist()==[int(a.importance[:12].mean(0).argmax()), int(a.importance[12:].mean(0).argmax())]
+    with pytest.raises(ValueError, match='24 images with concepts, but 5 in clusters'): a.by(heat_clusters(torch.rand(5,4,4), [0]*5))
+    with pytest.raises(ValueError, match='n=0'): concepts(trained, items, 0)
+    with pytest.raises(ValueError, match='n=65'): concepts(trained, items, 65)

@@ -171,7 +171,8 @@ def test_comparison_and_probe():
     assert '<imgs>' in text and '90%' in text
 
 def test_attention_on():
-    assert (repr(AttentionOn(lambda items: None, n=9))=='AttentionOn: on object, energy of LayerCAM, at most 9 items'
+    assert (repr(AttentionOn(lambda items: None, n=9))
+            =='AttentionOn: on object, energy of LayerCAM or LeGrad or GradRollout, at most 9 items'
         and repr(AttentionOn(lambda items: None, n=None)).endswith('all items'))
 
 def test_interpretation(trained):

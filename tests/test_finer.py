@@ -7,7 +7,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution.cams import formulas, product_heat
-from proxy_attention.attribution.finer import back, image_views, moved, view_of
+from proxy_attention.attribution.finer import Smoothed, back, image_views, moved, view_of
 from proxy_attention.attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from proxy_attention.attribution.methods import as_attribution, heat_of, view_size
 from proxy_attention.data.loaders import whole_dl
@@ -69,13 +69,25 @@ def test_the_last_grids_in_one_pass(deep, pics):
         seen.clear()
         assert cam(pics).shape==(2,side,side) and len(seen)==1
     handle.remove()
-    assert torch.equal(RefineCAM(deep, target=1, grids=1)(pics), LayerCAM(deep, target=1)(pics))
+    assert torch.equal(RefineCAM(deep, target=1, grids=1)(pics), LayerCAM(deep, 'layer4', target=1)(pics))
     assert str(RefineCAM(deep, ['layer3','layer4'])).endswith('at layer3 and layer4')
 
 def test_other_cams_find_their_own_layer(deep, pics):
     "What was found for one class is not taken for another one"
     RefineCAM(deep, target=1)(pics)
-    assert LayerCAM(deep, target=1)(pics).shape==(2,4,4) and RefineCAM(deep, target=1, grids=3)(pics).shape==(2,16,16)
+    assert GradCAM(deep, target=1)(pics).shape==(2,4,4) and RefineCAM(deep, target=1, grids=3)(pics).shape==(2,16,16)
+
+def test_the_default_takes_a_finer_grid_where_the_last_is_coarse(deep, pics):
+    "Two grids for 4×4 cells; one for 7×7 cells, with the same heat as ever; other CAMs, and layers that were asked for, stay"
+    auto = LayerCAM(deep, target=1)
+    assert torch.equal(auto(pics), RefineCAM(deep, target=1)(pics)) and [o.name for o in auto.layers]==['layer3','layer4']
+    large = F.interpolate(pics, (224,224))
+    assert torch.equal(auto(large), LayerCAM(deep, 'layer4', target=1)(large)) and [o.name for o in auto.layers]==['layer4']
+    each = [resize_heat(LayerCAM(deep, o, target=1)(pics), (8,8)) for o in ('layer3','layer4')]
+    asked = LayerCAM(deep, ['layer3','layer4'], target=1)(pics)
+    torch.testing.assert_close(asked, normalize_heat((each[0]+each[1])/2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(LayerCAM(deep, target=1, fuse='max')(pics), normalize_heat(torch.maximum(*each)), atol=1e-5, rtol=1e-4)
+    assert all(as_attribution(o)(deep, target=1)(pics).shape==(2,4,4) for o in ('GradCAM','XGradCAM','HiResCAM','EigenCAM','FinerCAM'))
 
 @pytest.mark.parametrize('of', list(formulas()))
 def test_every_formula_can_be_multiplied(deep, pics, of):
@@ -87,7 +99,8 @@ def test_every_formula_can_be_multiplied(deep, pics, of):
 
 @pytest.mark.parametrize('make,words', [
     (lambda m: RefineCAM(m, of='ScoreCAM'), 'No formula is called'), (lambda m: RefineCAM(m, of=ScoreCAM), 'has no formula for one layer'),
-    (lambda m: RefineCAM(m, of=RefineCAM), 'has no formula'), (lambda m: RefineCAM(m, of='FinerCAM'), 'No formula is called'), (lambda m: RefineCAM(m, grids=0), 'grids=0'),
+    (lambda m: RefineCAM(m, of=RefineCAM), 'has no formula'), (lambda m: RefineCAM(m, of='FinerCAM'), 'No formula is called'),
+    (lambda m: RefineCAM(m, grids=0), 'grids=0'),
     (lambda m: RefineCAM(m, fuse='times'), "No fuse is called 'times'"),
     (lambda m: RefineCAM(m, target=0)(torch.rand(1,3,1,1)), 'No layer of this'),
     (lambda m: Smoothed(m, views='flips'), "did you mean 'flip'"), (lambda m: Smoothed(m, views=[]), 'There is no view'),
@@ -102,7 +115,8 @@ def test_what_is_refused(deep, make, words):
 
 # Odd models and images
 
-ways = [RefineCAM, Smoothed, Enlarged, partial(Smoothed, of='RefineCAM', views=('flip','zoom','shift')), partial(Enlarged, of=Smoothed, size=(96,144))]
+ways = [RefineCAM, Smoothed, Enlarged, partial(Smoothed, of='RefineCAM', views=('flip','zoom','shift')),
+        partial(Enlarged, of=Smoothed, size=(96,144))]
 named = dict(argvalues=ways, ids=['RefineCAM','Smoothed','Enlarged','smoothed product','smoothed and enlarged'])
 
 @pytest.mark.parametrize('how', **named)

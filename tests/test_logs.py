@@ -73,7 +73,7 @@ def test_one_folder_one_file_a_fit(fit, tmp_path):
     fit(proxies(), RunBoard(tmp_path/'log', arch='net', nothing=None))
     assert [o.is_file() for o in (tmp_path/'log').rglob('*')]==[True]
     row = read_runs(tmp_path).iloc[0]
-    assert (row.run=='log' and row.arch=='net' and row.bs==64 and row.proxy_fill=='noise' and row.proxy_attribution=='LayerCAM'
+    assert (row.run=='log' and row.arch=='net' and row.bs==64 and row.proxy_fill=='noise' and row.proxy_attribution=='auto'
             and row.opt=='Adam' and 'nothing' not in row)
     assert abs(row.lr_max-3e-3)<1e-6
 

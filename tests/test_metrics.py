@@ -278,7 +278,7 @@ def test_scores_are_the_metrics_of_heat_on(trained, files):
     df = explanation_scores(trained, items, masks=on(trained, 'shortcut'), metrics=shipped, each=True)
     assert (untouched(before, state_of(trained))
             and list(df.columns)==['attribution','item',*mask_metrics,*model_metrics]
-            and df.attribution.value_counts().to_dict()==dict(LayerCAM=20, random=20, centre=20))
+            and df.attribution.value_counts().to_dict()==dict(auto=20, random=20, centre=20))
     with keep_rng(): x = torch.cat([b[0] for b in whole_dl(trained.dls, items)]).as_subclass(Tensor)
     heat,m = heat_on(trained, items), torch.from_numpy(masks)
     with looking_into(trained.model), torch.no_grad():
@@ -286,7 +286,7 @@ def test_scores_are_the_metrics_of_heat_on(trained, files):
         ours = ({k:f(heat, m) for k,f in mask_metrics.items()}
                 | {k:f(trained.model, x, heat, y) for k,f in model_metrics.items() if k!='road'})
         centre = deletion(trained.model, x, centre_heat(x), y)
-    got = df[df.attribution=='LayerCAM']
+    got = df[df.attribution=='auto']
     for k,o in ours.items(): np.testing.assert_allclose(got[k], o, atol=1e-5)
     np.testing.assert_allclose(df[df.attribution=='centre'].deletion, centre, atol=1e-5)
     some = dict(energy='energy', mine=average_drop)

@@ -93,13 +93,13 @@ def test_no_line_is_longer_than_140_characters():
 everything = """
     AblationCAM AttentionOn AttentionRollout Augmented CAM Captum Checkpoint Comparison Grouped
     draw_boxes grouped_data grouped_table on_places place_test_sets planted read_objects show_objects SwappedAccuracy swapped_accuracy
-    EigenCAM EigenGradCAM FinerCAM GradCAM GradCAMPlusPlus HeatDrift
-    HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
-    ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
+    EigenCAM EigenGradCAM Enlarged FinerCAM GradCAM GradCAMPlusPlus HeatDrift
+    GradRollout HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
+    ProxyAttention ProxyInterpretation ProxyWarning Prune RefineCAM Report RunBoard
     ScoreCAM Suspect Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
-    dominoes explain_images explanation_scores find_layer
+    Distance dominoes explain_images explanation_scores find_layer
     find_layers heat_on interpret_train known_sets load_best load_run no_shortcut one_colour open_images
-    heat_clusters pitfalls probe randomised read_runs read_sweep
+    pitfalls probe randomised read_runs read_sweep
     recipes regions report_runs resume_run show_where swatches test_sets train_folder two_colours with_proxies"""
 
 def test_what_all_brings():

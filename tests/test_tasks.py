@@ -32,7 +32,9 @@ def mask_of(f):
     m[r:r+4,c:c+4] = 1
     return m
 def sides(f): return ['left' if of(f)[1]<10 else 'right', 'dark' if of(f)[2]<8 else 'bright']
-def pixel_net(): return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+def pixel_net():
+    conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+    return nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 2))
 def centre_of(f): return [[of(f)[1]+2, of(f)[0]+2]]
 
 kinds = dict( # name → block, label, network, loss
@@ -80,7 +82,8 @@ def test_no_other_module_asks_which_task_it_is():
         assert not re.search(rf'isinstance\([^)]*task|isinstance\([^()]*\b({names})\b|task\.name\s*[!=]=|task\.said\s*[!=]=', text), f
     f = root/'proxy_attention/attribution/tasks.py'
     code = [o for o in ast.walk(ast.parse(f.read_text(encoding='utf-8'))) if isinstance(o, ast.stmt)]
-    lines = {o.lineno for o in code if not (isinstance(o, ast.Expr) and isinstance(o.value, ast.Constant))} # without texts and lists of arguments
+    # without texts and lists of arguments
+    lines = {o.lineno for o in code if not (isinstance(o, ast.Expr) and isinstance(o.value, ast.Constant))}
     assert 50<len(lines)<200, len(lines)
 
 # ---- the promises
@@ -109,7 +112,8 @@ def state(learn):
         rng=(torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
         cbs=[type(o) for o in learn.cbs], loader=loaders(learn), shuffle=learn.dls.train.rng.getstate(),
         reduction=learn.loss_func.reduction, needs=[p.requires_grad for p in learn.model.parameters()])
-def loaders(learn): return [{k:v for k,v in dl.__dict__.items() if k not in ('rng','it') and not k.endswith('__idxs')} for dl in learn.dls.loaders]
+def loaders(learn):
+    return [{k:v for k,v in dl.__dict__.items() if k not in ('rng','it') and not k.endswith('__idxs')} for dl in learn.dls.loaders]
 class Seen(Callback):
     def __init__(self, order): self.order,self.states = order,[]
     def after_epoch(self): self.states.append(state(self.learn))
@@ -266,7 +270,8 @@ def test_thirds(squares, quiet):
 
 @pytest.mark.parametrize('tfms', [
     {}, dict(item_tfms=Resize(32)), dict(item_tfms=Resize((20,30), method='squish')),
-    dict(item_tfms=Resize(48), batch_tfms=[Flip(1.)]), dict(item_tfms=Resize(48, method='pad', pad_mode='zeros'), batch_tfms=[Dihedral(p=1.)]),
+    dict(item_tfms=Resize(48), batch_tfms=[Flip(1.)]),
+    dict(item_tfms=Resize(48, method='pad', pad_mode='zeros'), batch_tfms=[Dihedral(p=1.)]),
     dict(item_tfms=Resize(48), batch_tfms=[Rotate(20, p=1.), Zoom(1.1, 1.1, p=1.)])], ids=lambda o: str([*o.values()])[:40])
 def test_image_mask_and_points_stay_together(tmp_path, quiet, tfms):
     "The point is in the middle of a white square. Red goes where the heat is: 12 pixels below it. Both move with the image"
@@ -286,7 +291,8 @@ def test_image_mask_and_points_stay_together(tmp_path, quiet, tfms):
     got = []
     class Last(Callback):
         def before_batch(self):
-            if self.training and self.epoch==2: got.append((self.learn.xb[0].as_subclass(Tensor).clone(), self.learn.yb[0].as_subclass(Tensor)))
+            if not self.training or self.epoch!=2: return
+            got.append((self.learn.xb[0].as_subclass(Tensor).clone(), self.learn.yb[0].as_subclass(Tensor)))
     learn.add_cb(Last())
     quiet(learn, 'fit', 3, 0.)
     x,y = (torch.cat(o) for o in zip(*got))

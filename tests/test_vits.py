@@ -5,6 +5,7 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution.cams import HiResCAM
 from proxy_attention.attribution.layers import named_layer, token_places
+from proxy_attention.attribution.methods import as_attribution, default_attribution
 
 small = dict(embed_dim=32, depth=2, num_heads=2, num_classes=3)
 # name → settings beside `small`, patch, size, and how many tokens are no patches
@@ -27,7 +28,8 @@ def planted(size, grid, cell):
     "Two images that differ in one cell"
     x = torch.zeros(2, 3, *size)
     (h,w),(H,W) = grid,size
-    x[1,:,cell[0]*H//h:(cell[0]+1)*H//h,cell[1]*W//w:(cell[1]+1)*W//w] = torch.randn(3, H//h, W//w, generator=torch.Generator().manual_seed(1))
+    at = slice(cell[0]*H//h, (cell[0]+1)*H//h),slice(cell[1]*W//w, (cell[1]+1)*W//w)
+    x[1][:,*at] = torch.randn(3, H//h, W//w, generator=torch.Generator().manual_seed(1))
     return x
 
 def cell_that_changes(net, layer, x):
@@ -47,7 +49,7 @@ def test_patches_are_found_beside_other_tokens(name):
     assert (layer.kind,layer.grid,layer.shape[1]) == ('tokens',grid,grid[0]*grid[1]+others)
     assert layer.rows==slice(others, layer.shape[1])
     for cell in ((0,0), (1,3), (2,4)): assert cell_that_changes(net, layer, planted(size, grid, cell))==cell
-    for how in (LayerCAM,LeGrad,AttentionRollout):
+    for how in (LayerCAM,LeGrad,GradRollout,AttentionRollout):
         heat = how(net, target=1, scale=False)(torch.randn(2,3,*size))
         assert heat.shape==(2,*grid) and heat.isfinite().all() and heat.std()>0
 
@@ -61,7 +63,7 @@ def test_more_registers_than_patches():
         nn.init.normal_(net.head.weight)
         for how in (LeGrad,AttentionRollout): assert how(net, target=1)(torch.randn(1,3,32,32)).shape==(1,2,2)
 
-@pytest.mark.parametrize('how', [LayerCAM,LeGrad,AttentionRollout])
+@pytest.mark.parametrize('how', [LayerCAM,LeGrad,GradRollout,AttentionRollout])
 def test_the_order_of_registers_does_not_move_heat(how):
     net,x = made('vit_small_patch14_reg4_dinov2', img_size=(42,70)),torch.randn(2,3,42,70)
     nn.init.normal_(net.reg_token)
@@ -116,7 +118,7 @@ def test_dynamic_and_padded_sizes():
         with LayerCAM(net, target=1) as cam, LeGrad(net, target=1) as legrad:
             assert cam(torch.randn(2,3,*size)).shape==legrad(torch.randn(2,3,*size)).shape==(2,*grid)
 
-@pytest.mark.parametrize('how', [LayerCAM,LeGrad,AttentionRollout])
+@pytest.mark.parametrize('how', [LayerCAM,LeGrad,GradRollout,AttentionRollout])
 def test_patch_dropout_drops_nothing_while_looking(how):
     plain = made('vit_tiny_patch16_224', img_size=(64,96))
     drops = timm.create_model('vit_tiny_patch16_224', img_size=(64,96), patch_drop_rate=.5, **small)
@@ -130,14 +132,14 @@ def test_patch_dropout_drops_nothing_while_looking(how):
 def test_fused_attention_gives_the_same_heat(name):
     kw,_,size,_ = vits[name]
     net,x = made(name, img_size=size, **kw),torch.randn(2,3,*size)
-    for how in (LayerCAM,LeGrad,AttentionRollout):
+    for how in (LayerCAM,LeGrad,GradRollout,AttentionRollout):
         heats = []
         for fused in (True,False):
             for b in net.blocks: b.attn.fused_attn = fused
             heats.append(how(net, target=1, scale=False)(x))
         torch.testing.assert_close(*heats, atol=1e-5, rtol=1e-3)
 
-@pytest.mark.parametrize('how', [LayerCAM,LeGrad,AttentionRollout])
+@pytest.mark.parametrize('how', [LayerCAM,LeGrad,GradRollout,AttentionRollout])
 def test_weights_in_half_precision(how):
     net,x = made('vit_small_patch14_reg4_dinov2', img_size=(42,70)),torch.randn(4,3,42,70)
     full,half = how(net, target=1)(x),how(deepcopy(net).bfloat16(), target=1)(x.bfloat16())
@@ -152,8 +154,8 @@ def test_hiera_keeps_early_patches_in_another_order():
         x = torch.randn(1,3,size,size)
         n = size//32
         assert [o.grid for o in find_layers(net, x) if o.kind=='tokens'][-1]==(n,n)
-        for o in find_layers(net, x): assert o.kind!='tokens' or o.grid in ((n,n), (8*n,8*n))
-        assert LayerCAM(net, target=1)(x).shape[1]>=n
+        assert [o.grid for o in find_layers(net, x) if o.kind=='tokens']==[(n,n)]
+        assert LayerCAM(net, target=1)(x).shape==(1,n,n) # and not that of the patch embedding, which is finer and knows no class
     with pytest.raises(ValueError, match='choose a CAM'): LeGrad(net, target=1)(x)
 
 class Home(nn.Module):
@@ -164,7 +166,8 @@ class Home(nn.Module):
         self.place,self.how = place,how
         self.stem,self.head = nn.Conv2d(3,16,8,8),nn.Linear(16,3)
         self.others,self.drop = nn.Parameter(torch.randn(1,others,16)),nn.Dropout(.1)
-        self.body = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, 0., batch_first=how!='tokens first', norm_first=True) for _ in range(2)])
+        self.body = nn.ModuleList([
+            nn.TransformerEncoderLayer(16, 2, 32, 0., batch_first=how!='tokens first', norm_first=True) for _ in range(2)])
         self.order = torch.randperm(24, generator=torch.Generator().manual_seed(2))
     def forward(self, x):
         t = self.stem(x).flatten(2).transpose(1,2)
@@ -183,7 +186,7 @@ def test_other_tokens_stand_anywhere(place, others):
     layer = find_layer(net, torch.randn(1,3,*size))
     assert layer.grid==(4,6) and layer.shape[1]==24+others
     for cell in ((0,0), (1,5), (2,1), (3,4)): assert cell_that_changes(net, layer, planted(size, (4,6), cell))==cell
-    for how in (LayerCAM,LeGrad,AttentionRollout): assert how(net, target=1)(torch.randn(2,3,*size)).shape==(2,4,6)
+    for how in (LayerCAM,LeGrad,GradRollout,AttentionRollout): assert how(net, target=1)(torch.randn(2,3,*size)).shape==(2,4,6)
     assert named_layer(net, 'body.0', torch.randn(1,3,*size)).grid==(4,6)
 
 def test_unknown_tokens_are_refused_with_what_to_pass():
@@ -198,13 +201,13 @@ def test_unknown_tokens_are_refused_with_what_to_pass():
     for how in (LeGrad,AttentionRollout):
         with pytest.raises(ValueError, match=r'The 26 tokens .* give `grid=\(height, width\)`'): how(shuffled, target=1)(x)
         with pytest.raises(ValueError, match=r'The 26 tokens .* do not hold 9×9 patches'): how(shuffled, target=1, grid=9)(x)
-    for how in (LayerCAM,LeGrad,AttentionRollout): # what you say is believed
+    for how in (LayerCAM,LeGrad,GradRollout,AttentionRollout): # what you say is believed
         assert how(shuffled, target=1, grid=(4,6))(x).shape==(2,4,6)
         assert how(shuffled, target=1, grid=(2,12))(x).shape==(2,2,12)
     assert LayerCAM(shuffled, 'body.0', target=1, grid=(4,6))(x).shape==(2,4,6)
     assert LayerCAM(first, 'stem', target=1)(x).shape==(2,4,6)
 
-@pytest.mark.parametrize('grid,error', [((1,2,3), ValueError), (0, ValueError), ('4', (TypeError,ValueError)), ((4,True), (TypeError,ValueError))])
+@pytest.mark.parametrize('grid,error', [((1,2,3), ValueError), (0, ValueError), ('4', TypeError), ((4,True), TypeError)])
 def test_grids_that_are_none(grid, error):
     for how in (LayerCAM,LeGrad):
         with pytest.raises(error, match='grid='): how(digits_net(), grid=grid)
@@ -241,7 +244,8 @@ def test_torchvision():
     layer = find_layer(vit, torch.randn(1,3,64,64))
     assert (layer.name,layer.grid,layer.rows) == ('encoder.layers.encoder_layer_1.ln_1',(4,4),slice(1,17))
     assert cell_that_changes(vit.eval(), layer, planted((64,64), (4,4), (1,2)))==(1,2)
-    swin = torchvision.models.SwinTransformer(patch_size=[4,4], embed_dim=24, depths=[1,1], num_heads=[2,2], window_size=[4,4], num_classes=3)
+    swin = torchvision.models.SwinTransformer(
+        patch_size=[4,4], embed_dim=24, depths=[1,1], num_heads=[2,2], window_size=[4,4], num_classes=3)
     layer = find_layer(swin, torch.randn(1,3,64,96))
     assert layer.grid==(8,12)
     assert cell_that_changes(swin.eval(), layer, planted((64,96), (8,12), (5,9)))==(5,9)
@@ -261,3 +265,79 @@ def test_fastai_keeps_the_pooling_of_timm(few, name, pool, layer, read):
     assert found.rows==slice(others, 15+others)
     attr = AttentionRollout(learn.model)
     assert attr(x).shape==LeGrad(learn.model, target=1)(x).shape==(2,3,5) and attr.read.sum()==read
+
+def test_the_default_is_chosen_by_the_network(few, quiet):
+    "Attention where all tokens attend to all, LayerCAM for CNNs, windows, mixers and layers that are named: bit for bit"
+    size = (48,80)
+    vit,x = made('vit_small_patch16_dinov3', img_size=size),torch.randn(20,3,*size)
+    auto = as_attribution('auto')
+    for net,kw,chosen in (
+        (vit, {}, GradRollout), (vit, dict(layer='blocks.0'), LayerCAM), (made('vit_base_patch16_clip_224', img_size=size), {}, LeGrad),
+        (made('vit_base_patch16_siglip_224', img_size=size), {}, GradRollout),
+        (made('deit_tiny_distilled_patch16_224', img_size=size), {}, LeGrad),
+        (timm.create_model('convnextv2_atto', num_classes=3), {}, LayerCAM),
+        (timm.models.MlpMixer(img_size=size, patch_size=16, num_blocks=2, embed_dim=32, num_classes=3), {}, LayerCAM)):
+        attr = auto(net, target='pred', **kw)
+        assert repr(attr)=='LayerCAM or LeGrad or GradRollout of the pred'
+        assert torch.equal(attr(x), chosen(net, target='pred', **kw)(x)), type(net)
+        assert repr(attr)==repr(attr.chosen) and type(attr.chosen) is chosen
+    assert repr(default_attribution)=="'auto'" and as_attribution(default_attribution) is auto
+    with pytest.raises(ValueError, match=r'`grid=\(height, width\)`'): auto(Home(how='shuffled').eval(), target=1)(torch.randn(1,3,32,48))
+    assert auto(Home(how='shuffled').eval(), target=1, grid=(4,6))(torch.randn(1,3,32,48)).shape==(1,4,6)
+
+def test_the_default_of_a_step_and_a_look(few, quiet):
+    "A proxy step, the heat that is shown, and what they are called"
+    pa = ProxyAttention(steps=[1,'p',1], select='all')
+    assert 'LayerCAM or LeGrad or GradRollout' in pa._repr_html_()
+    learn = digits_learner(few, cbs=pa)
+    learn.model = timm.models.VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=10)
+    quiet(learn, 'fit', 2, 1e-3)
+    assert pa.history.made.item()>20 and 'LeGrad of the margin' in pa._repr_html_()
+    items = learn.dls.valid_ds.items[:4]
+    torch.testing.assert_close(heat_on(learn, items), heat_on(learn, items, 'LeGrad'))
+
+def test_the_default_costs_a_cnn_nothing():
+    "One pass to find the layer, and none of it again"
+    net,ran = digits_net().eval(),[]
+    net[0].register_forward_hook(lambda m,i,o: ran.append(len(o)))
+    x = torch.rand(4,3,32,32)
+    as_attribution('LayerCAM')(net, target='pred')(x)
+    before = list(ran)
+    other = deepcopy(net)
+    ran.clear()
+    as_attribution('auto')(other, target='pred')(x)
+    assert ran==before
+
+@pytest.mark.parametrize('head', ['token','avg'])
+def test_gradient_rollout_is_the_papers_formula(head):
+    "Equation 5 of arXiv 2103.15679 in double precision, from attention as timm computes it without its fused kernel"
+    net = made('vit_tiny_patch16_224', img_size=(48,80), depth=3, global_pool=head).double()
+    x,maps = torch.randn(2,3,48,80, dtype=torch.double),[]
+    for b in net.blocks: b.attn.fused_attn = False
+    handles = [b.attn.attn_drop.register_forward_hook(lambda m,i,o: maps.append(o)) for b in net.blocks]
+    score = net(x)[:,1].sum()
+    for h in handles: h.remove()
+    roll = torch.eye(16, dtype=torch.double).repeat(2,1,1)
+    for a,g in zip(maps, torch.autograd.grad(score, maps)):
+        for k in range(2): roll[k] += (a*g).clamp(min=0).mean(1)[k]@roll[k]
+    rows = roll[:,0,1:] if head=='token' else (roll-torch.eye(16))[:,1:].mean(1)[:,1:]
+    ours = GradRollout(net, target=1, scale=False)(x)
+    torch.testing.assert_close(ours, rows.view(2,3,5).float(), atol=1e-6, rtol=1e-3)
+    assert ours.std()>0
+
+@pytest.mark.parametrize('how', [LayerCAM,LeGrad,GradRollout,AttentionRollout])
+def test_a_body_that_is_not_trained(how):
+    "Frozen weights, a body that runs without gradients, and no gradient that is left behind"
+    class Frozen(nn.Module):
+        def __init__(self, net, head):
+            super().__init__()
+            self.net,self.head = net,head
+        def forward(self, x):
+            with torch.no_grad(): features = self.net.forward_features(x)
+            return self.head(self.net.forward_head(features))
+    net,x = made('vit_tiny_patch16_224', img_size=(48,80), global_pool='avg'),torch.randn(2,3,48,80)
+    plain = how(net, target=1, scale=False)(x)
+    kept = x.clone()
+    for model in (Frozen(net, nn.Identity()), deepcopy(net).requires_grad_(False)):
+        torch.testing.assert_close(how(model, target=1, scale=False)(x), plain, atol=1e-6, rtol=1e-4)
+    assert torch.equal(x, kept) and not x.requires_grad and all(p.grad is None for p in net.parameters())

@@ -143,7 +143,8 @@ def test_heat_of_few_cells_is_told_once_a_fit(few, quiet):
     learn,said = said_of_cells(few, quiet, 4, attribution=coarse(3))
     assert len(learn.proxy_attention.history)==3 and said==[
         'The heatmaps have 3×3 cells, and a mask cannot be placed more precisely than that: train on larger images (`size`), '
-        'give an earlier `layer`, or use a suspect that gets enlarged images, `Suspect(learn, size=…)`.']
+        'give an earlier `layer`, or take finer heat: `attribution=RefineCAM` (several layers), or `Enlarged` '
+        '(larger images for the heat only; for a suspect, `Suspect(learn, size=…)`).']
     with pytest.warns(ProxyWarning, match='3×3 cells'): quiet(learn, 'fit', 2, 1e-3)
 
 @pytest.mark.parametrize('kw,told', [

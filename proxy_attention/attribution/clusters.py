@@ -142,7 +142,8 @@ def heat_clusters(
     heat = torch.as_tensor(heat).detach().cpu()
     if heat.ndim!=3: raise TypeError(f'The heatmaps should be a tensor of shape (n, height, width), but it is {tuple(heat.shape)}.')
     for k,o in dict(labels=labels, right=right, follows=follows).items():
-        if o is not None and len(o)!=len(heat): raise ValueError(f'There are {len(heat)} heatmaps, but {k} has {len(o)} entries: give one each.')
+        if o is not None and len(o)!=len(heat):
+            raise ValueError(f'There are {len(heat)} heatmaps, but {k} has {len(o)} entries: give one each.')
     heat,ok = normalize_heat(heat),~degenerate(heat).numpy()
     right,follows = (np.full(len(heat), np.nan) if o is None else np.asarray(o, float) for o in (right,follows))
     of,rows = np.full(len(heat), -1),[]
@@ -172,7 +173,8 @@ class HeatClusters:
         store_attr()
         df['main'] = ~df['class'].duplicated()
         place = df['class'].map(df[df.main].set_index('class').place)
-        df['stands_out'] = ~df.main & (df.place!=place) & (df.there>=.75) & ~df.place.isin(['in the centre',various_places]) & (not too_coarse(heat))
+        elsewhere = (df.place!=place) & ~df.place.isin(['in the centre',various_places])
+        df['stands_out'] = ~df.main & elsewhere & (df.there>=.75) & (not too_coarse(heat))
         self.maps = torch.stack([heat[torch.from_numpy(of==i)].mean(0) for i in range(len(df))]) if len(df) else heat[:0]
 
     @property

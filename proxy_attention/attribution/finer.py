@@ -66,7 +66,7 @@ class Around(Explainer, base=True):
         with own: return heat_once(self.of, xb, yb)
     def __exit__(self, *args):
         if isinstance(self.of, Explainer): self.of.__exit__(*args)
-    def __repr__(self): return f'{type(self).__name__} {self.of!r}' if isinstance(self.of, Explainer) else f'{type(self).__name__} {called(self.of)}'
+    def __repr__(self): return f'{type(self).__name__} {repr(self.of) if isinstance(self.of, Explainer) else called(self.of)}'
 
 # %% ../../nbs/attribution/07_finer.ipynb #93c5aa1f
 class Enlarged(Around):

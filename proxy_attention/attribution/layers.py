@@ -137,7 +137,9 @@ def of(cls:Layer,
 _spots = (.2,.7),(.7,.4),(.45,.15),(.85,.85),(.1,.35) # places in the image, as fractions of its height and width
 
 def _changes(model, xb):
-    "Return number of tokens -> (6,n), how much each changes with the whole image and with five places of it; and all grids that were seen"
+    """Return number of tokens -> list of (6,n), how much each changes with the whole image and with five places of it; and all grids seen
+
+    The list has the first output, and later ones in which most tokens have not been told of the places yet."""
     x,(H,W) = xb[:1].detach().as_subclass(Tensor),xb.shape[-2:]
     other,s = x+torch.randn_like(x)*(x.std()+1), max(1, min(H, W)//32)
     ims = torch.cat([x, other]+[x]*len(_spots))
@@ -148,8 +150,11 @@ def _changes(model, xb):
     def note(m, inp, out):
         if not isinstance(out, Tensor) or not out.is_floating_point() or not out.ndim or len(out)!=len(ims): return
         if out.ndim==4: grids.update((tuple(out.shape[2:]), tuple(out.shape[1:3])))
-        if out.ndim==3 and out.shape[1]>1 and not isinstance(m, nn.Linear) and out.shape[1] not in seen:
-            seen[out.shape[1]] = (out[1:]-out[:1]).float().norm(dim=2).cpu()
+        if out.ndim==3 and out.shape[1]>1 and not isinstance(m, nn.Linear):
+            change = (out[1:]-out[:1]).float().norm(dim=2).cpu()
+            change[change<1e-5*change.amax(1, keepdim=True)] = 0
+            told = (change[1:]>0).float().mean(1) # share of the tokens that a place has reached
+            if not (known := seen.setdefault(out.shape[1], [])) or 0<told.min() and told.mean()<.5: known.append(change)
     with hooked([m for m in model.modules() if m is not model], note): model(ims)
     return seen,grids
 
@@ -185,13 +190,14 @@ def token_places(
     grid = as_grid(grid)
     size,res,ends = xb.shape[-2:],{},None
     with looking_into(model), torch.no_grad(): changes,seen = _changes(model, xb)
-    for n,change in changes.items():
+    for n,(change,*later) in changes.items():
         moved = (change[0]>0).nonzero()[:,0]
         mixed = len(moved)==n # there are no other tokens, or they have attended to the image already
         if grid is not None: tries = [(moved[len(moved)-grid[0]*grid[1]:],grid)]*(len(moved)>=grid[0]*grid[1])
         else:
             ways = [torch.arange(k, n-j) for k,j in [*([ends] if ends else []), *((k,0) for k in range(6))] if n>k+j] if mixed else [moved]
-            tries = [(o,g) for o in ways for g in _shapes(len(o), size, seen, not mixed) if _in_order(change[1:,o], g)]
+            tries = [(o,g) for o in ways for g in _shapes(len(o), size, seen, not mixed)
+                     if all(_in_order(p[1:,o], g) for p in (change,*later))]
         if not tries: continue
         rows,shape = tries[0]
         first,last = rows[0].item(),rows[-1].item()+1
@@ -287,10 +293,11 @@ def find_layer(
     """Return the last layer on a grid over the image whose places still reach the prediction
 
     For a small image the last layer may have 2×2 cells, too few to locate anything: if it has fewer than 4 cells per side,
-    the last layer with at least 6 is returned. If the model has a score for each pixel, as a U-Net has, it is the last layer on the
-    coarsest grid, because the layers after it see ever less of the context. Raises `ValueError` if no layer fits."""
+    the last layer of the same kind with at least 6 is returned. If the model has a score for each pixel, as a U-Net has, it is the
+    last layer on the coarsest grid, because the layers after it see ever less of the context. Raises `ValueError` if no layer fits."""
     layers = find_layers(model, xb, grid)
-    return layers[-1] if min(layers[-1].grid)>=4 else next((o for o in layers[::-1] if min(o.grid)>=6), layers[-1])
+    last = layers[-1]
+    return last if min(last.grid)>=4 else next((o for o in layers[::-1] if min(o.grid)>=6 and o.kind==last.kind), last)
 
 # %% ../../nbs/attribution/02_layers.ipynb #f9d34163
 def named_layer(

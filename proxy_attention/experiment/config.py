@@ -83,7 +83,7 @@ class ProxyConfig:
     select:str=None # Strategy that selects the training items to replace by proxies: {selections}
     share:number=None # Fraction (0.2) or number (200) of the training items to select; only for a --select that takes one
     losses:str=None # Per-sample losses used for the selection: exact (one extra pass) or running (recorded during training)
-    attribution:str=None # Attribution method that makes the heatmaps: LayerCAM, GradCAM, ScoreCAM, LeGrad and others, or a captum class
+    attribution:str=None # Attribution method that makes the heatmaps: auto (LayerCAM, or attention for transformers), GradCAM and others
     target:str=None # What to explain: {targets}
     layer:str=None # Target layer of the CAM, by its name in the model (default: auto-detected)
     rule:str=None # Rule that turns a heatmap into a mask: {rules}; random, random_rest and centre are controls

@@ -263,7 +263,8 @@ def plot_where(self:ProxyInterpretation,
     names = self.vocab
     if not self.task.has_classes:
         cls = self.task.short(cls, cls)[0]
-        if cls.shape[1]!=1: raise TypeError(f'A mean heatmap per third needs one number per image, but here are {cls.shape[1]}: use `show_heats`.')
+        if cls.shape[1]!=1:
+            raise TypeError(f'A mean heatmap per third needs one number per image, but here are {cls.shape[1]}: use `show_heats`.')
         cls,names = self.task.classes(cls),self.task.thirds
     if cls.ndim!=1:
         raise TypeError('A mean heatmap per class needs one label per image, but here an image has several: use `show_heats`.')
@@ -437,7 +438,8 @@ def compare_with(self:ProxyInterpretation,
     iou = agreement(*(resize_heat(o, size) for o in heats))[1]
     with keep_rng(): imgs = [o[0] for o in self.learn.dls.test_dl(self.items_at(idxs)).dataset]
     top = [(img, None, f'{r[1]}  {float(o):.0%}' if o==o else r[1]) for img,r,o in zip(imgs, rows[0], iou)]
-    cells = [[(img, h, r[2], 'black' if r[1]==r[2] or not self.task.has_classes else 'C3') for img,h,r in zip(imgs, hs, rs)] for rs,hs in both]
+    def colour(r): return 'black' if r[1]==r[2] or not self.task.has_classes else 'C3'
+    cells = [[(img, h, r[2], colour(r)) for img,h,r in zip(imgs, hs, rs)] for rs,hs in both]
     return show_grid([top,*cells], ['image',*names], **kwargs)
 
 def _same_items(a, b): return len(a)==len(b) and (a.equals(b) if hasattr(a, 'equals') else list(a)==list(b))

@@ -23,7 +23,7 @@ from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_h
 from ..attribution.targets import Index, Label, Target
 from ..attribution.tasks import find_task
 from ..attribution.layers import looking_into, outputs_of, unwrap
-from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, method_names
 from ..masking.rules import area_budget, max_share
 from ..masking.fills import fills
 from ..masking.masker import stretch_mask
@@ -334,7 +334,7 @@ class AttentionOn(LookingMetric):
         self.reset()
 
     def __repr__(self):
-        return (f"AttentionOn: {self.name}, {called(self.metric)} of {called(self.attribution)}, "
+        return (f"AttentionOn: {self.name}, {called(self.metric)} of {' or '.join(method_names(self.attribution))}, "
             f"{'all' if self.n is None else f'at most {self.n}'} items")
 
     def look(self,

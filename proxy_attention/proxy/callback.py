@@ -23,7 +23,7 @@ from ..core import *
 from ..data.loaders import ImageStats, item_files, plain_dls
 from ..data.passes import own_attributes
 from ..attribution.heatmap import HeatmapStore
-from ..attribution.methods import Suspect, default_attribution, default_target
+from ..attribution.methods import Suspect, default_attribution, default_target, method_names
 from ..attribution.tasks import find_task
 from ..masking.donors import Classes
 from ..masking.fills import fills
@@ -295,7 +295,7 @@ def _repr_html_(self:ProxyAttention):
     steps,n = self.history,len(self.store)
     say = 'no proxy step yet'
     if len(steps): say = f'{len(steps)} proxy step{"s"*(len(steps)!=1)}; {n} item{"s"*(n!=1)} served as proxies ({self.mode}, p={self.p:g})'
-    method = self.fit_state.record.steps[-1]['method'] if len(steps) else called(self.args['attribution'])
+    method = self.fit_state.record.steps[-1]['method'] if len(steps) else ' or '.join(method_names(self.args['attribution']))
     facts = {'which':called(self.settings.select), 'where':method, 'what':self.masker, 'donor':called(self.donor),
              'when':self.schedule, 'so far':say}
     return as_html(repr(self), facts, steps.tail(5).drop(columns='rule').round(3))

@@ -117,7 +117,7 @@ def report_runs(
     n:int=200, # Maximum number of pictures; 24 are visible, the others can be unfolded
     images=None, # Folder of the images now, if they were moved
     models:bool=False, # Load each `model.pkl` that exists, which can execute code? Otherwise use the plain weights
-    attribution=default_attribution, # Attribution method: LayerCAM, GradCAM, LeGrad and others, or a captum class
+    attribution=default_attribution, # Attribution method: auto (LayerCAM, or attention for transformers), GradCAM and others, or of captum
     target=default_target, # What to explain: 'margin' or 'pred'
     quiet:bool=False, # Print nothing?
     as_json:bool=False, # Print one line of JSON?

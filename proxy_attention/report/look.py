@@ -20,7 +20,7 @@ from ..core import *
 from ..data.networks import load_run, network_file
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import as_target
-from ..attribution.methods import as_attribution, default_attribution, default_target
+from ..attribution.methods import as_attribution, default_attribution, default_target, method_names
 from ..interpret.use import Looker, look_at_files, model_failures, open_learner, patient
 from ..proxy.record import last_served, read_proxies, remade
 from ..experiment.config import changed
@@ -267,10 +267,10 @@ def _masked(self:Report, reps, roots, lookers):
     if proxies is None:
         proxies = {}
         self.note(f'{self.title(run)} has no record of how its proxies were made: they are not shown.')
-    if lookers and not (how := str(rows.method.iloc[0])).startswith(called(self.attribution)):
+    if lookers and not (how := str(rows.method.iloc[0])).startswith(tuple(method_names(self.attribution))):
         self.note(
             f'Heatmaps at the proxy step are from {clean_text(how.split(" of ")[0])}, those of the models from '
-            f'{called(self.attribution)}: differences between them are not due to the model alone.')
+            f'{" or ".join(method_names(self.attribution))}: differences between them are not due to the model alone.')
     at = 'heatmap at the step' + (f', {name}' if len(reps)>1 else '')
     there = [o.is_file() for o in files]
     if not all(there):

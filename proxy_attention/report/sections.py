@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from fastcore.xml import *
 from fastcore.xml import Output
 from ..core import *
+from ..attribution.methods import method_names
 from ..attribution.places import heat_place, too_coarse, zone_energy
 from ..attribution.clusters import heat_clusters
 from ..proxy.selection import takes_share, usual_share
@@ -494,7 +495,8 @@ def gallery(rep:Report):
         'The change of a heatmap is that from the proxy step to the final model.' if models else
         'The predictions are those at the proxy step, because there is no model.')
     text = ('Point at a picture to see it without its heatmap; tap it (or press Enter) for the next layer. '
-        f'The heatmaps are from {clean_text(called(rep.attribution))} and cover the whole image; bright cells are hot. {who}').strip()
+        f'The heatmaps are from {clean_text(" or ".join(method_names(rep.attribution)))} and cover the whole image; '
+        f'bright cells are hot. {who}').strip()
     if any(o.part=='validation' for o,_ in shots):
         text += ' One third of the validation images are those with the largest loss, so the pictures are not a random sample.'
     return (P(text, cls='screen'),
@@ -574,7 +576,7 @@ def _rule(pa):
     donor = f'; the donor image is chosen by {called(a["donor"])}' if s.masker.needs_other else ''
     return page_list([
         f"Items are selected by {called(a['select'])}{share}.",
-        f"Heatmaps are from {called(a['attribution'])} and explain the {called(a['target'])}.",
+        f"Heatmaps are from {' or '.join(method_names(a['attribution']))} and explain the {called(a['target'])}.",
         f"Pixels are masked by the rule {called(a['rule'])}{area}, and filled by {called(a['fill'])}{donor}.",
         f"A proxy is served {'instead of' if a['mode']=='replace' else 'in addition to'} its original with probability {a['p']:.0%}."])
 

@@ -50,8 +50,12 @@ def _mutants():
       'masking::test_swap_both_takes_the_places_of_both')
     m('heat is stretched from corner to corner', 'attribution/heatmap.py', "tuple(size), mode='bilinear', align_corners=False).reshape",
       "tuple(size), mode='bilinear', align_corners=True).reshape", 'heatmap::test_stretched_as_pil_does')
-    m('the class token is a patch', 'attribution/layers.py', 'return act[:,act.shape[1]-h*w:]', 'return act[:,:h*w]',
-      'attribution::test_agrees_with_captum[vit]')
+    m('the class token is a patch', 'attribution/layers.py', 'slice(first, last) if whole', 'slice(0, last-first) if whole',
+      'attribution::test_agrees_with_captum[vit]', 'vits::test_patches_are_found_beside_other_tokens')
+    m('a row of tokens in any order is a grid', 'attribution/layers.py', '.mean()<.65', '.mean()<65',
+      'vits::test_hiera_keeps_early_patches_in_another_order')
+    m('a transformer gets a CAM', 'attribution/methods.py', "found().kind=='tokens'", "found().kind=='token'",
+      'vits::test_the_default_is_chosen_by_the_network')
     m('the view of heat keeps the crop', 'data/loaders.py', 'if not isinstance(o, _crops)]', 'if o is not None]',
       'promises::test_heat_is_over_the_whole_image', 'strategies::test_the_mask_covers_the_mark')
     m('a cropping transform is not noticed', 'data/loaders.py', '<= 1.5/min(h, w, side)+.02: return', '<= 1: return',
