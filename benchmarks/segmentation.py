@@ -34,8 +34,7 @@ def of_probe(a):
         found = probe(learn, n=a.images, seed=seed)
         for c,kind in found.table.index:
             o = found[c].loc[kind]
-            rows.append(dict(seed=seed, label=c, kind=kind, images=int(o.images), iou=o.iou, masked=o.masked, changes=o.changes, control=o.control,
-                             carried=o.carried, to=o.to, leans=kind in found.leans.get(c, [])))
+            rows.append(dict(seed=seed, label=c, kind=kind, **o.to_dict(), leans=kind in found.leans.get(c, [])))
         print(seed, found.leans, flush=True)
         pd.DataFrame(rows).round(4).to_csv(a.csv or 'benchmarks/segmentation_probe.csv', index=False)
 
@@ -66,15 +65,17 @@ def of_heat(a):
         for layer,how in asked:
             few = 16 if how=='Occlusion' else len(xb)
             for who,cls in dict(cue=cue, tree=torch.full_like(cue, 3)).items():
-                heat = heat_of_class(lambda c: as_attribution(how)(learn.model, layer=layer, target=Region(c, 'label')), xb[:few], yb[:few], cls[:few])
+                attr = lambda c: as_attribution(how)(learn.model, layer=layer, target=Region(c, 'label'))
+                heat = heat_of_class(attr, xb[:few], yb[:few], cls[:few])
                 own,on = yb[:few]==cls[:few,None,None],patch[:few]
                 rest = heat*~own
                 mean = lambda o: float(o.nanmean())
                 part = lambda h,m: (h*m).sum((1,2))/h.sum((1,2))
-                rows.append(dict(seed=seed, layer=layer or 'input', method=how, label=who, patch=mean(part(heat, on)), object=mean(part(heat, own)),
-                                 beside=mean(part(rest, on)), flat=mean((on&~own).float().mean((1,2))/(~own).float().mean((1,2)))))
+                rows.append(dict(seed=seed, layer=layer or 'input', method=how, label=who,
+                                 patch=mean(part(heat, on)), object=mean(part(heat, own)), beside=mean(part(rest, on)), flat=mean((on&~own).float().mean((1,2))/(~own).float().mean((1,2)))))
         pd.DataFrame(rows).round(4).to_csv(a.csv or 'benchmarks/segmentation_heat.csv', index=False)
-        print(pd.DataFrame(rows).groupby(['layer','method','label'], sort=False)[['patch','object','beside','flat']].mean().unstack().round(2).to_string(), flush=True)
+        mean = pd.DataFrame(rows).groupby(['layer','method','label'], sort=False)[['patch','object','beside','flat']].mean()
+        print(mean.unstack().round(2).to_string(), flush=True)
 
 def of_cost(a):
     "A heatmap as a multiple of a forward pass without gradients, by processor time: the median over rounds"

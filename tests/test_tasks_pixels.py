@@ -123,7 +123,8 @@ def task_of(**kwargs): return PixelLabels(pixel_classes, **kwargs)
 
 def items_served(dls, labels, masker=None, task=None, p=1.):
     n = len(dls.train_ds)
-    proxies = Proxies(store_of(n), masker or Masker('area', 'swap', area=.4), 'replace', p, labels=labels, task=task or task_of(ignored=255))
+    masker,task = masker or Masker('area', 'swap', area=.4),task or task_of(ignored=255)
+    proxies = Proxies(store_of(n), masker, 'replace', p, labels=labels, task=task)
     with serving(dls.train, proxies, seed=1) as note: got = [(dls.train.create_item(i),note(i)) for i in range(n)]
     return got,proxies
 
@@ -175,7 +176,8 @@ def test_tensors_travel_too():
     task,mask = task_of(ignored=255),Image.new('1', (4,4))
     mask.paste(1, (0,0,2,4))
     own,theirs = torch.zeros(4,4, dtype=torch.long),torch.ones(4,4, dtype=torch.long)
-    assert task.travel(TensorMask(own), theirs, mask, (.5,.5)).sum()==8 and type(task.travel(TensorMask(own), theirs, mask, (.5,.5))) is TensorMask
+    new = task.travel(TensorMask(own), theirs, mask, (.5,.5))
+    assert new.sum()==8 and type(new) is TensorMask
     assert (task.travel(own, None, mask, (.5,0.))[:,:2]==255).all() and not own.any()
 
 @pytest.mark.parametrize('labels,how,task,says', [
@@ -191,10 +193,12 @@ def test_what_cannot_travel_is_refused(labels, how, task, says):
 
 def test_ignore_is_for_pixels(bed, few):
     learn = digits_learner(few, cbs=ProxyAttention(**usual, labels='ignore'))
-    with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match="an image has one label per image.*'own' or 'mix'"): learn.fit(2)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match="an image has one label per image.*'own' or 'mix'"):
+        learn.fit(2)
     with pytest.raises(TypeError, match='ignore_index=255'): fitted(bed, proxy=dict(labels='ignore'))
     with pytest.raises(ValueError, match='the fill move'): fitted(bed, proxy=dict(labels='mix', fill='move'))
-    assert labeling_for('mix', Masker(), task_of()) is by_area and labeling_for('ignore', Masker(fill='zero'), task_of(ignored=0)) is ignored
+    assert labeling_for('mix', Masker(), task_of()) is by_area
+    assert labeling_for('ignore', Masker(fill='zero'), task_of(ignored=0)) is ignored
 
 # --- in training
 
@@ -219,7 +223,8 @@ def test_a_fit(bed, tmp_path, labels, losses, weights):
     assert set(log.targ)<={'ground;car;tree','ground;boat;tree'} and (tmp_path/'run'/'manifest.csv').exists()
     assert torch.isfinite(pa.interp.losses[pa.interp.known]).all()
     for i in pa.store.idxs[:3]:
-        if pa.fit_state.record.was_served(int(i)): assert isinstance(served_image(pa.fit_state.record, pa.proxies(), learn.dls.train_ds, int(i)), PILImage)
+        rec = pa.fit_state.record
+        if rec.was_served(int(i)): assert isinstance(served_image(rec, pa.proxies(), learn.dls.train_ds, int(i)), PILImage)
     axs = pa.show(3)
     assert len(axs)==3 and all(len(o.collections) for o in axs[0]) # the outlines of the labels are drawn
 
@@ -243,7 +248,9 @@ class Cut(Callback):
 
 @pytest.mark.parametrize('labels', ['mix','ignore'])
 def test_resumed_is_bit_exact(bed, tmp_path, labels, weights, same):
-    def run(folder, *cbs): return fitted(bed, 4, [Checkpoint(tmp_path/folder, resume=True), *cbs], dict(labels=labels, p=.5), loss_func=leaves_out)
+    def run(folder, *cbs):
+        cbs = [Checkpoint(tmp_path/folder, resume=True), *cbs]
+        return fitted(bed, 4, cbs, dict(labels=labels, p=.5), loss_func=leaves_out)
     whole = run('whole')
     with contextlib.suppress(KeyboardInterrupt): run('cut', Cut())
     again = run('cut')
@@ -273,7 +280,8 @@ def test_confusion_and_where(interp):
 
 def test_show_where_and_drift(bed):
     learn = fitted(bed, 2, drift := HeatDrift(n=2, target='tree'))
-    assert len(show_where(learn, learn.dls.valid_ds.items[:2], target='boat'))==2 and len(drift.show())==3 and drift.pictures[0][1].startswith('ground;')
+    assert len(show_where(learn, learn.dls.valid_ds.items[:2], target='boat'))==2
+    assert len(drift.show())==3 and drift.pictures[0][1].startswith('ground;')
     with pytest.raises(ValueError, match="'tres', did you mean 'tree'"): fitted(bed, 1, HeatDrift(target='tres'))
     with pytest.raises(ValueError, match="'tres', did you mean 'tree'"): fitted(bed, proxy=dict(target='tres'))
     fitted(bed, proxy=dict(target='tree'))
@@ -301,7 +309,8 @@ def test_the_probe_finds_what_a_class_is_read_off(reads):
     assert set(found.leans)=={'car','boat'} and found.leans['car']==['around']
     row = found['car'].loc['around']
     assert row.changes>.9 and row.control<.1 and row.to=='boat' and found['tree'].loc['around'].changes<.1
-    assert "mostly 'boat'" in found.verdict() and "So 'car' leans on what is around it." in found.verdict() and '<table' in found._repr_html_()
+    said = found.verdict()
+    assert "mostly 'boat'" in said and "So 'car' leans on what is around it." in said and '<table' in found._repr_html_()
     one = probe(reads, 'train', layer='body', label='tree')
     assert one.names==['tree'] and not one.leans
     with pytest.raises(KeyError, match="no class 'tre', did you mean 'tree'"): found['tre']

@@ -223,7 +223,8 @@ class Distance(Target):
     ): self.centre,self.unit = (torch.as_tensor(o, dtype=torch.float32) for o in (centre,unit))
     def _from(self, out):
         if self.centre.numel() not in (1, out[0].numel()):
-            raise ValueError(f'`Distance` has {self.centre.numel()} centres for {out[0].numel()} outputs: give one number, or one per output.')
+            raise ValueError(f'`Distance` has {self.centre.numel()} centres for {out[0].numel()} outputs: '
+                             'give one number, or one per output.')
         return (out.reshape(len(out), -1)-self.centre.to(out))/self.unit.to(out)
     def fix(self, out, yb=None): return torch.where(self._from(out)>=0, 1., -1.).to(out.dtype)
     def score(self, out, fixed): return (self._from(out)*fixed).sum(1)
@@ -235,6 +236,7 @@ class Numbers(Task, name='numbers'):
     centre,unit = 0.,1. # Mean and standard deviation of the labels, if they are known
     @classmethod
     def fits(cls, y, loss):
+        "Is this a number, or does the loss say so?"
         asked = isinstance(loss, regressions) or loss in _by_function
         if y is None or isinstance(y, (TensorCategory,TensorMultiCategory)): return y is None and asked
         whole = not (y.is_floating_point() if isinstance(y, Tensor) else isinstance(y, (float,np.floating,np.ndarray)))
@@ -268,7 +270,9 @@ class Points(Numbers, name='points'):
     "The coordinates of points (`PointBlock`): x and y of the first point, of the second, …, from -1 (left, top) to 1 (right, bottom)"
     said = 'points'
     @classmethod
-    def fits(cls, y, loss): return isinstance(y, TensorPoint)
+    def fits(cls, y, loss):
+        "Are these points?"
+        return isinstance(y, TensorPoint)
     def named(self, label): return ' '.join(f'({x:.2f}, {y:.2f})' for x,y in torch.as_tensor(label).reshape(-1,2)[:3].tolist())
     def refuse(self, **asked):
         super().refuse(**asked)
@@ -308,7 +312,8 @@ def find_task(
     left_out = getattr(loss, 'ignore_index', None)
     known = dict(vocab=vocab_of(learn.dls), thresh=getattr(wrapped, 'thresh', .5),
                  ignored=left_out if isinstance(left_out, int) and 0<=left_out<256 else None)
-    found = next((o for o in reversed(tasks.values()) if o.fits(y, loss)), Task if y is None else None) # the last, the most special, is first
+    # the last one, the most special, is asked first
+    found = next((o for o in reversed(tasks.values()) if o.fits(y, loss)), Task if y is None else None)
     if found is None:
         like = f' of shape {tuple(y.shape)}' if hasattr(y, 'shape') else f' of {len(y)}' if isinstance(y, (tuple,list)) else ''
         raise TypeError(f'The label of an item is a {type(y).__name__}{like}, and the loss function is {type(loss).__name__}: give '
