@@ -72,7 +72,8 @@ def of_heat(a):
                 mean = lambda o: float(o.nanmean())
                 part = lambda h,m: (h*m).sum((1,2))/h.sum((1,2))
                 rows.append(dict(seed=seed, layer=layer or 'input', method=how, label=who,
-                                 patch=mean(part(heat, on)), object=mean(part(heat, own)), beside=mean(part(rest, on)), flat=mean((on&~own).float().mean((1,2))/(~own).float().mean((1,2)))))
+                                 patch=mean(part(heat, on)), object=mean(part(heat, own)), beside=mean(part(rest, on)),
+                                 flat=mean((on&~own).float().mean((1,2))/(~own).float().mean((1,2)))))
         pd.DataFrame(rows).round(4).to_csv(a.csv or 'benchmarks/segmentation_heat.csv', index=False)
         mean = pd.DataFrame(rows).groupby(['layer','method','label'], sort=False)[['patch','object','beside','flat']].mean()
         print(mean.unstack().round(2).to_string(), flush=True)
