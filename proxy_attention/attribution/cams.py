@@ -291,7 +291,7 @@ class FinerCAM(GradCAM):
 # %% ../../nbs/attribution/03_cams.ipynb #d71e08b4
 @delegates()
 class RefineCAM(CAM):
-    "The maps of the last grids, multiplied (Domeniconi et al. 2026, arXiv 2605.14641)"
+    "The maps of the last grids, multiplied (How to Evaluate and Refine your CAM, 2026, arXiv 2605.14641)"
     def __init__(self,
         model:nn.Module, # Model to explain
         layer=None, # List of layers to fuse, as in `CAM`; None: the last `grids` that `find_layers` finds
