@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from fastai.vision.core import PILMask
 from ..core import *
 from ..data.loaders import items_had, plain_dl, plain_dls
-from .targets import Target, as_target
+from .targets import Index, Target, as_target, targets
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c0007
 tasks = {} # Name -> class of each task; a subclass of `Task` registers itself
@@ -65,11 +65,25 @@ class Task:
         "Return the name of a label; without a vocabulary, the label itself"
         return self.vocab[int(label)] if self.vocab is not None and 0<=int(label)<len(self.vocab) else label
 
+    def index(self,
+        label # Name of a label, or its index
+    )->int:
+        "Return the index of a label; raises `ValueError` for an unknown one"
+        names = [str(o) for o in self.vocab or ()]
+        if isinstance(label, Integral) and not isinstance(label, bool) and 0<=label<(len(names) or label+1): return int(label)
+        if label in names: return names.index(label)
+        raise ValueError(f"There is no label {label!r}{nearest(label, names)} Available: {', '.join(map(repr, names[:20]))}"
+                         f"{' …' if len(names)>20 else ''}.")
+
     def target(self,
-        target # See `as_target`
+        target # Name of a label, or anything that `as_target` accepts
     )->Target:
-        "Return what is explained"
-        return as_target(target)
+        "Return what is explained; this is the one place that knows the names of labels"
+        if not isinstance(target, str) or target in targets: return as_target(target)
+        names = [str(o) for o in self.vocab or ()]
+        if target in names: return Index(names.index(target))
+        more = f"; or a label: {', '.join(names[:20])}{' …' if len(names)>20 else ''}" if names else ''
+        raise ValueError(f"No target is called {target!r}{nearest(target, [*targets,*names])} Available: {', '.join(targets)}{more}.")
 
     def changed(self,
         new:Tensor, # (n,…) predictions after the swap
@@ -127,9 +141,7 @@ class SeveralLabels(Task, name='several'):
         at = torch.as_tensor(label).nonzero()[:,0].tolist()
         return ';'.join(str(i if self.vocab is None else self.vocab[i]) for i in at)
     def target(self, target):
-        if isinstance(target, str) and target in ('margin','pred'): return PredictedLabels(self.thresh)
-        if isinstance(target, str) and self.vocab is not None and target in self.vocab: return as_target(list(self.vocab).index(target))
-        return as_target(target)
+        return PredictedLabels(self.thresh) if isinstance(target, str) and target in ('margin','pred') else super().target(target)
     def changed(self, new, was, theirs): return (new!=was).any(1).float()
     def followed(self, new, was, theirs): return (new==theirs).all(1).float()
     def travel(self, own, theirs, mask, weights): return own*weights[0] + theirs*weights[1]

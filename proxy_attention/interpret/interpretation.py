@@ -7,7 +7,7 @@ __all__ = ['ProxyInterpretation', 'HeatDrift']
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #513e1f76
 from warnings import catch_warnings, simplefilter
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from torch import Tensor
 from fastcore.all import L, patch, tuplify
 from fastai.callback.core import Callback
@@ -21,8 +21,9 @@ from ..data.loaders import has_items, items_dl, plain_dl, train_items
 from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from ..attribution.targets import as_target
+from ..attribution.tasks import SeveralLabels, find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target
-from .heats import heat_on, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
+from .heats import heat_on, heats_of_labels, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #79d73426
 def _refuse_unfit(dl):
@@ -51,14 +52,15 @@ class ProxyInterpretation(ClassificationInterpretation):
         losses:Tensor, # (n,) losses, in the order of `dl`
         act=None, # Activation for predictions; None: that of the loss function
         attribution=default_attribution, # Name, class or function of an attribution
-        target=default_target, # What to explain: 'pred', 'label', 'margin', an index, …; see `as_target`
+        target=default_target, # What to explain: 'pred', 'label', 'margin', the name of a label, …; see `Task.target`
         layer=None # Target layer of a CAM; None: auto-detected
     ):
         _refuse_unfit(dl)
         super().__init__(learn, dl, losses, act)
         # each raises an error for an unknown name
         as_attribution(attribution)
-        as_target(target)
+        self.task = find_task(learn)
+        self.task.target(target)
         self.how = dict(attribution=attribution, target=target, layer=layer)
 
     @classmethod
@@ -92,7 +94,7 @@ class ProxyInterpretation(ClassificationInterpretation):
 
     def __repr__(self):
         return (f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; "
-            f"heat: {called(self.how['attribution'])} of the {as_target(self.how['target'])}")
+            f"heat: {called(self.how['attribution'])} of the {self.task.target(self.how['target'])}")
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #7bded2d4
 def _numbers(idxs, n):
@@ -129,7 +131,18 @@ def decoded(self:ProxyInterpretation,
     inps,preds,targs,dec,losses = self[idxs]
     inps,targs,dec = map(tuplify, (inps,targs,dec))
     its,outs = (self.dl._pre_show_batch(inps+o, max_n=len(idxs))[2] for o in (targs,dec))
-    return [(s[0], str(s[1]), str(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
+    return [(s[0], _text(s[1]), _text(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
+
+def _text(o): return ';'.join(map(str, o)) if isinstance(o, L) else str(o)
+
+@patch
+def labels_of(self:ProxyInterpretation,
+    idxs # Indices of items
+)->list: # One list per item: (index of the label, its probability, is it true?, is it predicted?)
+    "Return the true and the predicted labels of items that have several, the most probable first"
+    _,probs,targs,dec,_ = self[_numbers(idxs, len(self.losses))]
+    return [sorted(((i, float(p[i]), bool(t[i]), bool(d[i])) for i in ((t>.5)|d.bool()).nonzero()[:,0].tolist()), key=lambda o: -o[1])
+        for p,t,d in zip(probs, targs, dec)]
 
 @patch
 def plot_top_losses(self:ProxyInterpretation,
@@ -142,9 +155,12 @@ def plot_top_losses(self:ProxyInterpretation,
     size:float=2., # Inches per picture
     **kwargs # Passed to `show_heat`, such as `alpha`, `cmap` and `dim`
 ): # Axes of the pictures
-    "Show the images with the largest (or smallest) losses: prediction, label, loss, probability, and heatmap"
+    """Show the images with the largest (or smallest) losses: prediction, label, loss, probability, and heatmap
+
+    With several labels per image, each image has a row with a heatmap for each true or predicted label. Wrong ones are red."""
     idxs = self.top_losses(None, largest)[1] # indices of items in this order
     idxs = idxs[list(k)] if isinstance(k, (list,tuple,range,L)) else idxs[:k]
+    if heatmap and isinstance(self.task, SeveralLabels): return self._plot_labels(idxs, size, **kwargs)
     n = len(idxs)
     rows = nrows or -(-n//ncols if ncols else -n//max(1, round(n**.5)))
     if figsize is None: figsize = (size*(ncols or -(-n//rows)), (size+.25)*rows+.4)
@@ -157,21 +173,44 @@ def plot_top_losses(self:ProxyInterpretation,
     legible(*told)
     return axs
 
+@patch
+def _plot_labels(self:ProxyInterpretation, idxs, size, **kwargs):
+    "Show a row per image: the image with its loss, and a heatmap for each true or predicted label"
+    found = self.labels_of(idxs)
+    heats = heats_of_labels(self.learn, self.items_at(idxs), [[i for i,*_ in o] for o in found], self.how['attribution'],
+        self.how['layer'], whole=False)
+    rows = []
+    for (img,*_,loss),labels,maps in zip(self.decoded(idxs), found, heats):
+        cells = [(img, h, f"{self.task.vocab[i]} {p:.0%}{'' if true==said else ', missed' if true else ', wrong'}",
+                  'black' if true==said else 'C3') for (i,p,true,said),h in zip(labels, maps)]
+        rows.append([(img, None, f'loss {loss:.2f}'), *cells])
+    return show_grid(rows, size=size, **kwargs)
+
 # %% ../../nbs/interpret/01_interpretation.ipynb #e284b845
 @patch
 def show_heats(self:ProxyInterpretation,
     idxs, # Indices of items
     attributions=None, # One or several attributions, one row each; None: that of this interpretation
+    labels=None, # Names or indices of labels, one row each; None: the heatmaps are those of the target
     **kwargs # Passed to `show_grid`
 ): # Axes of the pictures
     "Show items as the model got them, with heatmaps; a wrong prediction follows the label in brackets"
     how = [self.how['attribution']] if attributions is None else L(attributions)
     rows = self.decoded(idxs)
+    if labels is not None: return self._show_labels(idxs, L(labels), how, rows, **kwargs)
     heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs)
         for o in how]
     return _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
 
 def _caption(label, pred): return label if label==pred else f'{label} ({pred})'
+
+@patch
+def _show_labels(self:ProxyInterpretation, idxs, labels, how, rows, **kwargs):
+    "Show a row of heatmaps per label and attribution"
+    items,named = self.items_at(idxs),[str(self.task.vocab[self.task.index(o)]) for o in labels]
+    heats = [h for o in how for h in torch.stack(heats_of_labels(self.learn, items, labels, o, self.how['layer'], whole=False)).unbind(1)]
+    titles = [k if len(how)==1 else f'{k}\n{called(o)}' for o in how for k in named]
+    return _show_heats([o[0] for o in rows], heats, titles, [_caption(*o[1:3]) for o in rows], **kwargs)
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #d26f2d42
 @patch
@@ -180,17 +219,20 @@ def plot_where(self:ProxyInterpretation,
     n:int=600, # Maximum number of images, spread evenly over the items
     **kwargs # Passed to `plot_class_heat`
 ): # Axes of the pictures
-    "Draw the mean heatmap of each class, over the whole images"
+    "Draw the mean heatmap of each class, over the whole images; with several labels per image, of each label where it is predicted (or true)"
     by = by_name(by, dict(pred=2, label=1), 'grouping')
     refuse_number(1, 10**9, n=n)
     idxs = np.unique(np.linspace(0, len(self.losses)-1, min(int(n), len(self.losses))).round().astype(int))
     with aside(self.learn):
         cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
-    if cls.ndim!=1:
-        raise TypeError('A mean heatmap per class needs one label per image, but here an image has several: use `show_heats`.')
-    heat = self.heats(idxs, whole=True)
-    ok = ~degenerate(heat)
     names = [str(o) for o in self.vocab]
+    if isinstance(self.task, SeveralLabels):
+        own = [(o>.5).nonzero()[:,0].tolist() for o in cls]
+        heat = torch.cat(heats_of_labels(self.learn, self.items_at(idxs), own, self.how['attribution'], self.how['layer']))
+        cls = torch.tensor([i for o in own for i in o], dtype=torch.long)
+    elif cls.ndim==1: heat = self.heats(idxs, whole=True)
+    else: raise TypeError('A mean heatmap per class needs one class per image, but here an image has several: use `show_heats`.')
+    ok = ~degenerate(heat)
     maps = [heat[ok & (cls==i)].mean(0) for i in range(len(names))]
     return plot_class_heat(maps, names, [(ok & (cls==i)).sum() for i in range(len(names))], **kwargs)
 
@@ -204,7 +246,7 @@ class HeatDrift(Callback):
         n:int=8, # Number of images, unless `items` is given
         every:int=1, # Number of epochs between two looks; the last epoch of a fit is always included
         attribution=default_attribution, # Name, class or function of an attribution
-        target=default_target, # What to explain: 'label', 'pred', 'margin', an index, …; see `as_target`
+        target=default_target, # What to explain: 'label', 'pred', 'margin', the name of a label, …; see `Task.target`
         layer=None, # Target layer of a CAM; None: auto-detected
         grid:int=28 # Maximum number of cells per side to keep
     ):
@@ -213,7 +255,7 @@ class HeatDrift(Callback):
         refuse_number(2, 4096, grid=grid)
         # each raises an error for an unknown name
         as_attribution(attribution)
-        as_target(target)
+        if not isinstance(target, str): as_target(target) # a name may be that of a label, see `before_train`
         self.items,self.n,self.every,self.maps,self.epochs,self.done = items,int(n),int(every),[],[],0
         self.how = dict(attribution=attribution, target=target, layer=layer, side=grid)
 
@@ -223,6 +265,7 @@ class HeatDrift(Callback):
     def before_train(self):
         "Find the images, before the first training epoch"
         self._trained = self.real
+        if self.real and not self.maps: find_task(self.learn).target(self.how['target']) # raises an error for an unknown name
         if self.real and not self.pictures: self.find()
     def after_epoch(self):
         "Compute heatmaps, if this epoch was a training epoch"
@@ -241,7 +284,7 @@ def find(self:HeatDrift):
         self.items = getattr(ds.items, 'iloc', L(ds.items))[idxs.tolist()]
     with keep_rng():
         ds = items_dl(dls, self.items).dataset
-        self.pictures = [(o[0], str(ds.tls[-1].decode(o[1]))) for o in ds]
+        self.pictures = [(o[0], _text(ds.tls[-1].decode(o[1]))) for o in ds]
 
 @patch
 def look(self:HeatDrift):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['leaning', 'KnownObjects', 'zones', 'too_coarse', 'zone_energy', 'likely_to_help', 'bounds', 'leans_on',
-           'beats_chance', 'probe', 'Probe']
+           'beats_chance', 'probe', 'Probe', 'OneLabel', 'LabelProbe', 'LabelProbes']
 
 # %% ../../nbs/interpret/03_probe.ipynb #b4ee17c0
 from collections import namedtuple
@@ -23,7 +23,9 @@ from ..core import *
 from ..data.loaders import files_of, items_dl, pick_items, plain_dls, train_items, whole_dl
 from ..data.objects import read_objects
 from ..attribution.heatmap import degenerate, heat_share, normalize_heat, points_at
-from ..attribution.methods import as_attribution, default_attribution, default_target
+from ..attribution.layers import looking_into, outputs_of, unwrap
+from ..attribution.methods import as_attribution, default_attribution, default_target, each_target
+from ..attribution.tasks import SeveralLabels, Task, find_task
 from ..masking.donors import donors
 from .heats import plot_class_heat
 from .swaps import *
@@ -151,8 +153,10 @@ def probe(
     donor='alike', # Donors of the pixels: 'alike', 'other_class', or a function, see `choose_donor`
     layer=None, # Target layer of a CAM; None: auto-detected
     model:nn.Module=None, # Another model to probe with the same images; None: the learner's own
-    objects=None # Place of the object in some images, as for `read_objects`: boxes, masks, a CSV or a COCO file
-): # `Probe`
+    objects=None, # Place of the object in some images, as for `read_objects`: boxes, masks, a CSV or a COCO file
+    label=None, # Where an image has several labels: the one to probe, by name or index, or a list; None: all that occur often enough
+    most:int=10 # Maximum number of labels that are probed if none is given, the most frequent first
+): # `Probe`; with several labels per image, `LabelProbes`, or a `LabelProbe` for one `label`
     "Measure where a model looks, and how much its predictions depend on that; the state of the learner is restored"
     refuse_number(2, 10**6, n=n)
     for a in L(areas): refuse_number(1e-6, 1, area=a)
@@ -163,14 +167,14 @@ def probe(
     if isinstance(getattr(learn.loss_func, 'func', learn.loss_func), _regressions):
         raise TypeError(f'The learner is trained with {learn.loss_func}: '
             'a probe needs classes, and a regression does not predict any.')
-    model = learn.model if model is None else model
+    model,task = learn.model if model is None else model,find_task(learn)
+    if isinstance(task, SeveralLabels):
+        if target!=default_target: raise ValueError(f'A probe explains each label by itself: give label={target!r} instead of the target.')
+        return _probe_labels(learn, task, label, most, items, n, attribution, areas, kept, seed, donor, layer, model, objects)
+    if label is not None: raise TypeError(f'label={label!r} chooses one of several labels, but here there is {task}: leave it out.')
     with keep_rng():
         objects = None if objects is None else read_objects(objects)
-        items,what,at = _sample(learn.dls, items, int(n), np.random.default_rng(seed), objects)
-        one = items_dl(learn.dls, pick_items(items, [0]), with_labels=False, bs=1, num_workers=0).one_batch()[0]
-        dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=target=='label' or what!='images')
-        if getattr(dl, 'n_inp', 1)!=1:
-            raise TypeError(f'The model takes {dl.n_inp} inputs, but a probe needs a model that takes one image.')
+        items,what,at,dl = _loaded(learn, items, n, seed, objects, target=='label')
         show,bar = _bars(learn)
         heat,bad,xs,ys = looked_at(as_attribution(attribution)(model, layer=layer, target=target), dl, **show)
     preds,c = predicted(model, xs)
@@ -182,6 +186,15 @@ def probe(
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
     return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known)
+
+def _loaded(learn, items, n, seed, objects, labelled):
+    "Return the drawn items, their description, the positions of those with known objects, and their loader"
+    items,what,at = _sample(learn.dls, items, int(n), np.random.default_rng(seed), objects)
+    one = items_dl(learn.dls, pick_items(items, [0]), with_labels=False, bs=1, num_workers=0).one_batch()[0]
+    dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=labelled or what!='images')
+    if getattr(dl, 'n_inp', 1)!=1:
+        raise TypeError(f'The model takes {dl.n_inp} inputs, but a probe needs a model that takes one image.')
+    return items,what,at,dl
 
 def _bars(learn):
     "Return progress bars if the learner shows them: arguments for `heat_of`, and a wrapper for the loop over swaps"
@@ -438,3 +451,183 @@ def _repr_html_(self:Probe):
 
 @patch
 def __repr__(self:Probe): return f'Probe of {len(self.preds)} {self.what}: {self.verdict()}'
+
+# %% ../../nbs/interpret/03_probe.ipynb #b451316a
+class OneLabel(nn.Module):
+    "A model narrowed to one of several labels: its single output is positive where the label is predicted"
+    def __init__(self,
+        model:nn.Module, # Model that returns a score per label
+        i:int, # Index of the label
+        thresh:float=.5 # Probability from which on a label is predicted
+    ):
+        super().__init__()
+        self.model,self.i,self.zero = model,i,float(np.log(thresh/(1-thresh)))
+    def forward(self, xb): return outputs_of(unwrap(self.model)(xb), self.model)[:,self.i,None]-self.zero
+
+_least = 20 # minimum number of images with a label, and without it
+
+class LabelProbe(Probe):
+    "The probe of one of several labels: images with it against as many without it"
+    def __init__(self,
+        label:str, # Name of the label
+        heat:Tensor, # (n,h,w) heatmaps of the label
+        preds:Tensor, # (n,) 1 where it is predicted, else 0
+        flips:pd.DataFrame, # Table of `swap_flips`
+        ways:pd.DataFrame, # Fractions of the images in which each swap `adds` and `removes` the label
+        counts, # Number of images in which it is predicted, and number of all images
+        learned=(None,)*3, # Result of `beats_chance` for all images
+        **kwargs # Passed to `Probe`
+    ):
+        self.label,self.all_ways,self.counts = label,ways,counts
+        super().__init__(heat, preds, flips, [f'without {label}',label], **kwargs)
+        self.bad,self.energy = torch.zeros(len(preds), dtype=torch.bool),zone_energy(heat[preds==1])
+        self.learned,self.accuracy,self.chance = learned
+
+    @property
+    def edge_by_class(self):
+        "Fraction of the images with the label whose hottest place is at the edge; empty if there are fewer than 20"
+        return super().edge_by_class.reindex([self.label]).dropna()
+    @property
+    def ways(self)->pd.DataFrame: # Rows 'place', 'random' (a random place of the same size), 'rest', 'edge', 'look'
+        "Fractions of the images without the label in which a swap `adds` it, and of those with it in which it `removes` it"
+        keep = dict(self.told.keep)|{k:self.small for k in ('place','random')}
+        return pd.DataFrame({k:self.all_ways.loc[(k,keep[k])] for k in ('place','random','rest','edge','look')}).T
+    @property
+    def lean(self)->float: # 1: the minimum of `bounds`; NaN: nothing could be measured
+        "What the label depends on most, as a multiple of the minimum"
+        return float((self.carried/bounds(self.at_edge)).max())
+
+@patch
+def verdict(self:LabelProbe)->str:
+    "Return the results as text"
+    (k,n),w = self.counts,self.ways
+    first = f'{self.label!r} is predicted in {k} of {n} {self.what}.'
+    if self.learned is False:
+        return (f'{first} The model has learned nothing about it yet: it is right on {self.accuracy:.0%} of them, '
+            f'and chance would have been right on {self.chance:.0%}. Train for longer and probe again.')
+    if w.adds.isna().all(): return f'{first} That is too few with it or without it to swap pixels, so nothing can be concluded.'
+    both = lambda kind: f'{w.adds[kind]:.0%} and removes it in {w.removes[kind]:.0%}'
+    text = [first, f'If the hottest {self.small:.0%} of the image that has it is swapped between images with it and without it, '
+        f'that adds it in {both("place")} (a random place: {w.adds["random"]:.0%} and {w.removes["random"]:.0%}). '
+        f'A swap of everything except the hottest {self.told.keep["rest"]:.0%} adds it in {both("rest")}; '
+        f'of the border, in {both("edge")}; of the look of the image, in {both("look")}.']
+    if k<50: text.append('These are few images: all percentages are rough.')
+    if self.unsure and not self.leans: text.append(_seldom(self))
+    def advice(kind):
+        said = _advice[kind](self)
+        if kind not in ('place','rest'): return said
+        return said.replace('()', f'(target={self.label!r})') if '()' in said else said.replace('(', f'(target={self.label!r}, ', 1)
+    told = ', and on '.join(map(advice, self.leans))
+    text += [f'So {self.label!r} relies on {told}.'] if told else []
+    text += _of_objects(self)
+    if 'place' in self.leans: text.append('No probe can find out whether that is your object or a shortcut: see `show_where`.')
+    return ' '.join(text)
+
+@patch
+def __repr__(self:LabelProbe): return f'Probe of the label {self.label!r}: {self.verdict()}'
+
+# %% ../../nbs/interpret/03_probe.ipynb #ff04a181
+class LabelProbes:
+    "The probes of several labels"
+    def __init__(self,
+        probes:dict, # Name of the label → `LabelProbe`
+        counts:dict, # Name of each label → number of images in which it is predicted
+        what:str='images' # What the images are called in texts
+    ):
+        order = sorted(probes, key=lambda k: -np.nan_to_num(probes[k].lean, nan=-1))
+        self.probes,self.counts,self.what = {k:probes[k] for k in order},counts,what
+    def __len__(self): return len(self.probes)
+    def __iter__(self): return iter(self.probes)
+    def __getitem__(self,
+        label # Name of a label
+    )->LabelProbe:
+        if label in self.probes: return self.probes[label]
+        if label in self.counts:
+            raise KeyError(f'{label!r} is predicted in {self.counts[label]} {self.what} and was not probed with the others: '
+                f'ask for it, `probe(learn, label={label!r})`.')
+        raise KeyError(f'There is no label {label!r}{nearest(label, self.counts)} Probed: {", ".join(self.probes)}.')
+
+    @property
+    def table(self)->pd.DataFrame: # images, skill, place, rest, edge, look, adds, removes, leans; one row per label
+        "How many images have each label, what it depends on, and how often a swap of a small place adds and removes it; the strongest first"
+        rows = {k:dict(images=o.counts[0], skill=np.nan if o.skill is None else o.skill, **o.carried,
+            **o.ways.loc['place'], leans=', '.join(o.leans)) for k,o in self.probes.items()}
+        return pd.DataFrame.from_dict(rows, 'index', columns='images skill place rest edge look adds removes leans'.split()).rename_axis('label')
+    @property
+    def leans(self)->dict: # Name of the label → list
+        "The kinds of evidence that each label relies on, for those that rely on any"
+        return {k:o.leans for k,o in self.probes.items() if o.leans}
+
+@patch
+def verdict(self:LabelProbes)->str:
+    "Return the results as text"
+    left = len(self.counts)-len(self)
+    text = [f'{counted(len(self), "label")} of {len(self.counts)} {"was" if len(self)==1 else "were"} probed'
+        + (f'; each of the others is in fewer than {_least} {self.what}, or in nearly all, or not among the most frequent.' if left else '.')]
+    return '\n'.join(text + ([o.verdict() for k,o in self.probes.items() if k in self.leans]
+        or ['None of them relies on a small place, the rest of the image, its border or its look.']*bool(len(self))))
+
+@patch
+def plot(self:LabelProbes,
+    **kwargs # Passed to `plot_class_heat`
+): # Axes of the pictures
+    "Draw the mean heatmap of each probed label, in the images in which it is predicted"
+    ps = list(self.probes.values())
+    return plot_class_heat([o.where[1] for o in ps], list(self.probes), [o.counts[0] for o in ps], most=len(ps), **kwargs)
+
+@patch
+def _repr_html_(self:LabelProbes):
+    said = escape(self.verdict()).replace('\n', '<br>')
+    return f'{self.table.to_html(border=0, float_format="{:.0%}".format)}<p>{said}</p>'
+@patch
+def __repr__(self:LabelProbes): return f'{self.table.to_string(float_format="{:.0%}".format)}\n{self.verdict()}'
+
+# %% ../../nbs/interpret/03_probe.ipynb #af6fcf74
+def _probe_labels(learn, task, label, most, items, n, attribution, areas, kept, seed, donor, layer, model, objects):
+    "Probe one label, or several that share the images and the pass for the heatmaps"
+    refuse_number(1, 10**6, most=most)
+    several = label is None or isinstance(label, (list,tuple,L))
+    asked = None if label is None else [task.index(o) for o in L(label)]
+    with keep_rng():
+        objects = None if objects is None else read_objects(objects)
+        items,what,at,dl = _loaded(learn, items, n, seed, objects, False)
+        bar,each = _bars(learn)[1],each_target(attribution, model, layer)
+        xs,ys = zip(*((b[0].as_subclass(Tensor), *b[1:2]) if len(b)>1 else (b[0].as_subclass(Tensor),None) for b in dl))
+        with looking_into(model), torch.no_grad(): out = torch.cat([outputs_of(unwrap(model)(o), model).float().cpu() for o in xs])
+        preds = (out.sigmoid()>=task.thresh).long()
+        has = preds.sum(0)
+        often = (torch.minimum(has, len(preds)-has)>=_least).nonzero()[:,0].tolist()
+        idxs = sorted(often, key=lambda i: -int(has[i]))[:int(most)] if asked is None else asked
+        heat = torch.cat([each(o, idxs).float().cpu() for o in xs]) if idxs else None
+        xb,files = torch.cat([o.cpu() for o in xs]),None if objects is None else files_of(plain_dls(learn.dls).train.dataset, items)
+        targs = None if ys[0] is None else torch.cat([o.as_subclass(Tensor).cpu() for o in ys])
+        names = [str(i) for i in range(out.shape[1])] if task.vocab is None else [str(o) for o in task.vocab]
+        probes = {}
+        for j,i in enumerate(idxs):
+            net,own = OneLabel(model, i, task.thresh),None if targs is None else (targs[:,i]>.5).long()
+            h = normalize_heat(heat[:,j])
+            known = None if objects is None else _on_objects(net, objects, at, files, xb, h, preds[:,i], 2, seed, len(xs[0]))
+            probes[names[i]] = _probe_label(names[i], net, xb, h, preds[:,i], own, donor, areas, kept, seed, len(xs[0]), bar,
+                what=what, epoch=learn.n_epoch if learn.opt else None, known=known)
+    if not several: return probes[names[idxs[0]]]
+    return LabelProbes(probes, dict(zip(names, has.tolist())), what)
+
+def _probe_label(name, model, xb, heat, preds, targs, donor, areas, kept, seed, bs, bar, **about):
+    "Swap pixels between images with a label and as many without it"
+    learned = _learned(preds, targs)
+    with_,without = ((preds==k).nonzero()[:,0] for k in (1,0))
+    with_ = with_[~degenerate(heat[with_])]
+    k,rng = min(len(with_), len(without)),np.random.default_rng(seed)
+    at = torch.from_numpy(np.sort(np.concatenate([rng.permutation(o.numpy())[:k] for o in (with_,without)])))
+    xb,heat,part,new = xb[at],heat[at],preds[at],{}
+    flips,swaps = empty_tables(areas, kept)
+    if k>1 and learned[0] is not False:
+        other,same = (draw_donors(o, heat, part, seed) for o in (donor, donors['same_class']))
+        theirs = torch.where(part.bool()[:,None,None], heat, heat[other]) # of the image that has the label
+        flips = swap_flips(model, xb, theirs, part, other, areas, bs, bar, new)
+        swaps = swap_table(model, xb, heat, part, other, same, kept, 2, bs, bar, new)
+    share = lambda o, was: float((o[part==was]!=was).float().mean())
+    asked = [*((o,a) for o in ('place','random') for a in areas), *swaps.index]
+    ways = pd.DataFrame({o:dict(adds=share(new[o], 0), removes=share(new[o], 1)) if new else dict(adds=np.nan, removes=np.nan) for o in asked})
+    targs = None if targs is None else targs[at]
+    return LabelProbe(name, heat, part, flips, ways.T, (int(preds.sum()),len(preds)), learned, targs=targs, swaps=swaps, **about)

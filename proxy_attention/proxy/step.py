@@ -48,7 +48,7 @@ class Settings:
         self.select,self.losses = by_name(self.select, selections, 'selection'),as_loss_source(self.losses)
         self.masker = self.masker or Masker()
         refuse_selection(self.select, self.share)
-        as_target(self.target)
+        if not isinstance(self.target, str): as_target(self.target) # a name may be that of a label: `Task.target` checks it
         self.attribution = as_attribution(self.attribution)
         if isinstance(self.target, Tensor) and self.target.numel()>1:
             raise TypeError('A tensor with one index per item is a target for one batch only: '
