@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tasks', 'regressions', 'Task', 'PredictedLabels', 'SeveralLabels', 'Region', 'PixelLabels', 'Numbers', 'label_of',
-           'find_task']
+           'find_task', 'need_one_label']
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c0004
 from numbers import Integral
@@ -54,7 +54,8 @@ class Task:
         return (pred.to(targ.dtype) if pred.dtype==torch.bool else pred), targ
 
     def classes(self,
-        targs:Tensor # (n,…) labels from `short`
+        targs:Tensor, # (n,…) labels from `short`
+        target=None # What is explained
     )->Tensor: # (n,) whole numbers
         "Return a number for the label of each item: the same one for equal labels"
         return targs
@@ -136,7 +137,10 @@ class SeveralLabels(Task, name='several'):
         return isinstance(y, TensorMultiCategory) and not isinstance(loss, regressions)
     def decide(self, out): return out.sigmoid()>self.thresh
     def short(self, pred, targ): return pred>.5, targ>.5
-    def classes(self, targs): return _combinations(targs)
+    def classes(self, targs, target=None):
+        "Number each combination; if a single label is explained, 1 for items that have it, and 0 for the others"
+        one = None if target is None else self.target(target)
+        return targs[:,one.i].long() if isinstance(one, Index) else _combinations(targs)
     def named(self, label):
         at = torch.as_tensor(label).nonzero()[:,0].tolist()
         return ';'.join(str(i if self.vocab is None else self.vocab[i]) for i in at)
@@ -236,3 +240,13 @@ def find_task(
                         'one class per image (`CategoryBlock`), several (`MultiCategoryBlock`), a mask (`MaskBlock`), '
                         'or numbers with a loss for regression (`RegressionBlock`, `PointBlock`).')
     return found(**known)
+
+# %% ../../nbs/attribution/08_tasks.ipynb #a0beba93
+def need_one_label(
+    learn:Learner,
+    what:str, # What needs one label per image
+    instead:str # What to do instead, with the colon before it left out
+):
+    "Raise `TypeError` unless a learner has one label per image"
+    task = find_task(learn)
+    if type(task) is not Task: raise TypeError(f'{what} needs one label per image, but here there is {task}: {instead}.')

@@ -200,7 +200,7 @@ _words = 'zero one two three four five six seven eight nine'.split()
 def two_digits(
     path=None, # Folder to write; None: a temporary folder, removed when Python ends
     cue:str='three', # Label that the square stands for
-    digits=(0,1,2,3,4), # Digits that are used
+    digits=tuple(range(10)), # Digits that are used
     seed:int=0, # Random seed for the parts, the pairs and the conflicts
     conflict:float=0., # Fraction of the training images in which the square lies
     n_train:int=800, # Number of training images; `valid` has a quarter of this number

@@ -532,8 +532,10 @@ class LabelProbes:
     def __init__(self,
         probes:dict, # Name of the label → `LabelProbe`
         counts:dict, # Name of each label → number of images in which it is predicted
-        what:str='images' # What the images are called in texts
+        what:str='images', # What the images are called in texts
+        due:int=1 # Number of labels that are frequent enough according to the true labels
     ):
+        self.due = due
         order = sorted(probes, key=lambda k: -np.nan_to_num(probes[k].lean, nan=-1))
         self.probes,self.counts,self.what = {k:probes[k] for k in order},counts,what
     def __len__(self): return len(self.probes)
@@ -548,15 +550,28 @@ class LabelProbes:
         raise KeyError(f'There is no label {label!r}{nearest(label, self.counts)} Probed: {", ".join(self.probes)}.')
 
     @property
-    def table(self)->pd.DataFrame: # images, skill, place, rest, edge, look, adds, removes, leans; one row per label
-        "How many images have each label, what it depends on, and how often a swap of a small place adds and removes it; the strongest first"
-        rows = {k:dict(images=o.counts[0], skill=np.nan if o.skill is None else o.skill, **o.carried,
-            **o.ways.loc['place'], leans=', '.join(o.leans)) for k,o in self.probes.items()}
-        return pd.DataFrame.from_dict(rows, 'index', columns='images skill place rest edge look adds removes leans'.split()).rename_axis('label')
+    def table(self)->pd.DataFrame: # images, skill, place, rest, edge, look, adds, removes, at_edge, leans; one row per label
+        """How many images have each label, and what it depends on, the strongest first, see `LabelProbe.lean`
+
+        `adds` and `removes` are those of a small place; `at_edge` is the fraction of the images whose hottest place is at the edge."""
+        rows = {k:dict(images=o.counts[0], skill=np.nan if o.skill is None else o.skill, **o.carried, **o.ways.loc['place'],
+            at_edge=o.energy.hottest['edge'], leans=', '.join(o.leans)) for k,o in self.probes.items()}
+        columns = 'images skill place rest edge look adds removes at_edge leans'.split()
+        return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('label')
     @property
     def leans(self)->dict: # Name of the label → list
         "The kinds of evidence that each label relies on, for those that rely on any"
         return {k:o.leans for k,o in self.probes.items() if o.leans}
+    @property
+    def learned(self):
+        "Does the model beat chance on half of the frequent labels? None: the labels are unknown"
+        if self.probes and all(o.learned is None for o in self.probes.values()): return None
+        return sum(bool(o.learned) for o in self.probes.values())>=max(1, self.due/2)
+    @property
+    def in_short(self)->str:
+        "The measurements of the label that depends on something most, as a short text"
+        first = next(iter(self.probes), None)
+        return 'No label is predicted often enough.' if first is None else f'The label {first!r}: {self.probes[first].in_short}'
 
 @patch
 def verdict(self:LabelProbes)->str:
@@ -610,7 +625,8 @@ def _probe_labels(learn, task, label, most, items, n, attribution, areas, kept, 
             probes[names[i]] = _probe_label(names[i], net, xb, h, preds[:,i], own, donor, areas, kept, seed, len(xs[0]), bar,
                 what=what, epoch=learn.n_epoch if learn.opt else None, known=known)
     if not several: return probes[names[idxs[0]]]
-    return LabelProbes(probes, dict(zip(names, has.tolist())), what)
+    true = has if targs is None else (targs>.5).sum(0)
+    return LabelProbes(probes, dict(zip(names, has.tolist())), what, int((torch.minimum(true, len(preds)-true)>=_least).sum()))
 
 def _probe_label(name, model, xb, heat, preds, targs, donor, areas, kept, seed, bs, bar, **about):
     "Swap pixels between images with a label and as many without it"

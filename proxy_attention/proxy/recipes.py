@@ -25,7 +25,7 @@ from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
 from ..masking.masker import Masker
 from ..masking.rules import rules
-from ..interpret.probe import Probe, probe
+from ..interpret.probe import LabelProbes, Probe, probe
 from .schedule import Every, possible_epochs, proxy_epochs
 from .record import check_folder
 from .proof import prove
@@ -309,11 +309,17 @@ def swap_the_look(found:Probe, masker:Masker)->dict:
 treatments = dict(place=swap_the_place, rest=swap_the_rest, edge=swap_the_edge, look=swap_the_look)
 
 def treatment(
-    found:Probe,
+    found, # `Probe`, or `LabelProbes` for several labels per image
     masker:Masker, # Masker of the proxies
     kinds=tuple(treatments) # Kinds of evidence to treat
 ): # Arguments of the step (True: the masker is not changed); False: the predictions depend on none of these kinds
-    "Return the treatment for the kind of evidence that the predictions depend on most, according to a probe"
+    """Return the treatment for the kind of evidence that the predictions depend on most, according to a probe
+
+    With several labels per image, it is that of the label that depends on such evidence most, and the step explains this label."""
+    if isinstance(found, LabelProbes):
+        own = next((o for o in found.probes.values() if set(o.leans)&set(kinds)), None)
+        how = own is not None and treatment(own, masker, kinds)
+        return how and ({} if how is True else how)|dict(target=own.label)
     return next((treatments[k](found, masker) for k in found.leans if k in kinds), False)
 
 # %% ../../nbs/proxy/09_recipes.ipynb #16913b8b
@@ -347,7 +353,9 @@ class IfCarried:
         if found.learned is False:
             self.answer = None if suspect is None else False
             then = 'it is probed again after the next epoch.' if suspect is None else 'nothing is masked.'
-            self.said = f'{who} has learned nothing yet (accuracy {found.accuracy:.0%}, by chance {found.chance:.0%}): {then}'
+            so_far = ('not yet learned half of the labels' if isinstance(found, LabelProbes) else
+                f'learned nothing yet (accuracy {found.accuracy:.0%}, by chance {found.chance:.0%})')
+            self.said = f'{who} has {so_far}: {then}'
         else:
             self.answer = treatment(found, cb.settings.masker, self.kinds)
             self.said = f'The predictions depend on nothing that would be swapped, so nothing is masked. {found.in_short}'
