@@ -5,7 +5,7 @@ from types import ModuleType as _ModuleType
 from .core import ProxyWarning
 from .data.images import ImageFolder, ImageTable, check_images
 from .data.digits import accuracy_on, digits, digits_learner, digits_net, regions, test_sets
-from .data.beds import dominoes, no_shortcut, one_colour, swatches, two_colours
+from .data.beds import dominoes, no_shortcut, one_colour, swatches, two_colours, two_digits
 from .data.cues import on_places, place_test_sets, planted
 from .data.datasets import known_sets, open_images
 from .data.objects import draw_boxes, read_objects, show_objects
@@ -16,12 +16,14 @@ from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, Gr
 from .attribution.perturbation import AblationCAM, ScoreCAM
 from .attribution.transformers import AttentionRollout, LeGrad
 from .attribution.methods import Captum, Suspect
-from .attribution.tasks import PredictedLabels, Region, find_task
+from .attribution.tasks import Distance, PredictedLabels, Region, find_task
 from .masking.fills import Augmented
 from .masking.masker import Masker
-from .interpret.heats import heat_on, show_where
+from .interpret.heats import heat_on, heats_of_labels, show_where
 from .interpret.interpretation import HeatDrift, ProxyInterpretation
 from .interpret.probe import probe
+from .interpret.moves import Moves
+from .interpret.labels import LabelProbes
 from .interpret.metrics import AttentionOn, explanation_scores, pitfalls, randomised
 from .interpret.use import explain_images
 from .interpret.choosing import SwappedAccuracy, swapped_accuracy

@@ -213,6 +213,10 @@ def test_what_cannot_work_is_said_before_the_suspect_is_trained(bed, whole, tmp_
             recipes['rehearsed'].train(learn, 2, 1e-2, kw)
         assert getattr(learn.count, 'n', 0)<=(2*len(learn.dls.train) if 'suspect' in words else 0)
 
+def test_objects_are_read_before_the_suspect_is_trained(bed):
+    drawn = draw_boxes(get_image_files(bed/'train')[:2])
+    with pytest.raises(TypeError, match="the text that `draw_boxes` writes"): bed_learner(bed, bs=16).fit_proxy(2, objects=drawn)
+
 def test_the_answer_is_kept_with_a_checkpoint():
     s = IfCarried()
     s.asked,s.answer = 0,dict(area=.1)

@@ -406,7 +406,7 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
         def prune(self, study, trial): return trial.number==1
     sweep = Sweep(folder_run(photos, **tiny), 'area=.1,.3', tmp_path/'s', 'grid', metric='valid_loss', pruner=Second()).go(quiet=True)
     df = sweep.df
-    assert df.state.tolist()==['complete','pruned'] and df.problem[1].endswith('after 1 epochs')
+    assert df.state.tolist()==['complete','pruned'] and df.problem[1].endswith('after 1 epoch')
     one,two = (next((tmp_path/'s'/o).glob('train_*')) for o in df.run)
     assert (list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(one/'history.csv').valid_loss)
         and list(sweep.study.trials[1].intermediate_values)==[1])

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from torch import Tensor, nn
 from fastcore.all import delegates
 from torch.overrides import TorchFunctionMode
-from .layers import hooked, token_grid
+from .layers import as_grid, found_once, hooked, token_grid, token_places
 from .cams import Explainer
 
 # %% ../../nbs/attribution/05_transformers.ipynb #0dd52ac7
@@ -20,10 +20,11 @@ class AttentionMaps(TorchFunctionMode):
     def __init__(self,
         n:int, # Number of images in the batch
         size, # (height, width) of the input in pixels
-        seen=None # Function called with each attention; None: they are kept in `maps`
+        seen=None, # Function called with each attention; None: they are kept in `maps`
+        tokens=None # Numbers of tokens that an image can have; None: those that form a grid, with up to five others
     ):
         super().__init__()
-        self.n,self.size,self.maps,self.windows = n,tuple(size),[],0
+        self.n,self.size,self.maps,self.windows,self.tokens,self.lost = n,tuple(size),[],0,tokens,set()
         self.seen = seen or self.maps.append
 
     def is_global(self,
@@ -33,7 +34,10 @@ class AttentionMaps(TorchFunctionMode):
         "Do all tokens of an image attend to all? Other attention is counted: windows (in the batch dimension) and shortened keys"
         if len(rows)!=4: return False
         self.windows += rows[0]!=self.n or 1<rows[2]!=cols
-        return rows[0]==self.n and rows[2]==cols and token_grid(cols, self.size) is not None
+        if rows[0]!=self.n or rows[2]!=cols: return False
+        placed = token_grid(cols, self.size) is not None if self.tokens is None else cols in self.tokens
+        if not placed: self.lost.add(cols)
+        return placed
 
     def attend(self, q, k, v, mask=None, scale=None):
         "Compute attention explicitly and record it; return the attended values and the probabilities"
@@ -74,17 +78,19 @@ class _Transformer(Explainer, base=True):
     def __init__(self,
         model:nn.Module, # Model to explain
         layer=None, # Not used: these methods use all blocks
+        grid=None, # (h,w) of the patches; None: auto-detected
         chunk:int=16, # Maximum number of images per pass, to limit memory
         **kwargs
     ):
         if layer is not None:
             raise ValueError(f'{type(self).__name__} uses the attention of all blocks: leave `layer` out.')
         super().__init__(model, chunk=chunk, **kwargs)
-        self.blocks = None
+        self.blocks,self.asked_grid = None,as_grid(grid)
 
     def prepare(self, xb):
         "Run the model once, and record in which modules attention happens"
         xb,running,calls,shapes = xb[:1],[],[],{}
+        places = found_once(self.net, xb, ('tokens', self.asked_grid), lambda: token_places(self.net, xb, self.asked_grid))
         names = {m:n for n,m in self.net.named_modules()}
         def note(a): calls.append((list(running), a.shape[2]))
         def leave(m, inp, out): shapes[running.pop()] = getattr(out, 'shape', ())
@@ -93,8 +99,15 @@ class _Transformer(Explainer, base=True):
                 if m is self.net: continue
                 for h in (m.register_forward_pre_hook(lambda m,i: running.append(m)), m.register_forward_hook(leave)):
                     stack.callback(h.remove)
-            with AttentionMaps(1, xb.shape[-2:], note) as seen: self.net(xb)
+            with AttentionMaps(1, xb.shape[-2:], note, places or None) as seen: self.net(xb)
         kind = type(self.net).__name__
+        lost = (seen.lost | {n for _,n in calls}) & {o[1] for o in shapes.values() if len(o)==3}
+        if lost and not places:
+            (H,W),asked = xb.shape[-2:],self.asked_grid
+            raise ValueError(f'The {max(lost)} tokens of this {kind} ' + (
+                f'do not hold {asked[0]}×{asked[1]} patches: give another `grid=(height, width)`.' if asked else
+                f'are on no grid over the {H}×{W} image that could be found: '
+                'if they hold patches in reading order, give `grid=(height, width)`.'))
         if not calls or seen.windows:
             raise ValueError(f'The blocks of this {kind} do not attend over all tokens of the image '
                              '(Swin attends within windows, XCiT over channels): '
@@ -113,14 +126,16 @@ class _Transformer(Explainer, base=True):
             raise ValueError(f'The blocks of this {kind} return {[tuple(shapes[o]) for o in self.blocks][:1]}, '
                              f'but attend over {self.tokens}; rollout and LeGrad need tokens. '
                              'Choose a CAM, such as LayerCAM.')
-        self.grid = token_grid(self.tokens, xb.shape[-2:])
+        self.rows,self.grid = places[self.tokens]
         self.name = names[self.blocks[-1]]
 
     def on_grid(self,
         rows:Tensor # (bs,tokens)
     )->Tensor: # (bs,h,w)
-        h,w = self.grid
-        return rows[:,self.tokens-h*w:].unflatten(1, (h,w))
+        return rows[:,self.rows].unflatten(1, self.grid)
+    def attention(self, xb):
+        "Return a context that captures the attention over all tokens of these images"
+        return AttentionMaps(len(xb), xb.shape[-2:], tokens={self.tokens})
 
     def __repr__(self):
         if not self.blocks: return f'{super().__repr__()} over auto-detected blocks'
@@ -144,7 +159,7 @@ class AttentionRollout(_Transformer):
         if not self.read.any(): self.read[0] = True # the head is all zeros
 
     def explain(self, xb, yb, target):
-        with AttentionMaps(len(xb), xb.shape[-2:]) as seen: self.net(xb)
+        with self.attention(xb) as seen: self.net(xb)
         eye,roll = torch.eye(self.tokens, device=xb.device),None
         for a in seen.maps:
             a = (a.float().mean(1)+eye)/2
@@ -167,7 +182,7 @@ class LeGrad(_Transformer):
             for m in self.blocks: stack.callback(m.register_forward_pre_hook(start).remove)
             stack.enter_context(hooked(self.blocks, read))
             stack.enter_context(torch.enable_grad())
-            with AttentionMaps(n, xb.shape[-2:]) as seen: out = self.scores(xb)
+            with self.attention(xb) as seen: out = self.scores(xb)
             fixed = target.fix(out[-n:].detach(), yb)
             score = torch.cat([target.score(o, fixed) for o in out[:-n].split(n)])
             grads = torch.autograd.grad(score.sum(), seen.maps)

@@ -22,7 +22,7 @@ from fastai.data.transforms import ColReader
 from fastai.torch_core import to_device
 from fastai.vision.augment import (CropPad, OldRandomCrop, RandomCrop, RandomResizedCrop, RandomResizedCropGPU, RatioResize,
                                    Resize, ResizeMethod)
-from fastai.vision.core import PILBase
+from fastai.vision.core import PILBase, PointScaler
 from ..core import *
 from .images import refuse_inside
 
@@ -152,7 +152,9 @@ def whole_dl(
     keep = [o for o in valid.after_item.fs if not isinstance(o, _crops)]
     batch = [o for o in valid.after_batch.fs if not isinstance(o, RandomResizedCropGPU)]
     squish = Resize(size or input_size(dls, items), method=ResizeMethod.Squish)
-    return items_dl(dls, items, after_item=[squish,*keep], after_batch=batch, **kwargs)
+    points = [o for o in keep if isinstance(o, PointScaler)] # a resized image would not say what size its points refer to
+    keep = [*points, squish, *(o for o in keep if o not in points)]
+    return items_dl(dls, items, after_item=keep, after_batch=batch, **kwargs)
 
 # %% ../../nbs/data/01_loaders.ipynb #c3f0a5e7
 def image_of(

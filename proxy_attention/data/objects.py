@@ -353,7 +353,7 @@ def read_objects(
     if isinstance(objects, dict): return _from_dict(objects, here, os.getcwd())
     if not isinstance(objects, (str,os.PathLike)):
         raise TypeError(f'The {type(objects).__name__} {fit_text(repr(objects), 80)} cannot be read as objects: give a dict, '
-                        'a CSV or JSON file, or a folder of masks.')
+                        'a CSV or JSON file, a folder of masks, or the text that `draw_boxes` writes below its images.')
     text = str(objects).strip()
     if text[:1] in ('{','['): return _from_json(text, here, os.getcwd(), 'The text')
     path = Path(text).expanduser()

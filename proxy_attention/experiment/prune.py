@@ -152,7 +152,7 @@ def begin(self:Prune):
     frozen = getattr(self.opt, 'frozen_idx', 0)>0 # the first phase of `fine_tune`
     self.ends = [] if frozen and getattr(self.schedule, 'n_epoch', 0)>n else proxy_epochs(self.schedule, n)
     if not self.ends and not frozen:
-        warn(f'The schedule {self.schedule} has no pruning step within the {n} epochs of this fit: nothing is pruned.', ProxyWarning)
+        warn(f'The schedule {self.schedule} has no pruning step within the {counted(n, "epoch")} of this fit: nothing is pruned.', ProxyWarning)
 
 @patch
 def weights(self:Prune):

@@ -106,7 +106,7 @@ class StopEarly(Callback):
         if not self.__dict__.pop('_trained', False): return
         done,value = len(self.recorder.values), float(dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))[self.metric])
         self.trial.report(value, done)
-        if self.trial.should_prune(): raise TrialPruned(f'{self.metric} {value:.3g} after {done} epochs')
+        if self.trial.should_prune(): raise TrialPruned(f'{self.metric} {value:.3g} after {counted(done, "epoch")}')
 
 _each_epoch = ('train_loss','valid_loss','accuracy')
 

@@ -34,7 +34,7 @@ from ..data.objects import read_objects
 from ..data.digits import average_precisions
 from ..data.networks import arch_learner, augments, find_arch, load_run, network_again, network_file, write_network
 from ..attribution.methods import Suspect, default_attribution
-from ..attribution.tasks import SeveralLabels, find_task
+from ..attribution.tasks import find_task
 from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
 from ..proxy.recipes import IfCarried, as_suspect, head_first, recipes
@@ -185,7 +185,7 @@ def check_config(cfg:Config)->int: # Number of epochs of the fit
     schedule = None if make is None else make(**asked).schedule
     early = p.suspect and getattr(schedule, 'at_start', False) # before the first epoch
     if make is not None and not early and not possible_epochs(schedule, epochs):
-        raise ValueError(f'A fit of {epochs} epochs has no proxy step: train for more epochs, or change the schedule.')
+        raise ValueError(f'A fit of {counted(epochs, "epoch")} has no proxy step: train for more epochs, or change the schedule.')
     return epochs
 
 def proxy_args(cfg:Config)->dict:
@@ -363,7 +363,7 @@ def score_of(
     groups: `groups` and `worst` are average precisions, and there is no `right`."""
     apart = [o for o in learn.cbs if getattr(o, 'remove_on_fetch', False)] # `get_preds` would overwrite the recorder's last row
     with learn.removed_cbs(apart): preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
-    if isinstance(find_task(learn), SeveralLabels): return _score_of_labels(learn, dl, groups, preds, targs, losses)
+    if find_task(learn).per_label: return _score_of_labels(learn, dl, groups, preds, targs, losses)
     right = preds.argmax(1)==targs
     items = dl.dataset.items
     if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # the items are the rows of a table
@@ -697,7 +697,7 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
     _keep(learn, run, cfg, export)
     last = _last_row(run)
     metric,name = ('mean_ap','mean average precision') if 'mean_ap' in last else ('accuracy','accuracy')
-    say(f"Validation loss {last['valid_loss']:.3f}, {name} {last[metric]:.1%} after {epochs} epochs")
+    say(f"Validation loss {last['valid_loss']:.3f}, {name} {last[metric]:.1%} after {counted(epochs, 'epoch')}")
     for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, {name} {last[f'{k}.{metric}']:.1%}")
     if p.chosen!='none':
         h = learn.proxy_attention.history

@@ -16,11 +16,12 @@ from torch import Tensor
 from fastcore.all import L
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import items_dl, whole_dl
+from ..data.loaders import input_size, items_dl, whole_dl
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import Label
 from ..attribution.tasks import find_task
-from ..attribution.methods import as_attribution, default_attribution, default_target, each_target, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target, each_target, heat_of, view_size
+import proxy_attention.attribution.finer # whose methods register themselves
 
 # %% ../../nbs/interpret/00_heats.ipynb #9b05fc3d
 def _pixels(img):
@@ -156,7 +157,9 @@ def heat_on(
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
     target = find_task(learn).target(target)
     attr,labels = as_attribution(attribution)(learn.model, layer=layer, target=target),isinstance(getattr(target, 'of', target), Label)
-    with keep_rng(): heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels), **kwargs)
+    with keep_rng():
+        size = dict(size=view_size(attr, input_size(learn.dls, items))) if whole and hasattr(attr, 'view') else {}
+        heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels, **size), **kwargs)
     if bad.any():
         warn(f'{int(bad.sum())} of {len(bad)} heatmaps are uninformative (flat or not finite), so they stay empty.', ProxyWarning)
     return torch.where(bad[:,None,None], torch.zeros(()), heat)

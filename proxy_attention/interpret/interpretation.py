@@ -6,13 +6,15 @@
 __all__ = ['ProxyInterpretation', 'HeatDrift']
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #513e1f76
+from collections import namedtuple
 from warnings import catch_warnings, simplefilter
 import numpy as np, pandas as pd, torch
 from torch import Tensor
 from fastcore.all import L, patch, tuplify
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
-from fastai.interpret import ClassificationInterpretation
+from fastai.imports import is_listy
+from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastai.vision.data import get_grid
@@ -21,13 +23,13 @@ from ..data.loaders import has_items, items_dl, plain_dl, train_items
 from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from ..attribution.targets import as_target
-from ..attribution.tasks import SeveralLabels, find_task
+from ..attribution.tasks import find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target
 from .heats import heat_on, heats_of_labels, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #79d73426
 def _refuse_unfit(dl):
-    "Raise an error for images, labels or models that cannot be interpreted class by class"
+    "Return the label of the first item; raises an error for images and models that cannot be interpreted"
     ds = plain_dl(dl).dataset
     if not has_items(ds):
         raise TypeError(f'A {type(ds).__name__} does not list its items, so they cannot be shown: '
@@ -40,12 +42,10 @@ def _refuse_unfit(dl):
         raise ValueError('The items have no labels, so there is no loss: use `dls.test_dl(files, with_labels=True)`.')
     if plain_dl(dl).n_inp!=1:
         raise TypeError(f'The model takes {plain_dl(dl).n_inp} inputs, but heatmaps need a model that takes one image.')
-    if not hasattr(dl, 'vocab'):
-        raise TypeError('The labels are not classes, which an interpretation needs: '
-            'for a regression, use `show_where(learn, files)`.')
+    return item[1]
 
 class ProxyInterpretation(ClassificationInterpretation):
-    "fastai's `ClassificationInterpretation`, extended with heatmaps"
+    "fastai's `ClassificationInterpretation`, extended with heatmaps, and for all `tasks`"
     def __init__(self,
         learn:Learner, # Trained learner, with or without `ProxyAttention`
         dl, # `DataLoader` of labelled images
@@ -55,8 +55,10 @@ class ProxyInterpretation(ClassificationInterpretation):
         target=default_target, # What to explain: 'pred', 'label', 'margin', the name of a label, …; see `Task.target`
         layer=None # Target layer of a CAM; None: auto-detected
     ):
-        _refuse_unfit(dl)
-        super().__init__(learn, dl, losses, act)
+        self.task = find_task(learn, _refuse_unfit(dl))
+        Interpretation.__init__(self, learn, dl, losses, act)
+        vocab = getattr(dl, 'vocab', None) # numbers have none
+        self.vocab = vocab[-1] if is_listy(vocab) else vocab
         # each raises an error for an unknown name
         as_attribution(attribution)
         self.task = find_task(learn)
@@ -76,9 +78,11 @@ class ProxyInterpretation(ClassificationInterpretation):
             if dl is None:
                 dl = (items_dl(learn.dls, train_items(learn.dls)) if ds_idx==0
                     else learn.dls[ds_idx].new(shuffle=False, drop_last=False))
-            _refuse_unfit(dl)
-            losses = learn.get_preds(dl=dl, with_preds=False, with_targs=False, with_loss=True, act=act)[-1]
-        return cls(learn, dl, losses, act, **kwargs)
+            numbers = not find_task(learn, _refuse_unfit(dl)).has_classes
+            *_,targs,losses = learn.get_preds(dl=dl, with_preds=False, with_targs=numbers, with_loss=True, act=act)
+        res = cls(learn, dl, losses, act, **kwargs)
+        if numbers: res.task.seen(res.task.short(targs, targs)[1])
+        return res
 
     def top_losses(self,
         k:int=None, # Maximum number of items; None: all
@@ -92,9 +96,20 @@ class ProxyInterpretation(ClassificationInterpretation):
         "Return inputs, predictions, labels, decoded predictions and losses of some items"
         with aside(self.learn): return super().__getitem__(idxs)
 
+    @property
+    def explained(self):
+        "Arguments for `heat_on`: attribution, layer, and the target for this task"
+        return self.how | dict(target=self.task.target(self.how['target']))
+
+    def confusion_matrix(self):
+        "Return the confusion matrix; raises `TypeError` for numbers"
+        if not self.task.has_classes:
+            raise TypeError(f'The labels are {self.task.said}, which are not confused with each other: see `plot_top_losses`.')
+        return super().confusion_matrix()
+
     def __repr__(self):
         return (f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; "
-            f"heat: {called(self.how['attribution'])} of the {self.task.target(self.how['target'])}")
+            f"heat: {called(self.how['attribution'])} of the {self.explained['target']}")
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #7bded2d4
 def _numbers(idxs, n):
@@ -120,7 +135,7 @@ def heats(self:ProxyInterpretation,
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where the model looked in these items"
     # your own function may return another scale
-    return normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=whole, **self.how))
+    return normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=whole, **self.explained))
 
 @patch
 def decoded(self:ProxyInterpretation,
@@ -131,7 +146,8 @@ def decoded(self:ProxyInterpretation,
     inps,preds,targs,dec,losses = self[idxs]
     inps,targs,dec = map(tuplify, (inps,targs,dec))
     its,outs = (self.dl._pre_show_batch(inps+o, max_n=len(idxs))[2] for o in (targs,dec))
-    return [(s[0], _text(s[1]), _text(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
+    rows = [(s[0], _text(s[1]), _text(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
+    return rows if self.task.has_classes else _of_numbers(self, rows, its, outs, targs[0], dec[0])
 
 def _text(o): return ';'.join(map(str, o)) if isinstance(o, L) else str(o)
 
@@ -143,6 +159,20 @@ def labels_of(self:ProxyInterpretation,
     _,probs,targs,dec,_ = self[_numbers(idxs, len(self.losses))]
     return [sorted(((i, float(p[i]), bool(t[i]), bool(d[i])) for i in ((t>.5)|d.bool()).nonzero()[:,0].tolist()), key=lambda o: -o[1])
         for p,t,d in zip(probs, targs, dec)]
+
+_Drawn = namedtuple('_Drawn', 'image label pred prob loss own said')
+
+def _of_numbers(self, rows, its, outs, targs, dec):
+    "Return rows without a probability, with numbers as text, and with label and prediction in pixels, if they are points"
+    pred,targ = self.task.short(dec, targs)
+    named = zip(*(map(self.task.named, o) for o in (targ,pred)))
+    return [_Drawn(o[0], *n, np.nan, o[-1], s[1], p[1]) for o,n,s,p in zip(rows, named, its, outs)]
+
+def _draw_labels(self, ax, row):
+    "Draw points onto an image: the label in green, the prediction as a red cross"
+    if self.task.has_classes: return
+    self.task.draw(ax, row.own)
+    self.task.draw(ax, row.said, c='red', marker='x', edgecolors=None, linewidths=1.5)
 
 @patch
 def plot_top_losses(self:ProxyInterpretation,
@@ -160,16 +190,20 @@ def plot_top_losses(self:ProxyInterpretation,
     With several labels per image, each image has a row with a heatmap for each true or predicted label. Wrong ones are red."""
     idxs = self.top_losses(None, largest)[1] # indices of items in this order
     idxs = idxs[list(k)] if isinstance(k, (list,tuple,range,L)) else idxs[:k]
-    if heatmap and isinstance(self.task, SeveralLabels): return self._plot_labels(idxs, size, **kwargs)
+    if heatmap and self.task.per_label: return self._plot_labels(idxs, size, **kwargs)
     n = len(idxs)
     rows = nrows or -(-n//ncols if ncols else -n//max(1, round(n**.5)))
     if figsize is None: figsize = (size*(ncols or -(-n//rows)), (size+.25)*rows+.4)
-    axs = get_grid(n, nrows, ncols, figsize, title='Prediction/Actual/Loss/Probability', layout='constrained')
+    title = 'Prediction/Actual/Loss'+'/Probability'*self.task.has_classes
+    axs = get_grid(n, nrows, ncols, figsize, title=title, layout='constrained')
     heats = self.heats(idxs) if heatmap else [None]*n
     told = []
-    for ax,heat,(img,label,pred,prob,loss) in zip(axs, heats, self.decoded(idxs)):
+    for ax,heat,row in zip(axs, heats, self.decoded(idxs)):
+        img,label,pred,prob,loss = row[:5]
         show_heat(img, heat, ax=ax, **kwargs)
-        told.append(ax.set_title(f'{pred}/{label} / {loss:.2f} / {prob:.2f}', fontsize=9, parse_math=False))
+        _draw_labels(self, ax, row)
+        sure = f' / {prob:.2f}' if self.task.has_classes else ''
+        told.append(ax.set_title(f'{pred}/{label} / {loss:.2f}{sure}', fontsize=9, parse_math=False, wrap=True))
     legible(*told)
     return axs
 
@@ -200,7 +234,9 @@ def show_heats(self:ProxyInterpretation,
     if labels is not None: return self._show_labels(idxs, L(labels), how, rows, **kwargs)
     heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs)
         for o in how]
-    return _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
+    axs = _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
+    for ax,row in zip(axs[0], rows): _draw_labels(self, ax, row)
+    return axs
 
 def _caption(label, pred): return label if label==pred else f'{label} ({pred})'
 
@@ -219,22 +255,36 @@ def plot_where(self:ProxyInterpretation,
     n:int=600, # Maximum number of images, spread evenly over the items
     **kwargs # Passed to `plot_class_heat`
 ): # Axes of the pictures
-    "Draw the mean heatmap of each class, over the whole images; with several labels per image, of each label where it is predicted (or true)"
+    """Draw the mean heatmap of each class, over the whole images
+
+    For numbers they are those of the lowest, the middle and the highest third; of several labels, those of each label."""
     by = by_name(by, dict(pred=2, label=1), 'grouping')
     refuse_number(1, 10**9, n=n)
     idxs = np.unique(np.linspace(0, len(self.losses)-1, min(int(n), len(self.losses))).round().astype(int))
     with aside(self.learn):
         cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
-    names = [str(o) for o in self.vocab]
-    if isinstance(self.task, SeveralLabels):
-        own = [(o>.5).nonzero()[:,0].tolist() for o in cls]
-        heat = torch.cat(heats_of_labels(self.learn, self.items_at(idxs), own, self.how['attribution'], self.how['layer']))
-        cls = torch.tensor([i for o in own for i in o], dtype=torch.long)
-    elif cls.ndim==1: heat = self.heats(idxs, whole=True)
-    else: raise TypeError('A mean heatmap per class needs one class per image, but here an image has several: use `show_heats`.')
+    if self.task.per_label: return self._where_labels(idxs, cls>.5, **kwargs)
+    names = self.vocab
+    if not self.task.has_classes:
+        cls = self.task.short(cls, cls)[0]
+        if cls.shape[1]!=1: raise TypeError(f'A mean heatmap per third needs one number per image, but here are {cls.shape[1]}: use `show_heats`.')
+        cls,names = self.task.classes(cls),self.task.thirds
+    if cls.ndim!=1:
+        raise TypeError('A mean heatmap per class needs one label per image, but here an image has several: use `show_heats`.')
+    heat = self.heats(idxs, whole=True)
     ok = ~degenerate(heat)
+    names = [str(o) for o in names]
     maps = [heat[ok & (cls==i)].mean(0) for i in range(len(names))]
     return plot_class_heat(maps, names, [(ok & (cls==i)).sum() for i in range(len(names))], **kwargs)
+
+@patch
+def _where_labels(self:ProxyInterpretation, idxs, has, **kwargs):
+    "Draw the mean heatmap of each label in the images that have it"
+    own = [o.nonzero()[:,0].tolist() for o in has]
+    heats = heats_of_labels(self.learn, self.items_at(idxs), own, self.how['attribution'], self.how['layer'])
+    heat,label = torch.cat(heats),torch.tensor([i for o in own for i in o], dtype=torch.long)
+    at = [~degenerate(heat) & (label==i) for i in range(has.shape[1])]
+    return plot_class_heat([heat[o].mean(0) for o in at], [str(o) for o in self.vocab], [o.sum() for o in at], **kwargs)
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #6c6d13d0
 class HeatDrift(Callback):
@@ -284,7 +334,8 @@ def find(self:HeatDrift):
         self.items = getattr(ds.items, 'iloc', L(ds.items))[idxs.tolist()]
     with keep_rng():
         ds = items_dl(dls, self.items).dataset
-        self.pictures = [(o[0], _text(ds.tls[-1].decode(o[1]))) for o in ds]
+        task = find_task(self.learn, ds[0][1])
+        self.pictures = [(o[0], _text(ds.tls[-1].decode(o[1])) if task.has_classes else task.named(o[1])) for o in ds]
 
 @patch
 def look(self:HeatDrift):
@@ -369,8 +420,10 @@ def show_proxies(self:ProxyInterpretation,
     imgs = [o[0] for o in items]
     rows = [[(o,None) for o in imgs], [*zip(imgs, heats)], [(o,None) for o in made], [(o,None) for o in shown]]
     where = dict(replace='replaces it', augment='added to it')[pa.mode]
-    return show_grid(rows, ['original','heatmap',f'proxy image\n({where}, p={pa.p:g})','augmented\n(an example)'],
+    axs = show_grid(rows, ['original','heatmap',f'proxy image\n({where}, p={pa.p:g})','augmented\n(an example)'],
         [str(pa.interp.task.named(o)) for o in pa.interp.targs[idxs]], **kwargs)
+    for ax,o in [(ax,o) for row in axs[:3:2] for ax,o in zip(row, items)]: pa.interp.task.draw(ax, o[1])
+    return axs
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #d3954c4c
 @patch
@@ -385,17 +438,18 @@ def compare_with(self:ProxyInterpretation,
     if isinstance(other, Learner):
         with keep_rng(): dl = other.dls.test_dl(self.items_at(), with_labels=True)
         other = type(self).from_learner(other, dl=dl, **self.how)
+        other.task = self.task # the same centre
     if not _same_items(self.items_at(), other.items_at()):
         raise ValueError('The two interpretations are of different images: '
             'pass the other learner instead, and it gets the images of this one.')
     if idxs is None: idxs = (self.losses-other.losses).abs().nan_to_num().topk(min(k, len(self.losses))).indices
-    both = [(o.decoded(idxs), normalize_heat(heat_on(o.learn, self.items_at(idxs), **self.how))) for o in (self,other)]
+    both = [(o.decoded(idxs), normalize_heat(heat_on(o.learn, self.items_at(idxs), **self.explained))) for o in (self,other)]
     rows,heats = zip(*both)
     size = [max(o.shape[i] for o in heats) for i in (1,2)]
     iou = agreement(*(resize_heat(o, size) for o in heats))[1]
     with keep_rng(): imgs = [o[0] for o in self.learn.dls.test_dl(self.items_at(idxs)).dataset]
     top = [(img, None, f'{r[1]}  {float(o):.0%}' if o==o else r[1]) for img,r,o in zip(imgs, rows[0], iou)]
-    cells = [[(img, h, r[2], 'black' if r[1]==r[2] else 'C3') for img,h,r in zip(imgs, hs, rs)] for rs,hs in both]
+    cells = [[(img, h, r[2], 'black' if r[1]==r[2] or not self.task.has_classes else 'C3') for img,h,r in zip(imgs, hs, rs)] for rs,hs in both]
     return show_grid([top,*cells], ['image',*names], **kwargs)
 
 def _same_items(a, b): return len(a)==len(b) and (a.equals(b) if hasattr(a, 'equals') else list(a)==list(b))

@@ -21,7 +21,7 @@ from ..core import *
 from ..data.loaders import has_items, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
 from ..attribution.targets import Index, Label, Target
-from ..attribution.tasks import SeveralLabels, find_task
+from ..attribution.tasks import find_task
 from ..attribution.layers import looking_into, outputs_of, unwrap
 from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
 from ..masking.rules import area_budget, max_share
@@ -415,14 +415,17 @@ def explanation_scores(
     each:bool=False # Return one row per image instead of means?
 )->pd.DataFrame: # One row per attribution and control, one column per metric
     "Score heatmaps with several metrics, beside two controls on the same images: noise and a centred Gaussian"
-    task = find_task(learn)
-    metrics,target,attribution = _as_metrics(metrics, masks),task.target(target),_named(attribution)
+    task,metrics,attribution = find_task(learn),_as_metrics(metrics, masks),_named(attribution)
+    target = task.target(target)
+    if not task.has_classes and (of_prob := [k for k,f in metrics.items() if 'y' in takes(f)]):
+        raise TypeError(f"{', '.join(of_prob)} need the probability of a class, and the labels are {task.said}: "
+                        f"choose metrics among {', '.join(mask_metrics)}, and give `masks`.")
     if clash := {'random','centre'} & set(attribution):
         raise ValueError(f'{clash.pop()!r} is the name of a control: give the attribution another name.')
     items,masks,at = _chosen(items, masks, n)
     net,asked = unwrap(learn.model),set().union(*map(takes, metrics.values()))
     f,rng,rows,lost,i = lambda x: outputs_of(net(x), net),torch.Generator().manual_seed(0),[],[],0
-    several = isinstance(task, SeveralLabels) and 'y' in asked
+    several = task.per_label and 'y' in asked
     if several: f = _of_one_label(f, target, task)
     with looking_into(learn.model), torch.no_grad():
         attrs = {k:as_attribution(o)(learn.model, layer=layer, target=target) for k,o in attribution.items()}

@@ -28,9 +28,9 @@ from ..data.loaders import has_items, plain_dls, whole_dl
 from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat
 from ..attribution.targets import as_target
-from ..attribution.tasks import SeveralLabels, Task, find_task
+from ..attribution.tasks import find_task
 from ..attribution.cams import Explainer
-from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of
+from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, view_size
 from .heats import heats_of_labels, show_heat
 
 # %% ../../nbs/interpret/05_use.ipynb #e5d74ff9
@@ -85,7 +85,7 @@ def _vocab(learn, task):
     if not has_items(dls.loaders[0].dataset):
         raise TypeError('The loaders of this learner are made from a plain dataset, which does not define how an image is read: '
             'use loaders made with `DataBlock` or `ImageDataLoaders`.')
-    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or type(task) not in (Task,SeveralLabels):
+    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or not (task.per_label or task.name=='one'):
         raise TypeError('This learner does not predict labels of whole images, which is needed here: '
             'for other models use `show_where`.')
     return [str(o) for o in vocab]
@@ -126,7 +126,7 @@ class Looker:
         if target=='label': raise ValueError("target='label' needs labels, and new images have none: use 'pred' or 'margin'.")
         store_attr('learn,attribution,target,layer')
         self.task = find_task(learn)
-        self.vocab,self.several = _vocab(learn, self.task),isinstance(self.task, SeveralLabels)
+        self.vocab,self.several = _vocab(learn, self.task),self.task.per_label
         self.attr = as_attribution(attribution)(learn.model, layer=layer, target=self.task.target(target))
 
     def __call__(self, files): # probabilities (n,classes), heatmaps (n,h,w), all zeros if uninformative
@@ -139,7 +139,7 @@ class Looker:
                 raise ValueError(f'the model returns {tuple(probs.shape)} for {len(files)} images and {len(self.vocab)} labels')
             if isinstance(self.attr, Explainer) and self.target=='pred' and not self.several:
                 self.attr.target = as_target(probs.argmax(1).to(learn.dls.device))
-            heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=size, with_labels=False, **kw))
+            heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=view_size(self.attr, size), with_labels=False, **kw))
         return probs, torch.where(bad[:,None,None], torch.zeros(()), heat)
 
     def labels(self,

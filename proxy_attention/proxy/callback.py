@@ -24,7 +24,7 @@ from ..data.loaders import ImageStats, item_files, plain_dls
 from ..data.passes import own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..attribution.methods import Suspect, default_attribution, default_target
-from ..attribution.tasks import Task
+from ..attribution.tasks import Task, find_task
 from ..masking.donors import Classes
 from ..masking.fills import fills
 from ..masking.masker import Masker
@@ -273,6 +273,8 @@ def proxy_images(self:ProxyAttention,
 @patch
 def suspects(self:ProxyAttention)->pd.DataFrame:
     "Return the rows of the last step with misclassified items, those with the largest losses first"
+    if self.interp is not None and not self.interp.task.has_classes:
+        raise TypeError(f"The labels are {self.interp.task.said}, which are not right or wrong: see `log.sort_values('loss')`.")
     return suspects_of(self.log)
 @patch
 def show_suspects(self:ProxyAttention,
@@ -356,6 +358,7 @@ def _begin(cb):
         s.earlier = 0
     s.fits += 1
     s.idle = check_schedule(cb)
+    find_task(learn).refuse(select=cb.settings.select, balance=cb.balance, labels=cb.labels)
     s.proven = prove(learn, cb.settings, cb.now.loss)
     if not going: cb.settings.losses.check(learn)
     s.record.of(len(plain_dls(learn.dls).train_ds))

@@ -60,8 +60,9 @@ def interpretation_of(
     "Make an `Interpretation` of the training items from their losses, predictions and labels"
     dl = items_dl(learn.dls, train_items(learn.dls))
     res = (ClassificationInterpretation if hasattr(dl, 'vocab') else Interpretation)(learn, dl, losses)
-    res.preds,res.targs,res.task = preds.as_subclass(Tensor),targs.as_subclass(Tensor),task or find_task(learn)
+    res.preds,res.targs = preds.as_subclass(Tensor),targs.as_subclass(Tensor)
     res.known = torch.ones(len(losses), dtype=torch.bool) if known is None else known
+    res.task = (task or find_task(learn)).seen(res.targs[res.known])
     return res
 
 def by_number(
@@ -183,7 +184,7 @@ class RunningLosses(ExactLosses):
         last = last[last>=0]
         at,(loss,pred,targ) = at[last],(o[last] for o in columns)
         if self.rows is None: self.rows = [torch.full((self.n,), -1), *by_number(self.n, at, loss, pred, targ)[:3]]
-        if ((self.rows[0][at]>=0) & (self.rows[3][at]!=targ)).any():
+        if targ.ndim==1 and ((self.rows[0][at]>=0) & (self.rows[3][at]!=targ)).any(): # points and pixel labels move with the image
             raise RuntimeError("Items have other labels than in the epoch before, so their indices are unknown: choose losses='exact'.")
         for row,o in zip(self.rows, (torch.full_like(at, self.epoch), loss, pred, targ)): row[at] = o
 

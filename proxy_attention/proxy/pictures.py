@@ -48,9 +48,11 @@ def show_served(
         raise ValueError('No proxy image has been served yet: '
                          'the epoch after a step is the first one that can serve proxies (none, if `p` is small).')
     ds = interp.learn.dls.train_ds
-    return show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
-                        [served_image(record, proxies, ds, i) for i in idxs],
-                        captions=[served_label(interp, record, i) for i in idxs], **kwargs)
+    axs = show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
+                       [served_image(record, proxies, ds, i) for i in idxs],
+                       captions=[served_label(interp, record, i) for i in idxs], **kwargs)
+    for ax,i in [(ax,i) for row in axs[::2] for ax,i in zip(row, idxs)]: interp.task.draw(ax, ds[i][1])
+    return axs
 
 def suspects_of(
     log:pd.DataFrame # The log of a record

@@ -15,7 +15,7 @@ from ..core import *
 from ..data.loaders import ImageStats, check_whole, first_item, has_items, image_of, input_size
 from ..data.loaders import items_dl, plain_dls, stats_of, train_items, whole_dl
 from ..attribution.layers import looking_into, unwrap
-from ..attribution.methods import heat_of
+from ..attribution.methods import heat_of, view_size
 from ..attribution.tasks import Task, find_task
 from ..masking.masker import size_of
 from .selection import n_of, takes_share, usual_share
@@ -61,8 +61,10 @@ def prove_heat(
 )->Tensor: # (h,w)
     "Check that an image can be explained, and return its heatmap"
     dls = plain_dls(learn.dls)
-    b = whole_dl(dls, train_items(dls), size=size, bs=1, num_workers=0).one_batch()
-    with looking_into(learn.model): heat = heat_of(settings.look_with(learn.model, task), [b], side=settings.grid)[0][0]
+    with looking_into(learn.model):
+        attr = settings.look_with(learn.model, task)
+        b = whole_dl(dls, train_items(dls), size=view_size(attr, size), bs=1, num_workers=0).one_batch()
+        heat = heat_of(attr, [b], side=settings.grid)[0][0]
     n = len(dls.train_ds)
     if takes_share(settings.select): n = n_of(usual_share if settings.share is None else settings.share, n)
     if (big := heat.numel()*2*n)>2**30:

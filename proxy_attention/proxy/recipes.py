@@ -21,11 +21,13 @@ from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, co
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from ..core import *
+from ..data.objects import read_objects
 from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
 from ..masking.masker import Masker
 from ..masking.rules import rules
-from ..interpret.probe import LabelProbes, Probe, probe
+from ..interpret.probe import Probe, probe
+from ..interpret.labels import LabelProbes
 from .schedule import Every, possible_epochs, proxy_epochs
 from .record import check_folder
 from .proof import prove
@@ -149,7 +151,7 @@ def epochs_to_step(
     if possible_epochs(schedule, n_epoch):
         raise ValueError(f'The epoch of the first step of a {called(schedule)} is unknown: give the number of probe epochs, `probe=…`.')
     _refuse_short(n_epoch)
-    raise ValueError(f'A fit of {n_epoch} epochs has no proxy step with this schedule ({called(schedule)}): '
+    raise ValueError(f'A fit of {counted(n_epoch, "epoch")} has no proxy step with this schedule ({called(schedule)}): '
                      'train for more epochs, or change the schedule.')
 
 def _refuse_short(n_epoch):
@@ -332,7 +334,7 @@ class IfCarried:
         n:int=600, # Number of training images for the probe
         objects=None # Places of the objects in some training images, see `read_objects`
     ):
-        self.when,self.n,self.objects = Every(start, every=None),n,objects
+        self.when,self.n,self.objects = Every(start, every=None),n,None if objects is None else read_objects(objects)
         self.kinds = tuple(by_name(o, dict(zip(treatments, treatments)), 'kind') for o in L(kinds))
         self.load_state_dict({})
 
@@ -353,9 +355,7 @@ class IfCarried:
         if found.learned is False:
             self.answer = None if suspect is None else False
             then = 'it is probed again after the next epoch.' if suspect is None else 'nothing is masked.'
-            so_far = ('not yet learned half of the labels' if isinstance(found, LabelProbes) else
-                f'learned nothing yet (accuracy {found.accuracy:.0%}, by chance {found.chance:.0%})')
-            self.said = f'{who} has {so_far}: {then}'
+            self.said = f'{who} has learned nothing yet ({found.how_good}): {then}'
         else:
             self.answer = treatment(found, cb.settings.masker, self.kinds)
             self.said = f'The predictions depend on nothing that would be swapped, so nothing is masked. {found.in_short}'

@@ -48,7 +48,7 @@ class Steps:
     ):
         "Raise an error if a fit is shorter than the steps"
         if self.n_epoch>n_epoch:
-            raise ValueError(f'The steps {self} need {self.n_epoch} epochs, this fit has {n_epoch}: fit longer, or shorten the steps.')
+            raise ValueError(f'The steps {self} need {counted(self.n_epoch, "epoch")}, this fit has {n_epoch}: fit longer, or shorten the steps.')
 
     def __call__(self, epoch, n_epoch):
         done = 0

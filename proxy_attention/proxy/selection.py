@@ -46,6 +46,7 @@ def misclassified(losses, preds, targs, share=1.):
         raise TypeError("select='misclassified' needs classes, and these labels are numbers: choose select='top_losses'.")
     worst = losses.argsort(descending=True)
     return worst[is_wrong(preds, targs)[worst]][:n_of(share, len(losses))]
+misclassified.needs_classes = True
 def all_items(losses):
     "Every item"
     return torch.arange(len(losses))
@@ -55,6 +56,7 @@ def random_items(losses, share=0.2):
 
 class PerClass:
     "Applies a selection to each class separately: `share` is a fraction or a number of the items of each class"
+    needs_classes = True
     def __init__(self,
         select='top_losses' # Name or function
     ):

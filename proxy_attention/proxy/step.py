@@ -21,7 +21,8 @@ from ..data.passes import numbered
 from ..attribution.heatmap import degenerate
 from ..attribution.layers import looking_into
 from ..attribution.cams import Explainer
-from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, fast_agrees, heat_of
+from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, fast_agrees, heat_of, view_size
+import proxy_attention.attribution.finer # whose methods register themselves
 from ..attribution.targets import as_target
 from ..attribution.tasks import Task, find_task
 from ..masking.masker import Masker
@@ -99,7 +100,7 @@ def _looked(learn, settings, attr, mine, total, size, bar):
     "Return indices, heatmaps and which are uninformative, for the items of this process; and whether half precision was used"
     dls = plain_dls(learn.dls)
     if not len(mine): return mine, torch.zeros(0,1,1), torch.zeros(0, dtype=torch.bool), None
-    dl,at = whole_dl(dls, train_items(dls, mine.tolist()), size=size, bs=dls.train.bs or 64),[]
+    dl,at = whole_dl(dls, train_items(dls, mine.tolist()), size=view_size(attr, size), bs=dls.train.bs or 64),[]
     own = nullcontext() if isinstance(attr, Explainer) else looking_into(learn.model) # an `Explainer` does that itself
     with numbered(dl) as notes, own:
         batches = iter(dl)
@@ -128,9 +129,9 @@ def _heat_now(learn, settings, attr, idxs, size, bar):
 
 _most_cells = 64*64 # larger heatmaps are not kept
 
-def _remembered(learn, settings, size):
+def _remembered(learn, settings, size, task=None):
     "Return the kept heatmaps of a suspect for these images (None for other attributions), and the attribution"
-    suspect,look = settings.attribution,lambda: settings.look_with(learn.model, find_task(learn))
+    suspect,look = settings.attribution,lambda: settings.look_with(learn.model, task or find_task(learn))
     if not isinstance(suspect, Suspect): return None,look()
     suspect.on(learn.model)
     dls = plain_dls(learn.dls)
@@ -144,11 +145,12 @@ def heat_of_items(
     settings:Settings,
     idxs:Tensor, # Indices of items, in increasing order
     size=None, # (height, width) of the model's input; None: `input_size`
-    bar=None # Parent of the progress bar; None: no progress bar
+    bar=None, # Parent of the progress bar; None: no progress bar
+    task:Task=None # Task of the learner; None: it is found
 )->tuple: # heatmaps (n,h,w), which are uninformative (n,), whether half precision was used, attribution
     "Make heatmaps of training items; those of a `Suspect` are kept and used again"
     size = size or input_size(learn.dls)
-    store,attr = _remembered(learn, settings, size)
+    store,attr = _remembered(learn, settings, size, task)
     if store is None: return *_heat_now(learn, settings, attr, idxs, size, bar), attr
     new = ~torch.isin(idxs, torch.from_numpy(store.idxs))
     heat,lost,fast = _heat_now(learn, settings, attr, idxs[new], size, bar)
@@ -182,7 +184,7 @@ def step(
     interp = s.losses.interpret(learn, keep=cbs)
     chosen = on_first(lambda: choose(s.select, interp.losses, interp.preds, interp.targs, s.share, interp.known))
     idxs = chosen[~torch.isin(chosen, torch.as_tensor(list(kept), dtype=torch.long))]
-    heat,bad,fast,attr = heat_of_items(learn, s, idxs, size, bar)
+    heat,bad,fast,attr = heat_of_items(learn, s, idxs, size, bar, interp.task)
     area = torch.where(bad, torch.zeros(()), masked_area(s.masker, heat, size))
     ours = isinstance(attr, Explainer)
     return StepResult(interp, chosen, idxs, heat, bad, area, s.masker, fast, repr(attr.target) if ours else '',
