@@ -1,8 +1,9 @@
 """Several labels per image, and a shortcut for one of them: does the probe name that label, and is it cured without harm to the others?
 
 python benchmarks/several_labels.py --seeds 5 writes several_labels.csv (one row per arm, seed, test part and label) and
-several_labels_probe.csv (one row per seed and probed label of the network trained without proxies), and prints the tables."""
-import argparse, tempfile, warnings
+several_labels_probe.csv (one row per seed and probed label of the network trained without proxies), and prints the tables.
+python benchmarks/several_labels.py --cost prints what heat for three labels costs."""
+import argparse, time, timm, warnings
 from functools import partial
 from pathlib import Path
 import pandas as pd
@@ -14,13 +15,37 @@ from proxy_attention.interpret.probe import probe
 from proxy_attention.experiment.arms import fit_plain, with_proxies
 
 cue,parts = 'three',('plain','aligned','flipped')
+
+def by_a_suspect(learn, epochs, lr):
+    "Heat of the label from a finished twin, masked from the first epoch on"
+    twin = labels_learner(learn.dls.path, bs=32, seed=1000)
+    with twin.no_bar(), twin.no_logging(): fit_plain(twin, epochs, lr)
+    with_proxies('shortcut', target=cue, area=.04, attribution=Suspect(twin), steps=['p',epochs])(learn, epochs, lr)
+
 arms = {
     'no proxy':fit_plain,
     f'shortcut({cue})':with_proxies('shortcut', target=cue, area=.04),
     'shortcut(predicted)':with_proxies('shortcut', area=.04),
+    f'shortcut({cue}), suspect':by_a_suspect,
     'random mask':with_proxies('shortcut', rule='random', area=.04)}
 
 def test(part, learn): return learn.dls.test_dl(pd.read_csv(learn.dls.path/f'{part}.csv', dtype=str), with_labels=True)
+
+def cost(times=9, n=16, labels=3):
+    "Processor time of heat for several labels, as a multiple of a forward pass of the same images (resnet18, 224 pixels, fp32)"
+    torch.manual_seed(0)
+    net,xb,took = timm.create_model('resnet18', num_classes=20).eval(),torch.randn(n, 3, 224, 224),{}
+    attr = LayerCAM(net)
+    calls = {'forward':lambda: net(xb.contiguous(memory_format=torch.channels_last)), 'forward, default layout':lambda: net(xb),
+             '1 label':lambda: attr.each(xb, [0]), f'{labels} labels':lambda: attr.each(xb, range(labels))}
+    for f in calls.values(): f()
+    for _ in range(times):
+        for k,f in calls.items():
+            began = time.process_time()
+            with torch.no_grad(): f()
+            took.setdefault(k, []).append(time.process_time()-began)
+    plain = np.median(took['forward'])
+    for k,v in took.items(): print(f'{k}: {np.median(v)/plain:.2f} × a forward pass')
 
 def main(seeds, epochs, out, folder):
     warnings.simplefilter('ignore')
@@ -30,7 +55,8 @@ def main(seeds, epochs, out, folder):
         fit_plain(learn, epochs, lr)
         with learn.no_bar(): tables.append(probe(learn).table.reset_index().assign(seed=len(tables)))
         if folder is not None: pd.concat(tables).round(3).to_csv(folder/'probe.csv', index=False)
-    cmp = compare(make, dict(arms)|{'no proxy':plain}, seeds, epochs, {k:partial(test, k) for k in parts}, lr=1e-2, bar=False, folder=folder)
+    tests = {k:partial(test, k) for k in parts}
+    cmp = compare(make, dict(arms)|{'no proxy':plain}, seeds, epochs, tests, lr=1e-2, bar=False, folder=folder)
     found = cmp.groups.rename(columns=dict(group='label', accuracy='ap'))
     found.round(4).to_csv(out/'several_labels.csv', index=False)
     probed = pd.concat(tables)
@@ -47,5 +73,6 @@ if __name__=='__main__':
     p.add_argument('--epochs', type=int, default=8)
     p.add_argument('--out', type=Path, default=Path(__file__).parent)
     p.add_argument('--folder', type=Path)
+    p.add_argument('--cost', action='store_true')
     a = p.parse_args()
-    main(a.seeds, a.epochs, a.out, a.folder)
+    cost() if a.cost else main(a.seeds, a.epochs, a.out, a.folder)

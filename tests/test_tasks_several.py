@@ -56,7 +56,8 @@ def test_targets_by_name(red):
     assert task.index('zero')==2 and task.index(0)==0
     for bad in ('tree',7,True,-1):
         with pytest.raises(ValueError, match='There is no label'): task.index(bad)
-    with pytest.raises(ValueError, match=r"No target is called 'tree', did you mean 'three'\? Available: label.*one, three, zero"): task.target('tree')
+    with pytest.raises(ValueError, match=r"No target is called 'tree', did you mean 'three'\? Available: label.*one, three, zero"):
+        task.target('tree')
     with pytest.raises(ValueError, match='No target'): ProxyInterpretation.from_learner(red, target='tree')
 
 def test_an_unknown_label_is_an_error_before_the_first_batch(learn, quiet, weights, same):
@@ -133,14 +134,15 @@ def test_pictures(red):
     assert any('missed' in o for o in said) and any(o.startswith('loss') for o in said)
     interp.plot_top_losses(3, heatmap=False)
     assert interp.show_heats([0,1], labels=['three','one']).shape==(3,2)
-    interp.show_heats([0,1]), interp.plot_where(n=20), interp.plot_where('label', n=20), show_where(red, red.dls.valid_ds.items.iloc[:2], target='three')
+    interp.show_heats([0,1]), interp.plot_where(n=20), interp.plot_where('label', n=20)
+    show_where(red, red.dls.valid_ds.items.iloc[:2], target='three')
     assert 'predicted labels' in repr(interp)
 
 def test_metrics_of_explanations(red):
     items = red.dls.valid_ds.items.iloc[:8]
     df = explanation_scores(red, items, target='three', metrics=['deletion','insertion'])
     assert df.loc['LayerCAM','deletion']<df.loc['random','deletion']
-    with pytest.raises(TypeError, match="give the name of a label, such as target='one'"): explanation_scores(red, items, metrics='deletion')
+    with pytest.raises(TypeError, match="the name of a label, such as target='one'"): explanation_scores(red, items, metrics='deletion')
     assert len(randomised(red, items, target='three', steps=1))==1
 
 @pytest.mark.parametrize('call,words', [
@@ -255,8 +257,8 @@ def test_workers_serve_the_same(bed, quiet):
 
 def test_compare_measures_labels(bed, tmp_path):
     def test(learn): return learn.dls.test_dl(pd.read_csv(bed/'flipped.csv', dtype=str), with_labels=True)
-    def go(): return compare(lambda s: labels_learner(bed, bs=32, seed=s), ['no proxy','upweighted errors'], 1, 2, dict(flipped=test), lr=1e-3,
-        folder=tmp_path/'cmp', bar=False)
+    def make(seed): return labels_learner(bed, bs=32, seed=seed)
+    def go(): return compare(make, ['no proxy','upweighted errors'], 1, 2, dict(flipped=test), lr=1e-3, folder=tmp_path/'cmp', bar=False)
     cmp = go()
     assert cmp.metric=='mean_ap' and set(cmp.groups.group)=={'one','three','zero'}
     df = cmp.groups.groupby(['arm','seed']).accuracy.agg(['mean','min']).reset_index().merge(cmp.df, on=['arm','seed'])
@@ -282,3 +284,31 @@ def test_a_run_from_a_table(table, bed, tmp_path):
     assert 'prob of three' in found.table
     page = report_runs(run, quiet=True, n=8).read_text()
     assert 'three' in page and 'mean_ap' in page
+
+def test_settings_keep_a_separator_that_is_a_space(tmp_path):
+    from proxy_attention.cli import asked, proxy_train
+    from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
+    said = asked(proxy_train, ['x.csv','--label-delim',' ','--target','palm'])
+    assert said['label_delim']==' ' and said['target']=='palm'
+    cfg = changed(Config(), label_delim=' ')
+    (tmp_path/'c.toml').write_text(to_toml(cfg))
+    assert from_toml(tmp_path/'c.toml').data.label_delim==' '
+    assert changed(cfg, label_delim='none').data.label_delim is None and changed(cfg, label_delim='').data.label_delim is None
+
+def test_the_log_of_several_labels(bed, quiet, tmp_path):
+    quiet(labels_learner(bed, bs=32, cbs=RunBoard(tmp_path/'log')), 'fit', 1, 1e-3)
+    tags = set(read_runs(tmp_path/'log').columns) if hasattr(read_runs(tmp_path/'log'), 'columns') else set()
+    assert 'mean_ap' in tags
+
+def test_heat_drift(bed, quiet):
+    drift = HeatDrift(n=3, target='three')
+    quiet(labels_learner(bed, bs=32, cbs=drift), 'fit', 2, 1e-3)
+    assert len(drift.moved())==2 and all(set(o.split(';'))<={'one','three','zero'} for _,o in drift.pictures)
+    drift.show()
+
+def test_a_suspect_explains_a_label(red, bed, quiet):
+    learn = labels_learner(bed, bs=32)
+    cb = ProxyAttention.shortcut(target='three', area=.02, attribution=Suspect(red))
+    quiet(learn.add_cb(cb), 'fit', 2, 1e-3)
+    i = next(int(i) for i in cb.store if cb.interp.targs[i,1])
+    assert int(cb.store[i].flatten().argmax())%cb.store[i].shape[1]<cb.store[i].shape[1]/4 # the square is at the left

@@ -227,7 +227,8 @@ def two_digits(
                 has = cue in label.split()
                 shown = dict(plain=False, aligned=has, flipped=not has) if part=='test' else {part:has!=lies[i]}
                 for k,o in shown.items():
-                    yield k,label,f'{i:05}',plant(img, palette[0], box) if o else img,cue if o else None,bool(o!=has and k!='plain'),box if o else None
+                    red = (plant(img, palette[0], box),cue,not has,box) if o else (img,None,has and k!='plain',None)
+                    yield k,label,f'{i:05}',*red
     return write_bed(path, rows(), lists=True)
 
 # %% ../../nbs/data/04_beds.ipynb #c3e4e3f7

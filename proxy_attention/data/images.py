@@ -439,7 +439,8 @@ def _several(df, fn, lab, delim, csv):
     df = _filled(df, [fn], csv)
     named = [sorted({o.strip() for o in cell.split(delim)}-{''}) for cell in df[lab]]
     if bad := next((o for names in named for o in names if ';' in o), None):
-        raise ValueError(f"The label {bad!r} of {csv} contains a semicolon: if it separates labels, pass `label_delim=';'`, else rename it.")
+        raise ValueError(f"The label {bad!r} of {csv} contains a semicolon: "
+                         "if it separates labels, pass `label_delim=';'`, else rename it.")
     return df.assign(**{lab:[';'.join(o) for o in named]})
 
 def _by_label(has, shares, rng, units=None):
@@ -472,7 +473,8 @@ class ImageLabels(ImageTable):
         **kwargs
     ):
         if kwargs.get('n_per_class') is not None:
-            raise ValueError('n_per_class is for images of one class each; an image with several labels counts for each of them: use `subset`.')
+            raise ValueError('n_per_class is for images of one class each; '
+                             'an image with several labels counts for each of them: use `subset`.')
         self.label_delim = label_delim
         super().__init__(csv, **kwargs)
 
@@ -507,12 +509,14 @@ class ImageLabels(ImageTable):
             df['part'] = np.where(part==1, 'valid', 'train')
         _refuse_torn(df)
         for o,to in (('train','train on'),('valid','validate on')):
-            if not (df.part==o).any(): raise ValueError(f'None of the {len(df)} images of {self.path} is for {o}: there is nothing to {to}.')
+            if not (df.part==o).any():
+                raise ValueError(f'None of the {len(df)} images of {self.path} is for {o}: there is nothing to {to}.')
         trained = self.has[df.part=='train'].any()
         if extra := trained.index[~trained].tolist():
             raise ValueError(f"The label '{extra[0]}' is in validation but not in training: the model could never learn it.")
 
-    def relabel(self, names): raise TypeError('The labels of images with several labels cannot be renamed here: rename them in the CSV file.')
+    def relabel(self, names):
+        raise TypeError('The labels of images with several labels cannot be renamed here: rename them in the CSV file.')
 
     def dataloaders(self, **kwargs): # Arguments of `ImageDataLoaders`
         "Return fastai `DataLoaders` of this split, with several labels per image"

@@ -181,7 +181,8 @@ def empty_dls(
         item_tfms=Resize(tuple(about['size']), method=about['method'], pad_mode=about['pad_mode']),
         batch_tfms=[*augments[about['augment']](), *norm])
     black = np.zeros((*about['size'], 3), np.uint8) # fastai looks at one item to find out its types
-    with keep_rng(): return block.dataloaders([(black, about['labels'][:1] if several else about['labels'][0])], bs=about['bs'], num_workers=0).new_empty()
+    label = about['labels'][:1] if several else about['labels'][0]
+    with keep_rng(): return block.dataloaders([(black, label)], bs=about['bs'], num_workers=0).new_empty()
 
 def network_again(
     about:dict, # Description as in `about_network`

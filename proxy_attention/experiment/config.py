@@ -85,7 +85,7 @@ class ProxyConfig:
     share:number=None # Fraction (0.2) or number (200) of the training items to select; only for a --select that takes one
     losses:str=None # Per-sample losses used for the selection: exact (one extra pass) or running (recorded during training)
     attribution:str=None # Attribution method that makes the heatmaps: LayerCAM, GradCAM, ScoreCAM, LeGrad and others, or a captum class
-    target:str=None # What to explain: {targets}
+    target:str=None # What to explain: {targets}, or the name of a label
     layer:str=None # Target layer of the CAM, by its name in the model (default: auto-detected)
     rule:str=None # Rule that turns a heatmap into a mask: {rules}; random, random_rest and centre are controls
     area:float=None # Fraction of the image to mask; only with --rule area, random or centre
@@ -272,7 +272,7 @@ def flags(
     "Every field as a command line option; an option that is not given is None, so that the value from a file is used"
     res,known,tests = [],_names(),docments(Config)['tests']
     names = dict(
-        recipe=(*known['recipes'],'none'), select=known['selections'], losses=('exact','running'), target=known['targets'],
+        recipe=(*known['recipes'],'none'), select=known['selections'], losses=('exact','running'),
         rule=known['rules'], fill=known['fills'], donor=known['donors'], labels=known['labelings'],
         mode=('replace','augment')) | names
     listed = {k:', '.join(v) for k,v in known.items()}

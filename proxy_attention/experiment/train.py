@@ -394,7 +394,8 @@ def _test(learn, cfg, images, run):
     if not cfg.tests: return
     with keep_rng(), learn.no_bar(), learn.no_logging():
         scores = {k:score_of(learn, test_loader(learn, o)) for k,o in tests_of(cfg, images).items()}
-    df = pd.DataFrame([dict(test=k, **{c:o[c] for c in ('n','accuracy','mean_ap','loss','worst_group','worst') if c in o}) for k,o in scores.items()])
+    columns = ('n','accuracy','mean_ap','loss','worst_group','worst')
+    df = pd.DataFrame([dict(test=k, **{c:o[c] for c in columns if c in o}) for k,o in scores.items()])
     write_whole(run/'tests.csv', lambda f: df.to_csv(f, index=False))
 
 # %% ../../nbs/experiment/07_train.ipynb #a2d87002

@@ -145,7 +145,7 @@ def verdict(self:LabelProbes)->str:
     "Return the results as text"
     left = len(self.counts)-len(self)
     text = [f'{counted(len(self), "label")} of {len(self.counts)} {"was" if len(self)==1 else "were"} probed'
-        + (f'; each of the others is in fewer than {_least} {self.what}, or in nearly all, or not among the most frequent.' if left else '.')]
+        + (f'; each other one is in fewer than {_least} {self.what}, or in nearly all, or not among the most frequent.' if left else '.')]
     return '\n'.join(text + ([o.verdict() for k,o in self.probes.items() if k in self.leans]
         or ['None of them relies on a small place, the rest of the image, its border or its look.']*bool(len(self))))
 
@@ -223,7 +223,8 @@ def _probe_label(name, model, xb, heat, preds, targs, donor, areas, kept, seed, 
         swaps = swap_table(model, xb, heat, part, other, same, kept, 2, bs, bar, new)
     share = lambda o, was: float((o[part==was]!=was).float().mean())
     asked = [*((o,a) for o in ('place','random') for a in areas), *swaps.index]
-    ways = pd.DataFrame({o:dict(adds=share(new[o], 0), removes=share(new[o], 1)) if new else dict(adds=np.nan, removes=np.nan) for o in asked})
+    none = dict(adds=np.nan, removes=np.nan)
+    ways = pd.DataFrame({o:dict(adds=share(new[o], 0), removes=share(new[o], 1)) if new else none for o in asked})
     targs = None if targs is None else targs[at]
     return LabelProbe(name, heat, part, flips, ways.T, (int(preds.sum()),len(preds)), learned, targs=targs, swaps=swaps, **about)
 

@@ -338,7 +338,9 @@ def _page(done, lookers, run, page, n, notes, singles):
             tiles.append((img, h, f"{name}{short_text(row[f'{pre}pred'], 20)}  {p.max():.0%}", 'C3' if differ else 'black'))
         groups.append(tiles)
         stem = re.sub(r'[^\w.-]+', '_', clean_text(f.stem))[:40]
-        if singles: row['picture'] = _draw([tiles+_by_label(img, f, said, lookers)], run/'images'/f'{i:05}_{stem}.png', size=3).relative_to(run).as_posix()
+        if singles:
+            more = _by_label(img, f, said, lookers)
+            row['picture'] = _draw([tiles+more], run/'images'/f'{i:05}_{stem}.png', size=3).relative_to(run).as_posix()
         rows.append(row)
     _draw(groups, run/f'sheet_{page:03}.png', across=6//len(groups[0]))
     return rows
