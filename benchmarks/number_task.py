@@ -1,4 +1,4 @@
-"""Does the probe for numbers tell shortcuts from honest networks, and does `shortcut` cure one? `python benchmarks/number_task.py` writes `number_task.csv`
+"""Does the probe for numbers find a shortcut, and does `shortcut` cure it? `python benchmarks/number_task.py` writes `number_task.csv`
 
 The number is the digit (0 to 9) in an image. In the bed `swatches`, the grey of a patch in a random corner gives it away; in the test
 set `flipped` it shows another digit. In the bed `no_shortcut` there is no patch. Errors are mean absolute errors in digits; predicting
@@ -28,7 +28,7 @@ arms = {'shortcut in the data':(swatches, None), 'no shortcut in the data':(no_s
 
 @call_parse
 def main(seeds:int=6, # Number of seeds; the minimum of `moving` was chosen on seed 0
-         epochs:int=10, # Number of epochs
+         epochs:int=6, # Number of epochs
          csv:str=str(Path(__file__).with_suffix('.csv'))): # Where the table goes
     "Train, probe and test each arm with each seed"
     warnings.simplefilter('ignore')
@@ -45,7 +45,8 @@ def main(seeds:int=6, # Number of seeds; the minimum of `moving` was chosen on s
                     found = probe(learn, n=200)
                 errors = {k:error(learn, o) for k,o in test_sets(path).items()}
             t = found.told.loc['place']
-            rows.append(dict(arm=name, seed=seed, r2=found.r2, **errors, small=found.small, moves=t.moves, random_moves=t.random_moves, same_moves=t.same_moves,
-                             **found.carried.add_prefix('carried_'), leans=';'.join(found.leans)))
+            rows.append(dict(arm=name, seed=seed, r2=found.r2, **errors, small=found.small, moves=t.moves,
+                             random_moves=t.random_moves, same_moves=t.same_moves, **found.carried.add_prefix('carried_'),
+                             leans=';'.join(found.leans)))
             print({k:round(v, 2) if isinstance(v, float) else v for k,v in rows[-1].items()}, flush=True)
     pd.DataFrame(rows).round(3).to_csv(csv, index=False)

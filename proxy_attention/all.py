@@ -16,17 +16,16 @@ from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, Gr
 from .attribution.perturbation import AblationCAM, ScoreCAM
 from .attribution.transformers import AttentionRollout, LeGrad
 from .attribution.methods import Captum, Suspect
-from .attribution.tasks import Distance, PredictedLabels, Region, find_task
+from .attribution.tasks import PredictedLabels, Region, find_task
 from .masking.fills import Augmented
 from .masking.masker import Masker
 from .interpret.heats import heat_on, heats_of_labels, show_where
 from .interpret.interpretation import HeatDrift, ProxyInterpretation
 from .interpret.probe import probe
-from .interpret.moves import Moves
-from .interpret.labels import LabelProbes
 from .interpret.metrics import AttentionOn, explanation_scores, pitfalls, randomised
 from .interpret.use import explain_images
 from .interpret.choosing import SwappedAccuracy, swapped_accuracy
+from .interpret.pixels import ContextProbe
 from .proxy.schedule import Plateau
 from .proxy.selection import PerClass
 from .proxy.losses import interpret_train

@@ -216,11 +216,10 @@ def test_several_labels_work(spots):
 
 def test_refused_in_a_sentence(spots, learn):
     dls = DataBlock(
-        (ImageBlock,RegressionBlock), get_items=get_image_files, get_y=lambda f: float(f.stem),
+        (ImageBlock,ImageBlock), get_items=get_image_files, get_y=noop,
         splitter=GrandparentSplitter()).dataloaders(spots, bs=4, num_workers=0)
-    with pytest.raises(TypeError, match='not classes'):
-        ProxyInterpretation.from_learner(
-            Learner(dls, nn.Sequential(Corner(n_out=2), nn.Linear(2,1)), loss_func=MSELossFlat()))
+    with pytest.raises(TypeError, match='one class per image'):
+        ProxyInterpretation.from_learner(Learner(dls, Corner(n_out=2), loss_func=MSELossFlat()))
     with pytest.raises(ValueError, match='no labels'):
         ProxyInterpretation.from_learner(learn, dl=learn.dls.test_dl(get_image_files(spots/'valid')))
     plain = DataLoaders.from_dsets(*[[(torch.rand(3,16,16), 0) for _ in range(4)]]*2, bs=2)

@@ -97,9 +97,9 @@ everything = """
     HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
     ProxyAttention ProxyInterpretation ProxyWarning Prune Report RunBoard
     ScoreCAM Suspect Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
-    dominoes explain_images explanation_scores find_layer
-    find_layers heat_on heats_of_labels interpret_train LabelProbes known_sets load_best load_run no_shortcut one_colour open_images
-    pitfalls probe randomised read_runs read_sweep
+    Distance dominoes explain_images explanation_scores find_layer
+    find_layers heat_on heats_of_labels interpret_train known_sets load_best load_run no_shortcut one_colour open_images
+    heat_clusters pitfalls probe randomised read_runs read_sweep
     recipes regions report_runs resume_run show_where swatches test_sets train_folder two_colours two_digits with_proxies"""
 
 def test_what_all_brings():

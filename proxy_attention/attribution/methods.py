@@ -8,7 +8,6 @@ __all__ = ['captum_methods', 'default_attribution', 'default_target', 'Captum', 
 
 # %% ../../nbs/attribution/06_methods.ipynb #11abf845
 import captum.attr, torch, torch.nn.functional as F
-from copy import deepcopy
 from functools import partial
 from warnings import catch_warnings, filterwarnings
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from fastcore.all import L
 from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
-from .layers import find_layer, named_layer, outputs_of, unwrap
+from .layers import copy_of, find_layer, named_layer, outputs_of, unwrap
 from .targets import as_target
 from .cams import *
 import proxy_attention.attribution.perturbation, proxy_attention.attribution.transformers # whose methods register themselves
@@ -151,7 +150,7 @@ class Suspect:
         if not isinstance(model, nn.Module):
             raise TypeError(f'A suspect is a trained Learner or a torch module, but this is a {type(model).__name__}.')
         self.size = as_size(size)
-        self.model,self.attribution,self.memory = deepcopy(unwrap(model)),as_attribution(attribution),None
+        self.model,self.attribution,self.memory = copy_of(unwrap(model)),as_attribution(attribution),None
 
     def on(self,
         model:nn.Module # Model that is trained

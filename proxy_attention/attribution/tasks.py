@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['tasks', 'regressions', 'Task', 'PredictedLabels', 'SeveralLabels', 'Region', 'PixelLabels', 'Distance', 'Numbers',
-           'Points', 'label_of', 'find_task', 'need_one_label']
+           'Points', 'label_of', 'vocab_of', 'find_task', 'need_one_label']
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c0004
 from numbers import Integral, Real
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor, nn
 from fastcore.all import store_attr
 from fastai.data.transforms import TensorCategory, TensorMultiCategory
@@ -25,12 +26,14 @@ tasks = {} # Name -> class of each task; a subclass of `Task` registers itself
 class Task:
     "What depends on the kind of label. The base class is that of one class per image"
     said,mixes_losses = 'one label per image',True # `mixes_losses`: labels are mixed by the loss function, and not in the item
-    has_classes,per_label = True,False # Can a prediction be right or wrong? Is each label a question of its own?
+    per_pixel = False # Does each pixel have a label?
+    has_classes,per_label = True,False # Can a prediction be right or wrong? Is each label of an image a question of its own?
     name = 'one'
     def __init_subclass__(cls, name): cls.name,tasks[name] = name,cls
     def __init__(self,
         vocab=None, # Names of the classes, or None
-        thresh:float=.5 # Probability from which on a label is predicted, where an image has several
+        thresh:float=.5, # Probability from which on a label is predicted, where an image has several
+        ignored:int=None # Label of pixels that the loss leaves out, from 0 to 255; None: it leaves none out
     ): store_attr()
 
     @classmethod
@@ -95,14 +98,15 @@ class Task:
         return self
 
     def refuse(self,
-        **asked # Arguments of `ProxyAttention`: `select`, `balance`, `labels`
+        **asked # Arguments of `ProxyAttention`: `select`, `labels`
     ):
         "Raise `TypeError` for an argument that makes no sense for this task"
 
     def draw(self,
         ax, # Axes with an image
         label, # Label of an item, in pixels of the image
-        **kwargs # Passed to `ax.scatter`
+        said:bool=False, # Is it a prediction?
+        **kwargs # Passed to matplotlib
     ):
         "Draw a label onto an image, if it has a place there"
 
@@ -124,7 +128,7 @@ class Task:
 
     def travel(self,
         own, # Label of the item
-        theirs, # Label of the donor
+        theirs, # Label of the donor; None: the masked part has no label
         mask:Image.Image, # Pixels that were replaced
         weights:tuple # Weights of the two labels
     ):
@@ -171,6 +175,15 @@ class SeveralLabels(Task, name='several'):
     def travel(self, own, theirs, mask, weights): return own*weights[0] + theirs*weights[1]
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c000d
+def _per_class(out):
+    "Return a score per class, also for a single output that separates class 0 from class 1"
+    return out if out.shape[1]>1 else torch.cat([-out,out], 1)
+
+def _as_map(yb, size):
+    "Return the labels of pixels (bs,h,w) at this size"
+    yb = yb.reshape(len(yb), *yb.shape[-2:])
+    return yb.long() if yb.shape[-2:]==size else F.interpolate(yb[:,None].float(), size, mode='nearest-exact')[:,0].long()
+
 class Region(Target):
     "The mean score of a class over a region of pixels (Seg-Grad-CAM: Vinogradova et al. 2020, arXiv 2002.11434)"
     def __init__(self,
@@ -179,35 +192,64 @@ class Region(Target):
     ): self.i,self.of = i,by_name(of, dict(pred='pred', label='label'), 'region')
     def fix(self, out, yb=None):
         if out.ndim!=4: raise ValueError(f'The outputs have the shape {tuple(out.shape)}, but a region needs a score per class and pixel.')
+        out = _per_class(out)
         if self.of=='label' and yb is None: raise ValueError("A region of the label needs the labels: call with `(xb, yb)`, or choose of='pred'.")
         if self.i is not None and not 0<=self.i<out.shape[1]:
             raise ValueError(f'The region is that of class {self.i}, but the model has {out.shape[1]} classes.')
-        at = out.argmax(1) if self.of=='pred' else torch.as_tensor(yb, device=out.device).long()
-        own = torch.stack([at==k for k in range(out.shape[1])], 1).to(out.dtype)
-        if self.i is not None: own[:,[k for k in range(out.shape[1]) if k!=self.i]] = 0
-        return own/own.sum((1,2,3), keepdim=True).clamp(min=1)
-    def score(self, out, fixed): return (out*fixed).flatten(1).sum(1)
+        at = out.argmax(1) if self.of=='pred' else _as_map(torch.as_tensor(yb, device=out.device), out.shape[-2:])
+        asked = range(out.shape[1]) if self.i is None else [self.i]
+        own = torch.stack([at==k if k in asked else torch.zeros_like(at, dtype=torch.bool) for k in range(out.shape[1])], 1)
+        size = own.sum((2,3), keepdim=True) # a small object counts as much as the background
+        return own/size.clamp(min=1)/(size>0).sum(1, keepdim=True).clamp(min=1)
+    def score(self, out, fixed): return (_per_class(out)*fixed).flatten(1).sum(1)
     def __repr__(self): return f"{'its class' if self.i is None else f'class {self.i}'} over the {'prediction' if self.of=='pred' else 'label'}"
+
+def _share_of(at, n):
+    "Return the share of the pixels (bs,pixels) that each of `n` classes has"
+    at = torch.where((at>=0)&(at<n), at, n)
+    return torch.zeros(len(at), n+1, device=at.device).scatter_add_(1, at, torch.ones_like(at, dtype=torch.float))[:,:n]/at.shape[1]
 
 class PixelLabels(Task, name='pixels'):
     "A class for each pixel (`MaskBlock`)"
-    said,mixes_losses,least = 'a label for each pixel',False,.01
+    said,mixes_losses,per_pixel,least = 'a label for each pixel',False,True,.01
     @classmethod
     def fits(cls, y, loss): return isinstance(y, PILMask) or isinstance(y, Tensor) and y.ndim==2 and not y.is_floating_point()
-    def decide(self, out): return out.argmax(1)
+    def decide(self, out): return _per_class(out).argmax(1)
     def short(self, pred, targ):
-        n = len(self.vocab) if self.vocab is not None else int(max(pred.max(), targ.max()))+1
-        return tuple(torch.stack([(o==k).flatten(1).float().mean(1)>=self.least for k in range(n)], 1) for o in (pred,targ))
+        n = 256 if self.vocab is None else len(self.vocab) # a mask is an image of one byte per pixel
+        left_out = targ.flatten(1)==(-1 if self.ignored is None else self.ignored)
+        return tuple(_share_of(o.reshape(left_out.shape).long().masked_fill(left_out, -1), n)>=self.least for o in (pred,targ))
     def classes(self, targs): return _combinations(targs)
     named = SeveralLabels.named
+    def named_class(self, i):
+        "Return the name of a class"
+        return str(i if self.vocab is None else self.vocab[i])
+    def named_mask(self,
+        mask # (h,w) label of an item, an image or a tensor
+    )->str:
+        "Return the names of the classes in a mask"
+        at = torch.from_numpy(np.array(mask)).long()[None]
+        return self.named(self.short(at, at)[1][0])
     def target(self, target):
-        if isinstance(target, str) and target in ('margin','pred','label'): return Region(of='label' if target=='label' else 'pred')
-        if isinstance(target, str) and self.vocab is not None and target in self.vocab: target = list(self.vocab).index(target)
+        if isinstance(target, str):
+            names = {str(o):i for i,o in enumerate(() if self.vocab is None else self.vocab)}
+            target = by_name(target, names | dict(margin=Region(), pred=Region(), label=Region(of='label')), 'class or target')
         return Region(int(target)) if isinstance(target, Integral) else as_target(target)
+    def region(self, c, of='pred'): return Region(c, of)
+    def draw(self, ax, label, said=False, **kwargs):
+        m,(H,W) = np.array(label),ax.images[0].get_array().shape[:2] # an image and its mask may differ in size
+        x,y = ((np.arange(n)+.5)*N/n-.5 for n,N in zip(m.shape[::-1], (W,H)))
+        usual = dict(colors='cyan', linestyles='dashed') if said else dict(colors='white')
+        for k in np.unique(m)[1:]: ax.contour(x, y, m==k, levels=[.5], **(dict(linewidths=1)|usual|kwargs))
     def travel(self, own, theirs, mask, weights):
-        new = own.copy()
-        new.paste(theirs.resize(own.size, Image.NEAREST), mask=mask.resize(own.size, Image.NEAREST))
-        return new
+        if isinstance(own, Tensor):
+            at = torch.from_numpy(np.array(mask.resize(own.shape[::-1], Image.NEAREST), dtype=bool)).to(own.device)
+            new = torch.full_like(own, self.ignored) if theirs is None else _as_map(theirs[None], own.shape)[0].to(own.dtype)
+            return torch.where(at, new, own).as_subclass(type(own))
+        new = self.ignored if theirs is None else theirs.resize(own.size, Image.NEAREST)
+        res = own.copy()
+        res.paste(new, (0,0), mask.resize(own.size, Image.NEAREST))
+        return type(own)(res) if isinstance(own, PILMask) else res
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c0010
 regressions = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
@@ -222,7 +264,8 @@ class Distance(Target):
     ): self.centre,self.unit = (torch.as_tensor(o, dtype=torch.float32) for o in (centre,unit))
     def _from(self, out):
         if self.centre.numel() not in (1, out[0].numel()):
-            raise ValueError(f'`Distance` has {self.centre.numel()} centres for {out[0].numel()} outputs: give one number, or one per output.')
+            raise ValueError(f'`Distance` has {self.centre.numel()} centres for {out[0].numel()} outputs: '
+                             'give one number, or one per output.')
         return (out.reshape(len(out), -1)-self.centre.to(out))/self.unit.to(out)
     def fix(self, out, yb=None): return torch.where(self._from(out)>=0, 1., -1.).to(out.dtype)
     def score(self, out, fixed): return (self._from(out)*fixed).sum(1)
@@ -234,6 +277,7 @@ class Numbers(Task, name='numbers'):
     centre,unit = 0.,1. # Mean and standard deviation of the labels, if they are known
     @classmethod
     def fits(cls, y, loss):
+        "Is this a number, or does the loss say so?"
         asked = isinstance(loss, regressions) or loss in _by_function
         if y is None or isinstance(y, (TensorCategory,TensorMultiCategory)): return y is None and asked
         whole = not (y.is_floating_point() if isinstance(y, Tensor) else isinstance(y, (float,np.floating,np.ndarray)))
@@ -255,10 +299,8 @@ class Numbers(Task, name='numbers'):
         if isinstance(target, str) and target=='finer': raise ValueError("target='finer' contrasts classes: give the index of an output.")
         return Distance(self.centre, self.unit) if isinstance(target, str) and target in ('margin','pred','label') else as_target(target)
     def refuse(self, **asked):
-        for k in ('select','balance'):
-            if asked[k] is True or getattr(asked[k], 'needs_classes', False):
-                raise TypeError(f"{k}={called(asked[k])} needs classes, and the labels are {self.said}: "
-                                + ("choose select='top_losses'." if k=='select' else f'leave `{k}` out.'))
+        if getattr(asked['select'], 'needs_classes', False):
+            raise TypeError(f"select={called(asked['select'])} needs classes, and the labels are {self.said}: choose select='top_losses'.")
     def followed(self, new, was, theirs):
         way = theirs-was
         return ((new-was)*way).sum(1)/way.square().sum(1).clamp(min=1e-12)
@@ -269,15 +311,18 @@ class Points(Numbers, name='points'):
     "The coordinates of points (`PointBlock`): x and y of the first point, of the second, …, from -1 (left, top) to 1 (right, bottom)"
     said = 'points'
     @classmethod
-    def fits(cls, y, loss): return isinstance(y, TensorPoint)
+    def fits(cls, y, loss):
+        "Are these points?"
+        return isinstance(y, TensorPoint)
     def named(self, label): return ' '.join(f'({x:.2f}, {y:.2f})' for x,y in torch.as_tensor(label).reshape(-1,2)[:3].tolist())
     def refuse(self, **asked):
         super().refuse(**asked)
         if called(asked['labels']) not in ('own','own_label'):
             raise TypeError(f"labels={called(asked['labels'])!r} would put a point between the points of two images, "
                             'where neither has one: leave `labels` out.')
-    def draw(self, ax, label, **kwargs):
-        ax.scatter(*torch.as_tensor(label).reshape(-1,2).T.tolist(), **(dict(s=30, c='lime', edgecolors='black', linewidths=.7)|kwargs))
+    def draw(self, ax, label, said=False, **kwargs):
+        usual = dict(c='red', marker='x', linewidths=1.5) if said else dict(c='lime', edgecolors='black', linewidths=.7)
+        ax.scatter(*torch.as_tensor(label).reshape(-1,2).T.tolist(), **(dict(s=30)|usual|kwargs))
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c0013
 def label_of(
@@ -290,6 +335,13 @@ def label_of(
     item = found and found[1]
     return item[1] if isinstance(item, (tuple,list)) and len(item)==2 else None
 
+def vocab_of(
+    dls # `DataLoaders`
+)->list: # Names of the classes; None: they have none
+    "Return the names of the classes; those of pixels are kept by a transform (`AddMaskCodes`)"
+    with_codes = getattr(getattr(plain_dl(dls.loaders[0]), 'after_item', None), 'vocab', None)
+    return getattr(dls, 'vocab', with_codes)
+
 def find_task(
     learn:Learner,
     label=None # Label of an item; None: that of the first training item
@@ -298,8 +350,11 @@ def find_task(
     y = label_of(learn.dls) if label is None else label
     wrapped = getattr(learn.loss_func, 'plain', learn.loss_func)
     loss = getattr(wrapped, 'func', wrapped)
-    known = dict(vocab=getattr(learn.dls, 'vocab', None), thresh=getattr(wrapped, 'thresh', .5))
-    found = next((o for o in reversed(tasks.values()) if o.fits(y, loss)), Task if y is None else None) # the last, the most special, is first
+    left_out = getattr(loss, 'ignore_index', None)
+    known = dict(vocab=vocab_of(learn.dls), thresh=getattr(wrapped, 'thresh', .5),
+                 ignored=left_out if isinstance(left_out, int) and 0<=left_out<256 else None)
+    # the last one, the most special, is asked first
+    found = next((o for o in reversed(tasks.values()) if o.fits(y, loss)), Task if y is None else None)
     if found is None:
         like = f' of shape {tuple(y.shape)}' if hasattr(y, 'shape') else f' of {len(y)}' if isinstance(y, (tuple,list)) else ''
         raise TypeError(f'The label of an item is a {type(y).__name__}{like}, and the loss function is {type(loss).__name__}: give '

@@ -13,7 +13,7 @@ import numpy as np, torch
 from PIL import Image
 import matplotlib.pyplot as plt
 from torch import Tensor
-from fastcore.all import L
+from fastcore.all import L, patch
 from fastai.learner import Learner
 from ..core import *
 from ..data.loaders import input_size, items_dl, whole_dl
@@ -21,6 +21,7 @@ from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import Label
 from ..attribution.tasks import find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target, each_target, heat_of, view_size
+from ..attribution.clusters import HeatClusters
 import proxy_attention.attribution.finer # whose methods register themselves
 
 # %% ../../nbs/interpret/00_heats.ipynb #9b05fc3d
@@ -144,6 +145,24 @@ def plot_class_heat(
     for ax in axs: ax.set_axis_off()
     return axs
 
+# %% ../../nbs/interpret/00_heats.ipynb #30ba5312
+@patch
+def show(self:HeatClusters,
+    image=None, # Function from the index of an image to a file, PIL image or tensor; None: only the mean heatmaps
+    n:int=5, # Maximum number of images per cluster
+    rows=None, # Rows of `df`; None: those of the classes with several clusters
+    most:int=12, # Maximum number of clusters
+    **kwargs # Passed to `show_grid`
+): # Axes of the pictures; None: there is nothing to show
+    "Show the mean heatmap of each cluster, and the images whose heatmaps are most like it"
+    rows = list(self.found.index if rows is None else rows)[:most]
+    if not rows: return None
+    def cells(row):
+        some = [] if image is None else [(image(i), self.heat[i]) for i in self.members(row, n)]
+        return [(np.zeros((*(_pixels(some[0][0]).shape[:2] if some else (64,64)),3), np.uint8), self.maps[row]), *some]
+    told = [f"{short_text(o['class'], 14)}: {o.n}\n({o.share:.0%})" for _,o in self.df.loc[rows].iterrows()]
+    return show_grid([cells(o) for o in rows], told, ['mean heatmap'], **kwargs)
+
 # %% ../../nbs/interpret/00_heats.ipynb #669c2638
 def heat_on(
     learn:Learner, # Trained learner
@@ -156,7 +175,8 @@ def heat_on(
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
     target = find_task(learn).target(target)
-    attr,labels = as_attribution(attribution)(learn.model, layer=layer, target=target),isinstance(getattr(target, 'of', target), Label)
+    attr,of = as_attribution(attribution)(learn.model, layer=layer, target=target),getattr(target, 'of', target)
+    labels = isinstance(of, Label) or isinstance(of, str) and of=='label' # of a `Region`
     with keep_rng():
         size = dict(size=view_size(attr, input_size(learn.dls, items))) if whole and hasattr(attr, 'view') else {}
         heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels, **size), **kwargs)

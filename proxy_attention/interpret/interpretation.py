@@ -22,6 +22,7 @@ from ..core import *
 from ..data.loaders import has_items, items_dl, plain_dl, train_items
 from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
+from ..attribution.layers import outputs_of
 from ..attribution.targets import as_target
 from ..attribution.tasks import find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target
@@ -58,10 +59,9 @@ class ProxyInterpretation(ClassificationInterpretation):
         self.task = find_task(learn, _refuse_unfit(dl))
         Interpretation.__init__(self, learn, dl, losses, act)
         vocab = getattr(dl, 'vocab', None) # numbers have none
-        self.vocab = vocab[-1] if is_listy(vocab) else vocab
+        self.vocab = self.task.vocab if self.task.per_pixel else vocab[-1] if is_listy(vocab) else vocab
         # each raises an error for an unknown name
         as_attribution(attribution)
-        self.task = find_task(learn)
         self.task.target(target)
         self.how = dict(attribution=attribution, target=target, layer=layer)
 
@@ -105,7 +105,7 @@ class ProxyInterpretation(ClassificationInterpretation):
         "Return the confusion matrix; raises `TypeError` for numbers"
         if not self.task.has_classes:
             raise TypeError(f'The labels are {self.task.said}, which are not confused with each other: see `plot_top_losses`.')
-        return super().confusion_matrix()
+        return self._pixel_confusion() if self.task.per_pixel else super().confusion_matrix()
 
     def __repr__(self):
         return (f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; "
@@ -146,6 +146,7 @@ def decoded(self:ProxyInterpretation,
     inps,preds,targs,dec,losses = self[idxs]
     inps,targs,dec = map(tuplify, (inps,targs,dec))
     its,outs = (self.dl._pre_show_batch(inps+o, max_n=len(idxs))[2] for o in (targs,dec))
+    if self.task.per_pixel: return _of_pixels(self.task, its, targs[0], dec[0], preds, losses)
     rows = [(s[0], _text(s[1]), _text(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
     return rows if self.task.has_classes else _of_numbers(self, rows, its, outs, targs[0], dec[0])
 
@@ -169,10 +170,44 @@ def _of_numbers(self, rows, its, outs, targs, dec):
     return [_Drawn(o[0], *n, np.nan, o[-1], s[1], p[1]) for o,n,s,p in zip(rows, named, its, outs)]
 
 def _draw_labels(self, ax, row):
-    "Draw points onto an image: the label in green, the prediction as a red cross"
-    if self.task.has_classes: return
+    "Draw label and prediction onto an image, if they have a place there"
+    if not isinstance(row, _Drawn): return
     self.task.draw(ax, row.own)
-    self.task.draw(ax, row.said, c='red', marker='x', edgecolors=None, linewidths=1.5)
+    self.task.draw(ax, row.said, said=True)
+
+def _of_pixels(task, its, targs, dec, preds, losses):
+    "Return rows with the names of the classes in each mask, the mean probability of the predicted class, and both masks"
+    maps = [(y.squeeze(0) if y.ndim>2 else y).cpu() for o in zip(targs, dec) for y in o]
+    rows = zip(its, maps[::2], maps[1::2], preds, losses)
+    return [_Drawn(s[0], task.named_mask(y), task.named_mask(d), float(p.amax(0).mean()), float(l), y, d) for s,y,d,p,l in rows]
+
+@patch
+def _pixel_confusion(self:ProxyInterpretation):
+    "Return the confusion matrix of the pixels, counted batch by batch"
+    n,counts = len(self.vocab),0
+    for pred,targ in self._pixels(): counts = counts + (targ*n+pred)[(targ>=0)&(targ<n)].bincount(minlength=n*n)
+    return counts.view(n, n).cpu().numpy()
+
+@patch
+def _pixels(self:ProxyInterpretation, idxs=None):
+    "Yield predicted and true classes of pixels, batch by batch"
+    with aside(self.learn), torch.no_grad():
+        self.learn.model.eval()
+        for xb,yb in items_dl(self.learn.dls, self.items_at(idxs)):
+            yield self.task.decide(outputs_of(self.learn.model(xb), self.learn.model)).as_subclass(Tensor), yb.as_subclass(Tensor).long()
+
+@patch
+def _where_pixels(self:ProxyInterpretation, by, idxs, **kwargs):
+    "Draw the mean heatmap of each class, over the images in which it is predicted (or true)"
+    there = torch.cat([self.task.short(*o)[0 if by=='pred' else 1].cpu() for o in self._pixels(idxs)])
+    maps,counts,names = [],[],[str(o) for o in self.vocab]
+    for c in range(len(names)):
+        at,heat = idxs[there[:,c].numpy()],torch.zeros(0,1,1)
+        if len(at): heat = normalize_heat(heat_on(self.learn, self.items_at(at), **(self.how|dict(target=self.task.region(c, by)))))
+        ok = ~degenerate(heat)
+        maps.append(heat[ok].mean(0))
+        counts.append(ok.sum())
+    return plot_class_heat(maps, names, counts, **kwargs)
 
 @patch
 def plot_top_losses(self:ProxyInterpretation,
@@ -261,13 +296,15 @@ def plot_where(self:ProxyInterpretation,
     by = by_name(by, dict(pred=2, label=1), 'grouping')
     refuse_number(1, 10**9, n=n)
     idxs = np.unique(np.linspace(0, len(self.losses)-1, min(int(n), len(self.losses))).round().astype(int))
+    if self.task.per_pixel: return self._where_pixels('pred' if by==2 else 'label', idxs, **kwargs)
     with aside(self.learn):
         cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
     if self.task.per_label: return self._where_labels(idxs, cls>.5, **kwargs)
     names = self.vocab
     if not self.task.has_classes:
         cls = self.task.short(cls, cls)[0]
-        if cls.shape[1]!=1: raise TypeError(f'A mean heatmap per third needs one number per image, but here are {cls.shape[1]}: use `show_heats`.')
+        if cls.shape[1]!=1:
+            raise TypeError(f'A mean heatmap per third needs one number per image, but here are {cls.shape[1]}: use `show_heats`.')
         cls,names = self.task.classes(cls),self.task.thirds
     if cls.ndim!=1:
         raise TypeError('A mean heatmap per class needs one label per image, but here an image has several: use `show_heats`.')
@@ -335,7 +372,8 @@ def find(self:HeatDrift):
     with keep_rng():
         ds = items_dl(dls, self.items).dataset
         task = find_task(self.learn, ds[0][1])
-        self.pictures = [(o[0], _text(ds.tls[-1].decode(o[1])) if task.has_classes else task.named(o[1])) for o in ds]
+        text = task.named_mask if task.per_pixel else (lambda y: _text(ds.tls[-1].decode(y))) if task.has_classes else task.named
+        self.pictures = [(o[0], text(o[1])) for o in ds]
 
 @patch
 def look(self:HeatDrift):
@@ -449,7 +487,8 @@ def compare_with(self:ProxyInterpretation,
     iou = agreement(*(resize_heat(o, size) for o in heats))[1]
     with keep_rng(): imgs = [o[0] for o in self.learn.dls.test_dl(self.items_at(idxs)).dataset]
     top = [(img, None, f'{r[1]}  {float(o):.0%}' if o==o else r[1]) for img,r,o in zip(imgs, rows[0], iou)]
-    cells = [[(img, h, r[2], 'black' if r[1]==r[2] or not self.task.has_classes else 'C3') for img,h,r in zip(imgs, hs, rs)] for rs,hs in both]
+    def colour(r): return 'black' if r[1]==r[2] or not self.task.has_classes else 'C3'
+    cells = [[(img, h, r[2], colour(r)) for img,h,r in zip(imgs, hs, rs)] for rs,hs in both]
     return show_grid([top,*cells], ['image',*names], **kwargs)
 
 def _same_items(a, b): return len(a)==len(b) and (a.equals(b) if hasattr(a, 'equals') else list(a)==list(b))

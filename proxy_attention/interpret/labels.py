@@ -219,7 +219,7 @@ def _probe_label(name, model, xb, heat, preds, targs, donor, areas, kept, seed, 
     if k>1 and learned[0] is not False:
         other,same = (draw_donors(o, heat, part, seed) for o in (donor, donors['same_class']))
         theirs = torch.where(part.bool()[:,None,None], heat, heat[other]) # of the image that has the label
-        flips = swap_flips(model, xb, theirs, part, other, areas, bs, bar, new)
+        flips = swap_flips(model, xb, theirs, part, other, areas, bs, bar, note=new)
         swaps = swap_table(model, xb, heat, part, other, same, kept, 2, bs, bar, new)
     share = lambda o, was: float((o[part==was]!=was).float().mean())
     asked = [*((o,a) for o in ('place','random') for a in areas), *swaps.index]

@@ -48,7 +48,7 @@ def fit_of(
     return bool(a.std()>0 and pearsonr(a.numpy(), b.numpy(), alternative='greater').pvalue<level), r2
 
 # %% ../../nbs/interpret/08_moves.ipynb #a92c40e6
-moving = dict(place=.5, rest=.5, edge=.3, look=.7, r2=.25) # fraction of the way, minus the control, that each kind of evidence needs
+moving = dict(place=.6, rest=.5, edge=.3, look=.7, r2=.25) # fraction of the way, minus the control, that each kind of evidence needs
 
 _cols = 'masked moves same_moves random_moves carried'.split()
 _always = [('edge',.81), ('look',1.)] # a border of a twentieth of the side
@@ -210,8 +210,10 @@ def verdict(self:Moves)->str:
         text.append(f'The predictions explain {max(0, self.r2):.0%} of the variance of {len(self.preds)} labels (R²), '
                     f'and are wrong by {self.error:.3g} on average.')
     if self.learned is False:
-        return ' '.join([*text, 'They do not correlate with the labels, so the model has learned nothing yet: train for longer and probe again.'])
-    if self.table is None: return ' '.join([*text, 'All predictions are about the same, or no heatmap is informative: nothing can be concluded.'])
+        return ' '.join([*text, 'They do not correlate with the labels, so the model has learned nothing yet: '
+                         'train for longer and probe again.'])
+    if self.table is None:
+        return ' '.join([*text, 'All predictions are about the same, or no heatmap is informative: nothing can be concluded.'])
     t = self.told
     p = t.loc['place']
     text += [f'If the hottest {p["size"]:.0%} of an image is swapped with that of an image from the other end of the predictions, '
@@ -223,7 +225,8 @@ def verdict(self:Moves)->str:
     if self.unsure: text.append(_little(self))
     elif not self.leans: text.append('So the prediction depends on none of these alone.')
     told = ', and on '.join(f'{_names[k]}; `{_cures[k].format(self.small)}` swaps it' for k in self.leans)
-    if told: text.append(f'So the prediction depends on {told}. No probe can find out whether that is your object or a shortcut: see `show_where`.')
+    if told: text.append(f'So the prediction depends on {told}. '
+                         'No probe can find out whether that is your object or a shortcut: see `show_where`.')
     return ' '.join(text)
 
 @patch
@@ -238,7 +241,8 @@ def plot(self:Moves,
     ax = right.subplots()
     if self.table is not None:
         hot = self.flips
-        for c,style,label in (('moves','C0-o','hottest'), ('random_moves','C7-o','random place'), ('same_moves','C7--','hottest, same third')):
+        for c,style,label in (('moves','C0-o','hottest'), ('random_moves','C7-o','random place'),
+                              ('same_moves','C7--','hottest, same third')):
             ax.plot(hot.index*100, hot[c]*100, style, ms=4, label=label)
         ax.legend(fontsize=7, frameon=False)
     ax.set(xlabel='swapped area, % of the image', ylabel='% of the way to the donor')

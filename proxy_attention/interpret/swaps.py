@@ -104,7 +104,8 @@ def swap_flips(
     areas, # Fractions of the image to swap
     bs:int=64, # Maximum number of images per batch
     bar=iter, # Wraps the loop over swaps, such as `progress_bar`
-    note=None # Dictionary for the predictions after each swap, by ('place', area) and ('random', area)
+    each:dict=None, # Filled with area -> (n,) bool: which predictions follow the donor?
+    note:dict=None # Filled with the predictions after each swap, by ('place', area) and ('random', area)
 )->pd.DataFrame: # One row per area: masked, changes, follows, random_changes, random_follows, carried (all from 0 to 1)
     "Measure how often predictions change, and how often they follow the donor, if the hottest part of the image is swapped"
     rows = {}
@@ -113,6 +114,7 @@ def swap_flips(
         (new,area),(elsewhere,_) = (swapped_predictions(model, xb, heat, other, m, bs) for m in (hot,rand))
         if note is not None: note.update({('place',a):new, ('random',a):elsewhere})
         rows[a] = [_share(area), *(_share(o) for said in (new,elsewhere) for o in (said!=preds, said==preds[other]))]
+        if each is not None: each[a] = new==preds[other]
     flips = pd.DataFrame.from_dict(rows, 'index', columns=_flip_cols[:-1]).rename_axis('area')
     return flips.assign(carried=flips.follows-flips.random_follows)
 

@@ -24,7 +24,7 @@ from ..data.loaders import ImageStats, item_files, plain_dls
 from ..data.passes import own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..attribution.methods import Suspect, default_attribution, default_target
-from ..attribution.tasks import Task, find_task
+from ..attribution.tasks import find_task
 from ..masking.donors import Classes
 from ..masking.fills import fills
 from ..masking.masker import Masker
@@ -142,7 +142,7 @@ class ProxyAttention(Callback):
         area:float=None, # Fraction of the image that rule='area' masks; None: a tenth
         donor='previous', # Donor of swapped pixels: 'previous', 'balanced', 'other_class', 'same_class', 'alike', or a function
         balance:bool=False, # Draw the training items of all classes equally often while proxies are served?
-        labels='own', # Labels of a proxy: its own ('own'), or mixed with the donor's, by heat ('mix') or by area ('mix_area')
+        labels='own', # Label of a proxy: its own ('own'), mixed with the donor's ('mix', 'mix_area'), or none where it is masked ('ignore')
         steps=None, # When: [5,'p',9] or '5,p,9', `Plateau(…)`, or a function `(epoch, n_epoch)` that returns a bool or rule arguments
         across:int=None, # Number of epochs of one schedule over several fits (6 for `fine_tune(5)`); None: one schedule per fit
         mode:str='replace', # 'replace': serve a proxy instead of the original; 'augment': in addition to it
@@ -221,7 +221,7 @@ class ProxyAttention(Callback):
     def proxies(self)->Proxies:
         "Return the proxies that are served at present"
         s,m = self.fit_state,self.settings.masker
-        task = Task() if self.interp is None else self.interp.task
+        task = getattr(self.interp, 'task', None)
         target = (s.how or [{}])[-1].get('target', self.settings.target)
         classes = None if s.seen is None else Classes(np.where(s.seen['known'], given(task.classes, s.seen['targs'], target=target), -1))
         masks,served = zip(*map(parted, s.how or [{}]))
@@ -358,8 +358,10 @@ def _begin(cb):
         s.earlier = 0
     s.fits += 1
     s.idle = check_schedule(cb)
-    find_task(learn).refuse(select=cb.settings.select, balance=cb.balance, labels=cb.labels)
-    s.proven = prove(learn, cb.settings, cb.now.loss)
+    task = find_task(learn)
+    task.refuse(select=cb.settings.select, labels=cb.labels)
+    if hasattr(cb.schedule, 'refuse'): cb.schedule.refuse(task)
+    s.proven = prove(learn, cb.settings, cb.now.loss, cb.labels)
     if not going: cb.settings.losses.check(learn)
     s.record.of(len(plain_dls(learn.dls).train_ds))
     if cb.folder: check_folder(cb.folder, learn.dls, fresh=s.fits==1 and not cb.now.resumed)

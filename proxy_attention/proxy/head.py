@@ -38,7 +38,7 @@ def last_layer(
     found = [m for m,out in seen if out.shape==scores.shape and torch.allclose(out, scores, 0, 0, equal_nan=True)]
     single = scores.ndim!=2 or scores.shape[1]==1
     if found and not single: return found[-1]
-    why = 'has a single output' if single else 'does not end in a linear layer'
+    why = 'has a score for each pixel' if scores.ndim==4 else 'has a single output' if single else 'does not end in a linear layer'
     raise TypeError(f'Only a linear last layer with one score per class can be fitted separately, but this '
                     f'{type(model).__name__} {why}: train the whole model instead, `learn.fit_proxy(…)`.')
 

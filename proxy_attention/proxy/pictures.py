@@ -11,7 +11,7 @@ from ..core import *
 from ..attribution.heatmap import normalize_heat
 from ..data.loaders import image_of
 from ..interpret.heats import show_heats, show_proxies
-from .record import Record, served_image
+from .record import Record, served_image, served_mask
 from .serving import Proxies
 
 # %% ../../nbs/proxy/07_pictures.ipynb #54a86fbf
@@ -51,7 +51,9 @@ def show_served(
     axs = show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
                        [served_image(record, proxies, ds, i) for i in idxs],
                        captions=[served_label(interp, record, i) for i in idxs], **kwargs)
-    for ax,i in [(ax,i) for row in axs[::2] for ax,i in zip(row, idxs)]: interp.task.draw(ax, ds[i][1])
+    def now(i): return served_mask(record, proxies, ds, i) if interp.task.per_pixel else ds[i][1]
+    for row,label in ((axs[0],lambda i: ds[i][1]),(axs[2],now)):
+        for ax,i in zip(row, idxs): interp.task.draw(ax, label(i))
     return axs
 
 def suspects_of(

@@ -20,7 +20,7 @@ from ..attribution.tasks import Task, find_task
 from ..masking.masker import size_of
 from .selection import n_of, takes_share, usual_share
 from .losses import losses_of
-from .serving import check_loader
+from .serving import check_loader, labeling_for
 from .step import Settings
 
 # %% ../../nbs/proxy/06_proof.ipynb #f8d7faac
@@ -83,12 +83,14 @@ class Proven:
 def prove(
     learn:Learner,
     settings:Settings,
-    loss_func # Loss function of the fit
+    loss_func, # Loss function of the fit
+    labels='own' # Labels strategy, see `labelings`
 )->Proven:
     "Check that a proxy step works with this learner; an error says why not"
     dls,m = plain_dls(learn.dls),settings.masker
     with keep_rng():
         img,task = prove_item(learn)
+        labeling_for(labels, m, task)
         prove_loss(learn, loss_func)
         size = input_size(dls)
         check_whole(dls, size)

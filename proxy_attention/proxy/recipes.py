@@ -24,6 +24,7 @@ from ..core import *
 from ..data.objects import read_objects
 from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
+from ..attribution.tasks import Task, find_task
 from ..masking.masker import Masker
 from ..masking.rules import rules
 from ..interpret.probe import Probe, probe
@@ -374,6 +375,14 @@ class IfCarried:
         self.asked = epoch
         return self.ask(learn) or False
 
+    def refuse(self,
+        task:Task # Task of the learner
+    ):
+        "Raise `TypeError` for a task whose probe does not say what to swap"
+        if not task.per_pixel: return
+        raise TypeError(f'This schedule asks a probe of whole images, but here there is {task}: see `probe(learn)`, and swap the '
+                        "surroundings yourself, `ProxyAttention(rule='rest', fill='swap', select='all', p=1.)`.")
+
     def identity(self):
         "The settings, without the stored answer, for comparing runs"
         return dict(when=self.when, n=self.n, kinds=self.kinds, objects=self.objects)
@@ -404,7 +413,8 @@ def suspect_and_successor(
     if cb.suspect is not None: return fit()
     ask,first = getattr(cb.schedule, 'ask', lambda learn: True),deepcopy(learn.model.state_dict())
     if cb.folder: check_folder(cb.folder, learn.dls, fresh=not (cb.folder/'suspect.pth').exists())
-    prove(learn, cb.settings, learn.loss_func) # checks before the suspect is trained
+    getattr(cb.schedule, 'refuse', lambda task: None)(find_task(learn))
+    prove(learn, cb.settings, learn.loss_func, cb.labels) # checks before the suspect is trained
     learn.logger('First, a suspect is trained to the end, to find out where it looks.')
     young = _Young(cb.folder)
     with learn.removed_cbs(cb), learn.added_cbs(young): fit()

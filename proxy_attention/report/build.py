@@ -23,7 +23,8 @@ def usual_sections()->dict: # Heading → function `report -> tags`
     "The sections of a page, in their order"
     return {
         'In short':in_short, 'Results':results_table, 'Curves':curves, 'What was run':what_was_run,
-        'Proxy steps':audit, 'Mean attention':mean_attention, 'Pictures':gallery, 'Run it again':configuration}
+        'Proxy steps':audit, 'Mean attention':mean_attention,
+        'Parts of classes':strategies, 'Pictures':gallery, 'Run it again':configuration}
 
 # %% ../../nbs/report/04_build.ipynb #409d6b02
 _ours = 'proxy_attention report'

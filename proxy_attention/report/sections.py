@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shown_first', 'in_short', 'with_code', 'what_was_run', 'curves', 'results_table', 'foremost', 'gallery',
-           'mean_attention', 'audit', 'run_again', 'configuration']
+           'mean_attention', 'strategies', 'audit', 'run_again', 'configuration']
 
 # %% ../../nbs/report/03_sections.ipynb #a007ee52
 import shlex
@@ -16,13 +16,14 @@ from scipy.stats import binomtest
 from fastcore.xml import *
 from fastcore.xml import Output
 from ..core import *
-from ..interpret.probe import too_coarse, zone_energy
+from ..attribution.places import heat_place, too_coarse, zone_energy
+from ..attribution.clusters import heat_clusters
 from ..proxy.selection import takes_share, usual_share
 from ..experiment.config import Config, all_settings, left_to_arms, to_toml
 from ..experiment.compare import Comparison
 from .page import *
 from .folder import RunFolder, settings_that_differ
-from .look import Report, heat_place, open_small, telling
+from .look import Report, open_small, telling
 
 # %% ../../nbs/report/03_sections.ipynb #0b6a5bdc
 def _main_metric(runs):
@@ -532,6 +533,37 @@ def mean_attention(rep:Report):
         'Fraction of the images whose heatmap has its maximum there; the edge is the border and the corners')
     return (P(f'These are {len(next(iter(heat.values())))} random validation images.'),
         Div(maps, table, cls='charts'))
+
+# %% ../../nbs/report/03_sections.ipynb #bad75b3b
+def _like(file, heat):
+    "A picture with its heatmap, as members of a cluster are shown; None if it cannot be read"
+    try: src,(w,h) = photo_uri(open_small(file))
+    except (OSError, ValueError, Image.DecompressionBombError): return None # the gallery says so
+    return Span(Img(src=src, alt=_short_name(file), width=w, height=h, decoding='async'),
+        Img(src=heat_uri(heat), alt='', cls='l heat on', decoding='async'), cls='pic')
+
+def strategies(rep:Report):
+    "Clusters of heatmaps within a predicted class: the mean of each, and the images that are most like it"
+    out,seen = [],rep.looked
+    for k,heat in seen.heat.items():
+        found = heat_clusters(heat, seen.preds[k], right=[p==l for p,l in zip(seen.preds[k], seen.labels)])
+        if not len(found.found): continue
+        most = float(found.maps.max()) or 1.
+        rows = [Tr(
+            Th(bdi(o['class']), scope='row'), Td(f'{o.n} ({o.share:.0%})'), Td(o.place), Td(f'{o.right:.0%}'),
+            Td(Img(src=heat_uri(found.maps[i]/most, alpha=False), alt=f'Mean heatmap, hottest {o.place}', width=96, height=96,
+                cls='map', decoding='async')),
+            Td(*(p for j in found.members(i, 4) if (p := _like(seen.files[j], heat[j])) is not None), cls='likes'))
+            for i,o in found.found.iterrows()]
+        what = f'Clusters of heatmaps by predicted class, {clean_text(k)}'
+        head = ['predicted','images','hottest','correct','mean heatmap','images most like it']
+        out += [
+            page_list([clean_text(found.sentence(i)) for i in found.found.index if not found.df.main[i]]),
+            Div(Table(Caption(what), Thead(Tr(*(Th(o, scope='col') for o in head))), Tbody(*rows)),
+                cls='scroll', tabindex='0', role='region', aria_label=what)]
+    if not out: return None
+    return (P('Within these predicted classes, some images are recognised by another place than the others. '
+        'That can be a shortcut of these images, or another type of object: look at them.'), *out)
 
 # %% ../../nbs/report/03_sections.ipynb #8eaee151
 def _rule(pa):
