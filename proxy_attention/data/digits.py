@@ -225,7 +225,10 @@ def average_precisions(
     t,p = (np.asarray(o) for o in (targs,probs))
     return np.array([average_precision_score(a>.5, b) if (a>.5).any() else np.nan for a,b in zip(t.T, p.T)])
 
-def mean_ap(targs, probs)->float:
+def mean_ap(
+    targs, # (n,labels) 1 where an image has the label
+    probs # (n,labels) probabilities, or other scores
+)->float: # NaN if no image has any label
     "Return the mean of the average precisions, without labels that no image has"
     found = average_precisions(targs, probs)
     return float(np.nanmean(found)) if np.isfinite(found).any() else float('nan')
