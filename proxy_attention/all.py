@@ -5,28 +5,30 @@ from types import ModuleType as _ModuleType
 from .core import ProxyWarning
 from .data.images import ImageFolder, ImageTable, check_images
 from .data.digits import accuracy_on, digits, digits_learner, digits_net, regions, test_sets
-from .data.beds import dominoes, no_shortcut, one_colour, swatches, two_colours
+from .data.beds import dominoes, no_shortcut, one_colour, swatches, two_colours, two_digits
 from .data.cues import on_places, place_test_sets, planted
 from .data.datasets import known_sets, open_images
 from .data.objects import draw_boxes, read_objects, show_objects
 from .data.groups import Grouped, grouped_data, grouped_table
 from .data.networks import load_run
 from .attribution.layers import find_layer, find_layers
-from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from .attribution.cams import CAM, EigenCAM, EigenGradCAM, FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, RefineCAM, XGradCAM
 from .attribution.perturbation import AblationCAM, ScoreCAM
-from .attribution.transformers import AttentionRollout, LeGrad
+from .attribution.transformers import AttentionRollout, GradRollout, LeGrad
 from .attribution.methods import Captum, Suspect
 from .attribution.targets import Region
-from .attribution.tasks import Distance, PredictedLabels, find_task
+from .attribution.finer import Enlarged
+from .attribution.tasks import Distance
+from .attribution.clusters import heat_clusters
 from .masking.fills import Augmented
 from .masking.masker import Masker
-from .interpret.heats import heat_on, show_where
+from .interpret.heats import heat_on, heats_of_labels, show_where
 from .interpret.interpretation import HeatDrift, ProxyInterpretation
 from .interpret.probe import probe
 from .interpret.metrics import AttentionOn, explanation_scores, pitfalls, randomised
 from .interpret.use import explain_images
 from .interpret.choosing import SwappedAccuracy, swapped_accuracy
-from .interpret import moves as _moves, pixels as _pixels # they add the probes for other kinds of labels
+from .interpret import labels as _labels, moves as _moves, pixels as _pixels # they add the probes for other kinds of labels
 from .proxy.schedule import Plateau
 from .proxy.selection import PerClass
 from .proxy.losses import interpret_train

@@ -18,7 +18,8 @@ from proxy_attention.all import *
 - A heatmap is a hint and no proof. Only the user knows whether the hot place is the object.
 - No file of the user's data is changed, and validation images are never masked.
 - Loading a `.pkl` runs the code in it. Use `load_run(folder)`, which reads `model.safetensors`.
-- Training takes single-label classification only. Heatmaps also take several labels and numbers.
+- Training, probes and heatmaps take one label per image, several labels (`target='palm'`, `probe(learn, label='palm')`) or numbers.
+- `fit_head` and its peers take one label per image.
 
 ## Look
 

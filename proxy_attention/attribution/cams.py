@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcore.all import L, delegates, store_attr
 from ..core import *
 from .heatmap import normalize_heat, resize_heat
-from .targets import Finer, Target, as_target
+from .targets import Each, Finer, Target, as_target
 from .layers import *
 
 # %% ../../nbs/attribution/03_cams.ipynb #0c8123ed
@@ -61,6 +61,25 @@ class Explainer:
         "Return heatmaps for a part of a batch"
         raise NotImplementedError(f'{type(self).__name__} does not define how a heatmap is made: define `explain(self, xb, yb, target)`.')
 
+    def explain_each(self, xb, yb,
+        targets:list # Targets for these images
+    )->Tensor: # (bs,targets,h,w), not scaled
+        "Return a heatmap per target for a part of a batch"
+        return torch.stack([self.explain(xb, yb, o) for o in targets], 1)
+
+    def each(self,
+        xb:Tensor, # (bs,channels,H,W), as the model gets it
+        targets, # What to explain, see `as_target`; several of them
+        yb:Tensor=None # (bs,…) labels
+    )->Tensor: # (bs,targets,h,w) float32
+        "Return a heatmap per target; a CAM runs the model once, and adds a gradient per target"
+        was,self.target = self.target,Each(targets)
+        try: return self(xb, yb).unflatten(0, (len(xb),-1))
+        finally: self.target = was
+
+    def _explained(self, xb, yb, target):
+        return self.explain_each(xb, yb, target.targets).flatten(0, 1) if isinstance(target, Each) else self.explain(xb, yb, target)
+
     def scores(self, xb):
         "Return the model's outputs in full precision"
         return outputs_of(self.net(xb), self.net).float()
@@ -88,7 +107,7 @@ class Explainer:
             if self.fast and (half := half_type(xb.device)): stack.enter_context(torch.autocast(xb.device.type, half))
             n,size = len(xb),self.chunk
             ys = [None]*-(-n//size) if yb is None else [yb[i:i+size] for i in range(0, n, size)]
-            heat = torch.cat([self.explain(*o) for o in zip(xb.split(size), ys, self.target.split(n, size))]).float()
+            heat = torch.cat([self._explained(*o) for o in zip(xb.split(size), ys, self.target.split(n, size))]).float()
         return normalize_heat(heat.relu()) if self.scale else heat
 
     def __enter__(self): return self
@@ -158,13 +177,11 @@ class CAM(Explainer, base=True):
         "Return images channels last if that is fast and the model accepts it"
         return xb.contiguous(memory_format=torch.channels_last) if self.can_last and (self.fast or xb.device.type=='cpu') else xb
 
-    def look(self,
+    def watch(self,
         xb:Tensor, # (bs,channels,H,W)
-        yb, # (bs,…) labels, or None
-        target:Target, # Target for these images
-        grad:bool=True # Compute gradients?
-    )->tuple: # Outputs, and per layer a pair (activations, gradients or None) in the layout of the layer
-        "Return the outputs, the layers' activations, and the gradient of the target with respect to them"
+        grad:bool=True # Will gradients be asked for?
+    )->tuple: # Outputs, and the activations of each layer in its own layout
+        "Run the model once, and record from the first of the layers on"
         acts = {o.module:[] for o in self.layers}
         def run(mode):
             "Run one pass; before the layers nothing is recorded, unless `mode` enables it"
@@ -181,20 +198,50 @@ class CAM(Explainer, base=True):
         if grad and not out.requires_grad: out = run(torch.enable_grad) # the layer is in a part that the model runs under `no_grad`
         for layer,o in zip(self.layers, acts.values()):
             if len(o)!=1: raise ValueError(f'The layer {layer} ran {len(o)} times in one pass: choose a layer that runs once.')
-        acts = [o for o, in acts.values()]
-        if not grad: return out, [(o,None) for o in acts]
+        return out, [o for o, in acts.values()]
+
+    def grads(self,
+        out:Tensor, # Outputs from `watch`
+        acts:list, # Activations from `watch`
+        yb, # (bs,…) labels, or None
+        target:Target, # Target for these images
+        keep:bool=False # Will there be another call for the same outputs?
+    )->list: # One gradient per layer
+        "Return the gradient of the target with respect to the activations"
         with torch.enable_grad(): score = target(out, yb).sum()
-        grads = torch.autograd.grad(score, acts, allow_unused=True) if score.requires_grad else [None]*len(acts)
+        grads = (torch.autograd.grad(score, acts, retain_graph=keep, allow_unused=True) if score.requires_grad
+                 else [None]*len(acts))
         for layer,g in zip(self.layers, grads):
             if g is None:
-                raise ValueError(f'The layer {layer} does not reach the target {self.target}: '
+                raise ValueError(f'The layer {layer} does not reach the target {target}: '
                                  'choose a layer that the prediction depends on.')
+        return grads
+
+    def look(self,
+        xb:Tensor, # (bs,channels,H,W)
+        yb, # (bs,…) labels, or None
+        target:Target, # Target for these images
+        grad:bool=True # Compute gradients?
+    )->tuple: # Outputs, and per layer a pair (activations, gradients or None) in the layout of the layer
+        "Return the outputs, the layers' activations, and the gradient of the target with respect to them"
+        out,acts = self.watch(xb, grad)
+        if not grad: return out, [(o,None) for o in acts]
+        grads = self.grads(out, acts, yb, target)
         return out.detach(), [(a.detach(),g) for a,g in zip(acts, grads)]
 
-    def explain(self, xb, yb, target):
-        _,seen = self.look(xb, yb, target, self.uses_grad)
+    def from_seen(self,
+        seen # Per layer a pair (activations, gradients or None), from `look`
+    )->Tensor: # (bs,h,w), not scaled
+        "Return heatmaps from activations and gradients"
         return self.fused([self.heat(*(None if o is None else layer.to_maps(o).float() for o in pair))
                            for layer,pair in zip(self.layers, seen)])
+
+    def explain(self, xb, yb, target): return self.from_seen(self.look(xb, yb, target, self.uses_grad)[1])
+    def explain_each(self, xb, yb, targets):
+        if not self.uses_grad: return super().explain_each(xb, yb, targets)
+        out,acts = self.watch(xb)
+        maps = [o.detach() for o in acts]
+        return torch.stack([self.from_seen([*zip(maps, self.grads(out, acts, yb, o, keep=o is not targets[-1]))]) for o in targets], 1)
 
     def fused(self, heats):
         """Fuse several heatmaps into one: each is scaled, and stretched to the finest grid
@@ -287,6 +334,9 @@ class FinerCAM(GradCAM):
         gamma:float=0.6, # Factor of their mean score
         **kwargs
     ): super().__init__(model, layer, target if isinstance(target, Finer) else Finer(target, n, gamma), **kwargs)
+    def each(self, xb, targets, yb=None):
+        n,gamma = self.target.n,self.target.gamma
+        return super().each(xb, [o if isinstance(o, Finer) else Finer(o, n, gamma) for o in map(as_target, targets)], yb)
 
 # %% ../../nbs/attribution/03_cams.ipynb #d71e08b4
 @delegates()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['captum_methods', 'default_attribution', 'default_target', 'Captum', 'Auto', 'method_names', 'as_attribution',
-           'as_size', 'stretched', 'view_size', 'Suspect', 'fast_agrees', 'heat_once', 'heat_of']
+           'each_target', 'as_size', 'stretched', 'view_size', 'Suspect', 'fast_agrees', 'heat_once', 'heat_of']
 
 # %% ../../nbs/attribution/06_methods.ipynb #11abf845
 import captum.attr, torch, torch.nn.functional as F
@@ -17,6 +17,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
 from .layers import as_grid, copy_of, find_layer, found_once, named_layer, outputs_of, unwrap
+from .targets import as_target
 from .cams import *
 import proxy_attention.attribution.perturbation # whose methods register themselves
 from .transformers import GradRollout, LeGrad, NoAttention
@@ -153,6 +154,19 @@ def as_attribution(
         raise TypeError(f'attribution={how!r} should be a name, a class such as LayerCAM or captum\'s Saliency, '
                         'or a function of a batch.')
     return how if 'model' in takes(how) else lambda model,**kw: how
+
+def each_target(
+    attribution, # Attribution, see `as_attribution`
+    model:nn.Module, # Model to explain
+    layer=None # Target layer of a CAM; None: auto-detected
+): # `(xb, targets) -> (bs,targets,h,w)`
+    "Return a function that makes a heatmap per target: in one pass where the attribution can, else in one pass per target"
+    make = as_attribution(attribution)
+    attr = make(model, layer=layer, target='pred')
+    if isinstance(attr, Explainer): return attr.each
+    def one(xb, target):
+        with torch.enable_grad(): return make(model, layer=layer, target=as_target(target))(xb, None).detach()
+    return lambda xb,targets: torch.stack([one(xb.as_subclass(Tensor), o) for o in targets], 1)
 
 # %% ../../nbs/attribution/06_methods.ipynb #1278f547
 def as_size(

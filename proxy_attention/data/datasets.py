@@ -17,7 +17,7 @@ from fastcore.all import store_attr
 from fastai.data.external import URLs, untar_data
 from fastai.data.transforms import get_image_files
 from ..core import *
-from .images import ImageFolder, ImageSet, ImageTable
+from .images import ImageFolder, ImageLabels, ImageSet, ImageTable
 
 # %% ../../nbs/data/05_datasets.ipynb #4334ebe3
 def _dirs(d): return sorted(Path(o.path) for o in os.scandir(d) if o.is_dir() and not o.name.startswith(('.','__MACOSX')))
@@ -331,7 +331,7 @@ def open_images(
                              'or a CSV file with a column of files and one of labels.')
         for o in known_sets.values():
             if path.name in o.instead: o.refuse_form(path.name)
-        f,args = ImageTable, [path]
+        f,args = ImageTable if kwargs.get('label_delim') is None else ImageLabels, [path]
         if path.suffix.lower()=='.tsv': kwargs = dict(sep='\t')|kwargs
     elif name in known_sets: f,args = partial(known_data, pretrained=pretrained), [name, folder] if folder else [name]
     elif Path(name).name!=name: raise FileNotFoundError(f'There is no folder and no CSV file {what}.')

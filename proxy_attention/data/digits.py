@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['palette', 'corner_box', 'plant', 'digit_images', 'whole_folder', 'write_bed', 'digits', 'regions', 'test_sets',
-           'digits_net', 'fc_net', 'bed_learner', 'digits_learner', 'files_of_test', 'accuracy_on']
+           'digits_net', 'fc_net', 'bed_learner', 'digits_learner', 'files_of_test', 'accuracy_on',
+           'average_precisions', 'mean_ap', 'label_metrics', 'labels_learner', 'ap_on']
 
 # %% ../../nbs/data/03_digits.ipynb #9767a059
 import atexit, shutil, tempfile
@@ -14,13 +15,14 @@ import numpy as np, pandas as pd
 from PIL import Image
 from torch import nn
 from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import train_test_split
 from fastcore.all import delegates
 from fastai.data.transforms import get_image_files
 import fastai.callback.progress # `no_bar`
 import fastai.callback.schedule # `fit_one_cycle`
 from fastai.learner import Learner
-from fastai.metrics import accuracy
+from fastai.metrics import AccumMetric, ActivationType, accuracy, accuracy_multi
 from fastai.torch_core import set_seed
 from fastai.vision.data import ImageDataLoaders
 from ..core import *
@@ -86,7 +88,8 @@ def whole_folder(
 
 def write_bed(
     path, # Folder to write; None: a temporary folder, removed when Python ends
-    rows # (part, label, name, image, class of the cue or None, is the cue misleading?, box of the cue or None)
+    rows, # (part, label, name, image, class of the cue or None, is the cue misleading?, box of the cue or None)
+    lists:bool=False # Also list files and labels in `labels.csv` (train and valid), and those of each other part in a file of its own?
 )->Path: # Folder with `part/label/name.png` and `about.csv` (file, part, label, cue, conflict, top, left, height, width)
     "Write images with a shortcut in a known place, completely or not at all"
     about = []
@@ -97,7 +100,10 @@ def write_bed(
             Image.fromarray(img).save(new/f)
             about.append(dict(file=f.as_posix(), part=part, label=label, cue=cue, conflict=conflict,
                               **dict(zip(('top','left','height','width'), box or (None,)*4))))
-        pd.DataFrame(about).convert_dtypes().to_csv(new/'about.csv', index=False)
+        df = pd.DataFrame(about)
+        df.convert_dtypes().to_csv(new/'about.csv', index=False)
+        to = df.part.where(~df.part.isin(['train','valid']), 'labels')
+        for k,o in df[['file','label','part']].groupby(to) if lists else (): o.to_csv(new/f'{k}.csv', index=False)
     return path
 
 def digits(
@@ -209,3 +215,46 @@ def accuracy_on(
     "Return the accuracy on the images of a folder, from 0 to 1"
     files = files_of_test(path) if isinstance(path, (str,Path)) else path
     with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[1])
+
+# %% ../../nbs/data/03_digits.ipynb #5a30ee82
+def average_precisions(
+    targs, # (n,labels) 1 where an image has the label
+    probs # (n,labels) probabilities, or other scores
+)->np.ndarray: # (labels,); NaN for a label that no image has
+    "Return the average precision of each label"
+    t,p = (np.asarray(o) for o in (targs,probs))
+    return np.array([average_precision_score(a>.5, b) if (a>.5).any() else np.nan for a,b in zip(t.T, p.T)])
+
+def mean_ap(
+    targs, # (n,labels) 1 where an image has the label
+    probs # (n,labels) probabilities, or other scores
+)->float: # NaN if no image has any label
+    "Return the mean of the average precisions, without labels that no image has"
+    found = average_precisions(targs, probs)
+    return float(np.nanmean(found)) if np.isfinite(found).any() else float('nan')
+
+def label_metrics()->list:
+    "Return the metrics of a learner with several labels per image: fastai's `accuracy_multi`, and `mean_ap`"
+    return [accuracy_multi, AccumMetric(mean_ap, activation=ActivationType.Sigmoid, flatten=False, to_np=True, invert_arg=True)]
+
+def labels_learner(
+    path, # Folder with `labels.csv`, such as one made by `two_digits`
+    net=digits_net, # Makes the model, see `bed_learner`
+    seed:int=0, # Random seed for the weights and the order of items
+    bs:int=64, # Batch size
+    **kwargs # Passed to `Learner`
+)->Learner:
+    "Return a `Learner` for small images with several labels each; `seed` fixes its weights and the order of items"
+    set_seed(seed)
+    df = pd.read_csv(Path(path)/'labels.csv', dtype=str)
+    dls = ImageDataLoaders.from_df(df.assign(valid=df.part=='valid'), path, fn_col='file', label_col='label', label_delim=' ',
+        valid_col='valid', bs=bs, num_workers=0)
+    return Learner(dls, given(net, dls.c, size=dls.train_ds[0][0].shape), metrics=label_metrics(), **kwargs)
+
+def ap_on(
+    learn:Learner, # Learner with several labels per image
+    csv # List of files and labels, such as `flipped.csv` of `two_digits`
+)->pd.Series: # Name of each label → average precision
+    "Return the average precision of each label on the images of a list"
+    with learn.no_bar(): probs,targs = learn.get_preds(dl=learn.dls.test_dl(pd.read_csv(csv, dtype=str), with_labels=True))
+    return pd.Series(average_precisions(targs, probs), index=list(learn.dls.vocab))

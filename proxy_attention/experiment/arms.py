@@ -17,6 +17,8 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.vision.augment import RandomErasing
 from ..core import *
+from ..attribution.tasks import need_one_label
+from ..proxy.selection import is_wrong
 from ..proxy.losses import interpret_train
 from ..proxy.callback import ProxyAttention
 from ..proxy.recipes import Recipe, one_cycle, one_probe_epoch, recipes
@@ -63,7 +65,7 @@ def upweighted_errors(learn, epochs, lr,
     "JTT (Liu et al. 2021, arXiv 2107.09044) in the same number of steps: after an epoch, misclassified images are drawn more often"
     learn.fit(1, slice(lr.start/3, lr.stop/3) if isinstance(lr, slice) else lr/3)
     seen = interpret_train(learn)
-    _weigh(learn, 1+(times-1)*(seen.preds!=seen.targs).float())
+    _weigh(learn, 1+(times-1)*is_wrong(seen.preds, seen.targs).float())
     learn.fit_one_cycle(epochs-1, lr)
 
 def _weigh(learn, wgts):
@@ -74,6 +76,7 @@ def _weigh(learn, wgts):
 # %% ../../nbs/experiment/06_arms.ipynb #e071f932
 def classes_equally(learn, epochs, lr):
     "The plain fit, in which all classes are drawn equally often"
+    need_one_label(learn, "The arm 'classes equally'", 'leave this arm out')
     labels = torch.tensor([int(o) for o in learn.dls.train_ds.tls[-1]])
     _weigh(learn, 1/labels.bincount()[labels])
     fit_plain(learn, epochs, lr)

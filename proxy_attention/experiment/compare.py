@@ -360,7 +360,8 @@ def compare_folder(
     except Exception: # not after Ctrl-C
         if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # there are no results
         raise
-    say(f'\nAccuracy in %, and the cost\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
+    what = dict(accuracy='Accuracy', mean_ap='Mean average precision')[cmp.metric]
+    say(f'\n{what} in %, and the cost\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
 
 def _begin(run, cfg, said, asked):

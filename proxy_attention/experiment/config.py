@@ -38,6 +38,7 @@ class DataConfig:
     path:str='' # Images to train on: a folder, a CSV file, or a known data set (`name` or `name:folder`) (default: none)
     fn_col:str=None # Column of the CSV file that contains the image paths (default: the first column)
     label_col:str=None # Column of the CSV file that contains the labels (default: the second column)
+    label_delim:str=None # Separator of several labels in a cell of the CSV file, such as " " or ";" (default: one label per image)
     valid_col:str=None # Column of the CSV file with the values train, valid or test; rows with test are not used (default: a random split)
     group_col:str=None # Column of the CSV file that names a group, such as the patient; a group is never split (default: no groups)
     split:str=None # Run folder (or its folds.csv) whose split is used again (default: a random split)
@@ -84,7 +85,7 @@ class ProxyConfig:
     share:number=None # Fraction (0.2) or number (200) of the training items to select; only for a --select that takes one
     losses:str=None # Per-sample losses used for the selection: exact (one extra pass) or running (recorded during training)
     attribution:str=None # Attribution method that makes the heatmaps: auto (LayerCAM, or attention for transformers), GradCAM and others
-    target:str=None # What to explain: {targets}
+    target:str=None # What to explain: {targets}, or the name of a label
     layer:str=None # Target layer of the CAM, by its name in the model (default: auto-detected)
     rule:str=None # Rule that turns a heatmap into a mask: {rules}; random, random_rest and centre are controls
     area:float=None # Fraction of the image to mask; only with --rule area, random or centre
@@ -155,7 +156,8 @@ def _typed(f, v):
 
 def _unsets(f, v):
     "Does `v` reset a field to its default? An empty string does, and so does 'none' where the default is None"
-    return isinstance(v, str) and (not v.strip() or f.default is None and v.strip().lower()=='none')
+    blank = v=='' if f.name=='label_delim' else isinstance(v, str) and not v.strip() # labels can be separated by a space
+    return blank or isinstance(v, str) and f.default is None and v.strip().lower()=='none'
 
 _sections = {f.name:f.default_factory for f in fields(Config) if is_dataclass(f.default_factory)}
 _places = {f.name:sec for sec,cls in _sections.items() for f in fields(cls)} | dict(tests='tests')
@@ -270,7 +272,7 @@ def flags(
     "Every field as a command line option; an option that is not given is None, so that the value from a file is used"
     res,known,tests = [],_names(),docments(Config)['tests']
     names = dict(
-        recipe=(*known['recipes'],'none'), select=known['selections'], losses=('exact','running'), target=known['targets'],
+        recipe=(*known['recipes'],'none'), select=known['selections'], losses=('exact','running'),
         rule=known['rules'], fill=known['fills'], donor=known['donors'], labels=known['labelings'],
         mode=('replace','augment')) | names
     listed = {k:', '.join(v) for k,v in known.items()}

@@ -126,6 +126,11 @@ class Comparison:
             a,s,t = twice.iloc[0][['arm','seed','test']]
             raise ValueError(f'The table has two rows for {a!r} with seed {s} on {t!r}: remove one of them.')
 
+    @property
+    def metric(self):
+        "What is compared: 'mean_ap' for several labels per image, else 'accuracy'"
+        return 'mean_ap' if 'mean_ap' in self.df and self.df.mean_ap.notna().all() else 'accuracy'
+
     @classmethod
     def of(cls,
         recs, # Records from `run_arm`
@@ -158,7 +163,7 @@ _small = 20 # a group with fewer images is mentioned
 
 def _image(df, metric):
     "Return the resolution of an accuracy, 1/(number of images); 0 if it is unknown, or for another metric"
-    if metric not in ('accuracy','worst') or 'n' not in df: return 0.
+    if metric not in ('accuracy','worst') or 'n' not in df or metric=='worst' and 'mean_ap' in df: return 0. # of labels, it is a precision
     n = _worst_n(df) if metric=='worst' else df.n
     return 0. if n.isna().all() else 1/n.min()
 
@@ -226,26 +231,26 @@ _columns = 'arm test n mean sd diff lo hi lo_images hi_images p p_holm verdict'.
 
 @patch
 def stats(self:Comparison,
-    metric:str='accuracy' # A column of `df`
+    metric:str=None # A column of `df`; None: `self.metric`
 )->pd.DataFrame: # arm, test, n, mean, sd, diff, lo, hi, lo_images, hi_images, p, p_holm, verdict; which: the worst group and its test
     """Mean and standard deviation of each arm on each test set, and the paired difference to the baseline
 
     `lo` and `hi` are from `paired`, over seeds; `lo_images` and `hi_images` from `bootstrap`, over seeds and images, if all runs have
     results for single images. An arm helps or harms if both intervals exclude zero: `p` is the larger of both p values, and `p_holm`
     is `p` corrected by `holm` for the arms on a test set."""
-    df = self.df
+    df,metric = self.df,metric or self.metric
     if metric not in df: raise ValueError(f'A comparison has no column {metric!r}{nearest(metric, df.columns)}')
     wide = df.pivot(index='seed', columns=['test','arm'], values=metric)
     rows = [(o, wide[o], _image(df[df.test==o], metric)) for o in self.tests]
     one = None # one row of the worst group per seed and arm
-    if metric=='accuracy':
+    if metric==self.metric:
         low = self._lowest()
         one = low.drop_duplicates(['seed','arm'])
         rows.append(('worst group', one.pivot(index='seed', columns='arm', values='worst'), _image(one, 'worst')))
-    limit = 1. if metric in ('accuracy','worst') else np.inf
+    limit = 1. if metric in ('accuracy','mean_ap','worst') else np.inf
     s = pd.DataFrame([o for test,v,image in rows
         for o in self._of_test(test, v.reindex(columns=self.arms), one, image, limit)], columns=_columns)
-    if metric=='accuracy':
+    if metric==self.metric:
         s['which'] = [_which(low[low.arm==a]) if t=='worst group' and (low.arm==a).any() else None for a,t in zip(s.arm, s.test)]
     return s
 
@@ -334,8 +339,8 @@ def overcorrected(self:Comparison,
     Arms whose difference may be due to chance are left out (p corrected for all arms, as in `stats`); with one seed, none is left out."""
     rows = {}
     if {plain,flipped}<=set(self.tests):
-        wide = self.df.pivot(index='seed', columns=['test','arm'], values='accuracy')
-        image = max(_image(self.df[self.df.test==k], 'accuracy') for k in (plain,flipped))
+        wide = self.df.pivot(index='seed', columns=['test','arm'], values=self.metric)
+        image = max(_image(self.df[self.df.test==k], self.metric) for k in (plain,flipped))
         rows = {arm:paired((wide[flipped,arm]-wide[plain,arm]).dropna(), self.level, image, limit=1.)
             for arm in self.arms if {(flipped,arm),(plain,arm)}<=set(wide)}
     chance = dict(zip(rows, holm([o['p'] for o in rows.values()])>=1-self.level))
@@ -397,11 +402,11 @@ def _say(self:Comparison, r):
 # %% ../../nbs/experiment/08_statistics.ipynb #7ca74e5e
 @patch
 def plot(self:Comparison,
-    metric:str='accuracy', # A column of `df`
+    metric:str=None, # A column of `df`; None: `self.metric`
     size:float=2.6 # Width in inches per test set
 ): # The axes
     "Plot each seed as a dot and the mean as a bar, with one panel per test set; the dashed line is the mean of the baseline"
-    df,tests = self.df,self.tests
+    df,tests,metric = self.df,self.tests,metric or self.metric
     fig,axs = plt.subplots(
         1, len(tests), figsize=(1.6+size*len(tests), .6+.34*len(self.arms)),
         sharey=True, squeeze=False, layout='constrained')

@@ -31,8 +31,10 @@ from ..data.images import ImageSet, check_images, refuse_count, refuse_inside
 from ..data.loaders import files_of
 from ..data.datasets import known_sets, open_images
 from ..data.objects import read_objects
+from ..data.digits import average_precisions
 from ..data.networks import arch_learner, augments, find_arch, load_run, network_again, network_file, write_network
 from ..attribution.methods import Suspect, default_attribution
+from ..attribution.tasks import find_task
 from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
 from ..proxy.recipes import IfCarried, as_suspect, head_first, recipes
@@ -223,7 +225,7 @@ def images_of(cfg:Config): # An `ImageSet`
     if not d.path:
         raise ValueError('No training images are given: '
             'give a folder of images, a CSV file, or the name of a known data set.')
-    cols = {k:getattr(d, k) for k in ('fn_col','label_col','valid_col','group_col') if getattr(d, k) is not None}
+    cols = {k:getattr(d, k) for k in ('fn_col','label_col','label_delim','valid_col','group_col') if getattr(d, k) is not None}
     images = open_images(
         d.path, pretrained=cfg.model.pretrained, valid_pct=d.valid_pct, seed=d.seed,
         subset=d.subset, n_per_class=d.n_per_class, **cols)
@@ -238,7 +240,7 @@ def tests_of(
     for k,o in cfg.tests.items():
         if k in images.tests: continue
         f = Path(o).expanduser()
-        columns = {} if f.is_dir() else {c:getattr(d, c) for c in ('fn_col','label_col') if getattr(d, c) is not None}
+        columns = {} if f.is_dir() else {c:getattr(d, c) for c in ('fn_col','label_col','label_delim') if getattr(d, c) is not None}
         if d.valid_col and f.is_file() and os.path.realpath(f)==os.path.realpath(Path(d.path).expanduser()):
             columns['test_col'] = d.valid_col # the rows that are not used for training or validation
         images.add_test(k, f, **columns)
@@ -314,7 +316,7 @@ def _look_at_tests(cfg, images, say, check):
         bad = df.file.isin(wrong[wrong.problem=='unreadable'].file)
         if bad.all(): raise ValueError(f"No image of the test set '{k}', {cfg.tests[k]}, can be read.")
         images.tests[k] = df[~bad].reset_index(drop=True)
-        say(f"Test set {k}: {(~bad).sum()} images, {df.label[~bad].nunique()} classes"
+        say(f"Test set {k}: {(~bad).sum()} images, {len(images.counts(df[~bad]))} {images.many}"
             + (f'; {bad.sum()} unreadable and left out, such as {df.file[bad].iloc[0].name}' if bad.any() else ''))
 
 def look_at(
@@ -343,6 +345,10 @@ def look_at(
     if cfg.data.split: say(f'The split is taken from {_split_file(cfg.data.split)}.')
     n = images.balance()
     if len(n)<=12: say(', '.join(f'{o.label} {o.n}' for o in n.itertuples()))
+    if images.label_delim and not images.given:
+        share = n.valid/n.n
+        say(f'Labels occur together, so the split is drawn label by label: between {share.min():.0%} and {share.max():.0%} '
+            'of the images with a label validate.')
     return images,wrong
 
 # %% ../../nbs/experiment/07_train.ipynb #8f5b4a52
@@ -351,9 +357,13 @@ def score_of(
     dl, # A labelled `DataLoader`
     groups=None # Function `item -> name` (for a table: `file -> name`) of an item's group; None: groups are the classes
 )->dict: # images, n, accuracy, loss, worst (accuracy of the worst group), worst_group, worst_n, groups; right: one bit per image, as hex
-    "Accuracy and loss of a test set, and the accuracy of each group"
+    """Accuracy and loss of a test set, and the accuracy of each group
+
+    With several labels per image, `accuracy` counts labels, `mean_ap` is the mean of their average precisions, and the labels are the
+    groups: `groups` and `worst` are average precisions, and there is no `right`."""
     apart = [o for o in learn.cbs if getattr(o, 'remove_on_fetch', False)] # `get_preds` would overwrite the recorder's last row
     with learn.removed_cbs(apart): preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
+    if find_task(learn).per_label: return _score_of_labels(learn, dl, groups, preds, targs, losses)
     right = preds.argmax(1)==targs
     items = dl.dataset.items
     if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # the items are the rows of a table
@@ -366,12 +376,26 @@ def score_of(
         worst=float(by['mean'].min()), worst_group=worst, worst_n=int(by['size'][worst]), groups=by['mean'].to_dict(),
         right=np.packbits(right.numpy()).tobytes().hex())
 
+def _score_of_labels(learn, dl, groups, preds, targs, losses):
+    "`score_of` for several labels per image"
+    if groups:
+        raise TypeError('With several labels per image, each label is a group, and its average precision is measured: leave `groups` out.')
+    has = targs>.5
+    by = pd.Series(average_precisions(targs, preds), index=[str(o) for o in learn.dls.vocab]).dropna()
+    if not len(by): raise ValueError('No image of the test set has any label, so nothing can be measured: give images with labels.')
+    worst = by.idxmin()
+    return dict(
+        images=items_of(dl.dataset), n=len(preds), accuracy=float(((preds>find_task(learn).thresh)==has).float().mean()),
+        mean_ap=float(by.mean()), loss=float(losses.mean()), worst=float(by.min()), worst_group=worst,
+        worst_n=int(has[:,list(map(str, learn.dls.vocab)).index(worst)].sum()), groups=by.to_dict())
+
 def _test(learn, cfg, images, run):
     "Evaluate every test set and write `tests.csv`"
     if not cfg.tests: return
     with keep_rng(), learn.no_bar(), learn.no_logging():
         scores = {k:score_of(learn, test_loader(learn, o)) for k,o in tests_of(cfg, images).items()}
-    df = pd.DataFrame([dict(test=k, **{c:o[c] for c in ('n','accuracy','loss','worst_group','worst')}) for k,o in scores.items()])
+    columns = ('n','accuracy','mean_ap','loss','worst_group','worst')
+    df = pd.DataFrame([dict(test=k, **{c:o[c] for c in columns if c in o}) for k,o in scores.items()])
     write_whole(run/'tests.csv', lambda f: df.to_csv(f, index=False))
 
 # %% ../../nbs/experiment/07_train.ipynb #a2d87002
@@ -553,7 +577,7 @@ def _last_row(run):
     last,f = pd.read_csv(Path(run)/'history.csv').drop(columns='epoch').iloc[-1], Path(run)/'tests.csv'
     if not f.exists(): return last
     tests = pd.read_csv(f, dtype=dict(test=str)).set_index('test')
-    return pd.concat([last, pd.Series({f'{t}.{k}':tests[k][t] for t in tests.index for k in ('accuracy','loss')})])
+    return pd.concat([last, pd.Series({f'{t}.{k}':tests[k][t] for t in tests.index for k in ('accuracy','mean_ap','loss') if k in tests})])
 
 @contextmanager
 def _noted(file):
@@ -673,8 +697,9 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
     _test(learn, cfg, images, run)
     _keep(learn, run, cfg, export)
     last = _last_row(run)
-    say(f"Validation loss {last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%} after {counted(epochs, 'epoch')}")
-    for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, accuracy {last[f'{k}.accuracy']:.1%}")
+    metric,name = ('mean_ap','mean average precision') if 'mean_ap' in last else ('accuracy','accuracy')
+    say(f"Validation loss {last['valid_loss']:.3f}, {name} {last[metric]:.1%} after {counted(epochs, 'epoch')}")
+    for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, {name} {last[f'{k}.{metric}']:.1%}")
     if p.chosen!='none':
         h = learn.proxy_attention.history
         say(f'{counted(len(h), "proxy step")} made {counted(int(h.made.sum()), "proxy image")}; see {run/"proxies.png"}'

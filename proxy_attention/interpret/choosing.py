@@ -14,6 +14,7 @@ from fastai.learner import Learner
 from ..core import *
 from ..data.loaders import input_size, pick_items, train_items, whole_dl
 from ..attribution.heatmap import normalize_heat
+from ..attribution.tasks import find_task, need_one_label
 from ..attribution.methods import as_attribution, default_attribution, default_target
 from ..masking.donors import donors
 from .swaps import draw_donors, looked_at, predicted, swap_kinds, swapped
@@ -45,12 +46,14 @@ class SwappedSet:
         refuse_number(2, 10**6, n=n)
         make = by_name(part, swapped_parts, 'part')
         masker = make(_usual[part] if share is None else share)
+        need_one_label(learn, 'Swapped accuracy', 'probe each label instead, `probe(learn)`')
+        task = find_task(learn)
         if len(learn.dls.loaders)<2 or not len(learn.dls.valid.dataset):
             raise ValueError('The learner has no validation images to choose with: add some to its loaders.')
         items = train_items(DataLoaders(learn.dls.valid))
         with keep_rng():
             picked = pick_items(items, sorted(np.random.default_rng(seed).permutation(len(items))[:int(n)].tolist()))
-            attr = as_attribution(default_attribution if suspect is None else suspect)(learn.model, target=target)
+            attr = as_attribution(default_attribution if suspect is None else suspect)(learn.model, target=task.target(target))
             heat,_,xs,ys = looked_at(attr, whole_dl(learn.dls, picked, size=input_size(learn.dls)))
         heat,targs = normalize_heat(heat),torch.cat([o.as_subclass(Tensor).flatten().cpu() for o in ys]).long()
         if len(targs.unique())<2:

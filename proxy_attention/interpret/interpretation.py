@@ -26,7 +26,7 @@ from ..attribution.layers import outputs_of
 from ..attribution.targets import as_target
 from ..attribution.tasks import find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target
-from .heats import heat_on, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
+from .heats import heat_on, heats_of_labels, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
 
 # %% ../../nbs/interpret/01_interpretation.ipynb #79d73426
 def _refuse_unfit(dl):
@@ -147,8 +147,19 @@ def decoded(self:ProxyInterpretation,
     inps,targs,dec = map(tuplify, (inps,targs,dec))
     its,outs = (self.dl._pre_show_batch(inps+o, max_n=len(idxs))[2] for o in (targs,dec))
     if self.task.per_pixel: return _of_pixels(self.task, its, targs[0], dec[0], preds, losses)
-    rows = [(s[0], str(s[1]), str(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
+    rows = [(s[0], _text(s[1]), _text(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
     return rows if self.task.has_classes else _of_numbers(self, rows, its, outs, targs[0], dec[0])
+
+def _text(o): return ';'.join(map(str, o)) if isinstance(o, L) else str(o)
+
+@patch
+def labels_of(self:ProxyInterpretation,
+    idxs # Indices of items
+)->list: # One list per item: (index of the label, its probability, is it true?, is it predicted?)
+    "Return the true and the predicted labels of items that have several, the most probable first"
+    _,probs,targs,dec,_ = self[_numbers(idxs, len(self.losses))]
+    return [sorted(((i, float(p[i]), bool(t[i]), bool(d[i])) for i in ((t>.5)|d.bool()).nonzero()[:,0].tolist()), key=lambda o: -o[1])
+        for p,t,d in zip(probs, targs, dec)]
 
 _Drawn = namedtuple('_Drawn', 'image label pred prob loss own said')
 
@@ -209,9 +220,12 @@ def plot_top_losses(self:ProxyInterpretation,
     size:float=2., # Inches per picture
     **kwargs # Passed to `show_heat`, such as `alpha`, `cmap` and `dim`
 ): # Axes of the pictures
-    "Show the images with the largest (or smallest) losses: prediction, label, loss, probability, and heatmap"
+    """Show the images with the largest (or smallest) losses: prediction, label, loss, probability, and heatmap
+
+    With several labels per image, each image has a row with a heatmap for each true or predicted label. Wrong ones are red."""
     idxs = self.top_losses(None, largest)[1] # indices of items in this order
     idxs = idxs[list(k)] if isinstance(k, (list,tuple,range,L)) else idxs[:k]
+    if heatmap and self.task.per_label: return self._plot_labels(idxs, size, **kwargs)
     n = len(idxs)
     rows = nrows or -(-n//ncols if ncols else -n//max(1, round(n**.5)))
     if figsize is None: figsize = (size*(ncols or -(-n//rows)), (size+.25)*rows+.4)
@@ -228,16 +242,31 @@ def plot_top_losses(self:ProxyInterpretation,
     legible(*told)
     return axs
 
+@patch
+def _plot_labels(self:ProxyInterpretation, idxs, size, **kwargs):
+    "Show a row per image: the image with its loss, and a heatmap for each true or predicted label"
+    found = self.labels_of(idxs)
+    heats = heats_of_labels(self.learn, self.items_at(idxs), [[i for i,*_ in o] for o in found], self.how['attribution'],
+        self.how['layer'], whole=False)
+    rows = []
+    for (img,*_,loss),labels,maps in zip(self.decoded(idxs), found, heats):
+        cells = [(img, h, f"{self.task.vocab[i]} {p:.0%}{'' if true==said else ', missed' if true else ', wrong'}",
+                  'black' if true==said else 'C3') for (i,p,true,said),h in zip(labels, maps)]
+        rows.append([(img, None, f'loss {loss:.2f}'), *cells])
+    return show_grid(rows, size=size, **kwargs)
+
 # %% ../../nbs/interpret/01_interpretation.ipynb #e284b845
 @patch
 def show_heats(self:ProxyInterpretation,
     idxs, # Indices of items
     attributions=None, # One or several attributions, one row each; None: that of this interpretation
+    labels=None, # Names or indices of labels, one row each; None: the heatmaps are those of the target
     **kwargs # Passed to `show_grid`
 ): # Axes of the pictures
     "Show items as the model got them, with heatmaps; a wrong prediction follows the label in brackets"
     how = [self.how['attribution']] if attributions is None else L(attributions)
     rows = self.decoded(idxs)
+    if labels is not None: return self._show_labels(idxs, L(labels), how, rows, **kwargs)
     heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs)
         for o in how]
     axs = _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
@@ -246,6 +275,14 @@ def show_heats(self:ProxyInterpretation,
 
 def _caption(label, pred): return label if label==pred else f'{label} ({pred})'
 
+@patch
+def _show_labels(self:ProxyInterpretation, idxs, labels, how, rows, **kwargs):
+    "Show a row of heatmaps per label and attribution"
+    items,named = self.items_at(idxs),[str(self.task.vocab[self.task.index(o)]) for o in labels]
+    heats = [h for o in how for h in torch.stack(heats_of_labels(self.learn, items, labels, o, self.how['layer'], whole=False)).unbind(1)]
+    titles = [k if len(how)==1 else f'{k}\n{called(o)}' for o in how for k in named]
+    return _show_heats([o[0] for o in rows], heats, titles, [_caption(*o[1:3]) for o in rows], **kwargs)
+
 # %% ../../nbs/interpret/01_interpretation.ipynb #d26f2d42
 @patch
 def plot_where(self:ProxyInterpretation,
@@ -253,13 +290,16 @@ def plot_where(self:ProxyInterpretation,
     n:int=600, # Maximum number of images, spread evenly over the items
     **kwargs # Passed to `plot_class_heat`
 ): # Axes of the pictures
-    "Draw the mean heatmap of each class, over the whole images; for numbers, of the lowest, the middle and the highest third"
+    """Draw the mean heatmap of each class, over the whole images
+
+    For numbers they are those of the lowest, the middle and the highest third; of several labels, those of each label."""
     by = by_name(by, dict(pred=2, label=1), 'grouping')
     refuse_number(1, 10**9, n=n)
     idxs = np.unique(np.linspace(0, len(self.losses)-1, min(int(n), len(self.losses))).round().astype(int))
     if self.task.per_pixel: return self._where_pixels('pred' if by==2 else 'label', idxs, **kwargs)
     with aside(self.learn):
         cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
+    if self.task.per_label: return self._where_labels(idxs, cls>.5, **kwargs)
     names = self.vocab
     if not self.task.has_classes:
         cls = self.task.short(cls, cls)[0]
@@ -274,6 +314,15 @@ def plot_where(self:ProxyInterpretation,
     maps = [heat[ok & (cls==i)].mean(0) for i in range(len(names))]
     return plot_class_heat(maps, names, [(ok & (cls==i)).sum() for i in range(len(names))], **kwargs)
 
+@patch
+def _where_labels(self:ProxyInterpretation, idxs, has, **kwargs):
+    "Draw the mean heatmap of each label in the images that have it"
+    own = [o.nonzero()[:,0].tolist() for o in has]
+    heats = heats_of_labels(self.learn, self.items_at(idxs), own, self.how['attribution'], self.how['layer'])
+    heat,label = torch.cat(heats),torch.tensor([i for o in own for i in o], dtype=torch.long)
+    at = [~degenerate(heat) & (label==i) for i in range(has.shape[1])]
+    return plot_class_heat([heat[o].mean(0) for o in at], [str(o) for o in self.vocab], [o.sum() for o in at], **kwargs)
+
 # %% ../../nbs/interpret/01_interpretation.ipynb #6c6d13d0
 class HeatDrift(Callback):
     "Callback that keeps the heatmaps of the same few images after each epoch"
@@ -284,7 +333,7 @@ class HeatDrift(Callback):
         n:int=8, # Number of images, unless `items` is given
         every:int=1, # Number of epochs between two looks; the last epoch of a fit is always included
         attribution=default_attribution, # Name, class or function of an attribution
-        target=default_target, # What to explain: 'label', 'pred', 'margin', an index, …; see `as_target`
+        target=default_target, # What to explain: 'label', 'pred', 'margin', the name of a label, …; see `Task.target`
         layer=None, # Target layer of a CAM; None: auto-detected
         grid:int=28 # Maximum number of cells per side to keep
     ):
@@ -323,7 +372,7 @@ def find(self:HeatDrift):
     with keep_rng():
         ds = items_dl(dls, self.items).dataset
         task = find_task(self.learn, ds[0][1])
-        text = task.named_mask if task.per_pixel else (lambda y: str(ds.tls[-1].decode(y))) if task.has_classes else task.named
+        text = task.named_mask if task.per_pixel else (lambda y: _text(ds.tls[-1].decode(y))) if task.has_classes else task.named
         self.pictures = [(o[0], text(o[1])) for o in ds]
 
 @patch

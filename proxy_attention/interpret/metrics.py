@@ -395,6 +395,13 @@ def _class_of(target, out, yb):
             f"choose 'pred', 'label' or an index, or metrics among {', '.join(mask_metrics)}.")
     return fixed if out.ndim==2 and out.shape[1]>1 else (fixed>0).long()
 
+def _of_one_label(f, target, task):
+    "Narrow a function to the single label that a target explains: its one output is the score of that label"
+    if not isinstance(target, Index) or isinstance(target.i, Tensor):
+        raise TypeError(f"The target {target} does not explain a single label, which some of the metrics need: "
+            f"give the name of a label, such as target={str(task.vocab[0])!r}, or metrics among {', '.join(mask_metrics)}.")
+    return lambda x: f(x)[:,target.i,None]
+
 # %% ../../nbs/interpret/04_metrics.ipynb #b45bf143
 def explanation_scores(
     learn:Learner, # Trained learner
@@ -403,7 +410,7 @@ def explanation_scores(
     masks=None, # Masks of the object, as in `AttentionOn`; None: only metrics without masks
     metrics=None, # Names or functions of f, x, heat, y, mask: one, a list, or a dict; None: all that can be computed
     n:int=64, # Maximum number of items, spread evenly; None: all
-    target=default_target, # What to explain: 'label', 'pred', 'margin', an index, …; metrics of the model use its class
+    target=default_target, # What to explain: 'label', 'pred', 'margin', the name of a label, …; metrics of the model use its class
     layer=None, # Target layer; None: auto-detected
     each:bool=False # Return one row per image instead of means?
 )->pd.DataFrame: # One row per attribution and control, one column per metric
@@ -418,11 +425,13 @@ def explanation_scores(
     items,masks,at = _chosen(items, masks, n)
     net,asked = unwrap(learn.model),set().union(*map(takes, metrics.values()))
     f,rng,rows,lost,i = lambda x: outputs_of(net(x), net),torch.Generator().manual_seed(0),[],[],0
+    several = task.per_label and 'y' in asked
+    if several: f = _of_one_label(f, target, task)
     with looking_into(learn.model), torch.no_grad():
         attrs = {k:as_attribution(o)(learn.model, layer=layer, target=target) for k,o in attribution.items()}
         for x,yb in _batches(learn, items, target):
             here,known = slice(i, i := i+len(x)),dict(f=f, x=x)
-            if 'y' in asked: known['y'] = _class_of(target, f(x), yb)
+            if 'y' in asked: known['y'] = torch.ones(len(x), dtype=torch.long) if several else _class_of(target, f(x), yb)
             if 'mask' in asked: known['mask'] = torch.stack([stretch_mask(o, x.shape[-2:]) for o in masks[here]]).to(x.device)
             heats,bad = zip(*(heat_of(o, [(x,yb)]) for o in attrs.values()))
             lost += [o for o,b in zip(at[here], torch.stack(bad).any(0)) if b]
@@ -457,7 +466,7 @@ def randomised(
     learn:Learner, # Trained learner; a copy of its model is used
     items, # Items as in `dls.train_ds.items`
     attribution=default_attribution, # Name, class, or function `(model, layer, target) -> attribution`
-    target=default_target, # What to explain, see `as_target`; the class is always that of the trained model
+    target=default_target, # What to explain, see `Task.target`; the class is always that of the trained model
     layer=None, # Target layer; None: auto-detected
     steps:int=8, # Number of steps; the first step changes only the last layer
     n:int=32, # Maximum number of items, spread evenly; None: all

@@ -123,8 +123,9 @@ def probe(
     layer=None, # Target layer of a CAM; None: auto-detected
     model:nn.Module=None, # Another model to probe with the same images; None: the learner's own
     objects=None, # Place of the object in some images, as for `read_objects`: boxes, masks, a CSV or a COCO file
-    label=None # Where each pixel has a label: the class to probe, or a list; None: all
-): # `Probe`; where each pixel has a label, a `ContextProbe`
+    label=None, # Where each pixel has a label, the class, and where an image has several, the label to probe, or a list; None: all
+    most:int=10 # Maximum number of labels of an image that are probed if none is given, the most frequent first
+): # `Probe`; where each pixel has a label, a `ContextProbe`; for several labels `LabelProbes`, or a `LabelProbe` for one
     "Measure where a model looks, and how much its predictions depend on that; the state of the learner is restored"
     refuse_number(2, 10**6, n=n)
     for a in L(areas): refuse_number(1e-6, 1, area=a)
@@ -132,14 +133,18 @@ def probe(
     areas,kept,donor = sorted(set(L(areas))),sorted(set(L(kept))),by_name(donor, probe_donors, 'donor')
     if not areas: raise ValueError('areas is empty: give fractions of the image, such as (.05,.1,.2).')
     if not kept: raise ValueError('kept is empty: give fractions of the image, such as (.2,.3,.5).')
-    task,more = find_task(learn),{} if label is None else dict(label=label)
-    if more and not task.per_pixel: raise TypeError(f'label={label!r} chooses a class of pixels, but here there is {task}: leave it out.')
+    task = find_task(learn)
+    if label is not None and not (task.per_pixel or task.per_label):
+        raise TypeError(f'label={label!r} chooses one of several labels, but here there is {task}: leave it out.')
     if task.per_pixel and objects is not None:
         raise TypeError(f'`objects` is for one label per image, but here there is {task}, which says where the objects are: leave it out.')
     if task.per_pixel and task.name not in probes: raise TypeError(f'Here there is {task}: import `proxy_attention.interpret.pixels`.')
+    if task.per_label and task.name not in probes: raise TypeError(f'Here there is {task}: import `proxy_attention.interpret.labels`.')
     if not task.has_classes and (task.name not in probes or objects is not None):
         raise TypeError(f'The labels are {task.said}: '+('`objects` need classes, leave them out.' if objects is not None else
-            'this probe needs classes; for numbers, import `proxy_attention.interpret.moves`.'))
+            'this probe needs classes; for numbers, import `proxy_attention.interpret.moves`, for several labels `….labels`.'))
+    if label is not None and not task.per_label:
+        raise TypeError(f'label={label!r} chooses one of several labels, but here there is {task}: leave it out.')
     model = learn.model if model is None else model
     with keep_rng():
         objects = None if objects is None else read_objects(objects)
@@ -150,7 +155,9 @@ def probe(
             raise TypeError(f'The model takes {dl.n_inp} inputs, but a probe needs a model that takes one image.')
         show,bar = _bars(learn)
         if task.name in probes:
-            return probes[task.name](model, task, dl, attribution, target, layer, areas, kept, donor, seed, what, show, bar, **more)
+            files,epoch = files_of(plain_dls(learn.dls).train.dataset, items),learn.n_epoch if learn.opt else None
+            return given(probes[task.name], model, task, dl, attribution, target, layer, areas, kept, donor, seed, what, show, bar,
+                label=label, most=most, known=None if objects is None else (objects,at,files), epoch=epoch)
         heat,bad,xs,ys = looked_at(as_attribution(attribution)(model, layer=layer, target=target), dl, **show)
     preds,c = predicted(model, xs)
     heat,xb,bs,targs = normalize_heat(heat),torch.cat(xs),len(xs[0]),_labels(ys, len(preds))
@@ -162,6 +169,8 @@ def probe(
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
     return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known, followed, items)
+
+
 
 def _bars(learn):
     "Return progress bars if the learner shows them: arguments for `heat_of`, and a wrapper for the loop over swaps"

@@ -104,13 +104,15 @@ def swap_flips(
     areas, # Fractions of the image to swap
     bs:int=64, # Maximum number of images per batch
     bar=iter, # Wraps the loop over swaps, such as `progress_bar`
-    each:dict=None # Filled with area -> (n,) bool: which predictions follow the donor?
+    each:dict=None, # Filled with area -> (n,) bool: which predictions follow the donor?
+    note:dict=None # Filled with the predictions after each swap, by ('place', area) and ('random', area)
 )->pd.DataFrame: # One row per area: masked, changes, follows, random_changes, random_follows, carried (all from 0 to 1)
     "Measure how often predictions change, and how often they follow the donor, if the hottest part of the image is swapped"
     rows = {}
     for a in bar(areas):
         hot,rand = swap_kinds['hot'](a),Masker('random', 'swap', area=a, max_area=1.)
         (new,area),(elsewhere,_) = (swapped_predictions(model, xb, heat, other, m, bs) for m in (hot,rand))
+        if note is not None: note.update({('place',a):new, ('random',a):elsewhere})
         rows[a] = [_share(area), *(_share(o) for said in (new,elsewhere) for o in (said!=preds, said==preds[other]))]
         if each is not None: each[a] = new==preds[other]
     flips = pd.DataFrame.from_dict(rows, 'index', columns=_flip_cols[:-1]).rename_axis('area')
@@ -129,11 +131,13 @@ def swap_effect(
     same:Tensor, # (n,) index of a donor of the same predicted class; images whose donor has another class do not count
     masker:Masker, # Masker that does the swap
     classes:int, # Number of classes
-    bs:int=64 # Maximum number of images per batch
+    bs:int=64, # Maximum number of images per batch
+    note=None # List for the predictions after the swap
 )->pd.Series: # masked, changes, follows, same_changes, carried (all from 0 to 1)
     "Measure how often predictions change and follow the donor, and how often they change with a donor of the same class"
     new,area = swapped_predictions(model, xb, heat, other, masker, bs)
     again,_ = swapped_predictions(model, xb, heat, same, masker, bs)
+    if note is not None: note.append(new)
     return _effect(area, preds, preds[other], new, preds[same], again, classes)
 
 def _effect(area, mine, theirs, new, mates, again, classes):
@@ -153,11 +157,14 @@ def swap_table(
     kept=(.2,.3,.5), # Fractions of the image to keep, for swaps of the rest
     classes:int=2, # Number of classes
     bs:int=64, # Maximum number of images per batch
-    bar=iter # Wraps the loop over swaps, such as `progress_bar`
+    bar=iter, # Wraps the loop over swaps, such as `progress_bar`
+    note=None # Dictionary for the predictions after each swap, by kind and kept fraction
 )->pd.DataFrame: # One row per kind and kept fraction: masked, changes, follows, same_changes, carried (all from 0 to 1)
     "Measure the effect of swapping the rest of the image, its border, and its look"
     asked = [*(('rest',k) for k in kept), *_always]
-    rows = {o:swap_effect(model, xb, heat, preds, other, same, swap_kinds[o[0]](o[1]), classes, bs) for o in bar(asked)}
+    rows,new = {},[]
+    for o in bar(asked): rows[o] = swap_effect(model, xb, heat, preds, other, same, swap_kinds[o[0]](o[1]), classes, bs, new)
+    if note is not None: note.update(zip(asked, new))
     return pd.DataFrame(rows).T.rename_axis(['kind','keep'])
 
 def empty_tables(

@@ -28,9 +28,10 @@ from ..data.loaders import has_items, plain_dls, whole_dl
 from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat
 from ..attribution.targets import as_target
+from ..attribution.tasks import find_task
 from ..attribution.cams import Explainer
 from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, view_size
-from .heats import show_heat
+from .heats import heats_of_labels, show_heat
 
 # %% ../../nbs/interpret/05_use.ipynb #e5d74ff9
 _no_export = (pickle.UnpicklingError, EOFError, BadZipFile, RuntimeError, LookupError, TypeError, ValueError,
@@ -78,14 +79,14 @@ def open_learner(
         raise ValueError(f'{say}, but a {type(learn).__name__}: make one with `learn.export`.')
     return learn
 
-def _vocab(learn):
+def _vocab(learn, task):
     "Return the labels of a classifier; raises `TypeError` for other models"
     vocab,dls = getattr(learn.dls, 'vocab', None), plain_dls(learn.dls)
     if not has_items(dls.loaders[0].dataset):
         raise TypeError('The loaders of this learner are made from a plain dataset, which does not define how an image is read: '
             'use loaders made with `DataBlock` or `ImageDataLoaders`.')
-    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or hasattr(learn.loss_func, 'thresh'):
-        raise TypeError('This learner does not predict one label per image, which is needed here: '
+    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or not (task.per_label or task.name=='one'):
+        raise TypeError('This learner does not predict labels of whole images, which is needed here: '
             'for other models use `show_where`.')
     return [str(o) for o in vocab]
 
@@ -119,12 +120,14 @@ class Looker:
     def __init__(self,
         learn:Learner, # Trained classifier
         attribution, # Name, class or function of an attribution
-        target, # What to explain: 'pred', 'margin', an index, …; see `as_target`
+        target, # What to explain: 'pred', 'margin', the name of a label, …; see `Task.target`
         layer=None # Target layer of a CAM; None: auto-detected
     ):
         if target=='label': raise ValueError("target='label' needs labels, and new images have none: use 'pred' or 'margin'.")
-        store_attr('learn,target')
-        self.vocab,self.attr = _vocab(learn), as_attribution(attribution)(learn.model, layer=layer, target=target)
+        store_attr('learn,attribution,target,layer')
+        self.task = find_task(learn)
+        self.vocab,self.several = _vocab(learn, self.task),self.task.per_label
+        self.attr = as_attribution(attribution)(learn.model, layer=layer, target=self.task.target(target))
 
     def __call__(self, files): # probabilities (n,classes), heatmaps (n,h,w), all zeros if uninformative
         learn,kw = self.learn,dict(bs=len(files), num_workers=0)
@@ -134,10 +137,37 @@ class Looker:
             probs = learn.get_preds(dl=dl)[0].as_subclass(Tensor).float().cpu()
             if probs.shape!=(len(files), len(self.vocab)):
                 raise ValueError(f'the model returns {tuple(probs.shape)} for {len(files)} images and {len(self.vocab)} labels')
-            if isinstance(self.attr, Explainer) and self.target=='pred':
+            if isinstance(self.attr, Explainer) and self.target=='pred' and not self.several:
                 self.attr.target = as_target(probs.argmax(1).to(learn.dls.device))
             heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=view_size(self.attr, size), with_labels=False, **kw))
         return probs, torch.where(bad[:,None,None], torch.zeros(()), heat)
+
+    def labels(self,
+        probs:Tensor # (classes,) probabilities of an image
+    )->list: # Indices, the most probable first
+        "Return the predicted class, or all predicted labels"
+        order = probs.argsort(descending=True).tolist()
+        return [i for i in order if probs[i]>self.task.thresh] if self.several else [int(probs.argmax())]
+    def named(self,
+        probs:Tensor # (classes,) probabilities of an image
+    )->str:
+        "Return the name of the predicted class, or those of all predicted labels, in the order of the vocabulary"
+        return ';'.join(self.vocab[i] for i in sorted(self.labels(probs)))
+    def loss(self,
+        probs:Tensor, # (classes,) probabilities of an image
+        label:str # Its label, or its labels, separated by semicolons
+    )->float: # NaN for an unknown label
+        "Return the loss of an image"
+        own = [o for o in label.split(';') if o] if self.several else [label]
+        if not set(own)<=set(self.vocab): return float('nan')
+        true = torch.tensor([o in own for o in self.vocab])
+        return -float((torch.where(true, probs, 1-probs) if self.several else probs[true]).clamp(min=1e-9).log().mean())
+    def each(self,
+        f, # Image file
+        labels # Indices of labels
+    )->Tensor: # (labels,h,w)
+        "Return a heatmap per label"
+        return heats_of_labels(self.learn, [f], [labels], self.attribution, self.layer)[0]
 
 model_failures = (RuntimeError, ValueError, TypeError, OSError, LookupError, ArithmeticError)
 
@@ -227,14 +257,17 @@ def explain_images(
     against=None, # Another model for the same images, such as one trained without proxies
     out='runs', # Folder of all runs; the results get a new folder in it
     attribution=default_attribution, # Attribution: a CAM, a captum class, the name of one, or a function `(xb, yb) -> heatmaps`
-    target=default_target, # What to explain: 'pred', 'margin', an index or a function
+    target=default_target, # What to explain: 'pred', 'margin', the name of a label, an index or a function
     layer=None, # Target layer of a CAM; None: auto-detected
     singles:bool=True, # Write one picture per image, in addition to the sheets of twelve?
     quiet:bool=False, # Print nothing?
     as_json:bool=False, # Print one JSON document instead of a table?
     say=print # Function that prints
 )->Explained: # Table, run folder, skipped images
-    "Explain new images with one or two models: write `predictions.csv`, contact sheets, and one picture per image"
+    """Explain new images with one or two models: write `predictions.csv`, contact sheets, and one picture per image
+
+    With several labels per image, `pred` has the names of all predicted labels, and each label has a column with its probability.
+    The picture of an image then has a heatmap per predicted label."""
     files,roots = find_images(images)
     for d in roots: refuse_inside(out, d)
     lookers = {k:Looker(open_learner(o), attribution, target, layer)
@@ -281,7 +314,8 @@ def _row(f, said, lookers, note):
     for (k,o),(p,h) in zip(lookers.items(), said):
         pre = '' if k=='model' else f'{k}_'
         row |= {
-            f'{pre}pred':clean_text(o.vocab[p.argmax()]), f'{pre}prob':round(float(p.max()), 4),
+            f'{pre}pred':clean_text(o.named(p)), f'{pre}prob':round(float(p.max()), 4),
+            **({f'{pre}prob of {clean_text(v)}':round(float(q), 4) for v,q in zip(o.vocab, p)} if o.several else {}),
             f'{pre}spread':round(float(heat_spread(h[None])), 3), f'{pre}border':round(float(heat_border(h[None])), 3)}
         heats.append(h[None])
     if len(heats)>1:
@@ -304,14 +338,27 @@ def _page(done, lookers, run, page, n, notes, singles):
             tiles.append((img, h, f"{name}{short_text(row[f'{pre}pred'], 20)}  {p.max():.0%}", 'C3' if differ else 'black'))
         groups.append(tiles)
         stem = re.sub(r'[^\w.-]+', '_', clean_text(f.stem))[:40]
-        if singles: row['picture'] = _draw([tiles], run/'images'/f'{i:05}_{stem}.png', size=3).relative_to(run).as_posix()
+        if singles:
+            more = _by_label(img, f, said, lookers)
+            row['picture'] = _draw([tiles+more], run/'images'/f'{i:05}_{stem}.png', size=3).relative_to(run).as_posix()
         rows.append(row)
     _draw(groups, run/f'sheet_{page:03}.png', across=6//len(groups[0]))
     return rows
 
+_most_labels = 6 # heatmaps per picture and model
+
+def _by_label(img, f, said, lookers):
+    "Return a tile per predicted label, if images have several"
+    tiles = []
+    for (k,o),(p,_) in zip(lookers.items(), said):
+        labels,pre = o.labels(p)[:_most_labels] if o.several else [],f'{k}\n' if len(lookers)>1 else ''
+        if labels: tiles += [(img, h, f'{pre}{short_text(o.vocab[i], 20)}  {p[i]:.0%}', 'black') for i,h in zip(labels, o.each(f, labels))]
+    return tiles
+
 def _told(table, run, n=40):
     "Return the table and a summary as text"
-    short = table.drop(columns=['picture'], errors='ignore').assign(file=table.file.map(lambda o: short_text(Path(o).name)))
+    needless = ['picture', *(c for c in table if re.match('(against_)?prob of ', c))]
+    short = table.drop(columns=needless, errors='ignore').assign(file=table.file.map(lambda o: short_text(Path(o).name)))
     for c in ('pred','against_pred'):
         if c in short: short[c] = short[c].map(lambda o: short_text(o, 20))
     text = short.head(n).to_string(index=False, na_rep='')

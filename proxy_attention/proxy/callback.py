@@ -117,11 +117,11 @@ def _masker(area, kwargs):
     return Masker(**kwargs)
 
 def parted(
-    how:dict # Arguments for a step that a schedule returned: `rule`, `fill`, their arguments, `donor` and `balance`
+    how:dict # Arguments for a step that a schedule returned: `rule`, `fill`, their arguments, `donor`, `balance` and `target`
 )->tuple: # Arguments for the masker, arguments for serving
-    "Split the arguments for a step into those for the masker and those for serving"
+    "Split the arguments for a step into those for the masker and those for serving; `target` is for neither"
     serving = ('donor','balance')
-    return {k:v for k,v in how.items() if k not in serving}, {k:how[k] for k in serving if k in how}
+    return {k:v for k,v in how.items() if k not in (*serving,'target')}, {k:how[k] for k in serving if k in how}
 
 class ProxyAttention(Callback):
     "Between epochs: select items, find out where the model looks in them, and continue training with these pixels masked"
@@ -222,7 +222,8 @@ class ProxyAttention(Callback):
         "Return the proxies that are served at present"
         s,m = self.fit_state,self.settings.masker
         task = getattr(self.interp, 'task', None)
-        classes = None if s.seen is None else Classes(np.where(s.seen['known'], task.classes(s.seen['targs']), -1))
+        target = (s.how or [{}])[-1].get('target', self.settings.target)
+        classes = None if s.seen is None else Classes(np.where(s.seen['known'], given(task.classes, s.seen['targs'], target=target), -1))
         masks,served = zip(*map(parted, s.how or [{}]))
         how = dict(donor=self.donor, balance=self.balance) | served[-1]
         return Proxies(s.store, [m.having(**o) for o in masks], self.mode, self.p, how['donor'], classes,
@@ -375,6 +376,7 @@ def make_step(
     "Make a proxy step, record its results, and serve them from the next epoch on"
     s,learn,first = cb.fit_state,cb.learn,not rank_distrib()
     settings = replace(cb.settings, fast=False) if s.fast is False else cb.settings
+    if 'target' in how: settings = replace(settings, target=how['target'])
     kept,bar = () if cb.clear else s.store.idxs.tolist(),getattr(getattr(learn, 'progress', None), 'mbar', None)
     if epoch<0: settings = replace(settings, losses='exact')
     with own_attributes(learn, model=cb.suspect.on(learn.model)) if epoch<0 else nullcontext():

@@ -21,6 +21,7 @@ from ..data.loaders import items_dl, train_items
 from ..data.passes import only_watches
 from ..attribution.layers import hooked, looking_into, outputs_of, unwrap
 from ..attribution.methods import Suspect
+from ..attribution.tasks import need_one_label
 from .callback import ProxyAttention
 from .recipes import IfCarried, Recipe, as_suspect, recipes
 
@@ -44,7 +45,8 @@ def last_layer(
 def layer_of(
     learn:Learner
 )->nn.Linear:
-    "Return the `last_layer` of a learner"
+    "Return the `last_layer` of a learner with one label per image"
+    need_one_label(learn, 'Fitting the last layer alone', 'train the whole model, such as with `ProxyAttention.shortcut(target=…)`')
     b = items_dl(learn.dls, train_items(learn.dls, [0]), bs=1, num_workers=0).one_batch()
     return last_layer(learn.model, b[0].as_subclass(Tensor))
 

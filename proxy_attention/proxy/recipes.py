@@ -28,6 +28,7 @@ from ..attribution.tasks import Task, find_task
 from ..masking.masker import Masker
 from ..masking.rules import rules
 from ..interpret.probe import Probe, probe
+from ..interpret.labels import LabelProbes
 from .schedule import Every, possible_epochs, proxy_epochs
 from .record import check_folder
 from .proof import prove
@@ -311,11 +312,17 @@ def swap_the_look(found:Probe, masker:Masker)->dict:
 treatments = dict(place=swap_the_place, rest=swap_the_rest, edge=swap_the_edge, look=swap_the_look)
 
 def treatment(
-    found:Probe,
+    found, # `Probe`, or `LabelProbes` for several labels per image
     masker:Masker, # Masker of the proxies
     kinds=tuple(treatments) # Kinds of evidence to treat
 ): # Arguments of the step (True: the masker is not changed); False: the predictions depend on none of these kinds
-    "Return the treatment for the kind of evidence that the predictions depend on most, according to a probe"
+    """Return the treatment for the kind of evidence that the predictions depend on most, according to a probe
+
+    With several labels per image, it is that of the label that depends on such evidence most, and the step explains this label."""
+    if isinstance(found, LabelProbes):
+        own = next((o for o in found.probes.values() if set(o.leans)&set(kinds)), None)
+        how = own is not None and treatment(own, masker, kinds)
+        return how and ({} if how is True else how)|dict(target=own.label)
     return next((treatments[k](found, masker) for k in found.leans if k in kinds), False)
 
 # %% ../../nbs/proxy/09_recipes.ipynb #16913b8b

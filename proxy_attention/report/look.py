@@ -295,7 +295,7 @@ def _masked(self:Report, reps, roots, lookers):
 
 def _heat_names(lookers): return ['heatmap'] if len(lookers)==1 else [f'heatmap, {k}' for k in lookers]
 def _said(lookers, said):
-    return [(k, o.vocab[int(p.argmax())], float(p.max())) for (k,o),(p,_) in zip(lookers.items(), said)]
+    return [(k, o.named(p), float(p.max())) for (k,o),(p,_) in zip(lookers.items(), said)]
 
 # %% ../../nbs/report/02_look.ipynb #5ef246bf
 @dataclass
@@ -320,8 +320,7 @@ def telling(
         range(len(shots))]
     return [shots[i] for i in list(dict.fromkeys(i for o in by for i in o))[:n]]
 
-def _loss(looker, probs, label):
-    return -float(np.log(max(float(probs[looker.vocab.index(label)]), 1e-9))) if label in looker.vocab else np.nan
+
 
 @patch(as_prop=True)
 def looked(self:Report)->Looked:
@@ -356,7 +355,7 @@ def _look(self:Report):
         Shot(f, nm, 'validation',
              dict(zip(_heat_names(lookers), [h for _,h in o])),
              _said(lookers, o),
-             _loss(list(lookers.values())[-1], o[-1][0], nm))
+             list(lookers.values())[-1].loss(o[-1][0], nm))
         for f,o in said.items() for nm in [label[f.relative_to(roots[home]).as_posix()]]]
     heat = {k:torch.stack([o[i][1] for o in said.values()]) for i,k in enumerate(lookers) if said}
     preds = {k:[o.said[i][1] for o in shots] for i,k in enumerate(lookers)}
