@@ -298,6 +298,12 @@ def test_kept_on_disk(path, quiet, tmp_path, clear):
         a,b = (np.asarray(Image.open(o)) for o in (tmp_path/'run'/row.proxy, row.source))
         assert a.shape==b.shape and 0<(a!=b).any(-1).mean()<=row.area+.02
 
+def test_an_unknown_target_is_refused_before_the_first_batch(few, quiet):
+    learn = digits_learner(few, cbs=ProxyAttention(start=1, target='margn')) # the name of a label would do, so the learner has to be known
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match="did you mean 'margin'"): quiet(learn, 'fit', 2)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
 def test_folder_that_cannot_be_written(few, quiet):
     with pytest.raises(OSError, match='cannot be written'):
         quiet(digits_learner(few, cbs=ProxyAttention(start=1, folder='/proc/nothing')), 'fit', 2)
@@ -313,7 +319,7 @@ def test_to_proxy(few): assert digits_learner(few).to_proxy(area=.2).proxy_atten
     (dict(share=1.2), 'share=1.2'), (dict(share=0.), 'share=0.0'), (dict(area=0.), 'area=0.0'), (dict(p=2), 'p=2'),
     (dict(mode='replaced'), "did you mean 'replace'"), (dict(rule='aera'), "did you mean 'area'"),
     (dict(max_area=0), 'max_area=0'),
-    (dict(attribution='LayerCam'), "did you mean 'LayerCAM'"), (dict(target='margn'), "did you mean 'margin'"),
+    (dict(attribution='LayerCam'), "did you mean 'LayerCAM'"),
     (dict(aera=.1), "did you mean 'area'"),
     (dict(start=1.5), 'start=1.5'),
     (dict(save_images=True), 'give `folder` too'),
