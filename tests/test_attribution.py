@@ -235,7 +235,7 @@ def test_a_model_of_ones_own(batch):
             self.wrap = wrap
         def forward(self, x):
             out = self.head((self.act(F.max_pool2d(self.a(x), 2)) + self.act(self.b(x))).view(len(x), -1))
-            return dict(out=out) if self.wrap else out
+            return dict(scores=out) if self.wrap else out
     model,x = Own(),batch[0]
     attr = GradCAM(model, target='pred', scale=False)
     ours = attr(x)

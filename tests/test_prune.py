@@ -284,4 +284,4 @@ def test_what_cannot_be_pruned_is_a_sentence(path, quiet):
     net = digits_net()
     torch_prune.l1_unstructured(net[0][0], 'weight', .5)
     with pytest.raises(ValueError, match="layer '0.0' is already pruned"): prunable(net)
-    with pytest.warns(ProxyWarning, match='has no pruning step within the 1 epochs'): quiet(learner(path, Prune(.5)), 'fit', 1, 1e-3)
+    with pytest.warns(ProxyWarning, match='has no pruning step within the 1 epoch '): quiet(learner(path, Prune(.5)), 'fit', 1, 1e-3)

@@ -270,7 +270,7 @@ def test_what_cannot_be_served_is_refused(few, quiet):
     refused('The model has 2 inputs', two)
     both = DataBlock((ImageBlock,CategoryBlock,CategoryBlock), n_inp=1, get_items=get_image_files,
         getters=[noop, parent_label, parent_label]).dataloaders(few/'train', bs=16, num_workers=0)
-    refused('one label per image', both)
+    refused('one class per image', both)
 
 @pytest.mark.parametrize('mode', modes)
 @pytest.mark.parametrize('kind', ['weighted','partial'])

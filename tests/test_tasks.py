@@ -404,7 +404,7 @@ def test_probe_concludes_nothing_from_nothing(squares, quiet):
     flat = probe(learn, 'train', attribution=lambda xb,yb: torch.ones(len(xb),6,6))
     assert flat.n==0 and not flat.leans and flat.carried.isna().all() and flat.in_short
     flat.plot()
-    with pytest.raises(TypeError, match='`objects` need classes'): probe(learn, 'train', objects={})
+    with pytest.raises(TypeError, match='`objects` is for classes of whole images'): probe(learn, 'train', objects={})
     rng = random.getstate(),torch.get_rng_state()
     probe(learn)
     assert rng[0]==random.getstate() and torch.equal(rng[1], torch.get_rng_state())

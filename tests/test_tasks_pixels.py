@@ -321,13 +321,13 @@ def test_what_cannot_be_probed_is_told(bed, reads, few):
     found = probe(reads, alike, layer='body')
     assert 'The same classes are predicted in all 6 images' in found.verdict() and 'give `items` that differ' in found.verdict()
     assert 'train for longer' in probe(reads, alike[:2], layer='body').verdict()
-    with pytest.raises(TypeError, match='`objects` is for one label per image'): probe(reads, objects={})
-    with pytest.raises(TypeError, match="label='2' chooses a class of pixels"): probe(digits_learner(few), label='2')
+    with pytest.raises(TypeError, match='`objects` is for classes of whole images'): probe(reads, objects={})
+    with pytest.raises(TypeError, match="label='2' chooses one of several labels, or a class of pixels"): probe(digits_learner(few), label='2')
 
 def test_refused_elsewhere(bed):
     learn = learner(bed)
     with pytest.raises(TypeError, match='asks a probe of whole images.*a label for each pixel'): learn.fit_proxy(2)
-    with pytest.raises(TypeError, match='has a score for each pixel'): learn.fit_head()
+    with pytest.raises(TypeError, match='needs one label per image, but here there is a label for each pixel'): learn.fit_head()
     with pytest.raises(TypeError, match='A comparison counts images.*JaccardCoeffMulti'):
         compare(lambda seed: learner(bed, seed), arms=['no proxy'], seeds=1, epochs=2, bar=False)
     with pytest.raises(TypeError, match='show_where'): explain_images(learn, bed/'images')

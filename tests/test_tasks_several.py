@@ -141,7 +141,7 @@ def test_pictures(red):
 def test_metrics_of_explanations(red):
     items = red.dls.valid_ds.items.iloc[:8]
     df = explanation_scores(red, items, target='three', metrics=['deletion','insertion'])
-    assert df.loc['LayerCAM','deletion']<df.loc['random','deletion']
+    assert df.loc['auto','deletion']<df.loc['random','deletion']
     with pytest.raises(TypeError, match="the name of a label, such as target='one'"): explanation_scores(red, items, metrics='deletion')
     assert len(randomised(red, items, target='three', steps=1))==1
 

@@ -214,17 +214,12 @@ def test_a_model_whose_code_is_missing(path, tmp_path, monkeypatch, gone):
     with pytest.raises(ValueError, match='needs code that is missing here.*label'): open_learner(tmp_path/'m.pkl')
     sys.modules.pop('labels_of', None)
 
-def test_models_that_say_no_single_label(path, photos, tmp_path):
+def test_models_of_other_labels(path, photos, tmp_path):
     files = get_image_files(path/'train')[:20]
-    several = DataBlock((ImageBlock,MultiCategoryBlock), get_y=lambda f: [f.parent.name],
-        get_items=lambda _: files).dataloaders(path, bs=4, num_workers=0)
     number = DataBlock((ImageBlock,RegressionBlock), get_y=lambda f: float(f.parent.name),
         get_items=lambda _: files).dataloaders(path, bs=4, num_workers=0)
-    for dls in (several,number):
-        with pytest.raises(TypeError, match='does not predict one label'):
-            run(Learner(dls, digits_net(dls.c),
-                    loss_func=getattr(dls, 'loss_func', None) or (BCEWithLogitsLossFlat() if dls is several else MSELossFlat())),
-                photos, out=tmp_path/'runs')
+    with pytest.raises(TypeError, match='does not predict labels of whole images.*`show_where`'):
+        run(Learner(number, digits_net(number.c), loss_func=MSELossFlat()), photos, out=tmp_path/'runs')
     raw = DataLoaders.from_dsets([(torch.rand(3,32,32),0)]*8, [(torch.rand(3,32,32),0)]*4, bs=4, num_workers=0)
     with pytest.raises(TypeError, match='plain dataset'):
         run(Learner(raw, digits_net(), loss_func=CrossEntropyLossFlat()), photos, out=tmp_path/'runs')

@@ -171,7 +171,7 @@ class CAM(Explainer, base=True):
 
     def found_layers(self, xb):
         "Return the layers that are used if none is given"
-        return [find_layer(self.net, xb, self.grid)]
+        return [found_once(self.net, xb, ('layer', self.grid), lambda: find_layer(self.net, xb, self.grid))]
 
     def laid_out(self, xb):
         "Return images channels last if that is fast and the model accepts it"
@@ -293,8 +293,8 @@ class LayerCAM(CAM):
         That grid has at most twice as many cells per side: between the stem and the tokens of a hybrid ViT there is none."""
         last = super().found_layers(xb)
         if min(last[0].grid)>=fine_enough: return last
-        two = find_layers(self.net, xb)[-2:]
-        return two if max(two[0].grid)<=2*max(last[0].grid) else last
+        two = find_layers(self.net, xb, self.grid)[-2:]
+        return two if all(b<=a<=2*b for a,b in zip(two[0].grid, last[0].grid)) else last
     def heat(self, act, grad): return (grad.relu()*act).sum(1).relu()
 
 # %% ../../nbs/attribution/03_cams.ipynb #1d7374e3

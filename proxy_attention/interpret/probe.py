@@ -134,17 +134,13 @@ def probe(
     if not areas: raise ValueError('areas is empty: give fractions of the image, such as (.05,.1,.2).')
     if not kept: raise ValueError('kept is empty: give fractions of the image, such as (.2,.3,.5).')
     task = find_task(learn)
-    if label is not None and not (task.per_pixel or task.per_label):
-        raise TypeError(f'label={label!r} chooses one of several labels, but here there is {task}: leave it out.')
-    if task.per_pixel and objects is not None:
-        raise TypeError(f'`objects` is for one label per image, but here there is {task}, which says where the objects are: leave it out.')
-    if task.per_pixel and task.name not in probes: raise TypeError(f'Here there is {task}: import `proxy_attention.interpret.pixels`.')
-    if task.per_label and task.name not in probes: raise TypeError(f'Here there is {task}: import `proxy_attention.interpret.labels`.')
-    if not task.has_classes and (task.name not in probes or objects is not None):
-        raise TypeError(f'The labels are {task.said}: '+('`objects` need classes, leave them out.' if objects is not None else
-            'this probe needs classes; for numbers, import `proxy_attention.interpret.moves`, for several labels `….labels`.'))
-    if label is not None and not task.per_label:
-        raise TypeError(f'label={label!r} chooses one of several labels, but here there is {task}: leave it out.')
+    several = task.per_pixel or task.per_label
+    if label is not None and not several:
+        raise TypeError(f'label={label!r} chooses one of several labels, or a class of pixels, but here there is {task}: leave it out.')
+    if objects is not None and (task.per_pixel or not task.has_classes):
+        raise TypeError(f'`objects` is for classes of whole images, but here there is {task}: leave it out.')
+    if task.name not in probes and (several or not task.has_classes):
+        raise TypeError(f'Here there is {task}, and the probe for that is not loaded: `import proxy_attention.all`.')
     model = learn.model if model is None else model
     with keep_rng():
         objects = None if objects is None else read_objects(objects)
@@ -169,8 +165,6 @@ def probe(
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
     return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known, followed, items)
-
-
 
 def _bars(learn):
     "Return progress bars if the learner shows them: arguments for `heat_of`, and a wrapper for the loop over swaps"

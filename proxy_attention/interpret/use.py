@@ -85,7 +85,7 @@ def _vocab(learn, task):
     if not has_items(dls.loaders[0].dataset):
         raise TypeError('The loaders of this learner are made from a plain dataset, which does not define how an image is read: '
             'use loaders made with `DataBlock` or `ImageDataLoaders`.')
-    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or not (task.per_label or task.name=='one'):
+    if vocab is None or not len(vocab) or isinstance(vocab[0], (list,tuple,L)) or task.per_pixel or not task.has_classes:
         raise TypeError('This learner does not predict labels of whole images, which is needed here: '
             'for other models use `show_where`.')
     return [str(o) for o in vocab]
