@@ -322,7 +322,7 @@ def test_what_cannot_be_probed_is_told(bed, reads, few):
     assert 'The same classes are predicted in all 6 images' in found.verdict() and 'give `items` that differ' in found.verdict()
     assert 'train for longer' in probe(reads, alike[:2], layer='body').verdict()
     with pytest.raises(TypeError, match='`objects` is for classes of whole images'): probe(reads, objects={})
-    with pytest.raises(TypeError, match="label='2' chooses one of several labels, or a class of pixels"): probe(digits_learner(few), label='2')
+    with pytest.raises(TypeError, match="label='2' chooses one of several labels, or a class"): probe(digits_learner(few), label='2')
 
 def test_refused_elsewhere(bed):
     learn = learner(bed)

@@ -293,8 +293,8 @@ class LayerCAM(CAM):
         That grid has at most twice as many cells per side: between the stem and the tokens of a hybrid ViT there is none."""
         last = super().found_layers(xb)
         if min(last[0].grid)>=fine_enough: return last
-        two = find_layers(self.net, xb, self.grid)[-2:]
-        return two if all(b<=a<=2*b for a,b in zip(two[0].grid, last[0].grid)) else last
+        def near(o): return o.grid!=last[0].grid and all(b<=a<=2*b for a,b in zip(o.grid, last[0].grid))
+        return [o for o in find_layers(self.net, xb, self.grid) if near(o)][-1:]+last
     def heat(self, act, grad): return (grad.relu()*act).sum(1).relu()
 
 # %% ../../nbs/attribution/03_cams.ipynb #1d7374e3
