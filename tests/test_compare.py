@@ -92,6 +92,12 @@ def test_intervals_are_clipped_to_what_is_possible():
     row = loss.stats('loss').query("arm=='x'").iloc[0]
     assert row.lo<-1 and row.hi>1 # a loss has no such bounds
 
+def test_a_larger_loss_harms():
+    cmp = Comparison(table({'no proxy':[.5,.52,.51,.49,.5], 'x':[.7,.73,.7,.69,.71]}, ['plain']))
+    cmp = Comparison(cmp.df.assign(loss=1+cmp.df.accuracy))
+    said = lambda metric: cmp.stats(metric).query("arm=='x' and test=='plain'").verdict.item()
+    assert said('accuracy')=='helps' and said('loss')=='harms'
+
 def grouped(where):
     "Two arms, two tests, three groups; `where`: (arm, seed, test) → the group that is worst"
     recs = []
