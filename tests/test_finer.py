@@ -269,3 +269,26 @@ def test_every_module_that_takes_names_knows_those_of_finer_heat():
     users = [m for m in needs if 'as_attribution(' in (root.parent/(m.replace('.','/')+'.py')).read_text(encoding='utf-8')
              and not m.startswith('proxy_attention.attribution')]
     assert len(users)>5 and not [m for m in users if not reaches(m, {m})]
+
+# Several targets at once
+
+@pytest.mark.parametrize('how', ['auto','LayerCAM','RefineCAM','Smoothed','Enlarged'])
+def test_several_targets_give_the_maps_of_each(deep, pics, how):
+    attr = as_attribution(how)(deep, target='pred')
+    found = attr.each(pics, [0,3])
+    assert found.shape[:2]==(2,2) and str(attr.target)=='pred'
+    for k,i in enumerate((0,3)): torch.testing.assert_close(found[:,k], as_attribution(how)(deep, target=i)(pics), atol=1e-5, rtol=1e-4)
+
+def test_the_default_runs_a_model_once_for_all_targets(deep, pics):
+    ran,attr = [],as_attribution('auto')(deep, target='pred')
+    attr(pics)
+    with deep.register_forward_hook(lambda m,i,o: ran.append(len(o))): attr.each(pics, [0,1,3])
+    assert ran==[2]
+
+def test_layers_are_looked_for_once(pics):
+    "Also where the last grid is coarse, and a second one is taken"
+    net,ran = timm.create_model('resnet10t', num_classes=5).eval(),[]
+    net.register_forward_hook(lambda m,i,o: ran.append(len(o)))
+    for how in ('auto','LayerCAM','RefineCAM'): as_attribution(how)(net, target='pred')(pics)
+    finding = [n for n in ran if n==1]
+    assert len(finding)<=2 and ran.count(2)==3 # for the layers, and for channels last

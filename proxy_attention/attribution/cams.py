@@ -166,12 +166,14 @@ class CAM(Explainer, base=True):
         def found(what, find): return found_once(self.net, xb, what, find)
         asked = [o.module if isinstance(o, Layer) else o for o in self.asked]
         named = [found(('layer', o, self.grid), lambda: named_layer(self.net, o, xb, self.grid)) for o in asked]
-        self.layers = named or found((type(self).found_layers, self.grids, self.grid), lambda: self.found_layers(xb))
+        self.layers = named or self.found_layers(layers_once(self.net, xb, self.grid))
         self.can_last = found('channels last', lambda: can_go_last(self.net, xb))
 
-    def found_layers(self, xb):
+    def found_layers(self,
+        layers # All layers from `find_layers`
+    ):
         "Return the layers that are used if none is given"
-        return [found_once(self.net, xb, ('layer', self.grid), lambda: find_layer(self.net, xb, self.grid))]
+        return [last_of(layers)]
 
     def laid_out(self, xb):
         "Return images channels last if that is fast and the model accepts it"
@@ -287,14 +289,14 @@ class HiResCAM(CAM):
 
 class LayerCAM(CAM):
     "Activation at each place, weighted by its own positive gradient (Jiang et al. 2021, IEEE TIP 30)"
-    def found_layers(self, xb):
+    def found_layers(self, layers):
         """Return the last layer; if it has fewer than 6×6 cells, also the layer of the finer grid before it
 
         That grid has at most twice as many cells per side: between the stem and the tokens of a hybrid ViT there is none."""
-        last = super().found_layers(xb)
+        last = super().found_layers(layers)
         if min(last[0].grid)>=fine_enough: return last
         def near(o): return o.grid!=last[0].grid and all(b<=a<=2*b for a,b in zip(o.grid, last[0].grid))
-        return [o for o in find_layers(self.net, xb, self.grid) if near(o)][-1:]+last
+        return [o for o in layers if near(o)][-1:]+last
     def heat(self, act, grad): return (grad.relu()*act).sum(1).relu()
 
 # %% ../../nbs/attribution/03_cams.ipynb #1d7374e3
@@ -358,7 +360,7 @@ class RefineCAM(CAM):
                             f"such as {', '.join(map(repr, formulas()))}.")
         self.uses_grad,self.asks_target = self.of.uses_grad,self.of.asks_target
         super().__init__(model, layer, target, fuse, **kwargs)
-    def found_layers(self, xb): return find_layers(self.net, xb, self.grid)[-self.grids:]
+    def found_layers(self, layers): return layers[-self.grids:]
     def heat(self, act, grad): return self.of.heat(self, act, grad)
 
 def formulas(

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf
 from sklearn.neighbors import kneighbors_graph
 from torch import Tensor
-from fastcore.all import patch, store_attr
+from fastcore.all import store_attr
 from ..core import *
 from .heatmap import degenerate, normalize_heat, points_at, shrink_heat
 from .places import *

@@ -6,7 +6,7 @@
 __all__ = ['factors', 'Concepts', 'concepts']
 
 # %% ../../nbs/attribution/11_concepts.ipynb #93677a30
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from warnings import catch_warnings, filterwarnings
 from sklearn.decomposition import NMF
 from sklearn.exceptions import ConvergenceWarning

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcore.all import L
 from ..core import *
 from .heatmap import normalize_heat
-from .targets import as_target
+from .targets import Each, as_target
 from .layers import looking_into, unwrap
 from .cams import Explainer
 from .methods import as_attribution, as_size, default_attribution, heat_once, stretched, view_size
@@ -64,6 +64,13 @@ class Around(Explainer, base=True):
         "Return the heat of the refined attribution; the state of the model is restored afterwards"
         own = nullcontext() if isinstance(self.of, Explainer) else looking_into(self.model) # an `Explainer` does that itself
         with own: return heat_once(self.of, xb, yb)
+    def each(self, xb, targets, yb=None):
+        "Return a heatmap per target, (bs,targets,h,w): the images are shown once per target"
+        was,heats = self.target,[]
+        try:
+            for self.target in Each(targets).targets: heats.append(self(xb, yb))
+        finally: self.target = was
+        return torch.stack(heats, 1)
     def __exit__(self, *args):
         if isinstance(self.of, Explainer): self.of.__exit__(*args)
     def __repr__(self): return f'{type(self).__name__} {repr(self.of) if isinstance(self.of, Explainer) else called(self.of)}'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unwrap', 'copy_of', 'looking_into', 'hooked', 'Layer', 'token_grid', 'as_grid', 'token_places', 'outputs_of',
-           'find_layers', 'find_layer', 'named_layer', 'can_go_last', 'found_once']
+           'find_layers', 'find_layer', 'last_of', 'named_layer', 'can_go_last', 'found_once', 'layers_once']
 
 # %% ../../nbs/attribution/02_layers.ipynb #a66f7644
 from collections import Counter
@@ -295,7 +295,12 @@ def find_layer(
     For a small image the last layer may have 2×2 cells, too few to locate anything: if it has fewer than 4 cells per side,
     the last layer of the same kind with at least 6 is returned. If the model has a score for each pixel, as a U-Net has, it is the
     last layer on the coarsest grid, because the layers after it see ever less of the context. Raises `ValueError` if no layer fits."""
-    layers = find_layers(model, xb, grid)
+    return last_of(find_layers(model, xb, grid))
+
+def last_of(
+    layers # Layers from `find_layers`
+)->Layer:
+    "Return the layer that `find_layer` takes of these"
     last = layers[-1]
     return last if min(last.grid)>=4 else next((o for o in layers[::-1] if min(o.grid)>=6 and o.kind==last.kind), last)
 
@@ -359,3 +364,11 @@ def found_once(
     if was!=modules: _found[model] = modules,(known := {})
     if key not in known: known[key] = find()
     return known[key]
+
+def layers_once(
+    model:nn.Module,
+    xb:Tensor, # (bs,channels,H,W)
+    grid=None # (h,w) of a transformer's patches; None: auto-detected
+)->list:
+    "Return the layers of `find_layers`, which are looked for once per model and image size"
+    return found_once(model, xb, ('layers', grid), lambda: find_layers(model, xb, grid))

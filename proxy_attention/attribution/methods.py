@@ -16,7 +16,7 @@ from fastcore.all import L
 from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
-from .layers import as_grid, copy_of, find_layer, found_once, named_layer, outputs_of, unwrap
+from .layers import as_grid, copy_of, find_layer, last_of, layers_once, named_layer, outputs_of, unwrap
 from .targets import as_target
 from .cams import *
 import proxy_attention.attribution.perturbation # whose methods register themselves
@@ -104,13 +104,12 @@ class Auto(Explainer, base=True):
 
     def prepare(self, xb):
         "Choose the method; where there are no tokens, this costs nothing beyond finding the layer"
-        def found(): return found_once(self.net, xb, ('layer', self.grid), lambda: find_layer(self.net, xb, self.grid))
         def made(how):
             attr = how(self.model, layer=self.asked, target=self.target, grid=self.grid, **self.kwargs)
             attr.prepare(xb)
             return attr
         self.chosen = None
-        if self.asked is None and found().kind=='tokens':
+        if self.asked is None and last_of(layers_once(self.net, xb, self.grid)).kind=='tokens':
             try:
                 self.chosen = made(GradRollout)
                 if not self.chosen.pooled: self.chosen = made(LeGrad)
@@ -121,6 +120,9 @@ class Auto(Explainer, base=True):
     def explain(self, xb, yb, target):
         self.chosen.fast = self.fast
         return self.chosen.explain(xb, yb, target)
+    def explain_each(self, xb, yb, targets):
+        self.chosen.fast = self.fast
+        return self.chosen.explain_each(xb, yb, targets)
 
     @property
     def layers(self):

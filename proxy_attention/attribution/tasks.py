@@ -10,7 +10,6 @@ __all__ = ['tasks', 'regressions', 'Task', 'SeveralLabels', 'PixelLabels', 'Dist
 from numbers import Integral, Real
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
-import torch.nn.functional as F
 from torch import Tensor, nn
 from fastcore.all import store_attr
 from fastai.data.transforms import TensorCategory, TensorMultiCategory
@@ -71,11 +70,15 @@ class Task:
         "Return the name of a label; without a vocabulary, the label itself"
         return self.vocab[int(label)] if self.vocab is not None and 0<=int(label)<len(self.vocab) else label
 
+    @property
+    def names(self)->list:
+        "The names of the classes as text; empty if they have none"
+        return [] if self.vocab is None else [str(o) for o in self.vocab]
     def index(self,
         label # Name of a label, or its index
     )->int:
         "Return the index of a label; raises `ValueError` for an unknown one"
-        names = [str(o) for o in self.vocab or ()]
+        names = self.names
         if isinstance(label, Integral) and not isinstance(label, bool) and 0<=label<(len(names) or label+1): return int(label)
         if label in names: return names.index(label)
         raise ValueError(f"There is no label {label!r}{nearest(label, names)} Available: {', '.join(map(repr, names[:20]))}"
@@ -86,7 +89,7 @@ class Task:
     )->Target:
         "Return what is explained; this is the one place that knows the names of labels"
         if not isinstance(target, str) or target in targets: return as_target(target)
-        names = [str(o) for o in self.vocab or ()]
+        names = self.names
         if target in names: return Index(names.index(target))
         more = f"; or a label: {', '.join(names[:20])}{' …' if len(names)>20 else ''}" if names else ''
         raise ValueError(f"No target is called {target!r}{nearest(target, [*targets,*names])} Available: {', '.join(targets)}{more}.")
@@ -109,22 +112,6 @@ class Task:
         **kwargs # Passed to matplotlib
     ):
         "Draw a label onto an image, if it has a place there"
-
-    def changed(self,
-        new:Tensor, # (n,…) predictions after the swap
-        was:Tensor, # (n,…) predictions before it
-        theirs:Tensor # (n,…) predictions for the donors
-    )->Tensor: # (n,) from 0 to 1
-        "Did the prediction change?"
-        return (new!=was).float()
-
-    def followed(self,
-        new:Tensor, # (n,…) predictions after the swap
-        was:Tensor, # (n,…) predictions before it
-        theirs:Tensor # (n,…) predictions for the donors
-    )->Tensor: # (n,) from 0 to 1
-        "Is the prediction now that of the donor?"
-        return (new==theirs).float()
 
     def travel(self,
         own, # Label of the item
@@ -161,8 +148,6 @@ class SeveralLabels(Task, name='several'):
         return ';'.join(str(i if self.vocab is None else self.vocab[i]) for i in at)
     def target(self, target):
         return PredictedLabels(self.thresh) if isinstance(target, str) and target in ('margin','pred') else super().target(target)
-    def changed(self, new, was, theirs): return (new!=was).any(1).float()
-    def followed(self, new, was, theirs): return (new==theirs).all(1).float()
     def travel(self, own, theirs, mask, weights): return own*weights[0] + theirs*weights[1]
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c000d
@@ -196,12 +181,9 @@ class PixelLabels(Task, name='pixels'):
         return self.named(self.short(at, at)[1][0])
     def target(self, target):
         if isinstance(target, str):
-            names = {str(o):i for i,o in enumerate(() if self.vocab is None else self.vocab)}
-            target = by_name(target, names | dict(margin=Region(), pred=Region(), label=Region(of='label')), 'class or target')
+            known = {o:i for i,o in enumerate(self.names)} | dict(margin=Region(), pred=Region(), label=Region(of='label'))
+            target = by_name(target, known, 'class or target')
         return Region(int(target)) if isinstance(target, Integral) else as_target(target)
-    def region(self, c, of='pred'):
-        "Return the target of a class, over its predicted or its true pixels"
-        return Region(c, of)
     def draw(self, ax, label, said=False, **kwargs):
         m,(H,W) = np.array(label),ax.images[0].get_array().shape[:2] # an image and its mask may differ in size
         x,y = ((np.arange(n)+.5)*N/n-.5 for n,N in zip(m.shape[::-1], (W,H)))
@@ -267,10 +249,14 @@ class Numbers(Task, name='numbers'):
     def refuse(self, **asked):
         if getattr(asked['select'], 'needs_classes', False):
             raise TypeError(f"select={called(asked['select'])} needs classes, and the labels are {self.said}: choose select='top_losses'.")
-    def followed(self, new, was, theirs):
+    def followed(self,
+        new:Tensor, # (n,outputs) predictions after a swap
+        was:Tensor, # (n,outputs) predictions before it
+        theirs:Tensor # (n,outputs) predictions for the donors
+    )->Tensor: # (n,); 1: all the way to the donor, below 0: away from it
+        "How far has a prediction moved towards that of the donor?"
         way = theirs-was
         return ((new-was)*way).sum(1)/way.square().sum(1).clamp(min=1e-12)
-    def changed(self, new, was, theirs): return (new-was).norm(dim=1)/(theirs-was).norm(dim=1).clamp(min=1e-6)
     def travel(self, own, theirs, mask, weights): return own*weights[0] + theirs*weights[1]
 
 class Points(Numbers, name='points'):

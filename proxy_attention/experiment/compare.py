@@ -84,6 +84,9 @@ def _made(make_learner, seed):
     if not (task := find_task(learn)).has_classes:
         raise TypeError(f'A comparison counts right predictions, and the labels are {task.said}, which are not right or wrong: '
                         'train each arm with several seeds, and compare the losses of `learn.validate()`.')
+    if task.per_pixel:
+        raise TypeError(f'A comparison counts images that are predicted right, but here there is {task}: '
+                        'train each arm with several seeds, and compare the metrics of `learn.validate()`, such as `JaccardCoeffMulti()`.')
     set_seed(seed)
     return learn
 
@@ -113,9 +116,6 @@ def run_arm(
 )->dict: # Record of the run
     "Train one arm with one seed, and measure it on each test set"
     learn,what = _made(make_learner, seed),what_is(arm)
-    if (task := find_task(learn)).per_pixel:
-        raise TypeError(f'A comparison counts images that are predicted right, but here there is {task}: '
-                        'train each arm with several seeds, and compare the metrics of `learn.validate()`, such as `JaccardCoeffMulti()`.')
     start = digest(learner_of(learn))
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as told, learn.no_bar(), learn.no_logging():

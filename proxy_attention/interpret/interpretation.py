@@ -24,6 +24,7 @@ from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from ..attribution.layers import outputs_of
 from ..attribution.targets import as_target
+from ..attribution.targets import Region
 from ..attribution.tasks import find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target
 from .heats import heat_on, heats_of_labels, plot_class_heat, show_grid, show_heat, show_heats as _show_heats
@@ -203,7 +204,7 @@ def _where_pixels(self:ProxyInterpretation, by, idxs, **kwargs):
     maps,counts,names = [],[],[str(o) for o in self.vocab]
     for c in range(len(names)):
         at,heat = idxs[there[:,c].numpy()],torch.zeros(0,1,1)
-        if len(at): heat = normalize_heat(heat_on(self.learn, self.items_at(at), **(self.how|dict(target=self.task.region(c, by)))))
+        if len(at): heat = normalize_heat(heat_on(self.learn, self.items_at(at), **(self.how|dict(target=Region(c, by)))))
         ok = ~degenerate(heat)
         maps.append(heat[ok].mean(0))
         counts.append(ok.sum())

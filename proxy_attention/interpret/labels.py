@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fastcore.all import L, patch
 from ..core import *
 from ..attribution.heatmap import degenerate, normalize_heat
-from ..attribution.layers import looking_into, outputs_of, unwrap
+from ..attribution.layers import outputs_of, unwrap
 from ..attribution.methods import default_target, each_target
 from ..masking.donors import donors
 from .heats import plot_class_heat
-from .swaps import draw_donors, empty_tables, swap_flips, swap_table
+from .swaps import asked_of, draw_donors, empty_tables, swap_flips, swap_table
 from .probe import Probe, bounds, probes, zone_energy, _advice, _learned, _of_objects, _on_objects, _seldom
 
 # %% ../../nbs/interpret/08_labels.ipynb #b451316a
@@ -189,7 +189,7 @@ def probe_labels(
     if target!=default_target: raise ValueError(f'A probe explains each label by itself: give label={target!r} instead of the target.')
     asked = None if label is None else [task.index(o) for o in L(label)]
     xs,ys = zip(*((b[0].as_subclass(Tensor), b[1].as_subclass(Tensor).cpu() if len(b)>1 else None) for b in dl))
-    with looking_into(model), torch.no_grad(): out = torch.cat([outputs_of(unwrap(model)(o), model).float().cpu() for o in xs])
+    out = asked_of(model, xs)
     preds,targs = (out.sigmoid()>=task.thresh).long(),None if ys[0] is None else (torch.cat(ys)>.5).long()
     def enough(has): return torch.minimum(has, len(preds)-has)>=_least
     has = preds.sum(0)

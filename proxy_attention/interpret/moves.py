@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from fastcore.all import patch, store_attr
 from ..core import *
 from ..attribution.heatmap import degenerate, normalize_heat
-from ..attribution.layers import looking_into, outputs_of, unwrap
 from ..attribution.methods import as_attribution, heat_of
 from ..attribution.tasks import Task
-from ..masking.masker import Masker
 from .heats import plot_class_heat
-from .swaps import draw_donors, swap_kinds, swapped
+from .swaps import asked_of, draw_donors, swap_kinds, swapped
 from .probe import probes
 
 # %% ../../nbs/interpret/07_moves.ipynb #98543a23
@@ -29,9 +27,7 @@ def numbers_of(
     batches # Batches of images (bs,channels,H,W), on any device
 )->Tensor: # (n,outputs)
     "Return the predicted numbers"
-    device = next((p.device for p in model.parameters()), None)
-    with looking_into(model), torch.no_grad():
-        out = torch.cat([outputs_of(unwrap(model)(o.to(device)), model).float().cpu() for o in batches])
+    out = asked_of(model, batches)
     return task.short(out, out)[0]
 
 def fit_of(
@@ -83,7 +79,7 @@ def moves_table(
     for kind,size in bar([*(('hot',a) for a in areas), *(('rest',k) for k in kept), *_always]):
         masker = swap_kinds[kind](size)
         (far,area),(again,_) = way(masker, other),way(masker, same)
-        elsewhere = way(Masker('random', 'swap', area=size, max_area=1.), other)[0] if kind=='hot' else np.nan
+        elsewhere = way(swap_kinds['random'](size), other)[0] if kind=='hot' else np.nan
         rows[kind,size] = area,far,again,elsewhere,far-np.nanmax([again,elsewhere,0.])
     return pd.DataFrame.from_dict(rows, 'index', columns=_cols).set_axis(pd.MultiIndex.from_tuples(rows, names=['kind','size']))
 

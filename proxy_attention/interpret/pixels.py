@@ -9,15 +9,14 @@ __all__ = ['leaning_out', 'maps_of', 'wider', 'swap_outside', 'share_changed', '
 from html import escape
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import Tensor, nn
-from fastcore.all import patch, store_attr
+from fastcore.all import store_attr
 from ..core import *
 from ..attribution.heatmap import normalize_heat
-from ..attribution.layers import looking_into, outputs_of, unwrap
 from ..attribution.methods import as_attribution, heat_of
+from ..attribution.targets import as_map
 from ..attribution.tasks import Task
 from ..masking.donors import donors
-from ..masking.masker import Masker
-from .swaps import draw_donors, swap_kinds
+from .swaps import asked_of, draw_donors, swap_kinds
 from .probe import probes
 
 # %% ../../nbs/interpret/09_pixels.ipynb #7b5c0207
@@ -27,13 +26,7 @@ def maps_of(
     batches # Batches of images (bs,channels,H,W), on any device
 )->Tensor: # (n,H,W) bytes
     "Return the predicted class of each pixel"
-    device,maps = next((p.device for p in model.parameters()), None),[]
-    with looking_into(model), torch.no_grad():
-        for o in batches:
-            at = task.decide(outputs_of(unwrap(model)(o.to(device)), model).float())
-            if at.shape[-2:]!=o.shape[-2:]: at = F.interpolate(at[:,None].float(), o.shape[-2:], mode='nearest-exact')[:,0]
-            maps.append(at.byte().cpu())
-    return torch.cat(maps)
+    return asked_of(model, batches, lambda out,xb: as_map(task.decide(out), xb.shape[-2:]).byte())
 
 def wider(
     own:Tensor, # (n,H,W) bool
@@ -43,8 +36,7 @@ def wider(
     r = max(1, round(by*min(own.shape[-2:])))
     return F.max_pool2d(own[:,None].float(), 2*r+1, 1, r)[:,0]>0
 
-_maskers = dict(hot=swap_kinds['hot'], random=lambda area: Masker('random', 'swap', area=area, max_area=1.),
-                border=lambda area: swap_kinds['edge'](.81))
+_maskers = swap_kinds | dict(border=lambda area: swap_kinds['edge'](.81))
 
 def swap_outside(
     kind:str, # 'around', 'hot', 'random', 'border' or 'look'

@@ -189,12 +189,14 @@ KnownObjects.__doc__ = """Measurements in images with a known object
 `n` images; `table` of `object_effect`; `heat`, the fraction of the heat on the object; `hottest`, the fraction of images with
 the hottest place on it; `area`, the fraction of the image that it covers."""
 
-def _swapped(model, xb, heat, preds, donor, areas, kept, classes, seed, bs, bar, each):
-    "Return both tables; NaN if all images are predicted as one class"
+def _swapped(model, xb, heat, preds, donor, areas, kept, classes, seed, bs, bar, followed):
+    "Return both tables, NaN if all images are predicted as one class; note who follows the donor for each area"
     if len(preds.unique())<2: return empty_tables(areas, kept)
     other,same = (draw_donors(o, heat, preds, seed) for o in (donor, donors['same_class']))
-    return (swap_flips(model, xb, heat, preds, other, areas, bs, bar, each),
-            swap_table(model, xb, heat, preds, other, same, kept, classes, bs, bar))
+    new = {}
+    flips = swap_flips(model, xb, heat, preds, other, areas, bs, bar, new)
+    followed.update({a:new['place',a]==preds[other] for a in areas})
+    return flips,swap_table(model, xb, heat, preds, other, same, kept, classes, bs, bar)
 
 # %% ../../nbs/interpret/03_probe.ipynb #87783c8e
 class Probe:

@@ -24,15 +24,14 @@ from ..core import *
 from ..data.objects import read_objects
 from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
-from ..attribution.tasks import Task, find_task
+from ..attribution.tasks import Task
 from ..masking.masker import Masker
 from ..masking.rules import rules
 from ..interpret.probe import Probe, probe
 from ..interpret.labels import LabelProbes
 from .schedule import Every, possible_epochs, proxy_epochs
 from .record import check_folder
-from .proof import prove
-from .callback import ProxyAttention
+from .callback import ProxyAttention, prove_callback
 
 # %% ../../nbs/proxy/09_recipes.ipynb #1ad4c0a7
 def probe_cycle(
@@ -413,8 +412,7 @@ def suspect_and_successor(
     if cb.suspect is not None: return fit()
     ask,first = getattr(cb.schedule, 'ask', lambda learn: True),deepcopy(learn.model.state_dict())
     if cb.folder: check_folder(cb.folder, learn.dls, fresh=not (cb.folder/'suspect.pth').exists())
-    getattr(cb.schedule, 'refuse', lambda task: None)(find_task(learn))
-    prove(learn, cb.settings, learn.loss_func, cb.labels) # checks before the suspect is trained
+    prove_callback(cb, learn, learn.loss_func) # checks before the suspect is trained
     learn.logger('First, a suspect is trained to the end, to find out where it looks.')
     young = _Young(cb.folder)
     with learn.removed_cbs(cb), learn.added_cbs(young): fit()

@@ -9,7 +9,6 @@ __all__ = ['modes', 'labeling_for', 'Proxies', 'plain_note', 'ServedItem', 'load
 # %% ../../nbs/proxy/03_serving.ipynb #6338e16c
 import random
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import MethodType
 import numpy as np, torch
 from PIL import Image

@@ -54,7 +54,7 @@ def _mutants():
       'attribution::test_agrees_with_captum[vit]', 'vits::test_patches_are_found_beside_other_tokens')
     m('a row of tokens in any order is a grid', 'attribution/layers.py', '.mean()<.65', '.mean()<65',
       'vits::test_hiera_keeps_early_patches_in_another_order')
-    m('a transformer gets a CAM', 'attribution/methods.py', "found().kind=='tokens'", "found().kind=='token'",
+    m('a transformer gets a CAM', 'attribution/methods.py', "self.grid)).kind=='tokens'", "self.grid)).kind=='token'",
       'vits::test_the_default_is_chosen_by_the_network')
     m('the view of heat keeps the crop', 'data/loaders.py', 'if not isinstance(o, _crops)]', 'if o is not None]',
       'promises::test_heat_is_over_the_whole_image', 'strategies::test_the_mask_covers_the_mark')
