@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.script import call_parse
-from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import IndexSplitter, get_image_files, parent_label
 from fastai.learner import Learner
 from fastai.metrics import accuracy
-from fastai.torch_core import set_seed, to_float
+from fastai.torch_core import set_seed
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 from timm.models.vision_transformer import VisionTransformer
@@ -21,12 +20,12 @@ from proxy_attention.proxy.callback import ProxyAttention
 from proxy_attention.experiment.compare import Comparison, compare
 from proxy_attention.data.digits import digits_net, fc_net, regions
 from proxy_attention.interpret.heats import heat_on
-from proxy_attention.attribution.cams import half_type
 from proxy_attention.attribution.heatmap import heat_share
 from proxy_attention.interpret.metrics import deletion, explanation_scores, insertion
 sys.path.insert(0, str(Path(__file__).parent))
 from bed_data import make
 from bench_tables import keep_table
+from gain_beds import Half
 
 seeds = (1,2,3,4,5) # seed 0 is for tuning
 shortcut,thesis = ProxyAttention.shortcut, ProxyAttention.thesis
@@ -38,15 +37,6 @@ class Held(PILImage):
     def create(cls, fn, **kwargs):
         if fn not in cls.kept: cls.kept[fn] = super().create(fn, **kwargs)
         return cls.kept[fn]
-
-class Half(Callback):
-    "Mixed precision on a CPU that has it: forward passes in bfloat16, twice as fast; elsewhere full precision"
-    order = 10
-    def before_batch(self):
-        self.cast = torch.autocast('cpu', torch.bfloat16, enabled=half_type('cpu') is not None)
-        self.cast.__enter__()
-    def after_pred(self): self.learn.pred = to_float(self.pred)
-    def after_loss(self): self.cast.__exit__(None, None, None)
 
 def learner(path, seed, net=digits_net, bs=64, valid='valid'):
     "A network on the images of a bed, with what `seed` draws"

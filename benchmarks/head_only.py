@@ -27,11 +27,9 @@ from proxy_attention.proxy.peers import eiil_split, peers, worst_of
 from proxy_attention.interpret.choosing import SwappedSet
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
-from evidence import Half
+from gain_beds import Half
 from probe_rule import boxes
-from waterbed import lite0, make, unpacked
-
-beds = {'0.95':dict(rho=.95), '1.0':dict(rho=1.), '0.5':dict(rho=.5), 'natural':dict(natural=True)}
+from waterbed import beds, lite0, make, unpacked
 
 def learner(data, out, bed, seed):
     "The bed of this seed, and a body as ImageNet has made it; flips only"

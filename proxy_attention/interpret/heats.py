@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcore.all import L, patch
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import input_size, items_dl, whole_dl
+from ..data.loaders import input_size, items_dl, placed, whole_dl
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import Label
 from ..attribution.tasks import find_task
@@ -175,7 +175,7 @@ def heat_on(
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
     target = find_task(learn).target(target)
-    attr,of = as_attribution(attribution)(learn.model, layer=layer, target=target),getattr(target, 'of', target)
+    attr,of = as_attribution(attribution)(placed(learn), layer=layer, target=target),getattr(target, 'of', target)
     labels = isinstance(of, Label) or isinstance(of, str) and of=='label' # of a `Region`
     with keep_rng():
         size = dict(size=view_size(attr, input_size(learn.dls, items))) if whole and hasattr(attr, 'view') else {}
@@ -207,7 +207,7 @@ def heats_of_labels(
     whole:bool=True # Use a view of the whole image, squished? Otherwise the validation view, which may be a crop
 )->list: # A tensor (labels,h,w) in [0,1] per image; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks for each of several labels"
-    task,each = find_task(learn),each_target(attribution, learn.model, layer)
+    task,each = find_task(learn),each_target(attribution, placed(learn), layer)
     if isinstance(items, (str,Path)): items = [items]
     apart,labels = (list,tuple,L),list(L(labels))
     own = labels if labels and all(isinstance(o, apart) for o in labels) else [labels]*len(items)

@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastai.vision.data import get_grid
 from ..core import *
-from ..data.loaders import has_items, items_dl, plain_dl, train_items
+from ..data.loaders import has_items, items_dl, placed, plain_dl, train_items
 from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from ..attribution.layers import outputs_of
@@ -193,7 +193,7 @@ def _pixel_confusion(self:ProxyInterpretation):
 def _pixels(self:ProxyInterpretation, idxs=None):
     "Yield predicted and true classes of pixels, batch by batch"
     with aside(self.learn), torch.no_grad():
-        self.learn.model.eval()
+        placed(self.learn).eval()
         for xb,yb in items_dl(self.learn.dls, self.items_at(idxs)):
             yield self.task.decide(outputs_of(self.learn.model(xb), self.learn.model)).as_subclass(Tensor), yb.as_subclass(Tensor).long()
 

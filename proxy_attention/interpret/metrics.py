@@ -18,7 +18,7 @@ from torch import Tensor
 from fastcore.all import L, store_attr
 from fastai.learner import Learner, Metric
 from ..core import *
-from ..data.loaders import has_items, plain_dl, whole_dl
+from ..data.loaders import has_items, placed, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
 from ..attribution.targets import Index, Label, Target
 from ..attribution.tasks import find_task
@@ -423,7 +423,7 @@ def explanation_scores(
     if clash := {'random','centre'} & set(attribution):
         raise ValueError(f'{clash.pop()!r} is the name of a control: give the attribution another name.')
     items,masks,at = _chosen(items, masks, n)
-    net,asked = unwrap(learn.model),set().union(*map(takes, metrics.values()))
+    net,asked = unwrap(placed(learn)),set().union(*map(takes, metrics.values()))
     f,rng,rows,lost,i = lambda x: outputs_of(net(x), net),torch.Generator().manual_seed(0),[],[],0
     several = task.per_label and 'y' in asked
     if several: f = _of_one_label(f, target, task)

@@ -19,7 +19,7 @@ from fastprogress.fastprogress import progress_bar
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import files_of, items_dl, pick_items, plain_dls, train_items, whole_dl
+from ..data.loaders import files_of, items_dl, pick_items, placed, plain_dls, train_items, whole_dl
 from ..data.objects import read_objects
 from ..attribution.heatmap import degenerate, heat_share, normalize_heat, points_at
 from ..attribution.methods import as_attribution, default_attribution, default_target
@@ -50,23 +50,27 @@ leaning = dict(place=.5, # must depend on a small place
     edge=.3, # must depend on a border of a twentieth of the side
     look=.7, # must depend on the look
     skill=.5, # minimum of Cohen's kappa of the predictions: 0 is chance, 1 is always right
+    by_heart=.5, # must depend on a border, and on a small place at the edge, if validation images are predicted with less skill
     around=.1) # must depend on what is around known objects
 
 def bounds(
     at_edge:bool=False, # Is the hottest place nearly always at the edge, in the images of some predicted class?
-    around:bool=False # Is the rest measured as what is around known objects?
+    around:bool=False, # Is the rest measured as what is around known objects?
+    by_heart:bool=False # May the model know the probed images by heart? See `Probe`
 )->pd.Series: # Minimum for 'place', 'rest', 'edge' and 'look'
     "Return the fraction of the predictions that must depend on each kind of evidence, see `leaning`"
     kinds = dict(place='at_edge' if at_edge else 'place', rest='around' if around else 'rest', edge='edge', look='look')
+    if by_heart: kinds |= dict(place='place', edge='by_heart')
     return pd.Series({k:leaning[o] for k,o in kinds.items()})
 
 def leans_on(
     carried, # 'place', 'rest', 'edge', 'look' -> fraction of the predictions that depends on it
     at_edge:bool=False, # See `bounds`
-    around:bool=False # See `bounds`
+    around:bool=False, # See `bounds`
+    by_heart:bool=False # See `bounds`
 )->list: # Kinds of evidence, the strongest first
     "Return the kinds of evidence whose fraction reaches the minimum of `bounds`"
-    enough = bounds(at_edge, around)
+    enough = bounds(at_edge, around, by_heart)
     carried = pd.Series(carried, dtype=float).reindex(enough.index)
     return carried[carried>=enough].sort_values(ascending=False, kind='stable').index.tolist()
 
@@ -141,7 +145,7 @@ def probe(
         raise TypeError(f'`objects` is for classes of whole images, but here there is {task}: leave it out.')
     if task.name not in probes and (several or not task.has_classes):
         raise TypeError(f'Here there is {task}, and the probe for that is not loaded: `import proxy_attention.all`.')
-    model = learn.model if model is None else model
+    model = placed(learn) if model is None else model
     with keep_rng():
         objects = None if objects is None else read_objects(objects)
         items,what,at = _sample(learn.dls, items, int(n), np.random.default_rng(seed), objects)
@@ -164,7 +168,20 @@ def probe(
         model, objects, at, files_of(plain_dls(learn.dls).train.dataset, items), xb, heat, preds, c, seed, bs)
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
-    return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known, followed, items)
+    held_out = _held_out(learn.dls, model, int(n), seed, tuple(one.shape[-2:])) if what=='training images' and targs is not None else None
+    return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known, followed, items, held_out)
+
+def _held_out(dls, model, n, seed, size):
+    "Return the accuracy on at most `n` validation images, and that by chance; None: there are none, or all have the same label"
+    dls = plain_dls(dls)
+    if len(dls.loaders)<2 or not len(dls.valid.dataset): return None
+    with keep_rng():
+        items = train_items(DataLoaders(dls.valid))
+        items = pick_items(items, sorted(np.random.default_rng(seed).permutation(len(items))[:n].tolist()))
+        xs,ys = zip(*((b[0].as_subclass(Tensor), b[1]) for b in whole_dl(dls, items, size)))
+        preds = predicted(model, xs)[0]
+    targs = _labels(ys, len(preds))
+    return None if targs is None or len(targs.unique())<2 else beats_chance(preds, targs)[1:]
 
 def _bars(learn):
     "Return progress bars if the learner shows them: arguments for `heat_of`, and a wrapper for the loop over swaps"
@@ -212,7 +229,8 @@ class Probe:
         swaps:pd.DataFrame=None, # Table of `swap_table`
         known:KnownObjects=None, # Measurements in images with a known object, or None
         followed:dict=None, # Area of `flips` -> bool per image that counts: does its prediction follow the donor?
-        items=None # The probed items, or None
+        items=None, # The probed items, or None
+        held_out:tuple=None # If training images were probed: accuracy on validation images, and by chance
     ):
         store_attr()
         self.bad = degenerate(heat)
@@ -276,19 +294,23 @@ class Probe:
         "Is the model right too seldom to use a shortcut? With a shortcut in these images it would nearly always be right"
         return self.learned is False or self.skill is not None and self.skill<leaning['skill']
     @property
+    def by_heart(self)->bool:
+        "Were training images probed, and are validation images right too seldom to use a shortcut? It may know the probed ones by heart"
+        return self.held_out is not None and (self.held_out[0]-self.held_out[1])/(1-self.held_out[1])<leaning['skill']
+    @property
     def leans(self)->list:
         "The kinds of evidence that the model relies on, among 'place', 'rest', 'edge' and 'look', the strongest first; see `leans_on`"
         if self.learned is False or self.unsure and self.known is None: return []
         on_object = self.known is not None and self.known.hottest>=.5 # then everything around it is the rest
         known = dict(place=np.nan, rest=self.known.table.carried['around']) if on_object else {}
-        return leans_on(self.carried.to_dict()|known, self.at_edge, on_object)
+        return leans_on(self.carried.to_dict()|known, self.at_edge, on_object, self.by_heart)
     @property
     def in_short(self)->str:
         "The measurements as a short text, with the minimum that each kind needs"
         what = dict(place=f'the hottest {self.small:.0%}', rest='the rest', edge='the border', look='the look')
-        enough = bounds(self.at_edge)
+        enough = bounds(self.at_edge, by_heart=self.by_heart)
         said = [f'of {what[k]}: {max(0, v):.0%} (minimum: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()]
-        return f"Predictions that follow a swap {', '.join(said)}.{' '+_seldom(self) if self.unsure else ''}"
+        return f"Predictions that follow a swap {', '.join(said)}.{_doubts(self)}"
     @property
     def likely(self):
         "Is masking likely to help?"
@@ -337,6 +359,12 @@ def _seldom(self):
     return (f'It is right on {self.accuracy:.0%} of the images, and chance would be right on {self.chance:.0%}: '
             'a shortcut that it has learned would give more, and one that it may learn later cannot be seen yet, so none is reported.')
 
+def _doubts(self):
+    "Return what speaks against a shortcut, as text"
+    heart = '' if not self.by_heart else (f' On validation images it is right on {self.held_out[0]:.0%}, and chance would be right on '
+        f'{self.held_out[1]:.0%}: it may know the probed images by heart, so more of its predictions have to follow.')
+    return heart + (' '+_seldom(self) if self.unsure else '')
+
 def _other_swaps(self):
     "Return the results of swapping the rest, the border and the look, as sentences"
     if self.swaps is None or self.swaps.follows.isna().all(): return []
@@ -345,7 +373,7 @@ def _other_swaps(self):
             f'({rest.same_changes:.0%} change with a donor of the same class); '
             f'if the border is swapped, {edge.follows:.0%} ({edge.same_changes:.0%}); '
             f'if the look of the image is swapped, {look.follows:.0%} ({look.same_changes:.0%}).']
-    if self.unsure and not self.leans: said.append(_seldom(self))
+    if not self.leans and (doubts := _doubts(self).strip()): said.append(doubts)
     told = ', and on '.join(_advice[k](self)+_sure(self, k) for k in self.leans)
     return said + ([f'So the model relies on {told}.'] if told else [])
 

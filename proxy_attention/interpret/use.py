@@ -24,7 +24,7 @@ from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from ..core import *
 from ..data.images import check_images, refuse_inside
-from ..data.loaders import has_items, plain_dls, whole_dl
+from ..data.loaders import has_items, placed, plain_dls, whole_dl
 from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat
 from ..attribution.targets import as_target
@@ -127,7 +127,7 @@ class Looker:
         store_attr('learn,attribution,target,layer')
         self.task = find_task(learn)
         self.vocab,self.several = _vocab(learn, self.task),self.task.per_label
-        self.attr = as_attribution(attribution)(learn.model, layer=layer, target=self.task.target(target))
+        self.attr = as_attribution(attribution)(placed(learn), layer=layer, target=self.task.target(target))
 
     def __call__(self, files): # probabilities (n,classes), heatmaps (n,h,w), all zeros if uninformative
         learn,kw = self.learn,dict(bs=len(files), num_workers=0)

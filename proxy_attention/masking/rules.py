@@ -38,12 +38,16 @@ def mean_std(heat, k=2.):
 # %% ../../nbs/masking/00_rules.ipynb #124fe63f
 usual_most = 0.4 # Maximum fraction of the image that a mask covers
 
+def _wider(mask, r):
+    "Widen a mask by `r` pixels on all sides: first down, then across, which is faster than both at once"
+    x = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    return F.max_pool2d(F.max_pool2d(x, (2*r+1,1), 1, (r,0)), (1,2*r+1), 1, (0,r)).bool().view_as(mask)
+
 def rest(heat, keep=0.3, margin=0.):
     "All pixels except the hottest fraction `keep` and a `margin` around them (fraction of the shorter side); nothing if the map is flat"
     hot = area_budget(heat, keep)
     r = round(margin*min(heat.shape[-2:]))
-    wide = hot if not r else F.max_pool2d(hot.float().reshape(-1, 1, *hot.shape[-2:]), 2*r+1, 1, r).bool().view_as(hot)
-    return ~wide & hot.any(-1, keepdim=True).any(-2, keepdim=True)
+    return ~_wider(hot, r) & hot.any(-1, keepdim=True).any(-2, keepdim=True)
 def border(heat, width=0.1):
     "The border of the image, `width` wide (fraction of the shorter side); independent of the heat"
     h,w = heat.shape[-2:]

@@ -21,7 +21,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from ..core import *
-from ..data.loaders import ImageStats, item_files, plain_dls
+from ..data.loaders import ImageStats, item_files, placed, plain_dls
 from ..data.passes import own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..attribution.methods import Suspect, default_attribution, default_target, method_names
@@ -349,6 +349,7 @@ def prove_callback(
     task = find_task(learn)
     task.refuse(select=cb.settings.select, labels=cb.labels)
     if hasattr(cb.schedule, 'refuse'): cb.schedule.refuse(task)
+    placed(learn)
     return prove(learn, cb.settings, loss_func, cb.labels)
 
 def begin(cb:ProxyAttention):

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from ..core import *
-from ..data.loaders import items_dl, train_items
+from ..data.loaders import items_dl, placed, train_items
 from ..data.passes import only_watches
 from ..attribution.layers import hooked, looking_into, outputs_of, unwrap
 from ..attribution.methods import Suspect
@@ -48,7 +48,7 @@ def layer_of(
     "Return the `last_layer` of a learner with one label per image"
     need_one_label(learn, 'Fitting the last layer alone', 'train the whole model, such as with `ProxyAttention.shortcut(target=…)`')
     b = items_dl(learn.dls, train_items(learn.dls, [0]), bs=1, num_workers=0).one_batch()
-    return last_layer(learn.model, b[0].as_subclass(Tensor))
+    return last_layer(placed(learn), b[0].as_subclass(Tensor))
 
 HeadInputs = namedtuple('HeadInputs', 'x targs')
 HeadInputs.__doc__ = "Inputs of the last layer, (n,features), and labels, (n,)"
@@ -66,7 +66,7 @@ def body_outputs(
     layer:nn.Linear=None # Layer whose inputs are returned; None: `last_layer`
 )->HeadInputs:
     "Return the inputs of the last layer for these images, in eval mode"
-    model,into,ys = unwrap(learn.model),_Into(True),[]
+    model,into,ys = unwrap(placed(learn)),_Into(True),[]
     with looking_into(model), torch.no_grad():
         for xb,yb,*_ in dl:
             layer = last_layer(model, xb[:1].as_subclass(Tensor)) if layer is None else layer

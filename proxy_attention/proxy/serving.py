@@ -221,15 +221,19 @@ class ServedItem:
     ):
         self.read,self.n,self.proxies = dl.create_item,len(dl.dataset),proxies
         self.replace,self.by_class = proxies.mode=='replace','classes' in takes(proxies.donor)
-        self.images,self.told,self.spared = {},None,_spared(dl) # `images`: class (or 0 for all classes) → its last item and its image
+        self.images,self.held = {},0 # class (or 0 for all classes) → its last item and its image; bytes of all of them
+        self.told,self.spared = None,_spared(dl)
 
     def keep(self, i, item):
         "Keep an item in memory, as a donor for the next ones"
         key = int(self.proxies.classes.of[i]) if self.by_class else 0
-        self.images.pop(key, None)
+        self._forget(key)
         self.images[key] = i,item
-        if len(self.images)>1 and sum(_bytes(image_of(o)) for _,o in self.images.values())>_at_hand:
-            self.images.pop(next(iter(self.images)))
+        self.held += _bytes(image_of(item))
+        if len(self.images)>1 and self.held>_at_hand: self._forget(next(iter(self.images)))
+
+    def _forget(self, key):
+        if key in self.images: self.held -= _bytes(image_of(self.images.pop(key)[1]))
 
     def donor(self, i):
         "Return the index of a donor and the item itself, which is read if it is not in memory"
