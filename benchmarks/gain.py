@@ -275,7 +275,7 @@ def gather(out, csv):
     for file in sorted(Path(out).glob('*.jsonl')):
         if not (recs := read_records(file)): continue
         tuned = file.stem.endswith('-tuning')
-        keep_table(rows(recs), csv.with_name('gain_tuning.csv') if tuned else csv, ['bed','arm','seed'])
+        keep_table(rows(recs), csv.with_name('gain_tuning.csv') if tuned else csv, ['bed','arm','seed','device'])
         if tuned:
             best = chosen_of(recs)
             write_json(csv.with_name('gain_chosen.json'), best.arm.to_dict(), indent=1)

@@ -2,9 +2,10 @@
 
 DATA holds `ants_bees.zip`: 245 photographs of ants and bees to train on, 153 to test with. All bees bear a text along the bottom edge;
 in `flipped` the ants bear it instead, in `plain` nobody does. `clean` is the same without any text: there is nothing to cure.
-Other cues of `data/cues` are beds as well: `--beds frame,cast`, tested on half of the 153 (`half` of `clean`). Seed 14 of the frame was used for choosing.
+Other cues of `data/cues` are beds as well: `--beds frame,cast`, tested on half of the 153 (`half` of `clean`).
 A resnet18 from scratch, 128 pixels, 8 epochs. Area, fill and the rule of the recipe were settled on seeds 1, 2 (by other scripts)
-and 11 to 13; nobody looked at the seeds from 21 on for it, nor at any of the colour cast.
+and 11 to 13, and 14 of the frame; nobody looked at the seeds from 21 on for it, nor at any of the colour cast. Seeds 21 to 30 ran on
+an H100. They showed that networks without a shortcut were treated; what was changed then was settled on seeds 1 and 4 of `clean`.
 Every run is kept in OUT: the same command goes on where it was stopped."""
 import io, sys, warnings, zipfile
 from functools import partial
@@ -15,7 +16,7 @@ from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, a
 from fastcore.script import call_parse
 from matplotlib import font_manager
 from proxy_attention.data.cues import planted
-from proxy_attention.experiment.arms import arms, with_proxies
+from proxy_attention.experiment.arms import arms
 from proxy_attention.experiment.compare import compare
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
@@ -57,9 +58,7 @@ def learner(path, seed):
     dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=16, num_workers=0)
     return Learner(dls, resnet18(num_classes=2), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
 
-which = {'no proxy':arms['no proxy'], 'probed':arms['probed'], 'rehearsed':with_proxies('rehearsed'),
-         'rehearsed, own place only':with_proxies('rehearsed', fill='swap'),
-         'rehearsed, random place':with_proxies('rehearsed', rule='random')}
+which = {o:arms[o] for o in ('no proxy','rehearsed')}
 
 @call_parse
 def main(data:str, # Folder of the real data

@@ -246,8 +246,8 @@ def test_what_is_known_by_heart_has_to_follow_more():
     assert of(.4, .35, good).leans==of(.4, .35, None).leans==['place','edge'] and of(.4, .35, poor).leans==[]
     assert of(.8, .2, poor).leans==['place'] and of(.2, .9, poor).leans==['edge']
     said = of(.4, .35, poor)
-    assert said.by_heart and 'right on 66%, and chance would be right on 50%: it may know the probed images by heart' in said.verdict()
-    assert '(minimum: 50%)' in said.in_short and not of(.4, .35, good).by_heart and 'by heart' not in of(.4, .35, good).in_short
+    assert said.doubtful and 'right on 66%, and chance would be right on 50%: it may know the probed images by heart' in said.verdict()
+    assert '(minimum: 50%)' in said.in_short and not of(.4, .35, good).doubtful and 'by heart' not in of(.4, .35, good).in_short
 
 def test_validation_images_are_asked_where_training_images_are_probed(cheats):
     "The accuracy is the learner's own, and neither the drawn images nor random numbers change"
@@ -255,7 +255,7 @@ def test_validation_images_are_asked_where_training_images_are_probed(cheats):
     found = probe(cheats, 'train', n=100)
     assert torch.equal(torch.get_rng_state(), state) and probe(cheats, n=40).held_out is None
     with cheats.no_bar(), cheats.no_logging(): right = cheats.validate()[1]
-    assert found.held_out[0]==pytest.approx(right) and .08<found.held_out[1]<.15 and not found.by_heart
+    assert found.held_out[0]==pytest.approx(right) and .08<found.held_out[1]<.15 and not found.doubtful
 
 def test_one_logit():
     class One(Pixel):

@@ -50,27 +50,27 @@ leaning = dict(place=.5, # must depend on a small place
     edge=.3, # must depend on a border of a twentieth of the side
     look=.7, # must depend on the look
     skill=.5, # minimum of Cohen's kappa of the predictions: 0 is chance, 1 is always right
-    by_heart=.5, # must depend on a border, and on a small place at the edge, if validation images are predicted with less skill
+    sure=.75, # if training images are probed, minimum of Cohen's kappa on validation images for the smaller bounds of edges
     around=.1) # must depend on what is around known objects
 
 def bounds(
     at_edge:bool=False, # Is the hottest place nearly always at the edge, in the images of some predicted class?
     around:bool=False, # Is the rest measured as what is around known objects?
-    by_heart:bool=False # May the model know the probed images by heart? See `Probe`
+    doubtful:bool=False # May the model know the probed images by heart? See `Probe.doubtful`
 )->pd.Series: # Minimum for 'place', 'rest', 'edge' and 'look'
     "Return the fraction of the predictions that must depend on each kind of evidence, see `leaning`"
     kinds = dict(place='at_edge' if at_edge else 'place', rest='around' if around else 'rest', edge='edge', look='look')
-    if by_heart: kinds |= dict(place='place', edge='by_heart')
+    if doubtful: kinds |= dict(place='place', edge='place')
     return pd.Series({k:leaning[o] for k,o in kinds.items()})
 
 def leans_on(
     carried, # 'place', 'rest', 'edge', 'look' -> fraction of the predictions that depends on it
     at_edge:bool=False, # See `bounds`
     around:bool=False, # See `bounds`
-    by_heart:bool=False # See `bounds`
+    doubtful:bool=False # See `bounds`
 )->list: # Kinds of evidence, the strongest first
     "Return the kinds of evidence whose fraction reaches the minimum of `bounds`"
-    enough = bounds(at_edge, around, by_heart)
+    enough = bounds(at_edge, around, doubtful)
     carried = pd.Series(carried, dtype=float).reindex(enough.index)
     return carried[carried>=enough].sort_values(ascending=False, kind='stable').index.tolist()
 
@@ -294,21 +294,21 @@ class Probe:
         "Is the model right too seldom to use a shortcut? With a shortcut in these images it would nearly always be right"
         return self.learned is False or self.skill is not None and self.skill<leaning['skill']
     @property
-    def by_heart(self)->bool:
-        "Were training images probed, and are validation images right too seldom to use a shortcut? It may know the probed ones by heart"
-        return self.held_out is not None and (self.held_out[0]-self.held_out[1])/(1-self.held_out[1])<leaning['skill']
+    def doubtful(self)->bool:
+        "Were training images probed, and is the model right on validation images less often than models with a shortcut are?"
+        return self.held_out is not None and (self.held_out[0]-self.held_out[1])/(1-self.held_out[1])<leaning['sure']
     @property
     def leans(self)->list:
         "The kinds of evidence that the model relies on, among 'place', 'rest', 'edge' and 'look', the strongest first; see `leans_on`"
         if self.learned is False or self.unsure and self.known is None: return []
         on_object = self.known is not None and self.known.hottest>=.5 # then everything around it is the rest
         known = dict(place=np.nan, rest=self.known.table.carried['around']) if on_object else {}
-        return leans_on(self.carried.to_dict()|known, self.at_edge, on_object, self.by_heart)
+        return leans_on(self.carried.to_dict()|known, self.at_edge, on_object, self.doubtful)
     @property
     def in_short(self)->str:
         "The measurements as a short text, with the minimum that each kind needs"
         what = dict(place=f'the hottest {self.small:.0%}', rest='the rest', edge='the border', look='the look')
-        enough = bounds(self.at_edge, by_heart=self.by_heart)
+        enough = bounds(self.at_edge, doubtful=self.doubtful)
         said = [f'of {what[k]}: {max(0, v):.0%} (minimum: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()]
         return f"Predictions that follow a swap {', '.join(said)}.{_doubts(self)}"
     @property
@@ -361,8 +361,9 @@ def _seldom(self):
 
 def _doubts(self):
     "Return what speaks against a shortcut, as text"
-    heart = '' if not self.by_heart else (f' On validation images it is right on {self.held_out[0]:.0%}, and chance would be right on '
-        f'{self.held_out[1]:.0%}: it may know the probed images by heart, so more of its predictions have to follow.')
+    heart = '' if not self.doubtful else (
+        f' On validation images it is right on {self.held_out[0]:.0%}, and chance would be right on {self.held_out[1]:.0%}: '
+        'it may know the probed images by heart, so more of its predictions have to follow.')
     return heart + (' '+_seldom(self) if self.unsure else '')
 
 def _other_swaps(self):
