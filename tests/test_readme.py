@@ -77,6 +77,9 @@ def test_results_of_the_background():
     worst = df.groupby(['arm','seed']).accuracy.min().unstack('seed').dropna().T
     new,old = worst['background, heat at 224 px'],worst['plain']
     row_of("fit_head('background')", new, old, paired(new-old))
+    whole = measured('waterbed_cure').query("test!='valid'").groupby(['arm','seed']).accuracy.min().unstack('arm')
+    assert (whole['rehearsed']==whole['no proxy'])[whole['rehearsed'].notna()].all()
+    row_of('background()', whole['background'], whole['no proxy'], paired(whole['background']-whole['no proxy']))
     assert f"({spread(worst['afr'])})" in text
 
 def test_the_demo():
@@ -90,9 +93,16 @@ def test_what_was_not_found():
     assert 'missed Decoy MNIST on five of five seeds, and Dominoes, whose shortcut fills half of the image, on eight of ten' in text
 
 def test_photographs():
-    by = measured('suspect').query("test=='flipped'").groupby(['bed','arm']).accuracy
-    assert all(f"({100*by.mean()[o,'no proxy']:.0f} → {100*by.mean()[o,'rehearsed']:.0f} %)" in text for o in ('bees','frame'))
-    assert by.size()['bees','rehearsed']==3 and by.size()['frame','rehearsed']==2
+    df = measured('suspect').query('seed<=30')
+    by = df.pivot(index='seed', columns=['bed','test','arm'], values='accuracy')
+    new,old = (by['bees','flipped',o] for o in ('rehearsed','no proxy'))
+    row_of('fit_proxy(8)', new, old, paired(new-old))
+    assert f"networks have {spread(by['clean','plain','no proxy'])}" in text
+    plain,without = (by['bees','plain',o] for o in ('rehearsed','no proxy'))
+    assert f"without a watermark, {spread(plain)} instead of {spread(without)})" in text
+    assert f"({spread(by['frame','flipped','no proxy'])[:-2]} → {spread(by['frame','flipped','rehearsed'])})" in text
+    cast = by['cast','flipped','rehearsed']-by['cast','flipped','no proxy']
+    assert (cast==0).sum()==9 and cast.min()<-.1 and 'did nothing on nine of ten seeds, and harm on one' in text
 
 def test_time_and_memory():
     df = measured('attribution').query("net=='resnet18' and case=='gradient'").set_index(['batch','way'])
