@@ -101,6 +101,10 @@ def test_photographs():
     plain,without = (by['bees','plain',o] for o in ('rehearsed','no proxy'))
     assert f"without a watermark, {spread(plain)} instead of {spread(without)})" in text
     assert f"({spread(by['frame','flipped','no proxy'])[:-2]} → {spread(by['frame','flipped','rehearsed'])})" in text
+    fresh = measured('suspect').query("bed=='clean' and seed>40 and arm=='rehearsed' and test=='plain'")
+    treated = df.query("bed=='clean' and arm=='rehearsed'").proxies>0
+    assert len(fresh)==10 and (fresh.proxies==0).all() and (treated.sum(),len(treated))==(5,10)
+    assert 'changed nothing on ten of ten seeds; before its last change, it treated half of the networks' in text
     cast = by['cast','flipped','rehearsed']-by['cast','flipped','no proxy']
     assert (cast==0).sum()==9 and cast.min()<-.1 and 'did nothing on nine of ten seeds, and harm on one' in text
 

@@ -282,7 +282,7 @@ Recipe('background', 'The background is the shortcut: in all items, the attended
     dict(_once, target='margin', **_rest, start=0.1, p=1.), probe_to_the_step,
     cost='a pass over the training set',
     evidence='birds on sea or forest, background agrees with the label in 95 %, EfficientNet-Lite0 pretrained: worst group 68.9 ± 8.9 % '
-             '(no proxy 33.6 ± 9.3; 10 seeds); only the last layer, `fit_head`: 81.8 ± 1.3 % (no proxy 62.6 ± 3.2; 6 seeds)',
+             '(no proxy 33.6 ± 9.3; 10 seeds); only the last layer, `fit_head`: 81.9 ± 1.1 % (no proxy 62.9 ± 2.7; 10 seeds)',
     fails='If the shortcut is a small place, it keeps exactly that place.')
 
 Recipe('look', 'A cue that is not at a place (a colour cast, blur, the quality of a JPEG): all items get the look of another image',
