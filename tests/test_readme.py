@@ -105,6 +105,8 @@ def test_photographs():
     treated = df.query("bed=='clean' and arm=='rehearsed'").proxies>0
     assert len(fresh)==10 and (fresh.proxies==0).all() and (treated.sum(),len(treated))==(5,10)
     assert 'changed nothing on ten of ten seeds; before its last change, it treated half of the networks' in text
+    named = measured('suspect').query("bed=='cast' and test=='flipped' and seed>30").pivot(index='seed', columns='arm', values='accuracy')
+    assert len(named)==5 and f"({spread(named['no proxy'])[:-2]} → {spread(named['look'])}, five seeds)" in text
     cast = by['cast','flipped','rehearsed']-by['cast','flipped','no proxy']
     assert (cast==0).sum()==9 and cast.min()<-.1 and 'did nothing on nine of ten seeds, and harm on one' in text
 

@@ -288,6 +288,8 @@ Recipe('background', 'The background is the shortcut: in all items, the attended
 Recipe('look', 'A cue that is not at a place (a colour cast, blur, the quality of a JPEG): all items get the look of another image',
     dict(_once, target='margin', **_look, start=0.1, p=1.), probe_to_the_step,
     cost='a pass over the training set, and two Fourier transforms per served image',
+    evidence='245 photographs with a colour cast on one class: 62.3 ± 8.7 % where it is misleading and 63.9 ± 5.7 where there is none '
+             '(no proxy 39.2 ± 6.6 and 58.4 ± 3.3; 5 seeds)',
     fails='If colours are the evidence for the class, it removes the evidence.')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #2b3bb288
