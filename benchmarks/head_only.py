@@ -16,7 +16,6 @@ from fastai.vision.all import CrossEntropyLossFlat, Flip, ImageDataLoaders, Lear
 from fastcore.script import call_parse
 from proxy_attention.attribution.cams import LayerCAM
 from proxy_attention.attribution.methods import Suspect
-from proxy_attention.data.cues import groups
 from proxy_attention.experiment.compare import compare
 from proxy_attention.interpret.metrics import random_heat
 from proxy_attention.interpret.swaps import draw_donors
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import Half
 from probe_rule import boxes
-from waterbed import beds, lite0, make, unpacked
+from waterbed import beds, group_tests, lite0, make, unpacked
 
 def learner(data, out, bed, seed):
     "The bed of this seed, and a body as ImageNet has made it; flips only"
@@ -117,11 +116,9 @@ def main(data:str, # Folder of the real data
     torch.set_num_threads(1)
     out = Path(out).resolve()
     raw = unpacked(data, out)
-    names = list(groups(make(raw, out/f'{bed}_{seeds.split(",")[0]}', seed=int(seeds.split(',')[0]), **beds[bed])))
-    of = {k:(lambda learn,k=k: learn.dls.test_dl(groups(learn.dls.path)[k], with_labels=True)) for k in names}
     mine = {k:which[k] for k in ['plain',*only.split(';')]} if only else which
     res = compare(partial(learner, raw, out, bed), mine, [int(o) for o in seeds.split(',')], 2,
-                  dict(valid=lambda learn: learn.dls.valid)|of, 1e-3, 'plain', measure=without_groups, folder=out/f'runs_{bed}',
+                  group_tests(), 1e-3, 'plain', measure=without_groups, folder=out/f'runs_{bed}',
                   n_jobs=n_jobs)
     print(f'{bed}\n{res.table(diff=False).to_string()}', flush=True)
     keep_table(res.df.assign(bed=bed).round(5), Path(csv), ['bed','arm','seed'])

@@ -4,6 +4,7 @@
 DATA is the unpacked `raw` of `waterbed_raw.zip`, or the folder that holds it: photographs and masks of birds, pictures of water and
 of land, and CUB's own halves. `--natural` leaves the photographs of training and validation as they are; the test is the same."""
 import zipfile
+from functools import partial
 from pathlib import Path
 import pandas as pd, timm, torch
 from fastcore.script import call_parse, store_true
@@ -13,6 +14,12 @@ waterbirds = ('Albatross','Auklet','Cormorant','Gull','Pelican','Puffin','Gadwal
 
 # share of the training birds on their own place; `natural`: photographs as they are
 beds = {'0.95':dict(rho=.95), '1.0':dict(rho=1.), '0.5':dict(rho=.5), 'natural':dict(natural=True)}
+
+places_of = [f'{bird}bird/{place}' for bird in ('land','water') for place in ('land','water')]
+def group_tests():
+    "Validation, and each kind of bird on each place, of the bed that a learner has"
+    def loader(learn, k): return learn.dls.test_dl(groups(learn.dls.path)[k], with_labels=True)
+    return dict(valid=lambda learn: learn.dls.valid)|{k:partial(loader, k=k) for k in places_of}
 
 def lite0(classes):
     "EfficientNet-Lite0 with its ImageNet weights, as its package ships them; `classes=None` keeps its 1,000 classes"

@@ -13,13 +13,12 @@ import pandas as pd, torch
 from fastai.vision.all import CrossEntropyLossFlat, Flip, ImageDataLoaders, Learner, Normalize, accuracy, set_seed
 from fastcore.script import call_parse
 from proxy_attention.attribution.methods import Suspect
-from proxy_attention.data.cues import groups
 from proxy_attention.experiment.arms import arms, with_proxies
 from proxy_attention.experiment.compare import compare
 from proxy_attention.interpret.choosing import swapped_accuracy
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
-from waterbed import beds, lite0, make, unpacked
+from waterbed import beds, group_tests, lite0, make, unpacked
 
 def learner(raw, out, bed, seed):
     "Pretrained, flips only, on the bed of this seed"
@@ -37,12 +36,6 @@ which = {
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],
     'upweighted errors':arms['upweighted errors'], 'last layer, afr':arms['last layer, afr'],
     'shortcut, 30 %':with_proxies('shortcut', area=.3)}
-
-places = [f'{bird}bird/{place}' for bird in ('land','water') for place in ('land','water')]
-def tests_of():
-    "Validation, and the groups of the bed of each learner"
-    def loader(learn, k): return learn.dls.test_dl(groups(learn.dls.path)[k], with_labels=True)
-    return dict(valid=lambda learn: learn.dls.valid)|{k:partial(loader, k=k) for k in places}
 
 def without_groups(learn):
     "What chooses a model where no groups are known, beside the worst class: the accuracy on swapped validation images"
@@ -66,7 +59,7 @@ def main(data:str, # Folder of the real data
     out = Path(out).resolve()
     raw = unpacked(data, out)
     mine = {k:which[k] for k in ['no proxy',*only.split(';')]} if only else which
-    res = compare(partial(learner, raw, out, bed), mine, [int(o) for o in seeds.split(',')], epochs, tests_of(), 1e-3,
+    res = compare(partial(learner, raw, out, bed), mine, [int(o) for o in seeds.split(',')], epochs, group_tests(), 1e-3,
                   'no proxy', measure=without_groups, folder=out/f'runs_{bed}', n_jobs=n_jobs)
     print(f'{bed}\n{res.table(diff=False).to_string()}', flush=True)
     keep_table(res.df.assign(bed=bed).round(5), Path(csv), ['bed','arm','seed'])

@@ -28,7 +28,7 @@ from fastai.vision.learner import model_meta, vision_learner
 from ..core import *
 from .images import refuse_count
 from .digits import label_metrics
-from .loaders import plain_dl
+from .loaders import placed, plain_dl
 
 # %% ../../nbs/data/09_networks.ipynb #7447ee5b
 def find_arch(
@@ -193,7 +193,7 @@ def network_again(
     try: learn.model.load_state_dict(weights)
     except RuntimeError as e:
         raise ValueError(f"the weights do not fit the architecture {about['arch']!r} for {len(about['labels'])} classes") from e
-    learn.model.to(learn.dls.device).eval()
+    placed(learn).eval()
     return learn
 
 def load_run(

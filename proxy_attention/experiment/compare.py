@@ -23,6 +23,7 @@ from fastai.torch_core import find_bs, set_seed
 from ..core import *
 from ..data.digits import files_of_test
 from ..data.images import refuse_count, refuse_inside
+from ..data.loaders import placed
 from ..attribution.layers import unwrap
 from ..attribution.tasks import find_task
 from ..proxy.recipes import head_first
@@ -204,7 +205,7 @@ class _Records:
         if not (kept := _weights(self.file(arm, seed))).exists(): return None
         with keep_rng(): learn = _made(self.make_learner, seed)
         learn.model.load_state_dict(torch.load(kept, map_location='cpu', weights_only=True))
-        learn.model.to(learn.dls.device)
+        placed(learn)
         with learn.no_bar(), learn.no_logging(): rec['tests'] |= _scores(learn, new, self.groups)
         write_json(self.file(arm, seed), rec)
         return rec

@@ -23,8 +23,7 @@ from ..data.loaders import has_items, items_dl, placed, plain_dl, train_items
 from ..data.passes import aside
 from ..attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from ..attribution.layers import outputs_of
-from ..attribution.targets import as_target
-from ..attribution.targets import Region
+from ..attribution.targets import Region, as_target
 from ..attribution.tasks import find_task
 from ..attribution.methods import as_attribution, default_attribution, default_target
 from .heats import heat_on, heats_of_labels, plot_class_heat, show_grid, show_heat, show_heats as _show_heats

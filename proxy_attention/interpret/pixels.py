@@ -7,7 +7,7 @@ __all__ = ['leaning_out', 'maps_of', 'wider', 'swap_outside', 'share_changed', '
 
 # %% ../../nbs/interpret/09_pixels.ipynb #7b5c0204
 from html import escape
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 from fastcore.all import store_attr
 from ..core import *
@@ -16,6 +16,7 @@ from ..attribution.methods import as_attribution, heat_of
 from ..attribution.targets import as_map
 from ..attribution.tasks import Task
 from ..masking.donors import donors
+from ..masking.rules import widened
 from .swaps import asked_of, draw_donors, swap_kinds
 from .probe import probes
 
@@ -33,8 +34,7 @@ def wider(
     by:float=.03 # Width of the strip, as a fraction of the shorter side
 )->Tensor: # (n,H,W) bool
     "Return masks with a strip around them"
-    r = max(1, round(by*min(own.shape[-2:])))
-    return F.max_pool2d(own[:,None].float(), 2*r+1, 1, r)[:,0]>0
+    return widened(own, max(1, round(by*min(own.shape[-2:]))))
 
 _maskers = swap_kinds | dict(border=lambda area: swap_kinds['edge'](.81))
 

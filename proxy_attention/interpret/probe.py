@@ -59,8 +59,8 @@ def bounds(
     doubtful:bool=False # May the model know the probed images by heart? See `Probe.doubtful`
 )->pd.Series: # Minimum for 'place', 'rest', 'edge' and 'look'
     "Return the fraction of the predictions that must depend on each kind of evidence, see `leaning`"
-    kinds = dict(place='at_edge' if at_edge else 'place', rest='around' if around else 'rest', edge='edge', look='look')
-    if doubtful: kinds |= dict(place='place', edge='place')
+    kinds = dict(place='at_edge' if at_edge and not doubtful else 'place', rest='around' if around else 'rest',
+                 edge='place' if doubtful else 'edge', look='look')
     return pd.Series({k:leaning[o] for k,o in kinds.items()})
 
 def leans_on(
@@ -171,13 +171,12 @@ def probe(
     held_out = _held_out(learn.dls, model, int(n), seed, tuple(one.shape[-2:])) if what=='training images' and targs is not None else None
     return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known, followed, items, held_out)
 
+def _kappa(accuracy, chance): return (accuracy-chance)/(1-chance)
 def _held_out(dls, model, n, seed, size):
     "Return the accuracy on at most `n` validation images, and that by chance; None: there are none, or all have the same label"
-    dls = plain_dls(dls)
-    if len(dls.loaders)<2 or not len(dls.valid.dataset): return None
+    items,what,_ = _sample(dls, None, n, np.random.default_rng(seed))
+    if what!='validation images': return None
     with keep_rng():
-        items = train_items(DataLoaders(dls.valid))
-        items = pick_items(items, sorted(np.random.default_rng(seed).permutation(len(items))[:n].tolist()))
         xs,ys = zip(*((b[0].as_subclass(Tensor), b[1]) for b in whole_dl(dls, items, size)))
         preds = predicted(model, xs)[0]
     targs = _labels(ys, len(preds))
@@ -288,7 +287,7 @@ class Probe:
     @property
     def skill(self):
         "Cohen's kappa of the predictions: 0 is chance, 1 is always right; None if the labels are unknown"
-        return None if self.learned is None or self.chance==1 else (self.accuracy-self.chance)/(1-self.chance)
+        return None if self.learned is None or self.chance==1 else _kappa(self.accuracy, self.chance)
     @property
     def unsure(self)->bool:
         "Is the model right too seldom to use a shortcut? With a shortcut in these images it would nearly always be right"
@@ -296,7 +295,7 @@ class Probe:
     @property
     def doubtful(self)->bool:
         "Were training images probed, and is the model right on validation images less often than models with a shortcut are?"
-        return self.held_out is not None and (self.held_out[0]-self.held_out[1])/(1-self.held_out[1])<leaning['sure']
+        return self.held_out is not None and _kappa(*self.held_out)<leaning['sure']
     @property
     def leans(self)->list:
         "The kinds of evidence that the model relies on, among 'place', 'rest', 'edge' and 'look', the strongest first; see `leans_on`"
