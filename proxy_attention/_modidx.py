@@ -3569,6 +3569,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'proxy_attention/report/folder.py'),
                                                'proxy_attention.report.folder._images_named': ( 'report/folder.html#_images_named',
                                                                                                 'proxy_attention/report/folder.py'),
+                                               'proxy_attention.report.folder._notes_of': ( 'report/folder.html#_notes_of',
+                                                                                            'proxy_attention/report/folder.py'),
                                                'proxy_attention.report.folder._table_of': ( 'report/folder.html#_table_of',
                                                                                             'proxy_attention/report/folder.py'),
                                                'proxy_attention.report.folder._tests_of': ( 'report/folder.html#_tests_of',

@@ -304,6 +304,14 @@ def test_many_warnings_unfold(tmp_path):
     assert [t.text(part).count(f'1 image is odd {i}: {i}.png.') for i in range(10)]==[1]*10
     assert [t.text(o) for o in t('summary')][0]=='2 more' and 'The best run' not in words(d/'report.html')
 
+def test_a_run_without_a_step_says_why(tmp_path):
+    d = written(tmp_path/'a', 0, [.1])
+    said = 'The predictions depend on nothing that would be swapped, so nothing is masked.'
+    (d/'warnings.txt').write_text(f'ProxyWarning: {said}\nUserWarning: torch is talkative\nProxyWarning: {said}\n')
+    assert words(report_runs(d, quiet=True)).count(said)==1 and 'talkative' not in words(d/'report.html')
+    pd.DataFrame([dict(fit=0, epoch=0, chosen=4, made=4, degenerate=0, mean_loss=1., area=.1, seconds=1.)]).to_csv(d/'proxy_steps.csv', index=False)
+    assert said not in words(report_runs(d, quiet=True)), 'what its steps were is told by their table'
+
 def shot(i, part, loss=0., n=1): return Shot(Path(f'{i}.png'), 'x', part, {k:torch.rand(2,2) for k in range(n)}, loss=loss)
 
 @pytest.mark.parametrize('masked,seen,first', [(0,40,(0,24)), (40,0,(24,0)), (40,40,(12,12)), (5,40,(5,19)), (40,5,(19,5)), (9,9,(9,9))])

@@ -461,9 +461,13 @@ def _one_leans(learn, cb, ask, young):
     warn(f"{said}{'' if first is None else ' The result was the same after its first epoch.'}", ProxyWarning)
     return False
 
+_places = dict(rest='everything except the attended part', border='the border', everything='the look of the whole image')
 def _told(cb):
-    how = getattr(cb.schedule, 'answer', True)
-    return ', '.join(f'{k}={v}' for k,v in how.items()) if isinstance(how, dict) else repr(cb.settings.masker)
+    "Return what the step will swap, as text"
+    answer = getattr(cb.schedule, 'answer', True)
+    how = answer if isinstance(answer, dict) else {}
+    if 'area' in how: return f"the hottest {how['area']:.0%} of each image"
+    return _places.get(how.get('rule')) or repr(cb.settings.masker)
 
 def _keep_suspect(learn, cb, first):
     "Save the weights of the suspect, if the callback has a folder; a resumed run in the second fit reads them"

@@ -54,6 +54,11 @@ def _digests_of(f):
         raise ValueError('it does not describe the test sets')
     return {k:o['digest'] for k,o in tests.items()}
 
+def _notes_of(f):
+    "The package's own warnings during the training, each once"
+    lines = [o.partition(': ') for o in f.read_text(encoding='utf-8', errors='replace').splitlines()]
+    return list(dict.fromkeys(clean_text(said) for kind,_,said in lines if kind==ProxyWarning.__name__))
+
 def _asked_of(f):
     asked = json.loads(f.read_text(encoding='utf-8'))
     if not isinstance(asked, dict) or not {'arms','seeds'}<=set(asked):
@@ -79,6 +84,7 @@ class RunFolder:
         if self.fold and self.split is not None:
             self.split['part'] = np.where(self.split.fold==self.path.name.removeprefix('fold_'), 'valid', 'train')
         self.asked_for = self._try('asked.json', _asked_of) or {}
+        self.notes = self._try('warnings.txt', _notes_of) or []
         # of a demo
         self.told = self._try('verdict.txt', lambda f: f.read_text(encoding='utf-8').strip()) if not self.asked_for else None
         self.model = self.path/'model.pkl' if (self.path/'model.pkl').is_file() else None

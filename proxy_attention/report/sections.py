@@ -206,6 +206,7 @@ def _warned(o):
                 f'After epoch {r.epoch}: {r.degenerate} of {r.chosen} heatmaps are uninformative (flat or not finite); '
                 'these items kept their original images.')
         if not r.made: res.append(f'After epoch {r.epoch}: no proxy image was made.')
+    if not len(o.steps): res += o.notes # such as why a probe led to no step
     if o.log is not None and len(o.log):
         last = o.log[o.log.epoch==o.log.epoch.max()]
         if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()):
