@@ -217,6 +217,13 @@ def test_objects_are_read_before_the_suspect_is_trained(bed):
     drawn = draw_boxes(get_image_files(bed/'train')[:2])
     with pytest.raises(TypeError, match="the text that `draw_boxes` writes"): bed_learner(bed, bs=16).fit_proxy(2, objects=drawn)
 
+def test_objects_of_no_training_image_are_refused_before_the_suspect_is_trained(bed):
+    learn,other = bed_learner(bed, bs=16, cbs=Count()),{str(o):(0,0,5,5) for o in get_image_files(bed/'valid')[:4]}
+    for known,words in ((other,'0 have an object'), (other|{str(learn.dls.train_ds.items[3]):(0,0,5,5)},'1 have an object')):
+        with learn.no_bar(), pytest.raises(ValueError, match=f'{words}.*name at least two training images'):
+            learn.fit_proxy(2, 1e-2, objects=known)
+    assert not getattr(learn.count, 'n', 0), 'no batch was trained'
+
 def test_the_answer_is_kept_with_a_checkpoint():
     s = IfCarried()
     s.asked,s.answer = 0,dict(area=.1)

@@ -348,7 +348,7 @@ def prove_callback(
     "Check that selection, labels and schedule fit the task of a learner, and that a proxy step works with it"
     task = find_task(learn)
     task.refuse(select=cb.settings.select, labels=cb.labels)
-    if hasattr(cb.schedule, 'refuse'): cb.schedule.refuse(task)
+    if hasattr(cb.schedule, 'refuse'): cb.schedule.refuse(learn)
     placed(learn)
     return prove(learn, cb.settings, loss_func, cb.labels)
 

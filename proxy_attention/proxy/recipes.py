@@ -12,6 +12,7 @@ __all__ = ['recipes', 'treatments', 'probe_cycle', 'cycle_then_constant', 'fit_w
 import inspect, torch
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pickle import UnpicklingError
 from warnings import warn
 import numpy as np
@@ -21,10 +22,11 @@ from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, co
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from ..core import *
+from ..data.loaders import item_files
 from ..data.objects import read_objects
 from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
-from ..attribution.tasks import Task
+from ..attribution.tasks import find_task
 from ..masking.masker import Masker
 from ..masking.rules import rules
 from ..interpret.probe import Probe, probe
@@ -377,12 +379,17 @@ class IfCarried:
         return self.ask(learn) or False
 
     def refuse(self,
-        task:Task # Task of the learner
+        learn:Learner # A learner that is about to be trained
     ):
-        "Raise `TypeError` for a task whose probe does not say what to swap"
-        if not task.per_pixel: return
-        raise TypeError(f'This schedule asks a probe of whole images, but here there is {task}: see `probe(learn)`, and swap the '
-                        "surroundings yourself, `ProxyAttention(rule='rest', labels='mix', select='all', p=1.)`.")
+        "Raise `TypeError` for a task whose probe does not say what to swap, and `ValueError` if it would find too few known objects"
+        if (task := find_task(learn)).per_pixel:
+            raise TypeError(f'This schedule asks a probe of whole images, but here there is {task}: see `probe(learn)`, and swap the '
+                            "surroundings yourself, `ProxyAttention(rule='rest', labels='mix', select='all', p=1.)`.")
+        if self.objects is None: return
+        files = item_files(learn.dls)
+        if len(known := list(islice(filter(self.objects.has, files), 2)))<2:
+            raise ValueError(f'Of the {len(files)} training images, {len(known)} have an object in {self.objects}: '
+                             'name at least two training images, as in `learn.dls.train_ds.items`.')
 
     def identity(self):
         "The settings, without the stored answer, for comparing runs"
@@ -587,7 +594,9 @@ def fit_proxy(self:Learner,
                              f'`{how}`, or remove it, `learn.remove_cb(ProxyAttention)`.')
     if not own:
         asked = {} if suspect is None else dict(attribution=as_suspect(self, suspect))
-        self.add_cb(recipes['rehearsed'](steps=IfCarried(objects=objects), **asked))
+        cb = recipes['rehearsed'](steps=IfCarried(objects=objects), **asked)
+        cb.schedule.refuse(self) # before it is added: a learner that is refused stays as it was
+        self.add_cb(cb)
     if self.opt is not None and self.opt.frozen_idx>0:
         warn('The body of this learner is frozen, so only its head is trained: `learn.fine_tune_proxy(…)` trains first the head '
              'and then all layers, `learn.unfreeze()` makes all layers trainable, and `learn.fit_head(…)` fits the last one in minutes.',
