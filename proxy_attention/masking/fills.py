@@ -192,8 +192,9 @@ def look(img, other,
     fade = down[:,None]*across # without it, the jump between opposite borders would count as fine structure
     def power(x):
         f = torch.fft.rfft2((x-x.mean((-2,-1), keepdim=True))*fade)
-        return f.abs().new_zeros(*f.shape[:-2], int(ring.max())+1).index_add_(-1, ring.flatten(), f.abs().square().flatten(-2))
-    gain = (power(y)/power(x).clamp(min=1e-12)).sqrt().clamp(max=most)[...,ring]
+        f = f.real.square()+f.imag.square()
+        return f.new_zeros(*f.shape[:-2], int(ring.max())+1).index_add_(-1, ring.flatten(), f.flatten(-2))
+    gain = (power(y)/power(x).clamp(min=1e-12)).sqrt().clamp(max=most).index_select(-1, ring.flatten()).unflatten(-1, ring.shape)
     new = torch.fft.irfft2(torch.fft.rfft2(x-x.mean((-2,-1), keepdim=True))*gain, s=(h,w)) + y.mean((-2,-1), keepdim=True)
     low,high = (getattr(torch, k)(*(getattr(o, f'a{k[:3]}')(_whole, keepdim=True) for o in (x,y))) for k in ('minimum','maximum'))
     return torch.maximum(torch.minimum(new, high), low)
