@@ -6,7 +6,7 @@ from proxy_attention.data.digits import bed_learner
 from proxy_attention.experiment.arms import arms
 from proxy_attention.experiment.compare import run_arm
 from proxy_attention.interpret.choosing import SwappedAccuracy, SwappedSet, swapped_accuracy
-from proxy_attention.interpret.swaps import object_effect, swap_effect, swap_table
+from proxy_attention.interpret.swaps import object_effect, predicted, swap_effect, swap_table
 from proxy_attention.masking.donors import Classes
 from proxy_attention.masking.rules import rest
 
@@ -62,8 +62,31 @@ def test_a_known_object_is_swapped_itself(at, name):
     masks[:,5:11,5:11] = True
     t = object_effect(Reads(*at), x, masks, preds)
     assert t.carried[name]==1 and t.carried.drop(name).item()==0
+    assert t.evidence[name]==pytest.approx(1) and t.evidence.drop(name).item()==pytest.approx(0, abs=1e-6)
     assert t.masked['object']==pytest.approx(36/256) and t.masked['around']==pytest.approx(1-36/256)
     assert object_effect(Reads(*at), x[:1], masks[:1], preds[:1]).isna().all(None)
+
+class Weighs(nn.Module):
+    "Scores a linear mixture of two places: a fraction of what it reads is around the object"
+    def __init__(self, around, single=False):
+        super().__init__()
+        self.around,self.single = around,single
+    def forward(self, x):
+        o = (1-self.around)*x[:,0,7:9,7:9].mean((1,2))+self.around*x[:,0,:2,:2].mean((1,2))-.5
+        return o[:,None] if self.single else torch.stack([-o,o], 1)/2
+
+@pytest.mark.parametrize('around', [0.,.2,.5])
+@pytest.mark.parametrize('single', [False,True])
+def test_evidence_is_the_part_that_a_linear_model_reads_around_the_object(around, single):
+    "Where too little is around the object for any prediction to change, the evidence is known"
+    says = torch.tensor([0.,1.]*10)
+    x = (says[:,None,None,None]*.8+.1).expand(-1, 1, 16, 16).clone()
+    masks = torch.zeros(20, 16, 16, dtype=torch.bool)
+    masks[:,5:11,5:11] = True
+    model = Weighs(around, single)
+    t = object_effect(model, x, masks, predicted(model, [x])[0])
+    assert t.evidence['around']==pytest.approx(around, abs=1e-5) and t.evidence['object']==pytest.approx(1-around, abs=1e-5)
+    assert t.error.max()<1e-5 and (around>=.5 or t.carried['around']==0)
 
 @pytest.fixture(scope='module')
 def cheat(tmp_path_factory):

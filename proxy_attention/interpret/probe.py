@@ -51,11 +51,11 @@ leaning = dict(place=.5, # must depend on a small place
     look=.7, # must depend on the look
     skill=.5, # minimum of Cohen's kappa of the predictions: 0 is chance, 1 is always right
     sure=.75, # if training images are probed, minimum of Cohen's kappa on validation images for the smaller bounds of edges
-    around=.1) # must depend on what is around known objects
+    around=.1) # of the evidence must be around known objects, see `object_effect`
 
 def bounds(
     at_edge:bool=False, # Is the hottest place nearly always at the edge, in the images of some predicted class?
-    around:bool=False, # Is the rest measured as what is around known objects?
+    around:bool=False, # Is the rest measured as the evidence around known objects?
     doubtful:bool=False # May the model know the probed images by heart? See `Probe.doubtful`
 )->pd.Series: # Minimum for 'place', 'rest', 'edge' and 'look'
     "Return the fraction of the predictions that must depend on each kind of evidence, see `leaning`"
@@ -301,7 +301,7 @@ class Probe:
         "The kinds of evidence that the model relies on, among 'place', 'rest', 'edge' and 'look', the strongest first; see `leans_on`"
         if self.learned is False or self.unsure and self.known is None: return []
         on_object = self.known is not None and self.known.hottest>=.5 # then everything around it is the rest
-        known = dict(place=np.nan, rest=self.known.table.carried['around']) if on_object else {}
+        known = dict(place=np.nan, rest=self.known.table.evidence['around']) if on_object else {}
         return leans_on(self.carried.to_dict()|known, self.at_edge, on_object, self.doubtful)
     @property
     def in_short(self)->str:
@@ -384,7 +384,9 @@ def _of_objects(self):
     return [f'In the {k.n} images whose object is known, {k.heat:.0%} of the heat is on it (it covers {k.area:.0%} of the image), '
             f'and so is the hottest place in {k.hottest:.0%} of them. '
             f'If the object is swapped, {t.follows["object"]:.0%} follow the donor; '
-            f'if everything around it is swapped, {t.follows["around"]:.0%} do.']
+            f'if everything around it is swapped, {t.follows["around"]:.0%} do. '
+            f'What is around it carries {max(0, t.evidence["around"]):.0%} of the evidence (± {2*t.error["around"]:.0%}; '
+            f'minimum for a background: {leaning["around"]:.0%}).']
 
 def _of_parts(self):
     "Return a sentence on the clusters that stand out, if there are any"

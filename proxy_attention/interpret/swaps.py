@@ -47,8 +47,12 @@ def predicted(
 )->tuple: # (n,) predicted classes, and the number of classes
     "Return the class with the highest score; for a single output, class 0 if it is negative, else class 1"
     out = asked_of(model, batches)
+    return _classes(out), out.shape[1] if out.ndim>1 and out.shape[1]>1 else 2
+
+def _classes(out):
+    "Return the class with the highest score; see `predicted`"
     pred = as_target('pred').fix(out)
-    return ((pred>0).long(), 2) if pred.is_floating_point() else (pred, out.shape[1])
+    return (pred>0).long() if pred.is_floating_point() else pred
 
 def swapped(
     xb:Tensor, # (n,channels,H,W), as the model gets them
@@ -192,15 +196,35 @@ def object_effect(
     each:int=8, # Number of donors per image, from among these images
     seed:int=0, # Random seed for the donors
     bs:int=64 # Maximum number of images per batch
-)->pd.DataFrame: # Rows 'object' and 'around': masked, changes, follows, same_changes, carried (all from 0 to 1)
-    "Measure how often predictions follow the donor if the object is swapped, and if everything outside both objects is"
-    if len(preds.unique())<2: return pd.DataFrame(np.nan, index=['object','around'], columns=_swap_cols)
+)->pd.DataFrame: # Rows 'object' and 'around': masked, changes, follows, same_changes, carried (all from 0 to 1), evidence, error
+    """Measure the effect of swapping the object, and of swapping everything outside both objects
+
+    The lead is the score of the image's class minus that of the donor's class. `evidence` is the fraction by which the lead falls, of
+    the fall if the whole image is swapped; `error` is its standard error over images. It shows a part of the evidence that is too small
+    to change predictions."""
+    if len(preds.unique())<2: return pd.DataFrame(np.nan, index=['object','around'], columns=[*_swap_cols,'evidence','error'])
     none = torch.zeros(len(preds), 1, 1)
     other,same = (torch.cat([draw_donors(donors[o], none, preds, seed+k) for k in range(each)]) for o in ('other_class','same_class'))
     i = torch.arange(len(preds)).repeat(each)
-    def said(j, area): # predictions with the pixels of donor j
-        return predicted(model, (torch.where(area(i[k], j[k])[:,None], xb[j[k]], xb[i[k]]) for k in torch.arange(len(i)).split(bs)))[0]
-    places = dict(object=lambda a,b: masks[a], around=lambda a,b: ~masks[a]&~masks[b])
-    rows = {k:_effect(o(i, other).float().mean((1,2)), preds[i], preds[other], said(other, o), preds[same], said(same, o), classes)
-            for k,o in places.items()}
-    return pd.DataFrame(rows).T
+    def scores(j, area): # with the pixels of donor j
+        return asked_of(model, (torch.where(area(i[k], j[k])[:,None], xb[j[k]], xb[i[k]]) for k in torch.arange(len(i)).split(bs)))
+    def lead(out): return _lead(out, preds[i], preds[other])
+    own = asked_of(model, xb.split(bs))
+    before,most = lead(own[i]),lead(own[i])-lead(own[other])
+    def row(area):
+        new,again = scores(other, area),_classes(scores(same, area))
+        share = _ratio((before-lead(new)).view(each, -1).mean(0), most.view(each, -1).mean(0))
+        swapped_part = area(i, other).float().mean((1,2))
+        return pd.concat([_effect(swapped_part, preds[i], preds[other], _classes(new), preds[same], again, classes), share])
+    return pd.DataFrame(dict(object=row(lambda a,b: masks[a]), around=row(lambda a,b: ~masks[a]&~masks[b]))).T
+
+def _lead(out, a, b):
+    "Return how much higher the score of class `a` is than that of class `b`; a single output is the score of class 1 against class 0"
+    if out.ndim==1 or out.shape[1]==1: return out.flatten()*(a-b)
+    return (out.gather(1, a[:,None])-out.gather(1, b[:,None]))[:,0]
+
+def _ratio(part, whole):
+    "Return the ratio of two means over images, and its standard error"
+    r = part.mean()/whole.mean()
+    error = (part-r*whole).square().sum().sqrt()/whole.sum()*(len(part)/(len(part)-1))**.5
+    return pd.Series(dict(evidence=float(r), error=float(error)))
