@@ -297,19 +297,23 @@ class Probe:
         "Were training images probed, and is the model right on validation images less often than models with a shortcut are?"
         return self.held_out is not None and _kappa(*self.held_out)<leaning['sure']
     @property
+    def on_object(self)->bool:
+        "Are objects known, and is the hottest place on most of them? Then the rest is measured as what is around them"
+        return self.known is not None and self.known.hottest>=.5
+    @property
     def leans(self)->list:
         "The kinds of evidence that the model relies on, among 'place', 'rest', 'edge' and 'look', the strongest first; see `leans_on`"
         if self.learned is False or self.unsure and self.known is None: return []
-        on_object = self.known is not None and self.known.hottest>=.5 # then everything around it is the rest
-        known = dict(place=np.nan, rest=self.known.table.evidence['around']) if on_object else {}
-        return leans_on(self.carried.to_dict()|known, self.at_edge, on_object, self.doubtful)
+        known = dict(place=np.nan, rest=self.known.table.evidence['around']) if self.on_object else {}
+        return leans_on(self.carried.to_dict()|known, self.at_edge, self.on_object, self.doubtful)
     @property
     def in_short(self)->str:
         "The measurements as a short text, with the minimum that each kind needs"
         what = dict(place=f'the hottest {self.small:.0%}', rest='the rest', edge='the border', look='the look')
         enough = bounds(self.at_edge, doubtful=self.doubtful)
         said = [f'of {what[k]}: {max(0, v):.0%} (minimum: {enough[k]:.0%})' for k,v in self.carried.fillna(0).items()]
-        return f"Predictions that follow a swap {', '.join(said)}.{_doubts(self)}"
+        around = f' {_around(self)}' if self.on_object else ''
+        return f"Predictions that follow a swap {', '.join(said)}.{around}{_doubts(self)}"
     @property
     def likely(self):
         "Is masking likely to help?"
@@ -349,10 +353,17 @@ _advice = dict(
 
 def _sure(self, kind):
     "Return how many predictions follow, with Wilson's 95% interval"
-    if kind=='rest' and self.known is not None: return '' # each image was asked several times
+    if kind=='rest' and self.on_object: return f' ({_share_around(self)})'
     k = round(self.n*(self.flips.follows[self.small] if kind=='place' else self.told.follows[kind]))
     low,high = binomtest(k, self.n).proportion_ci(method='wilson')
     return f' ({k/self.n:.0%} of the predictions follow it, 95% interval {low:.0%} to {high:.0%})'
+
+def _share_around(self):
+    "Return the fraction of the evidence around known objects, with two standard errors over images, as text"
+    evidence,error = self.known.table.loc['around', ['evidence','error']]
+    return f'{max(0, evidence):.0%} ± {2*error:.0%} of the evidence is around the objects'
+
+def _around(self): return f'{_share_around(self)} (minimum: {leaning["around"]:.0%}).'
 
 def _seldom(self):
     return (f'It is right on {self.accuracy:.0%} of the images, and chance would be right on {self.chance:.0%}: '
@@ -384,9 +395,7 @@ def _of_objects(self):
     return [f'In the {k.n} images whose object is known, {k.heat:.0%} of the heat is on it (it covers {k.area:.0%} of the image), '
             f'and so is the hottest place in {k.hottest:.0%} of them. '
             f'If the object is swapped, {t.follows["object"]:.0%} follow the donor; '
-            f'if everything around it is swapped, {t.follows["around"]:.0%} do. '
-            f'What is around it carries {max(0, t.evidence["around"]):.0%} of the evidence (± {2*t.error["around"]:.0%}; '
-            f'minimum for a background: {leaning["around"]:.0%}).']
+            f'if everything around it is swapped, {t.follows["around"]:.0%} do. {_around(self)}']
 
 def _of_parts(self):
     "Return a sentence on the clusters that stand out, if there are any"

@@ -199,9 +199,9 @@ def object_effect(
 )->pd.DataFrame: # Rows 'object' and 'around': masked, changes, follows, same_changes, carried (all from 0 to 1), evidence, error
     """Measure the effect of swapping the object, and of swapping everything outside both objects
 
-    The lead is the score of the image's class minus that of the donor's class. `evidence` is the fraction by which the lead falls, of
-    the fall if the whole image is swapped; `error` is its standard error over images. It shows a part of the evidence that is too small
-    to change predictions."""
+    The lead is the score of the image's class minus that of the donor's class. `evidence` is how far the lead falls, minus the fall with
+    a donor of the same class, as a fraction of the fall if the whole image is swapped; `error` is its standard error over images.
+    It shows a part of the evidence that is too small to change predictions."""
     if len(preds.unique())<2: return pd.DataFrame(np.nan, index=['object','around'], columns=[*_swap_cols,'evidence','error'])
     none = torch.zeros(len(preds), 1, 1)
     other,same = (torch.cat([draw_donors(donors[o], none, preds, seed+k) for k in range(each)]) for o in ('other_class','same_class'))
@@ -212,10 +212,11 @@ def object_effect(
     own = asked_of(model, xb.split(bs))
     before,most = lead(own[i]),lead(own[i])-lead(own[other])
     def row(area):
-        new,again = scores(other, area),_classes(scores(same, area))
-        share = _ratio((before-lead(new)).view(each, -1).mean(0), most.view(each, -1).mean(0))
+        new,again = scores(other, area),scores(same, area)
+        fall = torch.where(preds[same]==preds[i], lead(again), before)-lead(new) # a class with one image has no such donor
         swapped_part = area(i, other).float().mean((1,2))
-        return pd.concat([_effect(swapped_part, preds[i], preds[other], _classes(new), preds[same], again, classes), share])
+        effect = _effect(swapped_part, preds[i], preds[other], _classes(new), preds[same], _classes(again), classes)
+        return pd.concat([effect, _ratio(*(o.view(each, -1).mean(0) for o in (fall,most)))])
     return pd.DataFrame(dict(object=row(lambda a,b: masks[a]), around=row(lambda a,b: ~masks[a]&~masks[b]))).T
 
 def _lead(out, a, b):
