@@ -51,7 +51,7 @@ leaning = dict(place=.5, # must depend on a small place
     look=.7, # must depend on the look
     skill=.5, # minimum of Cohen's kappa of the predictions: 0 is chance, 1 is always right
     sure=.75, # if training images are probed, minimum of Cohen's kappa on validation images for the smaller bounds of edges
-    around=.1) # of the evidence must be around known objects, see `object_effect`
+    around=.14) # of the evidence must be around known objects, see `object_effect`
 
 def bounds(
     at_edge:bool=False, # Is the hottest place nearly always at the edge, in the images of some predicted class?
