@@ -102,6 +102,9 @@ def test_a_probe_with_objects(cheat):
     assert 'images whose object is known' in p.verdict()
     p = probe(learn, objects={str(learn.dls.train_ds.items[i]):(6,6,26,26) for i in range(30)}, n=40)
     assert p.what=='training images' and p.known.n==30 and len(p.preds)==40
+    alike = {str(f):(6,6,26,26) for f in learn.dls.valid_ds.items[:4]} # files are in the order of the classes
+    same = probe(learn, objects=alike)
+    assert not same.on_object and 'of several classes' in same.verdict() and 'nan' not in same.verdict()+same.in_short
     one = {str(learn.dls.train_ds.items[0]):(6,6,26,26)}
     with pytest.raises(ValueError, match='0 have an object in'): probe(learn, items='valid', objects=one)
     with pytest.raises(ValueError, match='kept is empty'): probe(learn, kept=())

@@ -299,7 +299,7 @@ class Probe:
     @property
     def on_object(self)->bool:
         "Are objects known, and is the hottest place on most of them? Then the rest is measured as what is around them"
-        return self.known is not None and self.known.hottest>=.5
+        return self.known is not None and self.known.hottest>=.5 and not self.known.table.isna().any(axis=None)
     @property
     def leans(self)->list:
         "The kinds of evidence that the model relies on, among 'place', 'rest', 'edge' and 'look', the strongest first; see `leans_on`"
@@ -392,9 +392,12 @@ def _of_objects(self):
     "Return the results for images with a known object, as sentences"
     if self.known is None: return []
     k,t = self.known,self.known.table
-    return [f'In the {k.n} images whose object is known, {k.heat:.0%} of the heat is on it (it covers {k.area:.0%} of the image), '
-            f'and so is the hottest place in {k.hottest:.0%} of them. '
-            f'If the object is swapped, {t.follows["object"]:.0%} follow the donor; '
+    looks = (f'In the {k.n} images whose object is known, {k.heat:.0%} of the heat is on it (it covers {k.area:.0%} of the image), '
+             f'and so is the hottest place in {k.hottest:.0%} of them.')
+    if t.isna().any(axis=None):
+        return [f'{looks} All of them are predicted as the same class, so there is no class to swap with: '
+                'give objects in images of several classes.']
+    return [f'{looks} If the object is swapped, {t.follows["object"]:.0%} follow the donor; '
             f'if everything around it is swapped, {t.follows["around"]:.0%} do. {_around(self)}']
 
 def _of_parts(self):
