@@ -2531,6 +2531,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe.Probe.area': ( 'interpret/probe.html#probe.area',
                                                                                                  'proxy_attention/interpret/probe.py'),
+                                                 'proxy_attention.interpret.probe.Probe.around': ( 'interpret/probe.html#probe.around',
+                                                                                                   'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe.Probe.at_edge': ( 'interpret/probe.html#probe.at_edge',
                                                                                                     'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe.Probe.carried': ( 'interpret/probe.html#probe.carried',

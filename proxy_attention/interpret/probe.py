@@ -51,11 +51,11 @@ leaning = dict(place=.5, # must depend on a small place
     look=.7, # must depend on the look
     skill=.5, # minimum of Cohen's kappa of the predictions: 0 is chance, 1 is always right
     sure=.75, # if training images are probed, minimum of Cohen's kappa on validation images for the smaller bounds of edges
-    around=.14) # of the evidence must be around known objects, see `object_effect`
+    around=.08) # of the evidence must at least be around known objects, see `Probe.around`
 
 def bounds(
     at_edge:bool=False, # Is the hottest place nearly always at the edge, in the images of some predicted class?
-    around:bool=False, # Is the rest measured as the evidence around known objects?
+    around:bool=False, # Is the rest measured by `Probe.around`?
     doubtful:bool=False # May the model know the probed images by heart? See `Probe.doubtful`
 )->pd.Series: # Minimum for 'place', 'rest', 'edge' and 'look'
     "Return the fraction of the predictions that must depend on each kind of evidence, see `leaning`"
@@ -301,10 +301,14 @@ class Probe:
         "Are objects known, and is the hottest place on most of them? Then the rest is measured as what is around them"
         return self.known is not None and self.known.hottest>=.5 and not self.known.table.isna().any(axis=None)
     @property
+    def around(self)->float:
+        "The least fraction of the evidence around known objects: two standard errors below the estimate; None: no object is known"
+        return None if self.known is None else float(self.known.table.evidence['around']-2*self.known.table.error['around'])
+    @property
     def leans(self)->list:
         "The kinds of evidence that the model relies on, among 'place', 'rest', 'edge' and 'look', the strongest first; see `leans_on`"
         if self.learned is False or self.unsure and self.known is None: return []
-        known = dict(place=np.nan, rest=self.known.table.evidence['around']) if self.on_object else {}
+        known = dict(place=np.nan, rest=self.around) if self.on_object else {}
         return leans_on(self.carried.to_dict()|known, self.at_edge, self.on_object, self.doubtful)
     @property
     def in_short(self)->str:
@@ -359,11 +363,11 @@ def _sure(self, kind):
     return f' ({k/self.n:.0%} of the predictions follow it, 95% interval {low:.0%} to {high:.0%})'
 
 def _share_around(self):
-    "Return the fraction of the evidence around known objects, with two standard errors over images, as text"
-    evidence,error = self.known.table.loc['around', ['evidence','error']]
-    return f'{max(0, evidence):.0%} ± {2*error:.0%} of the evidence is around the objects'
+    "Return the fraction of the evidence around known objects as text: two standard errors over images to both sides"
+    high = self.around+4*self.known.table.error['around']
+    return f'{max(0, self.around):.0%} to {max(0, high):.0%} of the evidence is around the objects'
 
-def _around(self): return f'{_share_around(self)} (minimum: {leaning["around"]:.0%}).'
+def _around(self): return f'{_share_around(self)} (minimum of the lower end: {leaning["around"]:.0%}).'
 
 def _seldom(self):
     return (f'It is right on {self.accuracy:.0%} of the images, and chance would be right on {self.chance:.0%}: '
