@@ -206,10 +206,13 @@ class HeatClusters:
         return '; '.join([said, *more])+'.'
 
     def verdict(self,
-        every:bool=False # Also clusters that do not stand out?
+        every:bool=False, # Also clusters that do not stand out?
+        most:int=3 # Maximum number of clusters that are described, the largest first
     )->str:
         "A sentence per cluster that stands out; empty if there is none"
-        return ' '.join(self.sentence(i) for i in self.df.index[~self.df.main if every else self.df.stands_out])
+        df = self.df[~self.df.main if every else self.df.stands_out].sort_values('n', ascending=False, kind='stable')
+        more = len(df)-most
+        return ' '.join([*map(self.sentence, df.index[:most]), *([f'{counted(more, "other cluster")} {"is" if more==1 else "are"} not described here.'] if more>0 else [])])
     def _repr_html_(self): return self.df.to_html(border=0, float_format='{:.2f}'.format)
     def __repr__(self):
         k = len(self.df)-self.df['class'].nunique()
