@@ -128,7 +128,8 @@ def row(o, at):
     found = {f'hot_{k}_{a:g}':f.loc[a,k] for a in f.index for k in ('carried','follows')}
     found |= {f'{kind}_{k}_{keep:g}':s.loc[(kind,keep),k] for kind,keep in s.index for k in ('carried','follows','same_changes','masked')}
     if p.known is not None:
-        found |= {f'{k}_{o}':p.known.table[o][k] for k in ('object','around') for o in ('carried','evidence','error')} | dict(hottest_on_object=p.known.hottest)
+        known = {f'{k}_{o}':p.known.table[o][k] for k in ('object','around') for o in ('carried','evidence','error')}
+        found |= known | dict(hottest_on_object=p.known.hottest)
     by = p.edge_by_class
     return o | acc | dict(classes=dls.c, n=p.n, learned=p.learned, chance=p.chance, cells=min(p.heat.shape[1:]),
         edge=p.energy.hottest['edge'],

@@ -82,6 +82,16 @@ def test_results_of_the_background():
     row_of('background()', whole['background'], whole['no proxy'], paired(whole['background']-whole['no proxy']))
     assert f"({spread(worst['afr'])})" in text
 
+def test_results_of_other_last_layers():
+    by = measured('head_only').query("test!='valid'").pivot(index=['bed','arm','seed'], columns='test', values='accuracy')
+    gap = (by['waterbird/water']-by['waterbird/land']).xs('natural').unstack('arm')*100
+    said = [f'{o.mean():.1f} ± {o.std():.1f}'.replace('-', '−') for o in (gap['plain'],gap['background, ImageNet heat'])]
+    assert len(gap.dropna())==5 and f"than on land by {said[0]} points, and by {said[1]} with" in text
+    worst = by.min(axis=1).unstack('arm')[['plain','twenty boxes']].dropna()
+    found = worst['twenty boxes']!=worst['plain']
+    assert found['0.95'].tolist().count(True)==3 and len(found['0.95'])==4 and not found['0.5'].any()
+    assert 'With boxes around twenty birds, `fit_head(objects=boxes)` found it on three of four seeds' in text
+
 def test_the_demo():
     flipped,plain = (measured('demo_seeds').pivot(index='seed', columns='arm', values=o) for o in ('flipped','plain'))
     assert f"{100*flipped.without.mean():.0f} ± {100*flipped.without.std():.0f} % and {spread(flipped['shortcut()'])}" in text

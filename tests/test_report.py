@@ -309,7 +309,8 @@ def test_a_run_without_a_step_says_why(tmp_path):
     said = 'The predictions depend on nothing that would be swapped, so nothing is masked.'
     (d/'warnings.txt').write_text(f'ProxyWarning: {said}\nUserWarning: torch is talkative\nProxyWarning: {said}\n')
     assert words(report_runs(d, quiet=True)).count(said)==1 and 'talkative' not in words(d/'report.html')
-    pd.DataFrame([dict(fit=0, epoch=0, chosen=4, made=4, degenerate=0, mean_loss=1., area=.1, seconds=1.)]).to_csv(d/'proxy_steps.csv', index=False)
+    step = dict(fit=0, epoch=0, chosen=4, made=4, degenerate=0, mean_loss=1., area=.1, seconds=1.)
+    pd.DataFrame([step]).to_csv(d/'proxy_steps.csv', index=False)
     assert said not in words(report_runs(d, quiet=True)), 'what its steps were is told by their table'
 
 def shot(i, part, loss=0., n=1): return Shot(Path(f'{i}.png'), 'x', part, {k:torch.rand(2,2) for k in range(n)}, loss=loss)

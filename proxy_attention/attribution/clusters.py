@@ -211,8 +211,9 @@ class HeatClusters:
     )->str:
         "A sentence per cluster that stands out; empty if there is none"
         df = self.df[~self.df.main if every else self.df.stands_out].sort_values('n', ascending=False, kind='stable')
-        more = len(df)-most
-        return ' '.join([*map(self.sentence, df.index[:most]), *([f'{counted(more, "other cluster")} {"is" if more==1 else "are"} not described here.'] if more>0 else [])])
+        said,more = [self.sentence(i) for i in df.index[:most]],len(df)-most
+        if more>0: said.append(f'{counted(more, "other cluster")} {"is" if more==1 else "are"} not described here.')
+        return ' '.join(said)
     def _repr_html_(self): return self.df.to_html(border=0, float_format='{:.2f}'.format)
     def __repr__(self):
         k = len(self.df)-self.df['class'].nunique()
