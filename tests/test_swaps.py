@@ -68,15 +68,15 @@ def test_a_known_object_is_swapped_itself(at, name):
 
 class Weighs(nn.Module):
     "Scores a linear mixture of two places: a fraction of what it reads is around the object"
-    def __init__(self, around, single=False):
+    def __init__(self, around, single=None):
         super().__init__()
         self.around,self.single = around,single
     def forward(self, x):
         o = (1-self.around)*x[:,0,7:9,7:9].mean((1,2))+self.around*x[:,0,:2,:2].mean((1,2))-.5
-        return o[:,None] if self.single else torch.stack([-o,o], 1)/2
+        return dict(column=o[:,None], flat=o).get(self.single, torch.stack([-o,o], 1)/2)
 
 @pytest.mark.parametrize('around', [0.,.2,.5])
-@pytest.mark.parametrize('single', [False,True])
+@pytest.mark.parametrize('single', [None,'column','flat'])
 def test_evidence_is_the_part_that_a_linear_model_reads_around_the_object(around, single):
     "Where too little is around the object for any prediction to change, the evidence is known"
     says = torch.tensor([0.,1.]*10)

@@ -11,7 +11,7 @@ import random
 import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 from ..core import *
-from ..attribution.targets import as_target
+from ..attribution.targets import as_target, per_class
 from ..attribution.layers import looking_into, outputs_of, unwrap
 from ..attribution.methods import heat_of
 from ..masking.donors import Classes, HeatIndex, choose_donor, donors
@@ -46,13 +46,12 @@ def predicted(
     batches # Batches of images (bs,channels,H,W), on any device
 )->tuple: # (n,) predicted classes, and the number of classes
     "Return the class with the highest score; for a single output, class 0 if it is negative, else class 1"
-    out = asked_of(model, batches)
-    return _classes(out), out.shape[1] if out.ndim>1 and out.shape[1]>1 else 2
+    return _predicted(asked_of(model, batches))
 
-def _classes(out):
-    "Return the class with the highest score; see `predicted`"
+def _predicted(out):
+    "`predicted`, from the outputs of the model"
     pred = as_target('pred').fix(out)
-    return (pred>0).long() if pred.is_floating_point() else pred
+    return ((pred>0).long(), 2) if pred.is_floating_point() else (pred, out.shape[1])
 
 def swapped(
     xb:Tensor, # (n,channels,H,W), as the model gets them
@@ -208,21 +207,18 @@ def object_effect(
     i = torch.arange(len(preds)).repeat(each)
     def scores(j, area): # with the pixels of donor j
         return asked_of(model, (torch.where(area(i[k], j[k])[:,None], xb[j[k]], xb[i[k]]) for k in torch.arange(len(i)).split(bs)))
-    def lead(out): return _lead(out, preds[i], preds[other])
+    def lead(out):
+        own,donor = per_class(out.view(len(out), -1)).gather(1, torch.stack([preds[i],preds[other]], 1)).unbind(1)
+        return own-donor
     own = asked_of(model, xb.split(bs))
     before,most = lead(own[i]),lead(own[i])-lead(own[other])
     def row(area):
         new,again = scores(other, area),scores(same, area)
         fall = torch.where(preds[same]==preds[i], lead(again), before)-lead(new) # a class with one image has no such donor
         swapped_part = area(i, other).float().mean((1,2))
-        effect = _effect(swapped_part, preds[i], preds[other], _classes(new), preds[same], _classes(again), classes)
+        effect = _effect(swapped_part, preds[i], preds[other], _predicted(new)[0], preds[same], _predicted(again)[0], classes)
         return pd.concat([effect, _ratio(*(o.view(each, -1).mean(0) for o in (fall,most)))])
     return pd.DataFrame(dict(object=row(lambda a,b: masks[a]), around=row(lambda a,b: ~masks[a]&~masks[b]))).T
-
-def _lead(out, a, b):
-    "Return how much higher the score of class `a` is than that of class `b`; a single output is the score of class 1 against class 0"
-    if out.ndim==1 or out.shape[1]==1: return out.flatten()*(a-b)
-    return (out.gather(1, a[:,None])-out.gather(1, b[:,None]))[:,0]
 
 def _ratio(part, whole):
     "Return the ratio of two means over images, and its standard error"

@@ -385,7 +385,7 @@ class IfCarried:
         if (task := find_task(learn)).per_pixel:
             raise TypeError(f'This schedule asks a probe of whole images, but here there is {task}: see `probe(learn)`, and swap the '
                             "surroundings yourself, `ProxyAttention(rule='rest', labels='mix', select='all', p=1.)`.")
-        if self.objects is None: return
+        if self.objects is None or self.answer is not None: return # an answered probe is not made again
         files = item_files(learn.dls)
         if len(known := list(islice(filter(self.objects.has, files), 2)))<2:
             raise ValueError(f'Of the {len(files)} training images, {len(known)} have an object in {self.objects}: '
