@@ -72,6 +72,31 @@ def test_what_masking_costs():
     assert said in text and not (s.verdict=='helps').any()
     assert s.loc['plain','probed']['diff']==0 and (df[df.arm=='probed'].proxies==0).all()
 
+def by_heat(bed, on):
+    "Accuracy of each seed and arm where nothing was planted"
+    df = measured('gain').query('bed==@bed and device==@on')
+    return df.assign(arm=df.arm.str.replace(r'\(p=.*', '', regex=True)).pivot(index='seed', columns='arm', values='test')
+
+gpu = 'NVIDIA H200'
+honest = {'MNIST, 1,000 images':('mnist1000','cpu'), 'birds (CUB)':('cub',gpu), 'ten photographs per species':('cub10',gpu)}
+
+@pytest.mark.parametrize('recipe,twin', [('keep','erasing'), ('vitamin','random rest'), *((o,'random box')
+    for o in ('snapmix','saliencymix','attentive_cutmix'))])
+def test_recipes_say_what_was_measured(recipe, twin):
+    for name,where in honest.items():
+        df = by_heat(*where)
+        plain,random = (minus(paired(df[recipe]-df[o])) for o in ('one cycle',twin))
+        assert f'{name} {plain}, {random}' in ours.recipes[recipe].evidence
+
+def test_what_augmentations_by_heat_gain():
+    digits,birds,few = (by_heat(*o) for o in honest.values())
+    gain = lambda df,arm: paired(df[arm]-df['one cycle'])
+    assert minus(gain(few, 'default')) in ours.recipes['default'].evidence
+    assert f"`ProxyAttention()` cost {-100*gain(few, 'default')['diff']:.1f} points on birds with ten photographs per species" in text
+    assert f"`attentive_cutmix`, {100*gain(birds, 'attentive_cutmix')['diff']:.1f} points (five seeds)" in text and len(birds)==len(few)==5
+    assert f"On digits it loses {-100*gain(digits, 'attentive_cutmix')['diff']:.1f} (ten seeds)" in text and len(digits)==10
+    assert f"never looks, gains {100*gain(birds, 'erasing')['diff']:.1f} points on birds" in text
+
 def test_results_of_the_background():
     df = measured('head_only').query("bed=='0.95' and test!='valid'")
     worst = df.groupby(['arm','seed']).accuracy.min().unstack('seed').dropna().T
