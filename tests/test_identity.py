@@ -41,6 +41,11 @@ def test_globals_that_are_used_count_and_others_do_not():
     code = 'def f(): return N'
     assert what_is(written(code, N=1, M=1))==what_is(written(code, N=1, M=2))!=what_is(written(code, N=2, M=1))
 
+def test_where_a_script_is_does_not_count():
+    "Also not if the function reads the `__file__` of another module"
+    code = 'import torch\nfrom pathlib import Path\ndef f(): return Path(torch.__file__).parent'
+    assert what_is(written(code, __file__='here/a.py'))==what_is(written(code, __file__='there/a.py'))
+
 def test_values_that_are_closed_over_count():
     def made(k):
         def f(): return k

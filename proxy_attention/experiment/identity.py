@@ -155,7 +155,9 @@ class _Teller:
         used = {k:self(o.__globals__[k]) for k in sorted(_names_in(o.__code__)) if k in o.__globals__ and _counts(o.__globals__[k])}
         return said | dict(code=self(o.__code__)) | (dict(uses=used) if used else {})
 
-def _names_in(code): return {*code.co_names, *(n for c in code.co_consts if isinstance(c, CodeType) for n in _names_in(c))}
+def _names_in(code):
+    inside = (n for c in code.co_consts if isinstance(c, CodeType) for n in _names_in(c))
+    return {n for n in (*code.co_names,*inside) if not n.startswith('__')} # `__file__` says where code is, not what it does
 def _counts(o): return isinstance(o, (FunctionType,type,bool,int,float,str,Path,tuple,list,dict,partial)) and not _is_installed_name(o)
 def _is_installed_name(o): return isinstance(o, (FunctionType,type)) and _is_installed(o)
 
