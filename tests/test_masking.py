@@ -29,6 +29,14 @@ def planes(img):
     return (img.as_subclass(Tensor).double() if isinstance(img, Tensor)
         else torch.from_numpy(np.atleast_3d(np.asarray(img)).astype(np.float64)).permute(2,0,1))
 
+def test_a_tensor_image_stays_one_with_its_metadata():
+    img = TensorImage(torch.rand(3,16,16))
+    img.note = 'kept'
+    new = Masker('everything', 'zero')(img, torch.rand(2,2))
+    assert type(new) is TensorImage and new.note=='kept' and not new.any()
+    new.note = 'changed'
+    assert img.note=='kept'
+
 @pytest.mark.parametrize('kind', ['RGB','L','RGBA','I;16','uint8','float'])
 @pytest.mark.parametrize('fill', list(fills))
 @each(rule=st.sampled_from(list(rules)), h=sides, w=sides, gh=st.integers(1,14), gw=st.integers(1,14),

@@ -174,7 +174,7 @@ class Objects:
     def __repr__(self):
         masks = sum(isinstance(o, _Bitmap) for o in self.places.values())
         how = {'boxes or polygons':len(self)-masks, 'a mask':masks}
-        return f"Objects in {len(self)} images: {', '.join(f'{n} with {k}' for k,n in how.items() if n)}"
+        return f"Objects in {counted(len(self), 'image')}: {', '.join(f'{n} with {k}' for k,n in how.items() if n)}"
 
     def _key(self, file):
         "Return the name that means `file`, or None"

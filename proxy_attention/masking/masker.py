@@ -10,6 +10,7 @@ import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from fastcore.all import patch, store_attr
+from fasttransform import retain_meta
 from fastai.vision.core import PILBase
 from ..core import *
 from ..attribution.heatmap import resize_heat
@@ -244,9 +245,11 @@ def fill_in(self:Masker,
 ): # Image of the same type as `img`
     "Return the proxy image for a given mask: bit-equal to `img` outside the mask"
     if not isinstance(img, Image.Image):
+        x,other = (o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in (img,other)) # subclasses make each operation slower
         mask = unpack_mask(mask) if isinstance(mask, Image.Image) else mask
-        mask,heat = stretch_mask(mask, size_of(img)).to(img.device),heat if heat is None else heat.to(img.device)
-        return torch.where(mask.unsqueeze(-3), self._filled(img, mask, heat, other, data, rng, mask if theirs is None else theirs), img)
+        mask,heat = stretch_mask(mask, size_of(x)).to(x.device),heat if heat is None else heat.to(x.device)
+        new = torch.where(mask.unsqueeze(-3), self._filled(x, mask, heat, other, data, rng, mask if theirs is None else theirs), x)
+        return retain_meta(img, new.as_subclass(type(img)), as_copy=True)
     mask = mask if isinstance(mask, Image.Image) else pack_mask(mask)
     if mask.size!=img.size: mask = mask.resize(img.size, Image.NEAREST)
     if isinstance(other, Image.Image) and (other.mode,other.size)!=(img.mode,img.size):
