@@ -71,10 +71,10 @@ def true_masks(learn, epochs, lr, passes=4):
     found = [body_outputs(learn, mixed(k), layer) for k in range(passes)]
     set_layer(layer, *fit_linear(torch.cat([o.x for o in found]), torch.cat([o.targs for o in found]), 2))
 
-def published(learn, epochs, lr, name):
+def published(learn, epochs, lr, name, **kwargs):
     "A head on images as they are, repaired by a peer; most of them also fit to half of validation, where places say nothing"
     learn.fit_head(None, passes=1)
-    peers[name](learn)
+    peers[name](learn, **kwargs)
 
 class Chooser:
     "What ranks models where no groups are known, made once for the validation images of a bed"
@@ -101,6 +101,8 @@ which = {
     'no knob':partial(own_heat, recipe='rehearsed'), 'twenty boxes':twenty_boxes,
     'background, random heat':partial(own_heat, how=random_heat),
     'background, true masks':true_masks, **{k:partial(published, name=k) for k in peers}}
+# the same search as ours, for peers that do not choose by themselves: only where they are named
+searched = {f'{k}, penalty {p}':partial(published, name=k, penalty=p) for k in ('balanced','neurontune') for p in (.001,.1,1.)}
 
 @call_parse
 def main(data:str, # Folder of the real data
@@ -116,7 +118,7 @@ def main(data:str, # Folder of the real data
     torch.set_num_threads(1)
     out = Path(out).resolve()
     raw = unpacked(data, out)
-    mine = {k:which[k] for k in ['plain',*only.split(';')]} if only else which
+    mine = {k:(which|searched)[k] for k in ['plain',*only.split(';')]} if only else which
     res = compare(partial(learner, raw, out, bed), mine, [int(o) for o in seeds.split(',')], 2,
                   group_tests(), 1e-3, 'plain', measure=without_groups, folder=out/f'runs_{bed}',
                   n_jobs=n_jobs)
