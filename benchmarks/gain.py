@@ -220,15 +220,15 @@ def rows(recs):
                     **{f'{k} by epoch':v for k,v in after.items()}, device=o['about']['device'])
     return pd.DataFrame([row(o) for o in recs]).round(5)
 
-def reached(rec, goal):
+def reached(row, goal):
     "Images trained on until the validation accuracy was first as high; NaN: never"
-    m = rec['measures']
-    return next((m[f'images {k[-3:]}'] for k,v in m.items() if k.startswith('valid ') and v>=goal), np.nan)
+    after = zip(*(map(float, row[f'{k} by epoch'].split()) for k in ('images','valid')))
+    return next((images for images,valid in after if valid>=goal), np.nan)
 
-def convergence(recs, share=.95):
+def convergence(df, share=.95):
     "Images to `share` of what the baseline ends with: how many times as many, paired by seed, on a log scale; a row per arm"
-    ends = [o['measures'][max(k for k in o['measures'] if k.startswith('valid '))] for o in recs if o['arm']==baseline]
-    df = pd.DataFrame([dict(arm=o['arm'], seed=o['seed'], images=reached(o, share*np.mean(ends))) for o in recs])
+    goal = share*df['valid by epoch'][df.arm==baseline].str.split().str[-1].astype(float).mean()
+    df = df.assign(images=df.apply(reached, axis=1, goal=goal))
     wide,res = np.log(df.pivot(index='seed', columns='arm', values='images')),{}
     for arm in dict.fromkeys(df.arm):
         found = paired((wide[arm]-wide[baseline]).dropna())
@@ -244,7 +244,7 @@ def statistics(recs, bed):
         s = cmp.stats(metric)
         if metric not in ('accuracy','loss'): s = s[s.test==cmp.tests[0]] # of a run, not of a test set
         tables.append(s[s.test!='worst group'].assign(metric=metric).drop(columns='which', errors='ignore'))
-    far = convergence(recs).reset_index().rename(columns=dict(images='mean', seeds='n', times='diff'))
+    far = convergence(rows(recs)).reset_index().rename(columns=dict(images='mean', seeds='n', times='diff'))
     return pd.concat([*tables, far.assign(metric='images to 95 %', test='valid')]).assign(bed=bed)
 
 def said(stats):
