@@ -64,6 +64,7 @@ def learner(path, seed):
     return Learner(dls, resnet18(num_classes=2), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
 
 which = {o:arms[o] for o in ('no proxy','rehearsed','look')} # the last one is the treatment of a colour cast, by its name
+named = {o:arms[o] for o in ('shortcut','late','background')} # only where they are named: what do they cost on `clean`?
 
 def pretrained(path, seed):
     "An EfficientNet-Lite0 with its ImageNet weights; flips only"
@@ -91,7 +92,7 @@ def main(data:str, # Folder of the real data
     torch.set_num_threads(1)
     tables,out = [],Path(out).resolve()
     ways,new,epochs,lr = (fine,pretrained,5,2e-3) if fine_tuned else (which,learner,8,3e-3)
-    mine = {k:ways[k] for k in ['no proxy',*only.split(';')]} if only else ways
+    mine = {k:(ways|named)[k] for k in ['no proxy',*only.split(';')]} if only else ways
     for bed in beds.split(','):
         path = bed_of(bed, data, out/'beds')
         tests = {o:path/o for o in ('plain','flipped') if (path/o).is_dir()}
