@@ -3488,6 +3488,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'proxy_attention/proxy/serving.py'),
                                                'proxy_attention.proxy.serving._with_label': ( 'proxy/serving.html#_with_label',
                                                                                               'proxy_attention/proxy/serving.py'),
+                                               'proxy_attention.proxy.serving._written': ( 'proxy/serving.html#_written',
+                                                                                           'proxy_attention/proxy/serving.py'),
                                                'proxy_attention.proxy.serving.around_training': ( 'proxy/serving.html#around_training',
                                                                                                   'proxy_attention/proxy/serving.py'),
                                                'proxy_attention.proxy.serving.check_loader': ( 'proxy/serving.html#check_loader',
