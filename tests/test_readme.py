@@ -80,9 +80,14 @@ def by_heat(bed, on):
 gpu = 'NVIDIA H200'
 honest = {'MNIST, 1,000 images':('mnist1000','cpu'), 'birds (CUB)':('cub',gpu), 'ten photographs per species':('cub10',gpu)}
 
+def measured_p(recipe):
+    "The probabilities `p` with which a recipe was measured: they are in the name of its arm"
+    return {float(o) for o in measured('gain').arm.str.extract(rf'^{recipe}\(p=([\d.]+)\)$')[0].dropna()}
+
 @pytest.mark.parametrize('recipe,twin', [('keep','erasing'), ('vitamin','random rest'), *((o,'random box')
     for o in ('snapmix','saliencymix','attentive_cutmix'))])
 def test_recipes_say_what_was_measured(recipe, twin):
+    assert measured_p(recipe)=={ours.recipes[recipe]().p}=={getattr(ours.ProxyAttention, recipe)().p}
     for name,where in honest.items():
         df = by_heat(*where)
         plain,random = (minus(paired(df[recipe]-df[o])) for o in ('one cycle',twin))
@@ -91,7 +96,8 @@ def test_recipes_say_what_was_measured(recipe, twin):
 def test_what_augmentations_by_heat_gain():
     digits,birds,few = (by_heat(*o) for o in honest.values())
     gain = lambda df,arm: paired(df[arm]-df['one cycle'])
-    assert minus(gain(few, 'default')) in ours.recipes['default'].evidence
+    assert all(minus(gain(o, 'default')) in ours.recipes['default'].evidence for o in (digits,birds,few))
+    assert measured_p('default')=={ours.ProxyAttention().p}
     assert f"`ProxyAttention()` cost {-100*gain(few, 'default')['diff']:.1f} points on birds with ten photographs per species" in text
     assert f"`attentive_cutmix`, {100*gain(birds, 'attentive_cutmix')['diff']:.1f} points (five seeds)" in text and len(birds)==len(few)==5
     assert f"On digits it loses {-100*gain(digits, 'attentive_cutmix')['diff']:.1f} (ten seeds)" in text and len(digits)==10
