@@ -701,6 +701,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'proxy_attention.cards.Card._repr_markdown_': ( 'cards.html#card._repr_markdown_',
                                                                                        'proxy_attention/cards.py'),
                                        'proxy_attention.cards._about': ('cards.html#_about', 'proxy_attention/cards.py'),
+                                       'proxy_attention.cards._gains': ('cards.html#_gains', 'proxy_attention/cards.py'),
                                        'proxy_attention.cards._sentence': ('cards.html#_sentence', 'proxy_attention/cards.py'),
                                        'proxy_attention.cards.arm_card': ('cards.html#arm_card', 'proxy_attention/cards.py'),
                                        'proxy_attention.cards.attribution_card': ( 'cards.html#attribution_card',
