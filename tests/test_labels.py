@@ -1,8 +1,9 @@
 "A proxy image that carries the labels of both images: weights, losses, what mixes batches on top, and what is told of it"
-import pytest, torch, torch.nn.functional as F
+import pytest, timm, torch, torch.nn.functional as F
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution.heatmap import HeatmapStore
+from proxy_attention.data.digits import labels_learner
 from proxy_attention.masking.labels import MixedLoss, by_area, by_heat, labelings
 from proxy_attention.masking.masker import Masker
 from proxy_attention.proxy.serving import Proxies
@@ -19,25 +20,31 @@ class Watch(Callback):
     def after_loss(self):
         if self.training: self.after.append((self.yb[0].ndim, float(self.loss)))
 
-def fitted(few, cbs=(), epochs=2, loss_func=None, watch=None, **kwargs):
+def fitted(few, cbs=(), epochs=2, loss_func=None, watch=None, net=None, **kwargs):
     learn = digits_learner(few, seed=0)
     if loss_func is not None: learn.loss_func = loss_func
+    if net is not None: learn.model = net
     learn.add_cb(ProxyAttention(**(usual|kwargs)))
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-3, cbs=[*L(cbs), *L(watch)])
     return learn
 
 def mixed(watch): return [(o,told) for o,told in zip(watch.got, watch.after) if o[3].ndim==2]
 
-@pytest.mark.parametrize('labels', ['mix','mix_area'])
-def test_the_loss_is_that_of_both_labels(few, labels):
-    watch = Watch()
-    learn = fitted(few, watch=watch, labels=labels)
+def assert_of_both_labels(watch, labels):
+    "Each loss of mixed labels is the weighted sum of the losses of both; by area, their weights add up to one"
     found = mixed(watch)
-    assert found and all(e==1 and training for (e,training,*_),_ in found)
+    assert found
     for (_,_,pred,y),(ndim,loss) in found:
         own,other = (F.cross_entropy(pred, o, reduction='none') for o in (y[:,0],y[:,1].clamp(min=0)))
         assert loss==pytest.approx(float((own*y[:,2]/1e6+other*y[:,3]/1e6).mean()), abs=1e-5) and ndim==1
     if labels=='mix_area': assert all((y[:,2:].sum(1)-10**6).abs().max()<=1 for (*_,y),_ in found)
+
+@pytest.mark.parametrize('labels', ['mix','mix_area'])
+def test_the_loss_is_that_of_both_labels(few, labels):
+    watch = Watch()
+    learn = fitted(few, watch=watch, labels=labels)
+    assert_of_both_labels(watch, labels)
+    assert all(e==1 and training for (e,training,*_),_ in mixed(watch))
     assert type(learn.loss_func) is CrossEntropyLossFlat and not learn.cbs.filter(lambda o: type(o).__name__=='MixLabels')
 
 def test_what_is_told_is_what_was_trained_on(few):
@@ -83,6 +90,71 @@ def own_loss(pred, y, reduction='mean'):
 def test_any_loss_that_can_be_had_per_sample(few, loss):
     learn = fitted(few, loss_func=loss, labels='mix')
     assert learn.loss_func is loss and np.isfinite(learn.recorder.losses).all()
+
+# fastai casts a batch to plain tensors in a fit: these losses do not take its subclasses
+plain_losses = dict(cross_entropy=nn.CrossEntropyLoss, focal=FocalLoss, smooth=LabelSmoothingCrossEntropy,
+                    smooth_cross_entropy=partial(nn.CrossEntropyLoss, label_smoothing=.1))
+
+@pytest.mark.parametrize('labels', ['own','mix'])
+@pytest.mark.parametrize('losses', ['exact','running'])
+@pytest.mark.parametrize('loss', plain_losses)
+def test_losses_for_plain_tensors(few, loss, losses, labels):
+    loss = plain_losses[loss]()
+    learn = fitted(few, epochs=3, loss_func=loss, losses=losses, labels=labels, every=1, p=.5)
+    pa = learn.proxy_attention
+    assert learn.loss_func is loss and loss.reduction=='mean' and np.isfinite(learn.recorder.losses).all()
+    assert len(pa.history)==2 and len(pa.served)>5 and pa.interp.losses[pa.interp.known].std()>0 # one per image
+    assert (pa.served.donor_weight>0).any()==(labels=='mix')
+
+@pytest.mark.parametrize('labels', ['own','mix'])
+def test_a_loss_for_plain_tensors_under_mixup(few, labels):
+    learn = fitted(few, [MixUp()], loss_func=FocalLoss(), labels=labels)
+    assert np.isfinite(learn.recorder.losses).all() and len(learn.proxy_attention.served)>20
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory): return two_digits(tmp_path_factory.mktemp('several')/'bed', digits=(0,1,3), n_train=64, n_test=10)
+
+@pytest.mark.parametrize('labels', ['own','mix'])
+@pytest.mark.parametrize('losses', ['exact','running'])
+def test_a_loss_of_several_labels_for_plain_tensors(pairs, losses, labels):
+    watch,learn = Watch(),labels_learner(pairs, bs=16)
+    learn.loss_func = nn.BCEWithLogitsLoss()
+    learn.add_cb(ProxyAttention(**usual, losses=losses, labels=labels))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3, cbs=watch)
+    assert len(learn.proxy_attention.served)>20 and learn.proxy_attention.interp.losses.std()>0
+    assert any(((y>0)&(y<1)).any() for e,*_,y in watch.got if e==1)==(labels=='mix')
+
+@pytest.mark.parametrize('labels', ['mix','mix_area'])
+def test_a_vision_transformer_is_trained_on_both_labels(few, labels):
+    torch.manual_seed(0)
+    net = timm.models.VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10)
+    watch,how = Watch(),dict(mix=dict(rule='box', fill='move'), mix_area=dict(rule='top_cells', cells=4, fill='swap_theirs'))[labels]
+    pa = fitted(few, epochs=3, watch=watch, net=net, area=None, losses='running', labels=labels, **how).proxy_attention
+    assert_of_both_labels(watch, labels)
+    assert 'LeGrad' in pa.fit_state.record.steps[-1]['method'] and pa.store.grids.shape[1:]==(4,4)
+    assert len(pa.served)>30 and (pa.served.donor_weight>0).mean()>.9
+    if labels=='mix_area': assert (pa.served.donor_weight-.25).abs().max()<.01 # 4 of 16 cells
+
+def test_labels_are_mixed_by_the_heat_of_a_frozen_teacher(few, weights, same):
+    "Every epoch ends with a step, and the heat that weights the labels is that of the teacher in all of them"
+    class Heat(Callback):
+        order = 90
+        def after_epoch(self): seen.append(torch.as_tensor(np.asarray(self.learn.proxy_attention.store.grids)))
+    teacher,seen,watch = digits_learner(few, seed=1),[],Watch()
+    with teacher.no_bar(), teacher.no_logging(): teacher.fit(2, 5e-3)
+    was,suspect = weights(teacher),Suspect(teacher)
+    learn = fitted(few, [Heat()], epochs=4, watch=watch, attribution=suspect, labels='mix', losses='running', target='label', every=1, p=.7)
+    pa = learn.proxy_attention
+    assert_of_both_labels(watch, 'mix')
+    assert pa.history.epoch.tolist()==[0,1,2] and same(was, weights(teacher)) and not same(was, weights(learn))
+    n = len(learn.dls.train_ds)
+    own = heat_on(teacher, learn.dls.train_ds.items, target='label')
+    assert all(len(o)==n for o in seen) and torch.equal(seen[0], seen[-1]) and (seen[0].float()-own).abs().max()<.01
+    rows,kept = pa.served,pa.proxies()
+    assert len(rows)>20
+    for r in rows.itertuples():
+        mask,heat = pa.masker.mask_over(kept.store.at(kept.store.row(r.item)), (32,32)),[own[int(o)] for o in (r.item,r.donor)]
+        assert (r.label_weight,r.donor_weight)==pytest.approx(by_heat(mask, heat[0], mask, heat[1]), abs=.02)
 
 def test_running_losses_read_what_was_served_as_it_is(few):
     learn = fitted(few, losses='running', labels='mix', epochs=3, p=.5, every=1)
@@ -140,8 +212,11 @@ def test_another_box_in_each_epoch(few):
     assert areas[1]!=areas[2] and len(set(areas[2]))>20
 
 def test_refused_in_a_sentence(few):
-    with pytest.raises(ValueError, match="labels='by_heat' mixes in the label of a donor, and the fill fill_zero takes no donor"):
-        ProxyAttention(fill='zero', labels='mix')
+    for labels,fill in (('mix','zero'), ('mix_area','dataset_mean')): # named as they were written
+        with pytest.raises(ValueError, match=f"labels='{labels}' mixes in the label of a donor, and the fill {fill} takes no donor"):
+            ProxyAttention(fill=fill, labels=labels)
+    def brightest(mask): return .5,.5
+    with pytest.raises(ValueError, match="labels='brightest' mixes in"): ProxyAttention(fill='zero', labels=brightest)
     with pytest.raises(ValueError, match="did you mean 'mix'"): ProxyAttention(labels='mixed')
     with pytest.raises(TypeError, match='labels strategy'): ProxyAttention(labels=lambda pixels: (1,0))
     learn = digits_learner(few, seed=0)

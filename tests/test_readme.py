@@ -73,26 +73,44 @@ def test_what_masking_costs():
     assert f"`shortcut()` costs {-100*s.loc['plain','shortcut']['diff']:.0f} points" in text and not (s.verdict=='helps').any()
     assert s.loc['plain','probed']['diff']==0 and (df[df.arm=='probed'].proxies==0).all()
 
+exact = { # recipe → the arm that differs from it in nothing but what looks; measured on digits
+    'vitamin':'random rest(p=0.5)', 'keep':'keep(rule=random_rest,p=0.25)', 'attentive_cutmix':'random cells(p=0.25)',
+    'snapmix':'snapmix(labels=mix_area,p=0.25)', 'saliencymix':'random box(p=0.25)'}
+
 def by_heat(bed, on):
     "Accuracy of each seed and arm where nothing was planted"
     df = measured('gain').query('bed==@bed and device==@on')
+    df = df[~df.arm.isin([o for k,o in exact.items() if k!='saliencymix'])] # another probability than the main arm of that name
     return df.assign(arm=df.arm.str.replace(r'\(p=.*', '', regex=True)).pivot(index='seed', columns='arm', values='test')
 
 gpu = 'NVIDIA H200'
 honest = {'MNIST, 1,000 images':('mnist1000','cpu'), 'birds (CUB)':('cub',gpu), 'ten photographs per species':('cub10',gpu)}
 
+def measured_p(recipe):
+    "The probabilities `p` with which a recipe was measured: they are in the name of its arm"
+    return {float(o) for o in measured('gain').arm.str.extract(rf'^{recipe}\(p=([\d.]+)\)$')[0].dropna()}
+
 @pytest.mark.parametrize('recipe,twin', [('keep','erasing'), ('vitamin','random rest'), *((o,'random box')
     for o in ('snapmix','saliencymix','attentive_cutmix'))])
 def test_recipes_say_what_was_measured(recipe, twin):
+    assert measured_p(recipe)=={ours.recipes[recipe]().p}=={getattr(ours.ProxyAttention, recipe)().p}
     for name,where in honest.items():
         df = by_heat(*where)
         plain,random = (minus(paired(df[recipe]-df[o])) for o in ('one cycle',twin))
         assert f'{name} {plain}, {random}' in ours.recipes[recipe].evidence
 
+@pytest.mark.parametrize('recipe', exact)
+def test_recipes_say_what_looking_adds_to_the_exact_twin(recipe):
+    df = measured('gain').query("bed=='mnist1000'").pivot(index='seed', columns='arm', values='test')
+    d = minus(paired(df[f"{recipe}(p={ours.recipes[recipe]().p})"]-df[exact[recipe]]))
+    said = 'a box in a random place: MNIST, 1,000 images' if recipe=='saliencymix' else f'on digits beside the exact twin {d}'
+    assert said in ours.recipes[recipe].evidence and d in ours.recipes[recipe].evidence
+
 def test_what_augmentations_by_heat_gain():
     digits,birds,few = (by_heat(*o) for o in honest.values())
     gain = lambda df,arm: paired(df[arm]-df['one cycle'])
-    assert minus(gain(few, 'default')) in ours.recipes['default'].evidence
+    assert all(minus(gain(o, 'default')) in ours.recipes['default'].evidence for o in (digits,birds,few))
+    assert measured_p('default')=={ours.ProxyAttention().p}
     assert f"it costs {-100*gain(few, 'default')['diff']:.1f} on birds with ten photographs per species" in text
     assert f"`attentive_cutmix`, {100*gain(birds, 'attentive_cutmix')['diff']:.1f} points (five seeds)" in text and len(birds)==len(few)==5
     assert f"On digits it loses {-100*gain(digits, 'attentive_cutmix')['diff']:.1f} (ten seeds)" in text and len(digits)==10

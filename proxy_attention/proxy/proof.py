@@ -44,7 +44,7 @@ def prove_loss(
 ):
     "Check that the loss function can return the loss of each item"
     b = items_dl(learn.dls, train_items(learn.dls), bs=2, num_workers=0).one_batch()
-    n = len(b[0])
+    b,n = [o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in b],len(b[0]) # as the `CastToTensor` of a fit does
     name = getattr(loss_func, '__name__', type(loss_func).__name__)
     with looking_into(learn.model), torch.no_grad():
         try: losses = losses_of(loss_func, unwrap(learn.model)(b[0]), *b[1:])

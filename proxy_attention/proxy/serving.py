@@ -23,11 +23,15 @@ from ..data.passes import numbered_batches, own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..attribution.tasks import Task
 from ..masking.donors import HeatIndex, choose_donor, donor_asks, donors
-from ..masking.fills import as_it_is
+from ..masking.fills import as_it_is, fills
 from ..masking.labels import by_area, by_heat, ignored, labelings, mixed_labels, own_label
 from ..masking.masker import mask_area, pack_mask, size_of
 
 # %% ../../nbs/proxy/03_serving.ipynb #f349ca36
+def _written(f, choices):
+    "Return a strategy as users write it: its name in a dictionary of strategies, or the name of their own function"
+    return next((k for k,o in choices.items() if o is f), called(f))
+
 def _for_pixels(f, masker, task):
     "Return a labels strategy for labels of pixels: they come along with the pixels, or are left out"
     if f is ignored:
@@ -38,9 +42,9 @@ def _for_pixels(f, masker, task):
         raise TypeError(f'labels={called(f)!r} gives weights to two labels, but here each pixel has a label: '
                         "choose 'own', 'mix' (the donor's pixels bring their labels along) or 'ignore' (replaced pixels have no label).")
     why = ('a soft edge blends two images' if masker.edge else None if getattr(masker.fill, 'pasted', None) is as_it_is
-           else f'the fill {called(masker.fill)} changes or moves the pixels of the donor')
+           else f'the fill {_written(masker.fill, fills)} changes or moves the pixels of the donor')
     if why is None: return by_area
-    raise ValueError(f"labels='mix' gives each pixel the label of the image that it comes from, and {why}: "
+    raise ValueError(f"labels={_written(f, labelings)!r} gives each pixel the label of the image that it comes from, and {why}: "
                      "choose fill='swap' without `edge`, or labels='own' or 'ignore'.")
 
 def labeling_for(
@@ -53,7 +57,7 @@ def labeling_for(
     refuse_unknown(f, ('mask','heat','taken','donor_heat'), 'labels strategy')
     if f is own_label: return f
     if getattr(f, 'brings', True) and not masker.needs_other:
-        raise ValueError(f'labels={called(f)!r} mixes in the label of a donor, and the fill {called(masker.fill)} '
+        raise ValueError(f'labels={_written(f, labelings)!r} mixes in the label of a donor, and the fill {_written(masker.fill, fills)} '
                          "takes no donor: choose a fill that does, such as 'swap', or leave `labels` out.")
     if task is not None and task.per_pixel: return _for_pixels(f, masker, task)
     if task is None or f is not ignored: return f
