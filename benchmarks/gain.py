@@ -5,6 +5,8 @@ the same command goes on where it was stopped, in as many processes and on as ma
 OUT/failed, and the others go on. At the end the tables are written: `gain.csv`, a row per run, and `gain_stats.csv`, the paired
 differences. `--equal-seconds` adds, for each arm, the plain fit that is as many epochs longer as the arm has taken more time.
 `--tune` asks each recipe for several chances `p`, and sees validation images alone.
+A recipe stands beside its twin, which does the same without heat: keep beside `random keep`, vitamin beside `random rest`, snapmix beside
+`snapmix by area`, saliencymix beside `random box`, attentive_cutmix beside `random cells`, each with its chance, as `random cells(p=0.25)`.
 `--gather-only` trains nothing. DATA is described in `gain_beds.py`. On a GPU the networks train in bfloat16, here as well if it can."""
 import json, re, subprocess, sys, time, traceback, warnings
 from functools import partial
@@ -17,12 +19,13 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.learner import Recorder
 from fastai.torch_core import default_device
 from proxy_attention.attribution.cams import half_type
-from proxy_attention.core import by_name, write_json
+from proxy_attention.core import by_name, refuse_number, write_json
 from proxy_attention.experiment.arms import find_arm, mixing_batches, random_erasing, split_arms, with_proxies
 from proxy_attention.experiment.compare import Comparison, paired, run_arm
 from proxy_attention.experiment.identity import refuse_other, versions, what_is
 from proxy_attention.interpret.heats import heat_on
 from proxy_attention.interpret.metrics import pointing_game
+from proxy_attention.masking.rules import top_cells
 from proxy_attention.proxy.recipes import one_cycle, recipes
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
@@ -51,11 +54,22 @@ def by_one_cycle(recipe, p):
     def arm(learn, epochs, lr): one_cycle(learn.add_cb(recipes[recipe](p=p)), epochs, lr)
     return arm
 
+def random_cells(grid, rng, cells=0.1):
+    "A control for `top_cells`: as many whole cells as it takes, at places that are drawn anew for each proxy"
+    hot = top_cells(grid, cells).flatten(-2)
+    order = torch.rand(hot.shape, generator=rng).argsort(-1).to(hot.device)
+    return hot.gather(-1, order).view_as(grid)
+random_cells.by_heat = False
+
 twins = dict( # the controls with their chance, so that they get the same search as the recipes
     erasing=lambda p: partial(random_erasing, fit=one_cycle, p=p),
     mixup=lambda p: mixing_batches(by_chance(MixUp), p=p), cutmix=lambda p: mixing_batches(by_chance(CutMix), p=p))
-twins |= {'random rest':lambda p: with_proxies('vitamin', rule='random_rest', p=p),
-          'random box':lambda p: with_proxies('saliencymix', rule='box', fill='swap', p=p)}
+twins |= { # each does what one recipe does without its heat: `random box` is the twin of saliencymix alone
+    'random keep':lambda p: with_proxies('keep', rule='random_rest', p=p),
+    'random rest':lambda p: with_proxies('vitamin', rule='random_rest', p=p),
+    'snapmix by area':lambda p: with_proxies('snapmix', labels='mix_area', p=p), # its box is drawn at random, only its labels look
+    'random box':lambda p: with_proxies('saliencymix', rule='box', fill='swap', p=p),
+    'random cells':lambda p: with_proxies('attentive_cutmix', rule=random_cells, p=p)}
 twins |= {o:partial(by_one_cycle, o) for o in ('default','background')}
 
 def for_epochs(learn, epochs, lr, n): # as long as another arm has taken
@@ -65,8 +79,9 @@ def longer(n): return f'{baseline} ({n} epochs)'
 
 def arm_of(name):
     "The arm of a name, also of `longer` and of a twin with its chance"
-    what,n,p = re.fullmatch(r'(.*?)(?: \((\d+) epochs\)|\(p=([\d.]+)\))?', name).groups()
+    what,n,p = re.fullmatch(r'(.*?)(?: \((\d+) epochs\)|\(p=(\d+\.?\d*|\.\d+)\))?', name).groups()
     if n and what==baseline: return partial(for_epochs, n=int(n))
+    if p: refuse_number(0, 1, p=float(p)) # `MixUp` and `RandomErasing` would take any number
     return twins[what](float(p)) if p and what in twins else find_arm(name)
 
 def searched(names):
@@ -169,8 +184,10 @@ class Runs:
         return True
 
     def append(self, rec):
-        "A record more, as a line of its own"
-        with FileLock(f'{self.file}.lock'), self.file.open('a') as f: f.write(json.dumps(rec)+'\n')
+        "A record more, as a line of its own, also after a line that a kill has cut off"
+        with FileLock(f'{self.file}.lock'):
+            cut = self.file.exists() and self.file.read_bytes()[-1:] not in (b'',b'\n')
+            with self.file.open('a') as f: f.write('\n'*cut+json.dumps(rec)+'\n')
         test = next(iter(rec['tests'].values()))
         print(f"{self.name:10} {rec['seed']:3} {rec['arm']:30} {100*test['accuracy']:5.1f} %  {rec['seconds']:6.1f} s", flush=True)
 
@@ -201,8 +218,8 @@ def in_processes(runs, names, seeds, n, command):
 
 def as_long(recs, epochs):
     "Plain fits as long as the arms have taken, in seconds: names of arms"
-    own = [o for o in recs if not o['arm'].startswith(f'{baseline} (')]
-    df = pd.DataFrame([dict(arm=o['arm'], seconds=o['measures']['busy']) for o in own])
+    own = [(o['arm'], o['measures']['busy']) for o in recs if not o['arm'].startswith(f'{baseline} (')]
+    df = pd.DataFrame(own, columns=['arm','seconds'])
     each = df.groupby('arm').seconds.median()
     if baseline not in each: return []
     return list(dict.fromkeys(longer(n) for o in each if (n := round(epochs*o/each[baseline]))>epochs))

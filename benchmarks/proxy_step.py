@@ -3,6 +3,8 @@
 `python benchmarks/proxy_step.py` writes `benchmarks/proxy_step.csv`. Ways that are compared take turns within one process;
 figures are medians. The loader's ratio is one of processor time; the clock's stands beside it.
 A whole fit (`fit`) is measured in processor time on one core, so images per second are those of one core.
+Each recipe is fitted with its own chance `p`, which is in the table. The rows of a recipe stay when only others are measured
+(`--only fit --names keep,vitamin`).
 The images are crops of scikit-learn's two photographs, as JPEG files."""
 import contextlib, ctypes, gc, io, resource, statistics, sys, tempfile, time, warnings, zipfile
 from dataclasses import replace
@@ -15,6 +17,7 @@ import pytorch_grad_cam
 from fastai.vision.all import *
 from fastai.callback.all import ShortEpochCallback
 from proxy_attention.all import *
+from proxy_attention.core import by_name
 from proxy_attention.proxy.step import heat_of_items, masked_area
 from proxy_attention.data.loaders import ImageStats, image_of, train_items, whole_dl
 from proxy_attention.attribution.heatmap import HeatmapStore
@@ -140,19 +143,30 @@ class Looked(Callback):
         turns = self.learn.turns
         if not self.epoch: turns.looked,turns.kept = time.process_time()-turns.began,self.learn.proxy_attention.now.proxies
 
-def whole_fit(path, arch, side, rounds, names=('snapmix','saliencymix','attentive_cutmix','keep','vitamin')):
+def images_of_an_epoch(dl):
+    "How many images are trained on; what is left after the last whole batch is not"
+    return len(dl)*dl.bs if dl.drop_last else dl.n
+
+by_heat = ('snapmix','saliencymix','attentive_cutmix','keep','vitamin') # recipes for data where nothing is wrong
+
+def whole_fit(path, arch, side, rounds, names=by_heat):
     "An epoch with proxies and a fifth of the step that renews heat, against a plain epoch of the same run, on one core"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for k in names:
         turns = Turns()
-        learn = quietly(learner(path, arch, side, cbs=[turns, Looked(), recipes[k](start=1, every=None)]), 2*rounds+2)
+        learn = quietly(learner(path, arch, side, cbs=[turns, Looked(), by_name(k, recipes, 'recipe')(start=1, every=None)]), 2*rounds+2)
         plain,proxied = (statistics.median(o[-rounds:]) for o in (turns.plain,turns.proxied)) # the first epoch warms up
-        n,cost = len(learn.dls.train_ds),proxied+turns.looked/5
-        note('fit', f'{k}, heat renewed every fifth epoch', ratio=cost/plain, images_s=n/cost, items=n)
-        note('fit', f'{k}, heat for nothing', ratio=proxied/plain, images_s=n/proxied, items=n)
-        note('fit', f'{k}, the plain epochs between', ratio=1., images_s=n/plain, items=n)
+        n,cost,p = images_of_an_epoch(learn.dls.train),proxied+turns.looked/5,learn.proxy_attention.p
+        note('fit', f'{k}, heat renewed every fifth epoch', ratio=cost/plain, images_s=n/cost, items=n, p=p)
+        note('fit', f'{k}, heat for nothing', ratio=proxied/plain, images_s=n/proxied, items=n, p=p)
+        note('fit', f'{k}, the plain epochs between', ratio=1., images_s=n/plain, items=n, p=p)
     torch.set_num_threads(threads)
+
+def keep_part(part, file):
+    "Write what was measured of a part, instead of what was; of whole fits those of other recipes stay"
+    mine = [o for o in rows if o['part']==part]
+    keep_table(pd.DataFrame(mine).round(5), file, ['part','case'] if part=='fit' else ['part'])
 
 def against_the_thesis(learn, case, rounds, stats=imagenet_stats):
     "The thesis' step, from its description: GradCAM++ of pytorch-grad-cam, the hot pixels replaced, each image written as a JPEG"
@@ -262,6 +276,7 @@ def main(
     images:int=1000, # Photographs for the step
     cifar:Path=here.parent.parent/'shared'/'data', # Folder of resnet20_cifar10.th and cifar10_jpg.zip; without them their case is left out
     only:str='', # One of step, loader, fit, thesis, growth, memory; all by default
+    names:str=','.join(by_heat), # Recipes of `fit`
     out:Path=here # Where the table goes
 ):
     "Measure the proxy step and the serving of proxies"
@@ -271,7 +286,7 @@ def main(
         parts = dict(
             step=lambda: against_an_epoch(small, arch, side, max(3, rounds//2)),
             loader=lambda: loader(large, 224, 17*rounds),
-            fit=lambda: whole_fit(small, arch, side, max(2, rounds//2)),
+            fit=lambda: whole_fit(small, arch, side, max(2, rounds//2), names.split(',')),
             thesis=lambda: (
                 [against_the_thesis(learner(small, arch, side), f'{arch} {side}²', rounds)]
                 + ([against_the_thesis(trained_on_cifar(cifar, 2000), 'trained ResNet-20 32²', rounds)]
@@ -281,4 +296,4 @@ def main(
         for part,measure in parts.items():
             if only not in ('',part): continue
             measure()
-            keep_table(pd.DataFrame(rows).round(5), out/'proxy_step.csv', ['part']) # each part as soon as it is measured
+            keep_part(part, out/'proxy_step.csv') # as soon as it is measured
