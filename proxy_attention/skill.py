@@ -86,7 +86,8 @@ compares, `proxy-explain RUN IMAGES` shows new images, `proxy-report RUN` writes
 `proxy-train --resume RUN` resumes a run that was stopped. Each has `--help`; `--json` gives data instead of text where it is
 offered. Where nobody has images without the cue, `--swapped rest` (if the background is suspected) or `--swapped hot` (a small
 place; with `--suspect RUN`) adds the accuracy on validation images in which this part comes from another class; in Python it is
-the metric `SwappedAccuracy('rest')`. The wrong part prefers the wrong model: ask the user which is suspected. A run folder holds `config.toml`, `model.safetensors`, `tests.csv` and `proxy_log.csv`.
+the metric `SwappedAccuracy('rest')`. The wrong part prefers the wrong model: ask the user which is suspected.
+A run folder holds `config.toml`, `model.safetensors`, `tests.csv` and `proxy_log.csv`.
 
 ## When something fails
 
