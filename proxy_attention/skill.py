@@ -84,7 +84,10 @@ cmp.verdict()
 `proxy-train FOLDER --tests plain=DIR,flipped=DIR` trains, `proxy-compare FOLDER --arms "no proxy,random mask,shortcut" --seeds 5`
 compares, `proxy-explain RUN IMAGES` shows new images, `proxy-report RUN` writes one HTML page, `proxy-runs` lists runs, and
 `proxy-train --resume RUN` resumes a run that was stopped. Each has `--help`; `--json` gives data instead of text where it is
-offered. A run folder holds `config.toml`, `model.safetensors`, `tests.csv` and `proxy_log.csv`.
+offered. Where nobody has images without the cue, `--swapped rest` (if the background is suspected) or `--swapped hot` (a small
+place; with `--suspect RUN`) adds the accuracy on validation images in which this part comes from another class; in Python it is
+the metric `SwappedAccuracy('rest')`. The wrong part prefers the wrong model: ask the user which is suspected.
+A run folder holds `config.toml`, `model.safetensors`, `tests.csv` and `proxy_log.csv`.
 
 ## When something fails
 

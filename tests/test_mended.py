@@ -334,7 +334,7 @@ class Away(nn.Sequential):
 
 some = dict(
     probe=probe, fit_head=lambda learn: learn.fit_head(None, passes=1), fit_proxy=lambda learn: learn.fit_proxy(2, 1e-3),
-    swapped_accuracy=lambda learn: swapped_accuracy(learn, n=8), heat_on=lambda learn: heat_on(learn, learn.dls.valid_ds.items[:2]),
+    swapped_accuracy=lambda learn: swapped_accuracy(learn, 'rest', n=8), heat_on=lambda learn: heat_on(learn, learn.dls.valid_ds.items[:2]),
     scores=lambda learn: explanation_scores(learn, learn.dls.valid_ds.items[:2]),
     recipe=lambda learn: learn.fit(2, 1e-3, cbs=ProxyAttention.shortcut()))
 

@@ -173,19 +173,19 @@ def test_a_suspect_with_another_size_in_a_fit(few, quiet):
 def test_swapped_accuracy(cheat):
     learn,path = cheat
     rng,before = torch.get_rng_state(),{k:v.clone() for k,v in learn.model.state_dict().items()}
-    acc = swapped_accuracy(learn)
+    acc = swapped_accuracy(learn, 'hot')
     assert torch.equal(rng, torch.get_rng_state()) and all(torch.equal(before[k], v) for k,v in learn.model.state_dict().items())
-    assert acc==swapped_accuracy(learn) and acc<accuracy_on(learn, path/'valid')-.3
+    assert acc==swapped_accuracy(learn, 'hot') and acc<accuracy_on(learn, path/'valid')-.3
     assert swapped_accuracy(learn, 'rest')>acc+.2
     images = SwappedSet.of(learn, 'hot', n=20).images
     assert len(images)==20
     with pytest.raises(ValueError, match="did you mean 'rest'"): swapped_accuracy(learn, 'rset')
-    with pytest.raises(ValueError, match='n=1'): swapped_accuracy(learn, n=1)
+    with pytest.raises(ValueError, match='n=1'): swapped_accuracy(learn, 'hot', n=1)
 
 def test_it_is_a_metric_that_others_can_choose_by(few, quiet, tmp_path, weights, same):
     "It changes nothing of the training, a tracker knows it by its name, and it goes along with an export"
     ends = []
-    for more in ([], [SwappedAccuracy()]):
+    for more in ([], [SwappedAccuracy('hot')]):
         learn = digits_learner(few)
         learn.path,learn.metrics = tmp_path,[*learn.metrics, *more]
         quiet(learn, 'fit', 2, 1e-3)

@@ -146,7 +146,7 @@ def test_metrics_of_explanations(red):
     assert len(randomised(red, items, target='three', steps=1))==1
 
 @pytest.mark.parametrize('call,words', [
-    (lambda o: swapped_accuracy(o), 'probe each label instead'),
+    (lambda o: swapped_accuracy(o, 'rest'), 'probe each label instead'),
     (lambda o: o.fit_head(), 'train the whole model'),
     (lambda o: arms['last layer, afr'](labels_learner(o.dls.path, bs=32), 2, 1e-3), 'train the whole model'),
     (lambda o: arms['classes equally'](o, 2, 1e-3), 'leave this arm out')])

@@ -12,7 +12,7 @@ from functools import partial
 from numbers import Integral
 from warnings import warn
 from pathlib import Path
-import torch
+import pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastcore.all import L, patch
 from fastprogress import progress_bar
@@ -26,6 +26,7 @@ from ..data.images import refuse_count, refuse_inside
 from ..data.loaders import placed
 from ..attribution.layers import unwrap
 from ..attribution.tasks import find_task
+from ..interpret.choosing import find_parts, refuse_unswappable, swapped_accuracies, swapped_column, swapped_parts
 from ..proxy.recipes import head_first
 from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
 from .arms import find_arm, split_arms
@@ -113,10 +114,13 @@ def run_arm(
     freeze_epochs:int=1, # Number of epochs for the head of a learner whose body is frozen, see `head_first`
     lr_mult:float=100., # See `head_first`
     file=None, # File for the record; None: it is not saved
-    keep:bool=False # Save the weights in the same folder?
+    keep:bool=False, # Save the weights in the same folder?
+    swapped=None # Parts of the validation images to swap after training, as in `compare`
 )->dict: # Record of the run
     "Train one arm with one seed, and measure it on each test set"
     learn,what = _made(make_learner, seed),what_is(arm)
+    parts = find_parts(swapped) if swapped else []
+    if parts: refuse_unswappable(learn)
     start = digest(learner_of(learn))
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as told, learn.no_bar(), learn.no_logging():
@@ -124,7 +128,8 @@ def run_arm(
         with _counted(learn) as work: arm(learn, epochs, head_first(learn, lr, freeze_epochs, lr_mult))
         seconds = time.perf_counter()-began
         scores = _scores(learn, tests, groups)
-        more = {} if measure is None else {k:float(v) for k,v in measure(learn).items()}
+        more = swapped_accuracies(learn, parts) if parts else {}
+        if measure is not None: more |= {k:float(v) for k,v in measure(learn).items()}
     for o in told:
         if not issubclass(o.category, ProxyWarning):
             warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
@@ -145,7 +150,7 @@ def _weights(file): return file.with_suffix('.pth')
 # %% ../../nbs/experiment/09_compare.ipynb #5d1c0a77
 class _Records:
     "The runs of a comparison in a folder, with one file per run"
-    def __init__(self, folder, make_learner, arms, seeds, tests, groups, measure, fit):
+    def __init__(self, folder, make_learner, arms, seeds, tests, groups, measure, swapped, fit):
         self.folder,self.arms,self.seeds,self.tests,self.groups = Path(folder),arms,seeds,tests,groups
         if len({self.file(a, 0) for a in arms})<len(arms):
             raise ValueError(f'Two of the arms {", ".join(arms)} would be saved in the same file: give them different names.')
@@ -155,7 +160,7 @@ class _Records:
         said = self.begin(self.first)
         self.start = digest(said)
         self.hold(was, dict(fit=fit, seed=self.first, learner={k:v for k,v in said.items() if k!='weights'}, versions=versions(),
-            **{k:what_is(v) for k,v in dict(groups=groups, measure=measure).items()}))
+            swapped=swapped or None, **{k:what_is(v) for k,v in dict(groups=groups, measure=measure).items()}))
 
     def file(self, arm, seed): return self.folder/(re.sub(r'[^\w()=.-]+', '_', arm)+f'_{seed}.json')
 
@@ -245,6 +250,7 @@ def compare(
     baseline:str='no proxy', # The arm that the others are compared with
     groups=None, # `item -> name` of its group; None: the classes
     measure=None, # `learn -> dict of numbers`, saved in addition to the accuracies
+    swapped=None, # 'rest', 'hot' or 'hot,rest': accuracy on validation images with this part from another class, by each network's own heat
     folder=None, # Folder for the runs, to resume the comparison; None: runs are not saved
     n_jobs:int=1, # Number of processes
     bar:bool=True, # Show a progress bar?
@@ -267,10 +273,11 @@ def compare(
     refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
     if keep_models and folder is None: raise ValueError('keep_models=True saves weights in a folder: give one, `folder=…`.')
     tests = {'valid':_valid} if test_dls is None else dict(test_dls)
+    parts = find_parts(swapped) if swapped else []
     fit = dict(epochs=epochs, lr=lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult)
-    records = None if folder is None else _Records(folder, make_learner, arms, seeds, tests, groups, measure, fit)
+    records = None if folder is None else _Records(folder, make_learner, arms, seeds, tests, groups, measure, parts, fit)
     recs = {} if records is None else records.there()
-    runs = {(a,s):partial(run_arm, make_learner, arms[a], a, s, tests=tests, groups=groups, measure=measure, **fit)
+    runs = {(a,s):partial(run_arm, make_learner, arms[a], a, s, tests=tests, groups=groups, measure=measure, swapped=parts, **fit)
         for s in seeds for a in arms}
     for wait in (False, True): # runs of other processes are waited for at the end
         todo = [o for o in runs if o not in recs]
@@ -295,6 +302,20 @@ def kept(cls:Comparison,
     recs = [json.loads(f.read_text(encoding='utf-8')) for f in sorted(Path(folder).glob('*_*.json'))]
     recs = sorted([o for o in recs if o['arm'] in arms], key=lambda o: (list(arms).index(o['arm']), o['seed']))
     return cls.of(recs, baseline) if recs else None
+
+def _swapped_columns(cmp): return [c for c in map(swapped_column, swapped_parts) if c in cmp.df]
+
+@patch
+def swapped_table(self:Comparison,
+    diff:bool=True # Show the differences to the baseline with their intervals, too?
+)->pd.DataFrame: # One row per arm; no columns if nothing was measured
+    "In percent, as in `table`: accuracy on validation images in which a part comes from an image of another class"
+    runs = self.df.drop_duplicates(['arm','seed'])
+    def of(c):
+        as_test = runs[['arm','seed','steps']].assign(test=c, accuracy=runs[c], worst=runs[c])
+        return Comparison(as_test, self.baseline, self.level).table(diff)[[c]]
+    tables = [of(o) for o in _swapped_columns(self)]
+    return pd.concat(tables, axis=1) if tables else pd.DataFrame(index=pd.Index(self.arms, name='arm'))
 
 def _refuse_unequal(recs, seed):
     "Raise an error if the arms of a seed do not start with the same weights and split"
@@ -333,6 +354,9 @@ def compare_folder(
     else:
         asked = dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None}
         cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
+        if cfg.proxy.suspect:
+            say(f'Left out because a comparison does not use it: suspect of {config}. Each arm is measured by the heat of its own network.')
+            cfg = changed(cfg, suspect='')
     names = split_arms(asked['arms'])
     which = {o:find_arm(o) for o in names}
     epochs = check_config(cfg)
@@ -356,13 +380,14 @@ def compare_folder(
             cmp = compare(
                 partial(_starts, cfg, images), which, asked['seeds'], epochs, test_dls, cfg.fit.lr, names[0], folder=run/'records',
                 n_jobs=n_jobs, bar=say is print, freeze_epochs=cfg.fit.freeze_epochs, lr_mult=cfg.fit.discriminative,
-                keep_models=keep_models)
+                keep_models=keep_models, swapped=cfg.fit.swapped)
             _keep(cmp, run)
     except Exception: # not after Ctrl-C
         if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # there are no results
         raise
     what = dict(accuracy='Accuracy', mean_ap='Mean average precision')[cmp.metric]
-    say(f'\n{what} in %, and the cost\n{cmp.table(diff=False).to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
+    table = cmp.table(diff=False).join(cmp.swapped_table(diff=False))
+    say(f'\n{what} in %, and the cost\n{table.to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
 
 def _begin(run, cfg, said, asked):
@@ -406,10 +431,11 @@ def _more(run, named, tests, settings, say):
 # %% ../../nbs/experiment/09_compare.ipynb #57fee002
 def summary_of(
     run # Folder of a comparison
-)->dict: # `run`, and the tables `stats` and `cost` as lists of rows
+)->dict: # `run`, and the tables `stats` and `cost` as lists of rows; if it was measured, `swapped`: column -> list of rows
     "Return the results of a comparison as plain data"
     asked = json.loads((Path(run)/'asked.json').read_text(encoding='utf-8'))
     arms = split_arms(asked['arms'])
     cmp = Comparison.kept(Path(run)/'records', arms, arms[0])
     rows = lambda df: json.loads(df.to_json(orient='records'))
-    return dict(run=str(run), stats=rows(cmp.stats()), cost=rows(cmp.cost().reset_index()))
+    swapped = {k:rows(cmp.stats(k).drop_duplicates('arm').drop(columns='test')) for k in _swapped_columns(cmp)}
+    return dict(run=str(run), stats=rows(cmp.stats()), cost=rows(cmp.cost().reset_index())) | (dict(swapped=swapped) if swapped else {})

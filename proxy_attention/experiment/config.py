@@ -70,6 +70,7 @@ class FitConfig:
     wd:float=None # Weight decay (default: chosen by fastai)
     fp16:bool=None # Train in mixed precision (default: yes on a GPU, no on a CPU)
     prune:float=None # Fraction of the weights that is pruned, starting at half of the fit (default: no pruning)
+    swapped:str=None # Validate with a part from another class, too: rest (background), hot (small place) or hot,rest (default: neither)
 
 @dataclass
 class ProxyConfig:

@@ -28,6 +28,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from ..core import *
 from ..data.images import check_images, refuse_count, refuse_inside
+from ..interpret.choosing import find_parts, swapped_column, swapped_parts
 from ..proxy.recipes import recipes
 from .config import ProxyConfig, all_settings, changed, flags, from_toml, number
 from .identity import refuse_other, versions, what_is
@@ -108,7 +109,10 @@ class StopEarly(Callback):
         self.trial.report(value, done)
         if self.trial.should_prune(): raise TrialPruned(f'{self.metric} {value:.3g} after {counted(done, "epoch")}')
 
-_each_epoch = ('train_loss','valid_loss','accuracy')
+def _each_epoch(cfg):
+    "The names of the values that a training has in each epoch"
+    swapped = find_parts(cfg.fit.swapped) if cfg.fit.swapped else ()
+    return ['train_loss','valid_loss','accuracy', *map(swapped_column, swapped)]
 
 class folder_run:
     "Trials that train on a folder of images, with `train_folder`"
@@ -145,7 +149,7 @@ class folder_run:
         **params # Fields of `Config`
     )->dict: # Losses and metrics of the last epoch
         cfg = with_suspect(changed(self.cfg, **params))
-        cbs = StopEarly(trial, metric) if trial is not None and metric in _each_epoch and not cfg.data.folds else None
+        cbs = StopEarly(trial, metric) if trial is not None and metric in _each_epoch(cfg) and not cfg.data.folds else None
         there = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml')) if from_toml(o)==cfg] # the trial was interrupted
         run = (resume_run(there[-1], noop, cbs, suspect=cfg.proxy.suspect) if there
             else train_folder(out=folder, config=cfg, say=noop, cbs=cbs, check=self.check_files, suspect=cfg.proxy.suspect))
@@ -155,11 +159,13 @@ class folder_run:
     def check(self, space:dict, metric:str, pruner, folder):
         "Raise an error for settings that cannot work; `Sweep` calls this before the first trial"
         self.recipes = getattr(space.get('recipe'), 'choices', self.recipes) # they are part of the identity
-        known = [*_each_epoch, *(f'{o}.{k}' for o in self.tests for k in ('accuracy','loss'))]
+        known = [*(each := _each_epoch(self.cfg)), *(f'{o}.{k}' for o in self.tests for k in ('accuracy','loss'))]
+        if part := next((o for o in swapped_parts if swapped_column(o)==metric and metric not in known), None):
+            raise ValueError(f'The metric {metric} is measured only if it is asked for: give swapped={part!r} (--swapped {part}), too.')
         if metric not in known:
             raise ValueError(f"A training has no metric {metric!r}{nearest(metric, known)} Available: {', '.join(known)}.")
-        if pruner and (metric not in _each_epoch or self.cfg.data.folds or 'folds' in space):
-            raise ValueError(f'A pruner needs a value per epoch ({", ".join(_each_epoch)}): '
+        if pruner and (metric not in each or self.cfg.data.folds or 'folds' in space):
+            raise ValueError(f'A pruner needs a value per epoch ({", ".join(each)}): '
                 f'it works neither with folds nor with the metric of a test set (here {metric}). Leave one of them out.')
         refuse_inside(folder, self.images.roots)
         rng,ends = random.Random(0), {k:getattr(d, 'choices', None) or (d.low, d.high) for k,d in space.items()}
@@ -169,7 +175,7 @@ class folder_run:
         if metric in ('accuracy','valid_loss') and not self.tests and vars(ProxyConfig()).keys() & space.keys():
             warn(f'The metric {metric} is measured on validation images, which have the same shortcut as the training images, so it '
                 'prefers networks that use the shortcut. Add a test set without the shortcut to the configuration, '
-                'and use its accuracy as the metric.', ProxyWarning)
+                "and use its accuracy as the metric; without such images, give swapped='rest', and use rest_swapped.", ProxyWarning)
 
     def _why_not(self, params):
         try: check_config(changed(self.cfg, **params))

@@ -6,10 +6,10 @@
 __all__ = ['config_learner', 'kept_learner', 'largest_batch', 'fit_length', 'check_config', 'proxy_args', 'suspect_file',
            'refuse_unasked', 'with_suspect', 'images_of', 'tests_of', 'test_loader', 'notes_on', 'keep_checked',
            'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'run_identity', 'found_again',
-           'resume_run', 'last_of', 'at_work', 'arm_of']
+           'resume_run', 'last_of', 'at_work', 'suspect_of', 'arm_of']
 
 # %% ../../nbs/experiment/07_train.ipynb #f1303574
-import json, math, os, re, shlex, shutil, sys, warnings
+import hashlib, json, math, os, re, shlex, shutil, sys, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +35,7 @@ from ..data.digits import average_precisions
 from ..data.networks import arch_learner, augments, find_arch, load_run, network_again, network_file, write_network
 from ..attribution.methods import Suspect, default_attribution
 from ..attribution.tasks import find_task
+from ..interpret.choosing import SwappedAccuracy, find_parts, refuse_unswappable, swapped_column
 from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
 from ..proxy.recipes import IfCarried, as_suspect, head_first, recipes
@@ -161,8 +162,10 @@ def check_config(cfg:Config)->int: # Number of epochs of the fit
     asked = proxy_args(cfg)
     if make is None and asked:
         raise ValueError(f"recipe='none' trains without proxies and cannot use {', '.join(asked)}: leave them out, or choose a recipe.")
-    if make is None and p.suspect:
-        raise ValueError("recipe='none' trains without proxies and cannot use a suspect: leave it out, or choose a recipe.")
+    if f.swapped: find_parts(f.swapped)
+    if make is None and p.suspect and not f.swapped:
+        raise ValueError("recipe='none' trains without proxies and cannot use a suspect: leave it out, choose a recipe, "
+                         "or use its heat to measure, for example with swapped='rest'.")
     if p.suspect and not suspect_file(p.suspect).is_file():
         raise FileNotFoundError(f'There is no model {suspect_file(p.suspect)}: '
                                 'suspect should be the folder of a finished run, or the file of an exported learner.')
@@ -259,6 +262,9 @@ def notes_on(cfg:Config)->list: # Sentences
     if d.size<_least_size:
         res.append(f'Note: size={d.size} is small. Most architectures halve the image size five times, '
                    f'so that with fewer than {_least_size} pixels a heatmap has a single cell.')
+    if not p.suspect and 'hot' in find_parts(cfg.fit.swapped or 'rest'):
+        res.append(f'Note: swapped={cfg.fit.swapped!r} without a suspect swaps what each network attends to at that time, so hot_swapped '
+                   'does not compare networks on the same images. `proxy-train --suspect RUN` swaps where one finished network looks.')
     if p.steps and (n := Steps(p.steps).n_epoch)<epochs:
         res.append(f'Note: the steps {p.steps} cover {n} epochs, but the fit has {epochs}: '
                    f'{counted(epochs-n, "epoch")} at the end would have no proxy step. '
@@ -411,7 +417,8 @@ def begun_with(
     cfg,given = changed(before, **settings), {k for k,v in settings.items() if v is not None}
     p = cfg.proxy
     if p.recipe=='none' and 'recipe' in given:
-        needless = [*proxy_args(cfg), *(k for k in ('suspect','objects','save_images') if getattr(p, k))]
+        unused = ('objects','save_images') if cfg.fit.swapped else ('suspect','objects','save_images')
+        needless = [*proxy_args(cfg), *(k for k in unused if getattr(p, k))]
         if needless := [k for k in needless if k not in given]:
             say(f"Left out because the recipe none does not use them: {', '.join(needless)} of {config}.")
             cfg = changed(cfg, **dict.fromkeys(needless, ''))
@@ -493,7 +500,7 @@ def run_identity(
     cfg:Config,
     images:ImageSet, # The images, with their split
     **more # Further plain data, such as the arms and seeds of a comparison
-)->dict: # data, tests, config, versions, device, command, digest; and `more`
+)->dict: # data, tests, config, versions, device, suspect (if there is one), command, digest; and `more`
     "The identity of a run, as plain data; its digest covers everything except paths and the command"
     with keep_rng(): data = data_of(_loaders(cfg, images, _stats(cfg)))
     for part in ('train','valid'):
@@ -503,22 +510,32 @@ def run_identity(
     where = f'{device.type}: {torch.cuda.get_device_name(device)}' if device.type=='cuda' else device.type
     tests_of(cfg, images) # reads test sets that have not been read yet
     tests = {k:files_digest(images.tests[k].file, images.tests[k].label) for k in cfg.tests}
-    what = dict(data=data, tests=tests, config=all_settings(cfg), versions=versions(), device=where, **more)
+    what = dict(data=data, tests=tests, config=all_settings(cfg), versions=versions(), device=where, **_suspect_digest(cfg), **more)
     places = ('path','split','suspect','objects','tests')
     settings = {k:v for k,v in what['config'].items() if k not in places}
     return what | dict(command=_command(), digest=digest(what|dict(config=settings)))
 
-def _refuse_other_images(run, cfg, images):
-    "Refuse to resume a run with images other than those it started with"
+def _suspect_digest(cfg):
+    "The identity of the suspect's file, as a dictionary; empty if there is none"
+    f = cfg.proxy.suspect and suspect_file(cfg.proxy.suspect)
+    return dict(suspect=hashlib.sha256(f.read_bytes()).hexdigest()[:16]) if f and f.is_file() else {}
+
+def _refuse_others(run, cfg, images):
+    "Refuse to resume a run with images or a suspect other than those it started with"
     f = run/'identity.json'
     if not f.is_file(): return # a run of an earlier release
-    try: there = json.loads(f.read_text(encoding='utf-8'))['data']
+    try:
+        there = json.loads(f.read_text(encoding='utf-8'))
+        was = there['data']
     except (ValueError, TypeError, KeyError) as e: raise ValueError(f'{f} cannot be read: restore it, or start a new run.') from e
-    here = run_identity(cfg, images)['data']
+    here = run_identity(cfg, images)
     only_images = lambda o: {k:v for k,v in o.items() if 'images' in k}
     refuse_other(
-        f'The images of {run} have changed since it started: a file, its size or its label is different', only_images(there),
-        only_images(here), 'Restore the former images, or start a new run.')
+        f'The images of {run} have changed since it started: a file, its size or its label is different', only_images(was),
+        only_images(here['data']), 'Restore the former images, or start a new run.')
+    if 'suspect' in there and 'suspect' in here:
+        refuse_other(f'The suspect of {run}, {cfg.proxy.suspect}, has changed since it started', dict(file=there['suspect']),
+            dict(file=here['suspect']), 'Restore the former file, or start a new run.')
 
 def found_again(
     cfg:Config, # Configuration of a run
@@ -561,7 +578,7 @@ def resume_run(
     say(to_toml(cfg))
     images,_ = look_at(changed(cfg, split=''), say, run) # the run folder contains a copy of the split
     images.load(run)
-    _refuse_other_images(run, cfg, images)
+    _refuse_others(run, cfg, images)
     say(f'Run folder: {run}')
     return _train(cfg, images, run, check_config(changed(cfg, split='')), say, cbs, export)
 
@@ -652,19 +669,39 @@ def _found(file, look):
         write_whole(file, lambda f: f.write(repr(found).encode()))
     return float(file.read_text())
 
+def suspect_of(
+    cfg:Config,
+    learn:Learner # Learner to be trained
+)->Suspect: # None: the configuration names no suspect
+    "The suspect of a configuration; an error if it was trained with other classes or another normalization"
+    p = cfg.proxy
+    return as_suspect(learn, open_learner(p.suspect), attribution=p.attribution or default_attribution) if p.suspect else None
+
 def arm_of(
     cfg:Config,
     images:ImageSet, # Images to train on
     learn:Learner, # Learner to be trained
-    run # Its run folder
+    run, # Its run folder
+    suspect:Suspect=None # The suspect of the configuration, see `suspect_of`; None: it is loaded
 ): # A function `(learn, epochs, lr)`, like the arms of a comparison
     "The training function of a configuration: the arm of its recipe, with its settings"
     p = cfg.proxy
     if p.chosen=='none': return fit_plain
     own = dict(folder=run, save_images=p.save_images, **proxy_args(cfg))
     if p.objects: own['steps'] = IfCarried(objects=read_objects(p.objects, images=images.path))
-    if p.suspect: own['attribution'] = as_suspect(learn, open_learner(p.suspect), attribution=p.attribution or default_attribution)
+    if p.suspect: own['attribution'] = suspect or suspect_of(cfg, learn)
     return with_proxies(p.chosen, **own)
+
+_part_said = dict(hot='hottest part', rest='rest')
+
+@contextmanager
+def _measuring(learn, cfg, suspect):
+    "Within this context, the swapped accuracies of the configuration are among the metrics; an exported learner has no second network"
+    parts,was = find_parts(cfg.fit.swapped) if cfg.fit.swapped else [], learn.metrics
+    if parts: refuse_unswappable(learn)
+    learn.metrics = [*was, *(SwappedAccuracy(o, suspect=suspect) for o in parts)]
+    try: yield
+    finally: learn.metrics = was
 
 def _fit(cfg, images, run, epochs, say, cbs, export):
     "Train once, skipping complete epochs; returns the last row of the recorder"
@@ -689,16 +726,20 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
     learn.add_cbs([
         Checkpoint(run/'checkpoints', resume=True),
         RunBoard(run/'tensorboard', resume=True, **{k:v for k,v in all_settings(cfg).items() if v is not None})])
-    arm = arm_of(cfg, images, learn, run)
-    set_seed(d.seed)
-    rates = head_first(learn, lr, f.freeze_epochs, f.discriminative)
-    if f.prune: learn.add_cb(Prune(f.prune, start=.5))
-    with learn.added_cbs(cbs): arm(learn, epochs, rates)
+    suspect = suspect_of(cfg, learn)
+    arm = arm_of(cfg, images, learn, run, suspect)
+    with _measuring(learn, cfg, suspect):
+        set_seed(d.seed)
+        rates = head_first(learn, lr, f.freeze_epochs, f.discriminative)
+        if f.prune: learn.add_cb(Prune(f.prune, start=.5))
+        with learn.added_cbs(cbs): arm(learn, epochs, rates)
     _test(learn, cfg, images, run)
     _keep(learn, run, cfg, export)
     last = _last_row(run)
     metric,name = ('mean_ap','mean average precision') if 'mean_ap' in last else ('accuracy','accuracy')
     say(f"Validation loss {last['valid_loss']:.3f}, {name} {last[metric]:.1%} after {counted(epochs, 'epoch')}")
+    for k,said in _part_said.items():
+        if (column := swapped_column(k)) in last: say(f'Validation images with the {said} of another class: accuracy {last[column]:.1%}')
     for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, {name} {last[f'{k}.{metric}']:.1%}")
     if p.chosen!='none':
         h = learn.proxy_attention.history
