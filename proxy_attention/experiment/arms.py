@@ -16,6 +16,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.vision.augment import RandomErasing
+import proxy_attention.data.groups # its datasets can be opened by name in every command
 from ..core import *
 from ..attribution.methods import Suspect
 from ..attribution.tasks import need_one_label
