@@ -162,7 +162,8 @@ def head_callback(
     "Make the callback of a recipe, with its step before the first pass"
     if recipe is None:
         if kwargs:
-            raise TypeError(f"recipe=None serves original images, and {', '.join(kwargs)} would not be used: leave that out, or give a recipe.")
+            raise TypeError(f"recipe=None serves original images, and {', '.join(kwargs)} would not be used: "
+                            'leave that out, or give a recipe.')
         return None
     recipe = by_name(recipe, recipes, 'recipe') if isinstance(recipe, str) else recipe
     if not isinstance(recipe, Recipe):
