@@ -1,10 +1,12 @@
 "Data sets with known groups, on folders of exactly their layout: what is read, what is refused, and that only tests know the groups"
+import warnings
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.data.digits import digits_net
 from proxy_attention.data.groups import *
 from proxy_attention.data.groups import _draw_parts
+from proxy_attention.core import takes
 from proxy_attention.data.images import ImageSet
 
 def put(top, *names, mode='RGB', size=(8,8)):
@@ -441,3 +443,39 @@ def test_by_name(birds):
     assert grouped_sets['waterbirds'].open(birds).df.equals(waterbirds(birds).images.df) # as a known data set is opened
     with pytest.raises(ValueError, match="'bar' cannot be downloaded automatically: get it from https://github.com/alinlab/BAR"):
         grouped_sets['bar'].open()
+
+def made(top, name):
+    "A folder of the layout of this data set"
+    files = dict(
+        metashift=[f'{d}/{10*k+i}.jpg' for k,d in enumerate(in_out) for i in range(10)],
+        spawrious=[f'{o.env}/{o.location}/{o.label}/{i}.png' for o in spawrious_folders('o2o_hard').itertuples() for i in range(10)],
+        bar=[f"{'train' if i<5 else 'test'}/{o}_{i}.jpg" for o in ('climbing','pole vaulting') for i in range(7)],
+        urbancars=[f'{d}/{k}/{i}.jpg' for d in folders for k in kinds for i in range(2)])
+    if name=='celeba': return face_lists(put(top))
+    if name=='imagenet9': return in9(top, 'in9l/train', 'in9l/val', 'bg_challenge/mixed_rand/val')
+    if name!='waterbirds': return put(top, *files[name])
+    put(top, *(o[1] for o in bird_rows()))
+    bird_csv(top, bird_rows())
+    return top
+
+@pytest.mark.parametrize('name', grouped)
+def test_the_command_line_opens_them_by_name(tmp_path, name):
+    "The published split and the labels, without the test part; in a configuration as in `open_images`"
+    from proxy_attention.experiment.config import Config, changed
+    from proxy_attention.experiment.train import images_of
+    top,few = made(tmp_path, name),dict(total=10) if name=='spawrious' else {}
+    own = grouped[name](top, **few).images
+    got = open_images(f'{name}:{top}', **few)
+    assert got.df.equals(own.df) and set(got.df.part)=={'train','valid'}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ProxyWarning) # there are fewer dogs than the task needs
+        read = images_of(changed(Config(), path=f'{name}:{top}', pretrained=False))
+        assert read.df.file.tolist()==grouped[name](top).images.df.file.tolist()
+    assert set(grouped_sets[name].own)==takes(grouped[name])-{'path','**'}, 'these arguments can be given to open_images, too'
+    with pytest.raises(TypeError, match='has no argument `fn_col`'): open_images(f'{name}:{top}', fn_col='a')
+
+def test_their_own_arguments_and_misspelt_names(tmp_path):
+    assert set(open_images(f"celeba:{made(tmp_path, 'celeba')}", label='Male', attributes='Young').df.label)=={'Male','not Male'}
+    with pytest.raises(TypeError, match='has no argument `lable`, did you mean \'label\''): open_images(f'celeba:{tmp_path}', lable='Male')
+    with pytest.raises(FileNotFoundError, match="is called 'waterbird', did you mean 'waterbirds'"): open_images('waterbird')
+    with pytest.raises(ValueError, match="give its folder as 'waterbirds:folder'"): open_images('waterbirds')

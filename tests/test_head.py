@@ -28,7 +28,7 @@ def test_only_the_last_layer_changes_and_the_learner_is_as_before(learn):
     body,head,cbs = body_of(learn.model),learn.model[-1].weight.detach().clone(),[type(o) for o in learn.cbs]
     learn.model.train(); learn.model[0][1].eval()
     modes = [o.training for o in learn.model.modules()]
-    found = learn.fit_head('shortcut', passes=2)
+    found = learn.fit_head('shortcut', passes=2, fill='swap')
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in body.items())
     assert not torch.equal(head, learn.model[-1].weight) and [o.training for o in learn.model.modules()]==modes
     assert [type(o) for o in learn.cbs if not isinstance(o, ProxyAttention)]==cbs
@@ -58,8 +58,15 @@ def test_where_nothing_is_swapped_the_layer_stays(bed, tmp_path):
     assert all(torch.equal(v, honest.model.state_dict()[k]) for k,v in before.items())
 
 def test_images_as_they_are_need_no_suspect(learn):
-    learn.fit_head('shortcut', passes=1)
+    learn.fit_head('shortcut', passes=1, fill='swap')
     assert len(learn.fit_head(None, passes=1).targs) and not hasattr(learn, 'proxy_attention')
+
+def test_the_recipe_that_over_corrects_says_so(learn):
+    "Only with its own fill; `fit_head` warns before it serves an image, and errors come first"
+    for recipe in ('shortcut',recipes['shortcut']):
+        with pytest.warns(ProxyWarning, match="the last layer over-corrects.*86 %.*34 %.*fill='swap'"): learn.fit_head(recipe, passes=1)
+    learn.fit_head('background', passes=1)
+    with pytest.raises(TypeError, match='area would not be used'): learn.fit_head(None, area=.2)
 
 class Stop(Callback):
     order = 50
@@ -69,7 +76,7 @@ class Stop(Callback):
 def test_stopped_halfway_nothing_is_changed(learn):
     before = deepcopy(learn.model.state_dict())
     learn.add_cb(Stop())
-    with pytest.raises(KeyboardInterrupt): learn.fit_head('shortcut', passes=3)
+    with pytest.raises(KeyboardInterrupt): learn.fit_head('shortcut', passes=3, fill='swap')
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in before.items())
     assert not any(o._forward_hooks for o in learn.model.modules()) and torch.is_grad_enabled()
 
@@ -149,5 +156,5 @@ def test_refusals(learn):
         learn.fit_head('shortcut', suspect=Suspect(learn), attribution='GradCAM')
 
 def test_another_attribution_is_that_of_the_model_itself(learn):
-    learn.fit_head('shortcut', passes=1, attribution='GradCAM')
+    learn.fit_head('shortcut', passes=1, attribution='GradCAM', fill='swap')
     assert 'GradCAM' in learn.proxy_attention.fit_state.record.steps[-1]['method']

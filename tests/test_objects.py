@@ -171,6 +171,29 @@ def test_known_gives_positions_and_masks_only_what_is_known(img, tmp_path):
     with pytest.raises(ValueError) as e: objects.masks([img,other,other], (3,4))
     says(e, 'in 2 of 3 files', other, '`known(files)`')
 
+def test_each_file_is_read_once(tmp_path, monkeypatch):
+    "By whatever asks, and the masks stay what they were; what has been read is not a part of the identity"
+    import proxy_attention.data.objects as module
+    from proxy_attention.experiment.identity import what_is
+    opened,rng,files = [],np.random.default_rng(0),[]
+    for i in range(3):
+        files.append(put(tmp_path/'images'/f'{i}.png', (13,11)))
+        saved(tmp_path, Image.fromarray(rng.random((11,13))>.6), f'{i}.png')
+    boxes = {str(files[0]):(1,2,9,7), str(files[1]):[(.1,.2,.5,.9),(.3,.1,.8,.4)]}
+    real = module._opened
+    monkeypatch.setattr(module, '_opened', lambda f,use: (opened.append(str(f)), real(f, use))[1])
+    for objects,once in ((tmp_path/'masks', 6), (boxes, 1)): # a mask and its image; boxes in pixels need the size, fractions do not
+        known,own = read_objects(objects),files[:len(boxes)]
+        said = what_is(known)
+        for _ in range(2):
+            assert all(map(known.has, own)) and known.known(files)==list(range(3 if once==6 else 2))
+            first,fine = known.masks(own, (5,6)),known.masks(own, (22,26))
+        assert len(opened)==len(set(opened))==once and what_is(known)==said
+        fresh = read_objects(objects)
+        assert torch.equal(first, torch.from_numpy(np.stack([module._cells(p.grid(f), (5,6)) for f,p in zip(*fresh._places(own))])))
+        assert torch.equal(fine, fresh.masks(own, (22,26)))
+        opened.clear()
+
 def test_an_empty_or_full_object_is_unknown_with_one_warning(tmp_path):
     files = [put(tmp_path/f'{i}.png') for i in range(6)]
     whole = np.ones((20,40), bool)

@@ -4,7 +4,7 @@ from functools import partial
 import pytest, torch
 from fastai.callback.core import Callback
 from proxy_attention.core import ProxyWarning
-from proxy_attention.data.digits import digits
+from proxy_attention.data.digits import digits, digits_learner
 from proxy_attention.experiment.arms import *
 from proxy_attention.experiment.checkpoint import read_checkpoint
 from proxy_attention.experiment.compare import compare, compare_folder, run_arm
@@ -111,6 +111,8 @@ def test_weight_decay_is_that_of_the_configuration(path, tmp_path):
     ('no proxy,late', ['no proxy','late']), ('', []),
     ('no proxy, last layer, afr,last layer,dac', ['no proxy','last layer, afr','last layer, dac']),
     ('shortcut(area=0.2,fill=zero), late', ['shortcut(area=0.2,fill=zero)','late']),
+    ('late,last layer, proxies(recipe=background,passes=2),last layer,afr(gamma=(4,8))',
+     ['late','last layer, proxies(recipe=background,passes=2)','last layer, afr(gamma=(4,8))']),
     ('default(steps=(1,"p",2),p=.5),late', ['default(steps=(1,"p",2),p=.5)','late']), ('a(b=1,c=(1,2)),d', ['a(b=1,c=(1,2))','d'])])
 def test_arms_are_parted_by_commas_outside_of_brackets(said, there): assert split_arms(said)==there
 
@@ -121,6 +123,29 @@ def test_an_arm_with_settings():
                       ('shortcuts(area=.2)', "did you mean 'shortcut'"),
                       ('late(are=.2)', "did you mean 'area'"), ('nothing', 'arm')):
         with pytest.raises((ValueError,TypeError), match=says): find_arm(text)
+
+def test_the_last_layer_with_settings(path):
+    "From the command line it is the plain fit and then `fit_head`, bit for bit"
+    def fitted(fit):
+        train_module.set_seed(3)
+        learn = digits_learner(path, bs=16)
+        train_module.set_seed(3)
+        with learn.no_bar(), learn.no_logging(): fit(learn)
+        return learn.model.state_dict()
+    def by_hand(learn, recipe='background'):
+        fit_plain(learn, 2, 3e-3)
+        learn.fit_head(recipe, passes=2, penalty=.02)
+    got = fitted(lambda learn: find_arm('last layer, proxies(recipe=background,passes=2,penalty=.02)')(learn, 2, 3e-3))
+    assert same(got, fitted(by_hand)) and not same(got, fitted(partial(by_hand, recipe=None)))
+
+@pytest.mark.parametrize('text,says', [
+    ('proxies(recipes=background)', "has no setting `recipes`, did you mean 'recipe'"), ('proxies(aera=.2)', "did you mean 'area'"),
+    ('proxies(recipe=backgroud)', "did you mean 'background'"), ('proxies(recipe=background,width=.1)', 'takes no `width`'),
+    ('proxies(suspect=a)', 'leave `suspect` out'), ('proxies(recipe=none,area=.1)', 'area would not be used'),
+    ('proxies(recipe=background,objects="none.csv")', 'does not probe'), ('afr(gama=8)', "did you mean 'gamma'"),
+    ('afrs(gamma=8)', "did you mean 'last layer, afr'"), ('afr(8)', 'is not an arm')])
+def test_settings_of_the_last_layer_are_refused_before_anything_is_trained(text, says):
+    with pytest.raises((TypeError,ValueError), match=says): find_arm(f'last layer, {text}')
 
 # A comparison of a folder
 

@@ -77,6 +77,59 @@ def test_an_honest_network_is_not_accused(honest):
     assert not p.likely and p.grade=='unlikely' and p.flips.carried[.1]<.6 and p.energy.hottest['edge']<.2
     assert 'unlikely to help' in p.verdict()
 
+def read_by_hand(epoch=None, known=None, centre=False, **carried):
+    "A probe of 100 images with these fractions of the predictions for each kind of evidence, hottest at the edge or in the centre"
+    heat = torch.zeros(100, 8, 8)
+    heat[:,3,3] = 1. if centre else 0.
+    heat[:,0,0] = 0. if centre else 1.
+    place,preds = carried.get('place', 0.),torch.arange(100)%2
+    by_area = (.5*place,.9*place,place)
+    flips = pd.DataFrame([dict(changes=v, follows=v, random_follows=0., carried=v) for v in by_area], index=[.02,.05,.1])
+    rows = [dict(follows=v, same_changes=0., masked=0., carried=v) for v in (carried.get(k, 0.) for k in ('rest','edge','look'))]
+    at = pd.MultiIndex.from_tuples([('rest',.3),('edge',.81),('look',1.)], names=['kind','keep'])
+    return Probe(heat, preds, flips, ['a','b'], targs=preds, swaps=pd.DataFrame(rows, index=at), epoch=epoch, known=known)
+
+said_of = dict(place='a small place', edge='the border of the image', rest='the background', look='the look of the whole image')
+
+@pytest.mark.parametrize('kind', said_of)
+def test_the_verdict_answers_in_the_order_of_importance(kind):
+    p = read_by_hand(epoch=4, **{kind:.9})
+    said = p.verdict()
+    assert p.leans==[kind] and said.startswith(f'The model relies on {said_of[kind]}')
+    at = [said.index(o) for o in ('95% interval 83% to 94%','If it is a shortcut, `ProxyAttention','is swapped with that of an image')]
+    assert at==sorted(at) and '90% of the predictions follow a swap of' in said[:at[0]]
+    assert p._repr_html_().startswith('<p><b>The model relies on') and 'after the first' not in said
+    assert ('models without a shortcut use them too' in said)==(kind in ('rest','look'))
+
+def test_the_verdict_names_the_callback_of_each_treatment():
+    "What is written in the verdict swaps what `fit_proxy` would swap: the same rule, area, fill and donor"
+    from proxy_attention.proxy.recipes import recipes, treatments
+    for kind,treat in treatments.items():
+        p = read_by_hand(**{kind:.9})
+        call, = [o for o in p.verdict().split('`') if o.startswith('ProxyAttention')]
+        named,masker = eval(call),recipes['rehearsed']().settings.masker
+        used = named.args|named.settings.masker.kwargs
+        for k,v in (dict(fill='swap_both')|treat(p, masker)).items(): assert used[k]==v, (kind,k)
+        assert named.args['select']=='all' and named.args['p']==1. and (kind!='place' or p.area_to_swap==.05)
+
+def test_the_verdict_that_finds_nothing_says_how_it_may_be_wrong():
+    said = read_by_hand(epoch=4, centre=True).verdict()
+    assert said.startswith('The model is not found to rely on a small place, the border, the background or the look of the whole image.')
+    assert 'That is no proof' in said and said.index('masking is unlikely to help')<said.index('is swapped with that')
+    assert '`fit_proxy` also probes the weights after the first epoch if it finds nothing' in said
+    young = read_by_hand(epoch=1).verdict()
+    assert 'also probes the weights' not in young and 'probe again after the fit' in young
+
+@pytest.mark.parametrize('hottest,says', [(.2,'masking is likely to help'), (.9,'masking would hide the object')])
+def test_known_objects_say_what_the_place_is(hottest, says):
+    "All known objects are of one class here, so only the heat is measured"
+    from proxy_attention.interpret.probe import KnownObjects
+    table = pd.DataFrame(np.nan, index=['object','around'], columns=['follows','evidence','error'])
+    known = KnownObjects(10, table, .5, hottest, .2)
+    said = read_by_hand(known=known, centre=True, place=.9).verdict()
+    assert f'on the object in {hottest:.0%}' in said and says in said and 'No probe can find out' not in said
+    assert 'No probe can find out' in read_by_hand(centre=True, place=.9).verdict()
+
 def test_a_swap_brings_the_donors_pixels():
     colours = [0,1,2,0,1,2,0,1]
     learn = by_hand(colours)

@@ -313,6 +313,24 @@ def test_a_run_without_a_step_says_why(tmp_path):
     pd.DataFrame([step]).to_csv(d/'proxy_steps.csv', index=False)
     assert said not in words(report_runs(d, quiet=True)), 'what its steps were is told by their table'
 
+@pytest.mark.parametrize('suspect,named', [('runs/first/model.safetensors','runs/first'), ('other.pkl','other.pkl'),
+                                          (None,'rehearsed by the run itself')])
+def test_a_step_before_the_first_epoch_and_its_suspect(tmp_path, suspect, named):
+    d = written(tmp_path/'a', 0, [.1,.2], recipe='rehearsed', suspect=suspect)
+    step = dict(fit=0, epoch=-1, chosen=4, made=0, degenerate=3, mean_loss=1., area=.1, seconds=1.)
+    pd.DataFrame([step]).to_csv(d/'proxy_steps.csv', index=False)
+    t,said = tree(report_runs(d, quiet=True)),words(d/'report.html')
+    assert cells(t, 'Proxy steps of')[1][0]=='before the first epoch, where the suspect looked' and not re.search('epoch [-−]', said)
+    assert 'Before the first epoch, where the suspect looked: 3 of 4 heatmaps are uninformative' in said
+    assert 'Before the first epoch, where the suspect looked: no proxy image was made.' in said
+    assert dict(r for r in cells(t, 'Settings and images')[1:])['suspect']==named and f'where a suspect looks: {named}.' in said
+    assert 'proxy step' not in [t.text(o) for o in t('li')], 'no line in the curves, so no key'
+
+def test_a_run_without_a_suspect_names_none(tmp_path):
+    d = written(tmp_path/'a', 0, [.1], recipe='shortcut')
+    t = tree(report_runs(d, quiet=True))
+    assert dict(cells(t, 'Settings and images')[1:])['suspect']=='none' and 'suspect looks' not in words(d/'report.html')
+
 def shot(i, part, loss=0., n=1): return Shot(Path(f'{i}.png'), 'x', part, {k:torch.rand(2,2) for k in range(n)}, loss=loss)
 
 @pytest.mark.parametrize('masked,seen,first', [(0,40,(0,24)), (40,0,(24,0)), (40,40,(12,12)), (5,40,(5,19)), (40,5,(19,5)), (9,9,(9,9))])

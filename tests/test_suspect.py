@@ -2,7 +2,7 @@
 import pytest, warm
 from fastai.vision.all import *
 from proxy_attention.all import *
-from proxy_attention.data.digits import bed_learner
+from proxy_attention.data.digits import bed_learner, digit_images, digits_learner
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.attribution.methods import Suspect
 from proxy_attention.proxy.recipes import IfCarried, one_probe_epoch
@@ -223,6 +223,34 @@ def test_objects_of_no_training_image_are_refused_before_the_suspect_is_trained(
         with learn.no_bar(), pytest.raises(ValueError, match=f'{words}.*name at least two training images'):
             learn.fit_proxy(2, 1e-2, objects=known)
     assert not getattr(learn.count, 'n', 0), 'no batch was trained'
+
+@pytest.fixture(scope='module')
+def by_background(tmp_path_factory):
+    "A learner of digits on a dark red or a dark blue background, which is the class: the digit says nothing"
+    path = tmp_path_factory.mktemp('backgrounds')
+    for i,img in enumerate(digit_images()[0][:160]):
+        f = path/('valid' if i%4>1 else 'train')/str(i%2)/f'{i}.png'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        x = np.asarray(img)[...,None].repeat(3, -1).astype(int)
+        Image.fromarray((x+(x<100)*np.array([(60,20,20),(20,20,60)][i%2])).clip(0, 255).astype(np.uint8)).save(f)
+    learn = digits_learner(path, bs=16)
+    with learn.no_bar(), learn.no_logging(): learn.fit(4, 5e-3)
+    return learn
+
+def test_boxes_lead_to_the_rest_being_swapped(by_background, quiet, monkeypatch):
+    "Without boxes only a look is found, which is not treated; the size of each image is read once, whoever asks for its box"
+    import proxy_attention.data.objects as module
+    def fitted(**kwargs):
+        learn = digits_learner(by_background.dls.path, bs=16)
+        return quiet(learn, 'fit_proxy', 3, 5e-3, suspect=by_background, **kwargs).proxy_attention
+    with pytest.warns(ProxyWarning, match='nothing is masked'): assert fitted().schedule.answer is False
+    opened,real = [],module._opened
+    monkeypatch.setattr(module, '_opened', lambda f,use: (opened.append(str(f)), real(f, use))[1])
+    boxes = {str(f):(2,2,26,26) for f in by_background.dls.train_ds.items[::2]}
+    pa = fitted(objects=boxes)
+    assert pa.schedule.answer==dict(rule='rest', keep=.3, fill='swap_shared', donor='balanced', balance=True)
+    assert pa.history.epoch.tolist()==[-1] and pa.history.made.tolist()==[80] and .65<pa.history.area.item()<.75
+    assert sorted(opened)==sorted(boxes)
 
 def test_the_answer_is_kept_with_a_checkpoint():
     s = IfCarried()

@@ -16,7 +16,7 @@ from fastcore.all import L
 from fastai.data.transforms import get_files
 from ..core import *
 from .images import ImageSet, refuse_count, _column, _read_csv
-from .datasets import KnownData, _dirs, _images
+from .datasets import KnownData, more_sets, _dirs, _images
 
 # %% ../../nbs/data/08_groups.ipynb #1de0bd5c
 _parts = dict(train='train on', valid='validate on', test='test on')
@@ -85,7 +85,11 @@ class Grouped:
 # %% ../../nbs/data/08_groups.ipynb #efaefeb0
 def _images_of(name, root, **kwargs): return grouped[name](root, **kwargs).images
 
-grouped_sets = {o.name:o for o in [KnownData(name, *o[:4], partial(_images_of, name), *o[4:]) for name,*o in [
+_own = dict( # arguments of the functions below
+    celeba=('label','attributes'), metashift=('parts',), imagenet9=('train','variations'),
+    spawrious=('task','total'), urbancars=('train','test'))
+
+grouped_sets = {o.name:o for o in [KnownData(name, *o[:4], partial(_images_of, name), *o[4:], own=_own.get(name, ())) for name,*o in [
     ('waterbirds', 'https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz',
         'metadata.csv with 001.Black_footed_Albatross/*.jpg', 'y: landbird or waterbird; group: with place, land or water',
         ('metadata.csv','[0-9][0-9][0-9].*'), 'shares some images with ImageNet'),
@@ -111,6 +115,8 @@ grouped_sets = {o.name:o for o in [KnownData(name, *o[:4], partial(_images_of, n
         'obj: urban or country; group: with bg and co_occur_obj',
         ('bg-*_co_occur_obj-*/*/obj-*_bg-*_co_occur_obj-*',)),
 ]]}
+
+more_sets.update(grouped_sets)
 
 def grouped_table()->pd.DataFrame:
     "Return a table of all of them: where they come from, their layout, and how labels and groups are read"

@@ -6,7 +6,7 @@
 __all__ = ['Objects', 'read_objects', 'show_objects', 'draw_boxes']
 
 # %% ../../nbs/data/07_objects.ipynb #4629519a
-import io, json, math, os, posixpath
+import io, json, math, os, posixpath, zlib
 from base64 import b64encode
 from itertools import takewhile
 from numbers import Real
@@ -133,6 +133,18 @@ def _cells(grid, size):
     if res.all() and res.size>1: res.flat[cover.argmin()] = False
     return res
 
+def _packed(grid):
+    "Return a grid in little memory: its mask compressed, and equally spaced edges left out"
+    inside,ys,xs = grid
+    edges = [None if np.array_equal(o, np.linspace(0, 1, len(o))) else o for o in (ys,xs)]
+    return zlib.compress(np.packbits(inside).tobytes(), 1), inside.shape, edges
+
+def _unpacked(packed):
+    "Return the grid again"
+    bits,(h,w),edges = packed
+    inside = np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=h*w).reshape(h, w).astype(bool)
+    return inside, *(np.linspace(0, 1, n+1) if o is None else o for o,n in zip(edges, (h,w)))
+
 def _tells(grid): return grid[0].any() and not grid[0].all() # an empty or a full mask is uninformative
 
 # %% ../../nbs/data/07_objects.ipynb #4ac8c29f
@@ -157,7 +169,7 @@ class Objects:
         places:dict, # Name of an image file -> its boxes, polygons or mask; None: no object is known
         root=None # Folder that the names are relative to; None: names are matched by their ends only
     ):
-        self.places,self.exact,self.named = places,{},{}
+        self.places,self.exact,self.named,self.read = places,{},{},{}
         for key in places:
             f = _posix(key)
             if root is not None and os.path.isfile(there := os.path.join(root, f)):
@@ -175,6 +187,15 @@ class Objects:
         masks = sum(isinstance(o, _Bitmap) for o in self.places.values())
         how = {'boxes or polygons':len(self)-masks, 'a mask':masks}
         return f"Objects in {counted(len(self), 'image')}: {', '.join(f'{n} with {k}' for k,n in how.items() if n)}"
+
+    def identity(self):
+        "What the objects are, without what has been read of them so far, for comparing runs"
+        return dict(a=type(self), places=self.places, exact=self.exact, named=self.named)
+
+    def _grid(self, place, file):
+        "Return the grid of a file's object; its files are read only once"
+        if (real := _real(file)) not in self.read: self.read[real] = _packed(place.grid(file))
+        return _unpacked(self.read[real])
 
     def _key(self, file):
         "Return the name that means `file`, or None"
@@ -205,14 +226,14 @@ class Objects:
     )->bool:
         "Is an object known in this file?"
         (file,),(place,) = self._places([file])
-        return place is not None and bool(_tells(place.grid(file)))
+        return place is not None and bool(_tells(self._grid(place, file)))
 
     def known(self,
         files # Image files
     )->list: # Positions in `files`
         "Return the positions of the files in which an object is known; warns about empty and full masks"
         files,places = self._places(files)
-        told = {i:_tells(p.grid(f)) for i,(f,p) in enumerate(zip(files, places)) if p is not None}
+        told = {i:_tells(self._grid(p, f)) for i,(f,p) in enumerate(zip(files, places)) if p is not None}
         if mute := [files[i] for i,o in told.items() if not o]:
             warn(f'{len(mute)} of {len(files)} images have an object that is empty or fills the image, '
                  f'so they count as images without a known object; the first is {mute[0]}.', ProxyWarning)
@@ -226,7 +247,7 @@ class Objects:
         if not isinstance(size, (tuple,list)) or len(size)!=2: raise TypeError(f'size={size!r} should be (height, width).')
         for k,v in zip(('height','width'), size): refuse_count(1, 'a mask needs at least one cell', **{k:v})
         files,places = self._places(files)
-        cells = [_cells(g, size) if p is not None and _tells(g := p.grid(f)) else None for f,p in zip(files, places)]
+        cells = [_cells(g, size) if p is not None and _tells(g := self._grid(p, f)) else None for f,p in zip(files, places)]
         if gone := [f for f,o in zip(files, cells) if o is None]:
             raise ValueError(f'No object is known in {len(gone)} of {len(files)} files, the first is {gone[0]}: '
                              '`known(files)` returns those with a known object.')

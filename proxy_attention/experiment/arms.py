@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['controls', 'arms', 'fit_plain', 'more_steps', 'random_erasing', 'cutout', 'mixing_batches', 'upweighted_errors',
-           'classes_equally', 'with_proxies', 'then_repaired', 'Arms', 'split_arms', 'find_arm']
+           'classes_equally', 'with_proxies', 'then_repaired', 'Arms', 'split_arms', 'find_arm', 'repaired_with']
 
 # %% ../../nbs/experiment/06_arms.ipynb #797ad072
 import ast
@@ -16,12 +16,17 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.vision.augment import RandomErasing
+import proxy_attention.data.groups # its datasets can be opened by name in every command
 from ..core import *
+from ..attribution.methods import Suspect
 from ..attribution.tasks import need_one_label
+from ..masking.rules import rules
+from ..masking.fills import fills
 from ..proxy.selection import is_wrong
 from ..proxy.losses import interpret_train
 from ..proxy.callback import ProxyAttention
 from ..proxy.recipes import Recipe, one_cycle, one_probe_epoch, recipes
+from ..proxy.head import head_callback
 from ..proxy.peers import peers
 
 # %% ../../nbs/experiment/06_arms.ipynb #e023f582
@@ -107,7 +112,8 @@ def then_repaired(
     def arm(learn, epochs, lr):
         fit_plain(learn, epochs, lr)
         repair(learn, **kwargs)
-    arm.__doc__ = f'The plain fit, then {called(repair)}'
+    said = ', '.join(f'{k}={v!r}' for k,v in kwargs.items())
+    arm.__doc__ = f'The plain fit, then {called(repair)}'+(f'({said})' if said else '')
     return arm
 
 # %% ../../nbs/experiment/06_arms.ipynb #cd05b87c
@@ -133,24 +139,52 @@ def split_arms(
     "Split a text into names of arms, at commas that are not in brackets or in names"
     cuts = [i for i,c in enumerate(text) if c==',' and text.count('(', 0, i)==text.count(')', 0, i)]
     parts = [text[a+1:b].strip() for a,b in zip([-1,*cuts], [*cuts,len(text)])]
-    def joined(i): return i+1<len(parts) and f'{parts[i]}, {parts[i+1]}' in arms # such as "last layer, afr"
+    def joined(i): # such as "last layer, afr(gamma=8)"
+        return i+1<len(parts) and f"{parts[i]}, {parts[i+1].partition('(')[0].strip()}" in arms
     said = [f'{o}, {parts[i+1]}' if joined(i) else o for i,o in enumerate(parts) if not i or not joined(i-1)]
     return [o for o in said if o]
 
 def find_arm(
-    text:str # Name of an arm, or of a recipe with settings in brackets, such as "shortcut(area=0.2,fill=zero)"
+    text:str # Name of an arm; a recipe or a repair of the last layer may have settings, such as "shortcut(area=0.2,fill=zero)"
 ): # An arm
     "Return the arm of this name"
     if '(' not in text: return by_name(text, arms, 'arm')
+    name = text.partition('(')[0]
     try:
-        call = ast.parse(text, mode='eval').body
-        name,settings = call.func.id,{o.arg:_value(o.value) for o in call.keywords}
-        if call.args or None in settings: raise ValueError('a setting has no name')
+        call = ast.parse('arm'+text[len(name):], mode='eval').body
+        settings = {o.arg:_value(o.value) for o in call.keywords}
+        if call.func.id!='arm' or call.args or None in settings: raise ValueError('a setting has no name')
     except (SyntaxError, ValueError, AttributeError) as e:
         raise ValueError(f'{text!r} is not an arm: write the settings of a recipe in brackets, as in shortcut(area=0.2,fill=zero).') from e
-    return with_proxies(name, **settings)
+    name = name.strip()
+    return repaired_with(name, **settings) if name.startswith('last layer') else with_proxies(name, **settings)
 
 def _value(node):
     "Return the value of a literal; a word without quotes is a text"
     if not isinstance(node, ast.Name): return ast.literal_eval(node)
     return dict(true=True, false=False, none=None).get(node.id.lower(), node.id)
+
+# %% ../../nbs/experiment/06_arms.ipynb #cd05b881
+def _known(repair):
+    "Return the names of the settings that can be written for a repair: its own, and for `fit_head` also those of the callback"
+    own = takes(repair)-{'self','learn','suspect'}
+    return own if '**' not in own else own.union(takes(ProxyAttention), *map(takes, (*rules.values(), *fills.values())))-{'**'}
+
+def _try_callback(penalty=None, attribution=None, **settings):
+    "Make the callback of `fit_head` with a placeholder for the suspect: raises errors here instead of during a comparison"
+    suspect = {} if settings.get('recipe', 'rehearsed') is None else dict(attribution=Suspect(torch.nn.Identity()))
+    head_callback(**suspect, **settings)
+
+def repaired_with(
+    name:str, # Name of a repair of the last layer, such as 'last layer, proxies'
+    **settings # Its arguments; for 'last layer, proxies' those of `fit_head`, except for `suspect`, which is the trained network
+): # An arm
+    "Make the arm of a repair of the last layer with other settings; raises `TypeError` for an unknown one"
+    repairs = {'last layer, proxies':Learner.fit_head, **{f'last layer, {k}':f for k,f in peers.items()}}
+    repair = by_name(name, repairs, 'repair')
+    for k in settings:
+        if k=='suspect': raise TypeError(f'{name!r} uses the heat of the network that it has just trained: leave `suspect` out.')
+        if k not in (known := _known(repair)): raise TypeError(f'{name!r} has no setting `{k}`{nearest(k, known)}')
+    if repair is Learner.fit_head: _try_callback(**settings)
+    return then_repaired(repair, **settings)
+

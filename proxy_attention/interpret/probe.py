@@ -260,6 +260,11 @@ class Probe:
         "The smallest area whose swap changes at least 90% of the predictions, or None"
         return next((a for a in self.flips.index if self.flips.changes[a]>=.9), None)
     @property
+    def area_to_swap(self)->float:
+        "The smallest area with at least 85% of the effect of the best one, up to 40% of the image; `fit_proxy` swaps it"
+        by_area = self.flips.carried[:.4]
+        return float(by_area[by_area>=.85*by_area.max()].index[0]) if by_area.max()>0 else self.small
+    @property
     def edge_by_class(self):
         "Fraction of the images of each predicted class with the hottest place at the edge; only classes with at least 20 such images"
         at = pd.Series(points_at(self.heat, zones()['edge'].expand(len(self.heat), -1, -1)).float().numpy())[~self.bad.numpy()]
@@ -336,36 +341,29 @@ class Probe:
 
 
 # %% ../../nbs/interpret/03_probe.ipynb #6c6b0123
-_ends = { # do predictions depend on a small place? is it at the edge?
-    ('likely',None):
-        'So the prediction depends on a small place. No probe can find out whether that is your object or a shortcut: see `show_where`.',
-    ('unclear',None):
-        'So the prediction does not depend on a small place alone.',
-    ('likely','likely'):
-        'So the prediction depends on a small place at the edge. If your object is not there, masking is likely to help.',
-    ('likely','unclear'):
-        'So the prediction depends on a small place, and it is where objects usually are. '
-        'No probe can find out whether that is your object or a shortcut: look at `show_where`.',
-    ('unclear','likely'):
-        'So most predictions do not depend on a small place alone, but the model looks at the edge. '
-        'No probe can find out whether your object is there: look at `show_where`.',
-    ('unclear','unclear'):
-        'So the prediction does not depend on a small place alone, and the model looks where objects usually are: '
-        'masking is unlikely to help, and if there is no shortcut it costs some accuracy. '
-        '(The probe can miss a large shortcut in the middle.)'}
+_found = dict(place='a small place', edge='the border of the image', rest='the background',
+              look='the look of the whole image, its colours and sharpness')
+_callbacks = dict( # kind of evidence → the callback that swaps it, with the settings that `fit_proxy` would choose
+    place=lambda self: f'ProxyAttention.shortcut(area={self.area_to_swap:g})',
+    edge=lambda self: ('ProxyAttention(rule="border", width=0.1, fill="swap", donor="balanced", '
+                       'select="all", start=0.1, every=None, p=1.)'),
+    rest=lambda self: 'ProxyAttention.background()',
+    look=lambda self: 'ProxyAttention.look()')
 
-_advice = dict(
-    place=lambda self: f'a small place; `ProxyAttention.shortcut(area={self.small:g})` swaps it',
-    edge=lambda self: 'the border of the image; `ProxyAttention(rule="border", fill="swap", select="all", p=1.)` swaps that',
-    rest=lambda self: 'what is around the hottest part; `ProxyAttention.background()` swaps that',
-    look=lambda self: 'the look of the whole image, its colours and sharpness; `ProxyAttention.look()` swaps that')
+def _advised(self, kind): return f"{_found[kind]}; `{_callbacks[kind](self)}` swaps {'it' if kind=='place' else 'that'}"
+_advice = {k:partial(_advised, kind=k) for k in _found}
 
-def _sure(self, kind):
+def _what(self, kind):
+    "Return what was swapped to find this kind of evidence, as text"
+    if kind=='place': return f'the hottest {self.small:.0%}'
+    return f'everything except the hottest {self.told.keep["rest"]:.0%}' if kind=='rest' else 'it'
+
+def _follow(self, kind):
     "Return how many predictions follow, with Wilson's 95% interval"
     if kind=='rest' and self.on_object: return f' ({_share_around(self)})'
     k = round(self.n*(self.flips.follows[self.small] if kind=='place' else self.told.follows[kind]))
     low,high = binomtest(k, self.n).proportion_ci(method='wilson')
-    return f' ({k/self.n:.0%} of the predictions follow it, 95% interval {low:.0%} to {high:.0%})'
+    return f' ({k/self.n:.0%} of the predictions follow a swap of {_what(self, kind)}, 95% interval {low:.0%} to {high:.0%})'
 
 def _share_around(self):
     "Return the fraction of the evidence around known objects as text: two standard errors over images to both sides"
@@ -385,17 +383,92 @@ def _doubts(self):
         'it may know the probed images by heart, so more of its predictions have to follow.')
     return heart + (' '+_seldom(self) if self.unsure else '')
 
-def _other_swaps(self):
-    "Return the results of swapping the rest, the border and the look, as sentences"
-    if self.swaps is None or self.swaps.follows.isna().all(): return []
-    rest,edge,look = (self.told.loc[k] for k in ('rest','edge','look'))
-    said = [f'If everything except the hottest {rest.keep:.0%} is swapped instead, {rest.follows:.0%} follow the donor '
-            f'({rest.same_changes:.0%} change with a donor of the same class); '
-            f'if the border is swapped, {edge.follows:.0%} ({edge.same_changes:.0%}); '
-            f'if the look of the image is swapped, {look.follows:.0%} ({look.same_changes:.0%}).']
-    if not self.leans and (doubts := _doubts(self).strip()): said.append(doubts)
-    told = ', and on '.join(_advice[k](self)+_sure(self, k) for k in self.leans)
-    return said + ([f'So the model relies on {told}.'] if told else [])
+def _not_counted(self):
+    "Return a sentence on uninformative heatmaps, if there are any"
+    if not self.bad.any(): return []
+    return [f'{int(self.bad.sum())} of {len(self.bad)} heatmaps are flat or not finite, and are not counted.']
+
+def _place(self):
+    "Return where the hottest place is, as a sentence"
+    if self.coarse:
+        return (f'The heatmaps have {self.heat.shape[1]}×{self.heat.shape[2]} cells, too few to locate the heat: '
+            'use larger images, or another layer.')
+    at = self.energy.hottest
+    top = at[corner_names].idxmax()
+    return (f"The hottest place is at the edge in {at['edge']:.0%} of the images (in flat heatmaps: {self.energy.flat['edge']:.0%}), "
+        f"in the centre in {at['centre']:.0%}"
+        + (f', in the corner {top} in {at[top]:.0%}.' if at['corners']>=.1 else '.'))
+
+def _why_nothing(self):
+    "Return why nothing can be concluded, as sentences; empty if something can be"
+    if not self.n:
+        return [f'{len(self.bad)} of {len(self.bad)} heatmaps are flat or not finite, so nothing can be concluded: '
+                'try another layer or attribution, or train for longer.']
+    if self.learned is False:
+        return [f'The model has learned nothing yet: it is right on {self.accuracy:.0%} of {len(self.preds)} {self.what}, '
+            f'and chance would have been right on {self.chance:.0%}. Where it looks is uninformative: train for longer and probe again.',
+            *_not_counted(self)]
+    if not np.isnan(self.flips.carried[self.small]): return []
+    said = self.names[int(self.preds[~self.bad][0])]
+    return [f'All {self.n} {self.what} are predicted as {said!r}, so there is no class to swap with, and nothing can be concluded.',
+            *_not_counted(self), _place(self)]
+
+def _answer(self):
+    "Return what the model relies on, as a sentence"
+    if self.leans: return f"The model relies on {', and on '.join(_found[k]+_follow(self, k) for k in self.leans)}."
+    more = '' if self.swaps is None else ', the border, the background or the look of the whole image'
+    return f'The model is not found to rely on a small place{more}.'
+
+def _how_sure(self):
+    "Return what limits the answer, as sentences"
+    text = [f'Only {self.n} {self.what}: all percentages are rough.'] if self.n<50 else []
+    if set(self.leans)&{'rest','look'}:
+        text.append('For the background and the look this is a reason to look, and no proof: models without a shortcut use them too.')
+    if self.epoch==1:
+        text.append('The probe was made after one epoch: a shortcut that is learned slowly may not show yet, so probe again after the fit.')
+    return text if self.leans else [*text, *_if_missed(self)]
+
+def _if_missed(self):
+    "Return how a shortcut may be there without being found, as sentences"
+    text = [o for o in [_doubts(self).strip()] if o]
+    text.append('That is no proof: the probe finds most small places and borders, but few backgrounds unless `objects` are given, '
+                'and few cues in the look.')
+    if (self.epoch or 0)>1:
+        text.append(f'It was made after {self.epoch} epochs, and attention can leave a shortcut that was learned first: '
+            '`fit_proxy` also probes the weights after the first epoch if it finds nothing in those at the end.')
+    return text
+
+def _which_place(self):
+    "Return whether the small place may be the object, as a sentence"
+    if self.known is not None:
+        return (f'It is on the object in {self.known.hottest:.0%} of the images whose object is known: masking '
+                + ('would hide the object.' if self.known.hottest>=.5 else 'is likely to help.'))
+    if not self.coarse and self.energy.hottest['edge']>=.5:
+        return f"That place is at the edge: if your object is not there, masking {'is likely to' if self.likely else 'may'} help."
+    if self.at_edge: return 'That place is at the edge in the images of some class: if your object is not there, masking may help.'
+    usual = '' if self.coarse else 'That place is where objects usually are. '
+    return (f'{usual}No probe can find out whether that is your object or a shortcut: look at `show_where`, '
+            'or give the places of some objects (`objects=`).')
+
+def _if_nothing(self):
+    "Return whether masking would help although the model is not found to rely on anything, as sentences"
+    if self.on_object: return ['The hottest place is on most of the known objects, so masking it would hide them.']
+    if self.coarse: return []
+    if self.energy.hottest['edge']>=.5:
+        return ['The model looks at the edge, and no probe can find out whether your object is there: look at `show_where`.']
+    if self.grade!='unlikely': return []
+    return ['The model looks where objects usually are: masking is unlikely to help, and if there is no shortcut it costs some accuracy. '
+            '(The probe can miss a large shortcut in the middle.)']
+
+def _what_to_do(self):
+    "Return which callback swaps what the model relies on, and what to look at, as sentences"
+    if not self.leans: return _if_nothing(self)
+    it = dict(place='the small place', edge='the border', rest='the background', look='the look')
+    text = [_which_place(self)] if 'place' in self.leans else []
+    text.append(f"If it is a shortcut, {', and '.join(f'`{_callbacks[k](self)}` swaps {it[k]}' for k in self.leans)}.")
+    if set(self.leans)-{'look'}:
+        text.append('Or `fit_proxy(n_epoch, suspect=learn)` of a new learner probes this one on training images, and chooses by itself.')
+    return text
 
 def _of_objects(self):
     "Return the results for images with a known object, as sentences"
@@ -409,46 +482,38 @@ def _of_objects(self):
     return [f'{looks} If the object is swapped, {t.follows["object"]:.0%} follow the donor; '
             f'if everything around it is swapped, {t.follows["around"]:.0%} do. {_around(self)}']
 
+def _other_swaps(self):
+    "Return the results of swapping the rest, the border and the look, as a sentence"
+    if self.swaps is None or self.swaps.follows.isna().all(): return []
+    rest,edge,look = (self.told.loc[k] for k in ('rest','edge','look'))
+    return [f'If everything except the hottest {rest.keep:.0%} is swapped instead, {rest.follows:.0%} follow the donor '
+            f'({rest.same_changes:.0%} change with a donor of the same class); '
+            f'if the border is swapped, {edge.follows:.0%} ({edge.same_changes:.0%}); '
+            f'if the look of the image is swapped, {look.follows:.0%} ({look.same_changes:.0%}).']
+
+def _percentages(self):
+    "Return how many predictions follow each swap, and where the hottest places are, as sentences"
+    f = self.flips.loc[self.small]
+    return [f'If the hottest {self.small:.0%} of an image is swapped with that of an image predicted as another class, '
+        f'{f.follows:.0%} of {self.n} {self.what} are then predicted as that class; '
+        f'if a random place of the same shape is swapped, {f.random_follows:.0%} are.',
+        f'The smallest area whose swap changes 90% of the predictions is {self.area:.0%}.' if self.area else
+        'No tested area changes 90% of the predictions.', *_other_swaps(self), _place(self), *_not_counted(self)]
+
 def _of_parts(self):
     "Return a sentence on the clusters that stand out, if there are any"
     said = self.strategies.verdict()
     return [f'{said} See `show_strategies`.'] if said else []
 
+def _sentences(self):
+    "Return the results as texts, the most important first"
+    return _why_nothing(self) or [
+        _answer(self), *_how_sure(self), *_what_to_do(self), *_of_objects(self), *_percentages(self), *_of_parts(self)]
+
 @patch
 def verdict(self:Probe)->str:
-    "Return the results as text"
-    f,at,n,text = self.flips.loc[self.small],self.energy.hottest,self.n,[]
-    if self.bad.any():
-        text.append(f'{int(self.bad.sum())} of {len(self.bad)} heatmaps are flat or not finite, and are not counted.')
-    if not n: return ' '.join([*text, 'So nothing can be concluded: try another layer or attribution, or train for longer.'])
-    if self.learned is False:
-        return ' '.join([*text, f'The model has learned nothing yet: it is right on {self.accuracy:.0%} of {len(self.preds)} {self.what}, '
-            f'and chance would have been right on {self.chance:.0%}. Where it looks is uninformative: train for longer and probe again.'])
-    top = at[corner_names].idxmax()
-    place = (f"The hottest place is at the edge in {at['edge']:.0%} of them (in flat heatmaps: {self.energy.flat['edge']:.0%}), "
-        f"in the centre in {at['centre']:.0%}"
-        + (f', in the corner {top} in {at[top]:.0%}.' if at['corners']>=.1 else '.'))
-    if self.coarse:
-        place = (f'The heatmaps have {self.heat.shape[1]}×{self.heat.shape[2]} cells, too few to locate the heat: '
-            'use larger images, or another layer.')
-    if np.isnan(f.carried):
-        said = self.names[int(self.preds[~self.bad][0])]
-        return ' '.join([*text,
-            f'All {n} {self.what} are predicted as {said!r}, so there is no class to swap with, and nothing can be concluded.', place])
-    if n<50: text.append(f'Only {n} {self.what}: all percentages are rough.')
-    text += [
-        f'If the hottest {self.small:.0%} of an image is swapped with that of an image predicted as another class, '
-        f'{f.follows:.0%} of {n} {self.what} are then predicted as that class; '
-        f'if a random place of the same shape is swapped, {f.random_follows:.0%} are.',
-        place,
-        _ends[likely_to_help(f.carried, 1.), None if self.coarse else likely_to_help(1., at['edge'])],
-        f'The smallest area whose swap changes 90% of the predictions is {self.area:.0%}.' if self.area else
-        'No tested area changes 90% of the predictions.', *_other_swaps(self), *_of_objects(self), *_of_parts(self)]
-    if self.epoch==1: text.append('The probe was made after one epoch: a shortcut that is learned slowly may not show yet.')
-    elif self.epoch:
-        text.append(f'The probe was made after {self.epoch} epochs: attention can leave a shortcut during training, '
-            'so masks are best made after the first (`fit_proxy` does that).')
-    return ' '.join(text)
+    "Return the results as text: what the model relies on, how sure that is, what to do, and the measurements"
+    return ' '.join(_sentences(self))
 
 # %% ../../nbs/interpret/03_probe.ipynb #2c947c33
 @patch
@@ -495,10 +560,8 @@ def _repr_html_(self:Probe):
     swaps = [] if self.swaps is None else [self.swaps.rename(index="{:.0%}".format, level=1)]
     tables = ''.join(f'<td style="vertical-align:top">{o.to_html(border=0, float_format="{:.0%}".format)}</td>'
         for o in (self.flips.rename(index="{:.0%}".format), *swaps, self.energy))
-    other = [k for k in self.leans if k!='place']
-    grade = dict(likely='likely to help', unlikely='unlikely to help').get(self.grade, 'of unclear use')
-    return (f'<p><b>Masking the hottest part is {grade}.{" Swapping the "+" or the ".join(other)+" may help." if other else ""}</b> '
-        f'{escape(self.verdict())}</p><table><tr>{tables}</tr></table>')
+    answer,*more = map(escape, _sentences(self))
+    return f'<p><b>{answer}</b> {" ".join(more)}</p><table><tr>{tables}</tr></table>'
 
 @patch
 def __repr__(self:Probe): return f'Probe of {len(self.preds)} {self.what}: {self.verdict()}'

@@ -16,10 +16,12 @@ from scipy.stats import binomtest
 from fastcore.xml import *
 from fastcore.xml import Output
 from ..core import *
+from ..data.networks import network_file
 from ..attribution.methods import method_names
 from ..attribution.places import heat_place, too_coarse, zone_energy
 from ..attribution.clusters import heat_clusters
 from ..proxy.selection import takes_share, usual_share
+from ..proxy.recipes import recipes, rehearsed
 from ..experiment.config import Config, all_settings, left_to_arms, to_toml
 from ..experiment.compare import Comparison
 from .page import *
@@ -194,6 +196,10 @@ def _looks(heat):
             f"chance alone would give {z.flat['edge']:.0%} and {z.flat['centre']:.0%}.")
     return lines
 
+def _when(epoch):
+    "When a proxy step was made, in words"
+    return f'after epoch {epoch}' if epoch>=0 else 'before the first epoch, where the suspect looked'
+
 def _warned(o):
     "The problems in the records of a run"
     res = []
@@ -203,9 +209,9 @@ def _warned(o):
     for r in o.steps.itertuples():
         if r.degenerate:
             res.append(
-                f'After epoch {r.epoch}: {r.degenerate} of {r.chosen} heatmaps are uninformative (flat or not finite); '
+                f'{_when(r.epoch).capitalize()}: {r.degenerate} of {r.chosen} heatmaps are uninformative (flat or not finite); '
                 'these items kept their original images.')
-        if not r.made: res.append(f'After epoch {r.epoch}: no proxy image was made.')
+        if not r.made: res.append(f'{_when(r.epoch).capitalize()}: no proxy image was made.')
     if not len(o.steps): res += o.notes # such as why a probe led to no step
     if o.log is not None and len(o.log):
         last = o.log[o.log.epoch==o.log.epoch.max()]
@@ -255,6 +261,12 @@ def with_code(
     return tuple(Code(o) if i%2 else o for i,o in enumerate(text.split('`')))
 
 # %% ../../nbs/report/03_sections.ipynb #7a2ea9b8
+def _suspect(o):
+    "The network that the heatmaps of a run are from, instead of its own: a run folder, or text; None: its own"
+    if s := o.settings.get('suspect'): return Path(s).parent if Path(s).name==network_file else Path(s)
+    recipe = o.cfg and recipes.get(o.cfg.proxy.chosen)
+    return 'rehearsed by the run itself' if recipe and recipe.fit is rehearsed else None
+
 def _about(o):
     "The properties of a run, by name"
     s,n = o.settings, Counter(o.split.part) if o.split is not None else {}
@@ -271,6 +283,7 @@ def _about(o):
         'architecture':bdi(s.get('arch') or s.get('model') or '–'),
         'pretrained':{True:'yes',False:'no'}.get(s.get('pretrained'), '–'),
         'recipe':bdi(s.get('recipe') or '–'),
+        'suspect':bdi(_suspect(o) or 'none'),
         'seed':str(s.get('seed', '–')),
         'epochs':f'{len(o.epochs)}' + (f' of {o.asked}' if o.asked and o.asked!=len(o.epochs) else ''),
         'proxy images':str(int(o.steps.made.sum())) if len(o.steps) else '–'}
@@ -283,7 +296,7 @@ def _setting(o, k):
 
 def what_was_run(rep:Report):
     "The settings and images of the runs, side by side"
-    more = [k for k in settings_that_differ(rep.trainings) if k not in ('path','arch','pretrained','recipe','epochs')]
+    more = [k for k in settings_that_differ(rep.trainings) if k not in ('path','arch','pretrained','recipe','suspect','epochs')]
     about = {rep.title(o):_about(o)|{k:bdi(_setting(o, k)) for k in more} for o in rep.trainings}
     out = []
     if about:
@@ -312,11 +325,11 @@ def what_was_run(rep:Report):
 def curves(rep:Report):
     """Losses and metrics by epoch; for a group of runs, their mean with a band of one standard deviation
 
-    Dotted lines show the proxy steps, if they are the same in all runs."""
+    Dotted lines show the proxy steps after an epoch, if they are the same in all runs."""
     runs = [o for o in rep.trainings if len(o.epochs)]
     if not runs: return None
     one,ends = len(runs)==1, {tuple(s.epoch[s.fit==s.fit.max()]) for o in runs if len(s := o.steps)}
-    marks = next(iter(ends)) if len(ends)==1 else ()
+    marks = [e for e in next(iter(ends)) if e>=0] if len(ends)==1 else []
     cols = list(dict.fromkeys(c for o in runs for c in o.epochs if c!='epoch'))[:8]
     if one:
         e,losses = runs[0].epochs,[c for c in cols if 'loss' in c]
@@ -569,8 +582,8 @@ def strategies(rep:Report):
         'That can be a shortcut of these images, or another type of object: look at them.'), *out)
 
 # %% ../../nbs/report/03_sections.ipynb #8eaee151
-def _rule(pa):
-    "The settings of a `ProxyAttention`, in words"
+def _rule(pa, suspect=None):
+    "The settings of a `ProxyAttention`, in words; `suspect`: see `_suspect`"
     a,s = pa.args,pa.settings
     area = f", {s.masker.kwargs['area']:.0%} of the image" if a['rule']=='area' and not callable(a['steps']) else ''
     share = f' (share={usual_share if s.share is None else s.share})' if takes_share(s.select) else ''
@@ -578,6 +591,7 @@ def _rule(pa):
     return page_list([
         f"Items are selected by {called(a['select'])}{share}.",
         f"Heatmaps are from {' or '.join(method_names(a['attribution']))} and explain the {called(a['target'])}.",
+        *([] if suspect is None else [('They show where a suspect looks: ', bdi(suspect), '.')]),
         f"Pixels are masked by the rule {called(a['rule'])}{area}, and filled by {called(a['fill'])}{donor}.",
         f"A proxy is served {'instead of' if a['mode']=='replace' else 'in addition to'} its original with probability {a['p']:.0%}."])
 
@@ -588,9 +602,9 @@ def audit(rep:Report):
         if o.proxies is None and not len(o.steps): continue
         title = rep.title(o)
         if len(rep.trainings)>1: out.append(H3('Steps of ', bdi(title)))
-        if (pa := o.proxies) is not None: out.append(_rule(pa))
+        if (pa := o.proxies) is not None: out.append(_rule(pa, _suspect(o)))
         rows = [
-            (f'after epoch {r.epoch}', int(r.chosen), int(r.made), int(r.degenerate), float(r.mean_loss),
+            (_when(r.epoch), int(r.chosen), int(r.made), int(r.degenerate), float(r.mean_loss),
              '–' if pd.isna(r.area) else f'{r.area:.1%}',
              '–' if pd.isna(r.seconds) else f'{r.seconds:.1f}')
             for r in o.steps.itertuples()]
