@@ -146,7 +146,8 @@ def test_the_demo():
 
 def test_a_square_on_fresh_seeds():
     df = measured('confirmed').query("bed=='two_colours' and arm=='rehearsed' and test=='flipped'")
-    assert len(df)==10 and f"on ten fresh ones `fit_proxy`, without any settings, has {spread(df.accuracy)} with a misleading square" in text
+    assert len(df)==10
+    assert f"on ten fresh ones `fit_proxy`, without any settings, has {spread(df.accuracy)} with a misleading square" in text
 
 def test_how_often_the_probe_is_right():
     df = measured('probe_rule').query('number%2==1 and learned')
@@ -185,6 +186,10 @@ def test_photographs():
     assert 'changed nothing on ten of ten seeds; before its last change, it treated half of the networks' in text
     named = measured('suspect').query("bed=='cast' and test=='flipped' and seed>30").pivot(index='seed', columns='arm', values='accuracy')
     assert len(named)==5 and f"({spread(named['no proxy'])[:-2]} → {spread(named['look'])}, five seeds)" in text
+    tuned = measured('suspect').query("bed=='bees, fine-tuned'")
+    fine = tuned.pivot(index='seed', columns=['test','arm'], values='accuracy')
+    said = f"({spread(fine['flipped','no proxy'])} where it is misleading, {spread(fine['plain','no proxy'])} without it, five seeds)"
+    assert said in text and len(fine)==5 and not tuned.proxies.any()
     cast = by['cast','flipped','rehearsed']-by['cast','flipped','no proxy']
     assert (cast==0).sum()==9 and cast.min()<-.1 and 'did nothing on nine of ten seeds, and harm on one' in text
 
