@@ -256,7 +256,8 @@ def proxy_sweep(
 @partial(command, pos=['path'], but=left_to_arms, needs=f'{_images}; or --resume RUN')
 def proxy_compare(
     path:str=None, # Images: a folder, a CSV file, or a known data set, as for proxy-train
-    # Names of arms, separated by commas; the first is the baseline. A recipe may have settings, such as shortcut(area=0.2).
+    # Names of arms, separated by commas; the first is the baseline. A recipe or a repair of the last layer may have settings,
+    # such as shortcut(area=0.2) or "last layer, proxies(recipe=background)".
     # Available: {arms} (default: no proxy,random mask,cutout,shortcut)
     arms:str=None,
     seeds:int=None, # Number of seeds; every arm is trained once per seed, always on the same split (default: 5)

@@ -107,7 +107,7 @@ def largest_batch(
             'run `pip install accelerate`, or give `bs` instead.') from e
     def tried(bs):
         learn = make(bs)
-        x,y = learn.dls.train.one_batch()
+        x,y = [o.as_subclass(torch.Tensor) for o in learn.dls.train.one_batch()] # as the `CastToTensor` of a fit does
         learn.model.to(x.device).train()
         learn.unfreeze() # creates the optimizer, for the weights on this device
         learn.loss_func(learn.model(x), y).backward()

@@ -27,6 +27,7 @@ import proxy_attention.attribution.finer # whose methods register themselves
 from ..attribution.targets import as_target
 from ..attribution.tasks import Task, find_task
 from ..masking.masker import Masker
+from .schedule import time_of_step
 from .selection import choose, is_wrong, refuse_selection, selections
 from .losses import as_loss_source, my_items
 
@@ -215,7 +216,7 @@ def warn_of_step(
     if not found.ok.any() and len(found.idxs)==len(found.chosen):
         why = ('the selection is empty' if not n else 'every heatmap is flat' if found.bad.all()
                else f'the rule masks no pixel of {n} images')
-        warn(f'The proxy step after epoch {epoch} made no proxy image: {why}.', ProxyWarning)
+        warn(f'The proxy step {time_of_step(epoch)} made no proxy image: {why}.', ProxyWarning)
     if told: return True
     if interp.targs.is_floating_point(): return False # numbers are not right or wrong
     right = ~is_wrong(interp.preds, interp.targs)

@@ -22,6 +22,7 @@ from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import as_target
 from ..attribution.methods import as_attribution, default_attribution, default_target, method_names
 from ..interpret.use import Looker, look_at_files, model_failures, open_learner, patient
+from ..proxy.schedule import time_of_step
 from ..proxy.record import last_served, read_proxies, remade
 from ..experiment.config import changed
 from ..experiment.train import images_of, kept_learner, moved_along
@@ -285,7 +286,7 @@ def _masked(self:Report, reps, roots, lookers):
             {k:h for k,(_,h) in zip(_heat_names(lookers), said.get(f, ()))})
         area,proxy = proxies.get(r.item, (None,None))
         done = 'Selected' if area is None else f'Served as a proxy, with {area:.0%} of the image masked,'
-        trail = f'{done} after epoch {r.epoch}; its loss was {fmt(float(r.loss))}, and it was predicted as {clean_text(r.pred)}.'
+        trail = f'{done} {time_of_step(r.epoch)}; its loss was {fmt(float(r.loss))}, and it was predicted as {clean_text(r.pred)}.'
         res.append(Shot(
             f, str(r.targ), 'training', heats,
             _said(lookers, said.get(f, ())) or [('at the step',str(r.pred),None)],

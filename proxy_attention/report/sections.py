@@ -20,6 +20,7 @@ from ..data.networks import network_file
 from ..attribution.methods import method_names
 from ..attribution.places import heat_place, too_coarse, zone_energy
 from ..attribution.clusters import heat_clusters
+from ..proxy.schedule import time_of_step
 from ..proxy.selection import takes_share, usual_share
 from ..proxy.recipes import recipes, rehearsed
 from ..experiment.config import Config, all_settings, left_to_arms, to_toml
@@ -198,7 +199,7 @@ def _looks(heat):
 
 def _when(epoch):
     "When a proxy step was made, in words"
-    return f'after epoch {epoch}' if epoch>=0 else 'before the first epoch, where the suspect looked'
+    return time_of_step(epoch)+', where the suspect looked'*(epoch<0)
 
 def _warned(o):
     "The problems in the records of a run"
