@@ -531,7 +531,8 @@ Recipe('vitamin', 'No shortcut is known: the attended part is kept, and the rest
        'with p=0.5; on 1,000 digits it cost 0.2 points',
     dict(_attended, fill='swap', donor='same_class', p=0.5), one_cycle,
     cost=_fifth,
-    fails='It has no effect on a background that is typical of the class. If the attended part is a shortcut, it protects the shortcut.',
+    fails='On 2,000 images of CIFAR-10 it cost 3.7 points. It has no effect on a background that is typical of the class. '
+          'If the attended part is a shortcut, it protects the shortcut.',
     evidence='points to one cycle, and to a rest in a random place: '
              'MNIST, 1,000 images −0.2 [−0.4, −0.0], −0.0 [−0.2, +0.2] (10 seeds); birds (CUB) +1.1 [+0.0, +2.2], −0.5 [−1.5, +0.4]; '
              'ten photographs per species +0.8 [+0.4, +1.2], −0.6 [−1.2, −0.0] (5 seeds). '
@@ -540,7 +541,8 @@ Recipe('vitamin', 'No shortcut is known: the attended part is kept, and the rest
     source='Background augmentation: Ryali et al. 2021, arXiv 2103.12719, with the background of any other image')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #5d1c7a31
-_short = 'A fit that is too short to learn from mixed images ends below the plain one.'
+_short = ('A fit that is too short to learn from mixed images ends below the plain one: on 2,000 images of CIFAR-10, '
+          'the three recipes that mix labels cost 0.5 to 1.3 points.')
 
 Recipe('snapmix', 'No shortcut is known (its paper: fine-grained classes): '
        'a box of another image is pasted, and both labels are weighted by visible heat; on 1,000 digits it cost 0.8 points',
