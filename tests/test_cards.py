@@ -11,7 +11,7 @@ from proxy_attention.experiment.arms import arms, controls, find_arm
 from proxy_attention.experiment.compare import paired
 from proxy_attention.experiment.statistics import holm
 from proxy_attention.proxy.recipes import Recipe
-from test_readme import by_heat, honest, measured, minus, spread
+from test_readme import by_heat, honest, measured, minus, spread, twins_of
 
 ours = {k:o for k,o in attributions.items() if o.__module__.startswith('proxy_attention')} # other tests write some of their own
 named = [*((recipe_card,o) for o in recipes), *((attribution_card,o) for o in (*ours,*captum_methods)), *((arm_card,o) for o in controls)]
@@ -59,8 +59,7 @@ def test_every_arm_has_a_card():
     assert set(arms)=={*by['arm'], *by['recipe']}
 
 # recipe by heat → the arm beside it in `gain.csv`, and how its card names the random twin
-twins = dict(keep=('erasing',"`keep(rule='random_rest')`"), vitamin=('random rest','`random rest`')) | dict.fromkeys(
-    ('snapmix','saliencymix','attentive_cutmix'), ('random box','`random box`'))
+twins = {k:(o, f'`{o}`') for k,o in twins_of.items()} | dict(keep=(twins_of['keep'], "`keep(rule='random_rest')`"))
 
 def beside_twins(bed):
     "Recipe → its difference to the arm beside it, with a p value that is corrected for all five"

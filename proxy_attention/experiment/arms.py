@@ -149,15 +149,15 @@ def find_arm(
 ): # An arm
     "Return the arm of this name"
     if '(' not in text: return by_name(text, arms, 'arm')
-    name = text.partition('(')[0]
+    name = text.partition('(')[0].strip()
+    repair = name.startswith('last layer')
     try:
-        call = ast.parse('arm'+text[len(name):], mode='eval').body
+        call = ast.parse(f"{'repair' if repair else name}({text.partition('(')[2]}", mode='eval').body
         settings = {o.arg:_value(o.value) for o in call.keywords}
-        if call.func.id!='arm' or call.args or None in settings: raise ValueError('a setting has no name')
+        if not isinstance(call.func, ast.Name) or call.args or None in settings: raise ValueError('a setting has no name')
     except (SyntaxError, ValueError, AttributeError) as e:
         raise ValueError(f'{text!r} is not an arm: write the settings of a recipe in brackets, as in shortcut(area=0.2,fill=zero).') from e
-    name = name.strip()
-    return repaired_with(name, **settings) if name.startswith('last layer') else with_proxies(name, **settings)
+    return repaired_with(name, **settings) if repair else with_proxies(name, **settings)
 
 def _value(node):
     "Return the value of a literal; a word without quotes is a text"
