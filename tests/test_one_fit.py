@@ -140,7 +140,7 @@ def test_the_last_layer_with_settings(path):
 
 @pytest.mark.parametrize('text,says', [
     ('proxies(recipes=background)', "has no setting `recipes`, did you mean 'recipe'"), ('proxies(aera=.2)', "did you mean 'area'"),
-    ('proxies(recipe=bakground)', "did you mean 'background'"), ('proxies(recipe=background,width=.1)', 'takes no `width`'),
+    ('proxies(recipe=bakgroud)', "did you mean 'background'"), ('proxies(recipe=background,width=.1)', 'takes no `width`'),
     ('proxies(suspect=a)', 'leave `suspect` out'), ('proxies(recipe=none,area=.1)', 'area would not be used'),
     ('proxies(recipe=background,objects="none.csv")', 'does not probe'), ('afr(gama=8)', "did you mean 'gamma'"),
     ('afrs(gamma=8)', "did you mean 'last layer, afr'"), ('afr(8)', 'is not an arm')])
