@@ -205,7 +205,7 @@ def test_a_comparison_on_the_command_line(bed, finished_run, tmp_path, capsys):
     proxy_compare(config=str(toml), swapped='rest', arms='no proxy,cutout', seeds=1, out=str(tmp_path/'runs'))
     out = capsys.readouterr().out
     run, = (tmp_path/'runs').iterdir()
-    assert 'Each arm is measured by the heat of its own network' in out and 'suspect' not in (run/'config.toml').read_text()
+    assert 'Left out because its recipe is, too: suspect' in out and 'suspect' not in (run/'config.toml').read_text()
     df = pd.read_csv(run/'comparison.csv')
     assert re.search(r'in steps.*rest_swapped', out) and f'{100*df.rest_swapped[0]:.1f}' in out
     proxy_compare(resume=str(run), seeds=2, json=True)

@@ -1,13 +1,17 @@
 "A network that has been trained already shows where to mask its successor"
-import pytest, warm
+import json, pytest, shutil, warm
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.data.digits import bed_learner, digit_images, digits_learner
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.attribution.methods import Suspect
 from proxy_attention.proxy.recipes import IfCarried, one_probe_epoch
-from proxy_attention.experiment.config import Config, ProxyConfig
-from proxy_attention.experiment.train import check_config
+from proxy_attention.experiment.arms import with_proxies
+from proxy_attention.experiment.compare import compare_folder, run_arm
+from proxy_attention.experiment.config import Config, ProxyConfig, from_toml
+from proxy_attention.experiment.train import check_config, config_learner, images_of
+from proxy_attention.interpret.choosing import swapped_accuracies
+from proxy_attention.interpret.use import open_learner
 from proxy_attention.proxy.step import Settings, heat_of_items
 from test_checkpoint import Cut
 
@@ -274,6 +278,69 @@ def test_on_the_command_line(bed, tmp_path):
     assert check_config(Config(proxy=ProxyConfig(suspect=str(one), recipe='shortcut', steps='p,3')))==3
     res = warm.run(warm.script, 'proxy-train', bed, *args, '--suspect', 'nowhere', '--out', tmp_path/'more')
     assert res.returncode==2 and 'There is no model' in res.stderr and len(os.listdir(tmp_path/'more'))==1
+
+# In a comparison
+
+@pytest.fixture(scope='module')
+def compared(bed, tmp_path_factory):
+    "The run of a suspect, and a comparison with it"
+    at = tmp_path_factory.mktemp('compared')
+    kw = dict(arch='test_resnet', pretrained=False, size=32, workers=0, bs=16, augment='none', lr=1e-2)
+    one = train_folder(bed, at/'runs', recipe='none', epochs=3, say=noop, **kw)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ProxyWarning)
+        run = compare_folder(bed, 'no proxy,random mask,shortcut', 1, out=at/'runs', suspect=str(one), swapped='hot', epochs=2,
+                             say=noop, **kw)
+    return one,run,kw
+
+def record(run, arm): return json.loads((run/'records'/f'{arm}_0.json').read_text())
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+def test_arms_of_a_comparison_mask_where_the_suspect_looked(bed, compared, tmp_path):
+    "As the arm by hand, bit for bit; what has no recipe is as without a suspect, and all networks are measured on the same swaps"
+    one,run,kw = compared
+    other = compare_folder(bed, 'no proxy,random mask,shortcut', 1, out=tmp_path, epochs=2, say=noop, **kw)
+    for o in ('no_proxy','random_mask'): assert record(run, o)['tests']==record(other, o)['tests']
+    cfg = from_toml(run/'config.toml')
+    assert cfg.proxy.suspect==str((one/'model.safetensors').resolve())
+    suspect,images = Suspect(open_learner(one)),images_of(cfg)
+    by_hand = run_arm(lambda seed: config_learner(cfg, images, seed=seed), with_proxies('shortcut', attribution=suspect), 'shortcut',
+                      0, 2, 1e-2, dict(valid=lambda learn: learn.dls.valid),
+                      measure=partial(swapped_accuracies, parts='hot', suspect=suspect))
+    assert by_hand['tests']==record(run, 'shortcut')['tests']!=record(other, 'shortcut')['tests']
+    assert by_hand['measures']==record(run, 'shortcut')['measures'] and set(by_hand['measures'])=={'hot_swapped'}
+    assert len({record(run, o)['measures']['hot_swapped'] for o in ('no_proxy','shortcut')})==2
+    only = compare_folder(bed, 'no proxy', 1, out=tmp_path, suspect=str(one), swapped='hot', epochs=2, say=noop, **kw) # to measure by
+    assert record(only, 'no_proxy')['measures']==record(run, 'no_proxy')['measures']
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+def test_a_comparison_with_a_suspect_is_resumed(bed, compared, tmp_path):
+    "Without naming the suspect again, or with the same one; another network in its place is refused"
+    one,run,kw = compared
+    mine,former = shutil.copytree(run, tmp_path/'run'),(one/'model.safetensors').read_bytes()
+    assert compare_folder(resume=mine, arms='late', suspect=str(one), say=noop)==mine and record(mine, 'late')['proxies']>0
+    with pytest.raises(ValueError, match='suspect='): compare_folder(resume=mine, suspect=str(tmp_path), say=noop)
+    try:
+        other = train_folder(bed, tmp_path/'runs', recipe='none', epochs=1, say=noop, **kw)
+        shutil.copy(other/'model.safetensors', one)
+        with pytest.raises(ValueError, match='contains another comparison'): compare_folder(resume=mine, seeds=2, say=noop)
+    finally: (one/'model.safetensors').write_bytes(former)
+
+@pytest.mark.parametrize('arms,suspect,says', [
+    ('no proxy,random mask', '', 'None of the arms no proxy, random mask has a recipe'), ('no proxy,shortcut', 'x', 'There is no model'),
+    ('no proxy,shortcut(attribution=GradCAM)', '', 'has an attribution of its own')])
+def test_a_suspect_that_no_arm_would_use(bed, compared, tmp_path, arms, suspect, says):
+    one,_,kw = compared
+    with pytest.raises((ValueError,TypeError,FileNotFoundError), match=says):
+        compare_folder(bed, arms, 1, out=tmp_path, suspect=str(one/suspect), epochs=2, say=noop, **kw)
+    assert not any(tmp_path.iterdir())
+
+def test_the_suspect_of_a_configuration_is_left_out(bed, compared, tmp_path):
+    "It belongs to the recipe of that run"
+    said = []
+    with pytest.raises(ValueError, match='No arm is called'):
+        compare_folder(bed, 'nothing', config=compared[1]/'config.toml', out=tmp_path, say=said.append)
+    assert any('Left out' in o and 'suspect' in o for o in said)
 
 @pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 def test_objects_on_the_command_line(bed, tmp_path):

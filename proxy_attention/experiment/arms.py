@@ -145,11 +145,13 @@ def split_arms(
     return [o for o in said if o]
 
 def find_arm(
-    text:str # Name of an arm; a recipe or a repair of the last layer may have settings, such as "shortcut(area=0.2,fill=zero)"
+    text:str, # Name of an arm; a recipe or a repair of the last layer may have settings, such as "shortcut(area=0.2,fill=zero)"
+    suspect:Suspect=None # Its heatmaps are used by an arm with a recipe; all other arms stay as they are
 ): # An arm
     "Return the arm of this name"
-    if '(' not in text: return by_name(text, arms, 'arm')
     name = text.partition('(')[0].strip()
+    looking = {} if suspect is None or name not in recipes else dict(attribution=suspect)
+    if '(' not in text: return with_proxies(text, **looking) if looking else by_name(text, arms, 'arm')
     repair = name.startswith('last layer')
     try:
         call = ast.parse(f"{'repair' if repair else name}({text.partition('(')[2]}", mode='eval').body
@@ -157,7 +159,9 @@ def find_arm(
         if not isinstance(call.func, ast.Name) or call.args or None in settings: raise ValueError('a setting has no name')
     except (SyntaxError, ValueError, AttributeError) as e:
         raise ValueError(f'{text!r} is not an arm: write the settings of a recipe in brackets, as in shortcut(area=0.2,fill=zero).') from e
-    return repaired_with(name, **settings) if repair else with_proxies(name, **settings)
+    if looking and 'attribution' in settings:
+        raise TypeError(f'{text!r} has an attribution of its own, so it would not use the suspect: leave one of the two out.')
+    return repaired_with(name, **settings) if repair else with_proxies(name, **settings|looking)
 
 def _value(node):
     "Return the value of a literal; a word without quotes is a text"

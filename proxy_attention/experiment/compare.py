@@ -25,14 +25,16 @@ from ..data.digits import files_of_test
 from ..data.images import refuse_count, refuse_inside
 from ..data.loaders import placed
 from ..attribution.layers import unwrap
+from ..attribution.methods import Suspect
 from ..attribution.tasks import find_task
 from ..interpret.choosing import find_parts, refuse_unswappable, swapped_accuracies, swapped_column, swapped_parts
-from ..proxy.recipes import head_first
+from ..proxy.recipes import head_first, recipes
 from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
 from .arms import find_arm, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
-from .train import at_work, begun_with, check_config, config_learner, found_again, keep_checked, look_at
-from .train import run_identity, score_of, test_loader, tests_of
+from .train import (
+    at_work, begun_with, check_config, config_learner, found_again, keep_checked, look_at, refuse_unasked, run_identity, score_of,
+    suspect_file, suspect_of, test_loader, tests_of, with_suspect)
 from .statistics import *
 
 # %% ../../nbs/experiment/09_compare.ipynb #9897093d
@@ -328,6 +330,17 @@ def _refuse_unequal(recs, seed):
 # %% ../../nbs/experiment/09_compare.ipynb #8b00efa5
 def _starts(cfg, images, seed): return config_learner(cfg, images, seed=seed)
 
+def _refuse_arms(names, cfg):
+    "Raise an error for an unknown arm, and for a suspect that nothing would use, before any image is read"
+    for o in names: find_arm(o, Suspect(torch.nn.Identity()) if cfg.proxy.suspect else None) # a placeholder
+    if cfg.proxy.suspect and not cfg.fit.swapped and not any(o.partition('(')[0].strip() in recipes for o in names):
+        raise ValueError(f"None of the arms {', '.join(names)} has a recipe, so the suspect would not be used: add one, such as rehearsed.")
+
+def _swapping(parts, suspect):
+    "How `compare` measures swapped accuracies: each network by its own heatmaps, or all of them by those of the suspect"
+    if not parts or suspect is None: return dict(swapped=parts)
+    return dict(measure=partial(swapped_accuracies, parts=parts, suspect=suspect))
+
 _usual_arms = 'no proxy,random mask,cutout,shortcut'
 
 def compare_folder(
@@ -336,7 +349,7 @@ def compare_folder(
     seeds:int=None, # Number of seeds, which all have the same split; None: 5
     tests=None, # More test sets, such as plain=folder,flipped=folder
     out='runs', # Folder of all runs, in which a new run folder is made
-    config=None, # TOML file with settings of a run; its recipe and proxy settings are not used
+    config=None, # TOML file with settings of a run; its recipe, suspect and proxy settings are not used
     resume=None, # Run folder of a comparison to resume; arms, test sets and seeds (the new total) may be added
     keep_models:bool=False, # Save the weights of all runs, so that a test set can be added without training again?
     n_jobs:int=1, # Number of processes
@@ -354,12 +367,14 @@ def compare_folder(
     else:
         asked = dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None}
         cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
-        if cfg.proxy.suspect:
-            say(f'Left out because a comparison does not use it: suspect of {config}. Each arm is measured by the heat of its own network.')
+        if cfg.proxy.suspect and not settings.get('suspect'):
+            say(f'Left out because its recipe is, too: suspect of {config}. Give it yourself if the arms should use it.')
             cfg = changed(cfg, suspect='')
+    refuse_unasked(cfg, settings.get('suspect'))
+    cfg = with_suspect(cfg)
     names = split_arms(asked['arms'])
-    which = {o:find_arm(o) for o in names}
-    epochs = check_config(cfg)
+    _refuse_arms(names, cfg)
+    epochs = check_config(cfg, of_arms=True)
     refuse_count(1, 'each is a run of every arm', seeds=asked['seeds'])
     refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
     say(to_toml(cfg).partition('[proxy]')[0]+f"Arms: {', '.join(names)}. Seeds: {asked['seeds']}.\n")
@@ -367,6 +382,8 @@ def compare_folder(
     test_dls = {'valid':_valid} | {k:partial(test_loader, table=o) for k,o in tests_of(cfg, images).items()}
     if resume is None: refuse_inside(out, images.roots)
     else: images.load(Path(resume))
+    suspect = suspect_of(cfg, _starts(cfg, images, 0)) if cfg.proxy.suspect else None
+    which = {o:find_arm(o, suspect) for o in names}
     said = run_identity(cfg, images, arms={k:what_is(v) for k,v in which.items()}, seeds=asked['seeds'])
     run = new_run(out, 'compare') if resume is None else Path(resume)
     if resume is not None: _refuse_another(run, said)
@@ -380,7 +397,7 @@ def compare_folder(
             cmp = compare(
                 partial(_starts, cfg, images), which, asked['seeds'], epochs, test_dls, cfg.fit.lr, names[0], folder=run/'records',
                 n_jobs=n_jobs, bar=say is print, freeze_epochs=cfg.fit.freeze_epochs, lr_mult=cfg.fit.discriminative,
-                keep_models=keep_models, swapped=cfg.fit.swapped)
+                keep_models=keep_models, **_swapping(cfg.fit.swapped, suspect))
             _keep(cmp, run)
     except Exception: # not after Ctrl-C
         if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # there are no results
@@ -416,6 +433,9 @@ def _more(run, named, tests, settings, say):
     if not (run/'asked.json').is_file():
         raise FileNotFoundError(f'{run} is not the folder of a comparison that can be resumed: it has no asked.json.')
     asked,cfg = _read_json(run/'asked.json'),found_again(from_toml(run/'config.toml'), run, say)
+    given = settings.get('suspect')
+    if given and cfg.proxy.suspect and suspect_file(given).resolve()==suspect_file(cfg.proxy.suspect).resolve():
+        settings = settings|dict(suspect=None) # the same as there
     was,now = all_settings(cfg),all_settings(changed(cfg, **settings))
     if other := [f'{k}={was[k]!r} there, {now[k]!r} here' for k in was if was[k]!=now[k]]:
         raise ValueError(f"--resume continues {run} with its own settings ({'; '.join(other)}). Arms, seeds and test sets can be added; "

@@ -226,7 +226,7 @@ def from_toml(
 
 # %% ../../nbs/experiment/00_config.ipynb #5d975c10
 # settings that belong to the arms of a comparison, and not to its configuration
-left_to_arms = (*(o.name for o in fields(ProxyConfig)), 'folds','find_lr','find_bs','prune')
+left_to_arms = (*(o.name for o in fields(ProxyConfig) if o.name!='suspect'), 'folds','find_lr','find_bs','prune')
 
 def _names():
     "The names of the strategies per kind, read from the source without importing them, which saves time"

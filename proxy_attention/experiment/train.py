@@ -154,7 +154,10 @@ def _refuse_two_splits(d):
     if d.valid_col and d.folds:
         raise ValueError(f'folds={d.folds} draws its own split, but valid_col={d.valid_col!r} gives one: leave one of them out.')
 
-def check_config(cfg:Config)->int: # Number of epochs of the fit
+def check_config(
+    cfg:Config,
+    of_arms:bool=False # Is it that of a comparison, whose arms use the suspect?
+)->int: # Number of epochs of the fit
     "Raise an error if a configuration cannot work, before any image is read"
     d,f,p = cfg.data,cfg.fit,cfg.proxy
     _refuse_odd(cfg)
@@ -163,7 +166,7 @@ def check_config(cfg:Config)->int: # Number of epochs of the fit
     if make is None and asked:
         raise ValueError(f"recipe='none' trains without proxies and cannot use {', '.join(asked)}: leave them out, or choose a recipe.")
     if f.swapped: find_parts(f.swapped)
-    if make is None and p.suspect and not f.swapped:
+    if make is None and p.suspect and not (f.swapped or of_arms):
         raise ValueError("recipe='none' trains without proxies and cannot use a suspect: leave it out, choose a recipe, "
                          "or use its heat to measure, for example with swapped='rest'.")
     if p.suspect and not suspect_file(p.suspect).is_file():
