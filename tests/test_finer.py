@@ -78,11 +78,14 @@ def test_other_cams_find_their_own_layer(deep, pics):
     assert GradCAM(deep, target=1)(pics).shape==(2,4,4) and RefineCAM(deep, target=1, grids=3)(pics).shape==(2,16,16)
 
 def test_the_default_takes_a_finer_grid_where_the_last_is_coarse(deep, pics):
-    "Two grids for 4×4 cells; one for 7×7 cells, with the same heat as ever; other CAMs, and layers that were asked for, stay"
+    "Two grids for few or wide cells; one for 7×7 cells of four pixels; other CAMs, and layers that were asked for, stay"
     auto = LayerCAM(deep, target=1)
     assert torch.equal(auto(pics), RefineCAM(deep, target=1)(pics)) and [o.name for o in auto.layers]==['layer3','layer4']
     large = F.interpolate(pics, (224,224))
-    assert torch.equal(auto(large), LayerCAM(deep, 'layer4', target=1)(large)) and [o.name for o in auto.layers]==['layer4']
+    assert torch.equal(auto(large), RefineCAM(deep, target=1)(large)) and [o.grid for o in auto.layers]==[(14,14),(7,7)]
+    small,digits = digits_net(5).eval(),F.interpolate(pics, (28,28))
+    fine = LayerCAM(small, target=1)
+    assert torch.equal(fine(digits), LayerCAM(small, find_layer(small, digits), target=1)(digits)) and [o.grid for o in fine.layers]==[(7,7)]
     each = [resize_heat(LayerCAM(deep, o, target=1)(pics), (8,8)) for o in ('layer3','layer4')]
     asked = LayerCAM(deep, ['layer3','layer4'], target=1)(pics)
     torch.testing.assert_close(asked, normalize_heat((each[0]+each[1])/2), atol=1e-5, rtol=1e-4)
