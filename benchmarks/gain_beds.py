@@ -170,6 +170,7 @@ def small_resnet(n_out, wide=64):
 
 def narrow_resnet(n_out): return small_resnet(n_out, 32)
 def small_vit(n_out, size=32): return VisionTransformer(size, 4, num_classes=n_out, embed_dim=192, depth=6, num_heads=3)
+def tiny_vit(n_out): return VisionTransformer(32, 4, num_classes=n_out, embed_dim=96, depth=6, num_heads=3)
 def scratch18(n_out): return resnet18(num_classes=n_out)
 def digits(n_out): return digits_net(n_out)
 
@@ -201,6 +202,7 @@ beds = dict(
     cub=Bed(**birds, epochs=20), cub10=Bed(**birds, epochs=30, per=10), cub5=Bed(**birds, epochs=40, per=5),
     cifar=Bed('cifar', small_resnet, small_tfms, 16, 3e-3, bs=128), vit=Bed('cifar', small_vit, small_tfms, 16, 1e-3, bs=128),
     cifar2000=Bed('cifar', narrow_resnet, small_tfms, 20, 5e-3, per=200, valid_per=100),
+    vit2000=Bed('cifar', tiny_vit, small_tfms, 20, 1e-3, per=200, valid_per=100),
     mnist1000=Bed('mnist', digits, digit_tfms, 12, 3e-3, bs=32, per=100, valid_per=100),
     ants=Bed('ants', scratch18, birds_tfms, 16, 1e-3, bs=16))
 

@@ -52,9 +52,9 @@ def twenty_boxes(learn, epochs, lr):
     learn.fit_head(None, passes=1)
     learn.fit_head(suspect=Suspect(learn, fast, 224), objects=boxes(learn.dls.path))
 
-def imagenet_heat(learn, epochs, lr):
+def imagenet_heat(learn, epochs, lr, **kwargs):
     "The heat of the 1,000 classes that the body comes with, at 224 pixels"
-    learn.fit_head('background', suspect=Suspect(lite0(None), fast, 224))
+    learn.fit_head('background', suspect=Suspect(lite0(None), fast, 224), **kwargs)
 
 def true_masks(learn, epochs, lr, passes=4):
     "The ceiling: everything but the bird is swapped, by the mask that it was cut out with"
@@ -103,6 +103,7 @@ which = {
     'background, true masks':true_masks, **{k:partial(published, name=k) for k in peers}}
 # the same search as ours, for peers that do not choose by themselves: only where they are named
 searched = {f'{k}, penalty {p}':partial(published, name=k, penalty=p) for k in ('balanced','neurontune') for p in (.001,.1,1.)}
+searched |= {f'background, ImageNet heat, keep {k}':partial(imagenet_heat, keep=k) for k in (.1,.2,.4,.5)}
 
 @call_parse
 def main(data:str, # Folder of the real data

@@ -30,9 +30,18 @@ def learner(raw, out, bed, seed):
 
 def suspect(**kwargs): return Suspect(lite0(None), **kwargs)
 
+def then_head(learn, epochs, lr, **kwargs):
+    "All layers on images whose rest is swapped, and then the last layer once more; the groups are tested in between as well"
+    with_proxies('background', **kwargs)(learn, epochs, lr)
+    learn.before = {f'{k}, before':learn.validate(dl=f(learn))[1] for k,f in group_tests().items()}
+    learn.fit_head('background', suspect=kwargs.get('attribution'))
+
 which = {
     'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background'),
     'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3]),
+    'background, ImageNet heat at 128 px':with_proxies('background', attribution=suspect(), steps=['p',3]),
+    'background, then last layer':then_head,
+    'background, ImageNet heat at 128 px, then last layer':partial(then_head, attribution=suspect(), steps=['p',3]),
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],
     'upweighted errors':arms['upweighted errors'], 'last layer, afr':arms['last layer, afr'],
     'shortcut, 30 %':with_proxies('shortcut', area=.3)}
@@ -41,7 +50,7 @@ def without_groups(learn):
     "What chooses a model where no groups are known, beside the worst class: the accuracy on swapped validation images"
     return dict(rest_swapped=swapped_accuracy(learn, 'rest', suspect=suspect(size=224), n=500),
                 own_rest_swapped=swapped_accuracy(learn, 'rest', n=500),
-                hot_swapped=swapped_accuracy(learn, 'hot', share=.2, n=500))
+                hot_swapped=swapped_accuracy(learn, 'hot', share=.2, n=500), **getattr(learn, 'before', {}))
 
 @call_parse
 def main(data:str, # Folder of the real data
@@ -58,8 +67,8 @@ def main(data:str, # Folder of the real data
     torch.set_num_threads(1)
     out = Path(out).resolve()
     raw = unpacked(data, out)
-    mine = {k:which[k] for k in ['no proxy',*only.split(';')]} if only else which
+    mine = {k:which[k] for k in only.split(';')} if only else which
     res = compare(partial(learner, raw, out, bed), mine, [int(o) for o in seeds.split(',')], epochs, group_tests(), 1e-3,
-                  'no proxy', measure=without_groups, folder=out/f'runs_{bed}', n_jobs=n_jobs)
+                  [*mine][0], measure=without_groups, folder=out/f'runs_{bed}', n_jobs=n_jobs)
     print(f'{bed}\n{res.table(diff=False).to_string()}', flush=True)
     keep_table(res.df.assign(bed=bed).round(5), Path(csv), ['bed','arm','seed'])
