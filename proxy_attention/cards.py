@@ -72,7 +72,7 @@ _attributions = dict(
     XGradCAM=('As GradCAM, with weights where the activation is; MaskTune uses it', _no_vit, _pass, ''),
     HiResCAM=('Places have to be kept apart; it is exact where the head is linear', _no_vit, _pass, ''),
     LayerCAM=('CNNs, also on fine early layers; it is what `ProxyAttention` and `probe` use there by default. '
-        'Where the last layer has fewer than 6×6 cells, it takes a finer grid with it', _no_vit, _pass,
+        'Where the cells of the last layer are few or wide, as in a ResNet, it takes a finer grid with it', _no_vit, _pass,
         "target='margin', layer='6'"),
     EigenCAM=('To see what stands out at all, whatever the class', 'To explain a class: it does not know one', 'a forward pass', ''),
     EigenGradCAM=('CNNs, where GradCAM is noisy', _no_vit, f'{_pass}, and a decomposition per image', ''),

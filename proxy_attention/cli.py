@@ -261,7 +261,7 @@ def proxy_compare(
     # Available: {arms} (default: no proxy,random mask,cutout,shortcut)
     arms:str=None,
     seeds:int=None, # Number of seeds; every arm is trained once per seed, always on the same split (default: 5)
-    tests:str=None, # Further test sets, as plain=folder,flipped=folder; a folder has one subfolder per class (default: none)
+    tests:str=None, # Further test sets, as plain=folder,flipped=folder (one subfolder per class), or test=waterbirds:folder (default: none)
     config:str=None, # A run's config.toml to start from, without its recipe; options override it (default: none)
     resume:str=None, # Folder of a comparison to resume; arms, test sets and seeds may be added (default: start a new one)
     keep_models:bool=False, # Store the weights of every training, so that a test set can be added later

@@ -474,6 +474,41 @@ def test_the_command_line_opens_them_by_name(tmp_path, name):
     assert set(grouped_sets[name].own)==takes(grouped[name])-{'path','**'}, 'these arguments can be given to open_images, too'
     with pytest.raises(TypeError, match='has no argument `fn_col`'): open_images(f'{name}:{top}', fn_col='a')
 
+@pytest.mark.parametrize('name', grouped)
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
+def test_published_test_images_with_their_groups(tmp_path, name):
+    "As many of each group as in `tests()`; what is no such data set is none"
+    top = made(tmp_path, name)
+    df,sets = published_tests(f'{name}:{top}'),grouped[name](top).tests()
+    assert df.groupby('group').size().to_dict()=={k:len(o) for k,o in sets.items()} and all(o.is_file() for o in df.file)
+    assert published_tests(top) is None and published_tests(name) is None and published_tests('mnist:here') is None
+    with pytest.raises(FileNotFoundError, match='There is no folder'): published_tests(f'{name}:{top}/nothing')
+
+def test_the_worst_group_of_a_run_is_that_of_the_data_set(tmp_path):
+    "By hand: the accuracy of each group of the table; on the command line, in the table of the run"
+    from proxy_attention.experiment.compare import compare_folder
+    from proxy_attention.experiment.train import config_learner, images_of, score_of, test_loader, tests_of, train_folder
+    from proxy_attention.experiment.config import from_toml
+    what = f"waterbirds:{made(tmp_path/'birds', 'waterbirds')}"
+    kw = dict(arch='test_resnet', pretrained=False, size=32, workers=0, bs=2, augment='none', epochs=2, say=lambda o: None)
+    run = train_folder(what, tmp_path/'runs', recipe='none', tests=f'test={what}', **kw)
+    cfg = from_toml(run/'config.toml')
+    assert cfg.tests=={'test':what}
+    images = images_of(cfg)
+    table,learn = tests_of(cfg, images)['test'],config_learner(cfg, images, seed=1)
+    with learn.no_bar():
+        got = score_of(learn, test_loader(learn, table))
+        preds = learn.get_preds(dl=learn.dls.test_dl(table.file.map(images.path.joinpath).tolist()))[0].argmax(1)
+    right = pd.Series([learn.dls.vocab[int(o)] for o in preds])==table.label
+    assert got['groups']==pytest.approx(right.groupby(table.group).mean().to_dict()) and len(got['groups'])>2
+    said = pd.read_csv(run/'tests.csv').iloc[0]
+    assert said.n==len(table) and said.worst_group in set(table.group) and said.worst<=said.accuracy
+    cmp = compare_folder(what, 'no proxy', 1, tests=f'test={what}', out=tmp_path/'runs', **kw)
+    df = pd.read_csv(cmp/'comparison.csv')
+    assert df[df.test=='test'].worst_group.isin(set(table.group)).all()
+    with pytest.raises(FileNotFoundError, match='There is no folder'):
+        train_folder(what, tmp_path/'runs', tests='test=waterbirds:nowhere', **kw)
+
 def test_their_own_arguments_and_misspelt_names(tmp_path):
     assert set(open_images(f"celeba:{made(tmp_path, 'celeba')}", label='Male', attributes='Young').df.label)=={'Male','not Male'}
     with pytest.raises(TypeError, match='has no argument `labell`, did you mean \'label\''): open_images(f'celeba:{tmp_path}', labell='Male')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['grouped_sets', 'metashift_parts', 'spawrious_tasks', 'grouped', 'Grouped', 'grouped_table', 'waterbirds', 'celeba',
-           'metashift', 'imagenet9', 'spawrious_folders', 'spawrious', 'bar', 'urbancars', 'grouped_data']
+           'metashift', 'imagenet9', 'spawrious_folders', 'spawrious', 'bar', 'urbancars', 'grouped_data',
+           'published_tests', 'groups_at']
 
 # %% ../../nbs/data/08_groups.ipynb #4019e53b
 import re
@@ -368,3 +369,22 @@ def grouped_data(
 )->Grouped:
     "Read a dataset with known groups, by name"
     return by_name(name, grouped, 'dataset with groups')(path, **kwargs)
+
+def published_tests(
+    what # 'name:folder'
+): # `DataFrame` of file, label and group; None: `what` is not a dataset with groups
+    "Return the published test images of a dataset with known groups"
+    if (found := groups_at(what)) is None: return None
+    name,folder = found
+    data = grouped_data(name, folder)
+    df = data.table[data.table.part=='test']
+    return pd.DataFrame(dict(file=[data.path/o for o in df.file], label=df.label.tolist(), group=df[data.by].tolist()))
+
+def groups_at(
+    what # A text
+): # (name, folder); None: it is not 'name:folder' of a dataset with groups
+    "Return the name and the folder of a dataset with known groups; raises an error if the folder does not look like it"
+    name,_,folder = str(what).partition(':')
+    if name not in grouped or not folder or Path(what).expanduser().exists(): return None
+    grouped_sets[name].root(folder)
+    return name,folder

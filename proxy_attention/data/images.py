@@ -678,15 +678,16 @@ def labelled_files(
 @delegates(labelled_files)
 def add_test(self:ImageSet,
     name:str, # Name of the test set
-    what, # Folder with one folder of images per class, or a CSV file
+    what, # Folder with one folder of images per class, a CSV file, or a table with the columns file, label and perhaps group
     **kwargs
 ):
-    "Add a test set to these images: `tests[name]` becomes a table with the columns file and label"
-    try: df = labelled_files(what, **(dict(label_delim=self.label_delim)|kwargs))
+    "Add a test set to these images: `tests[name]` becomes a table with the columns file and label, and group if it is given"
+    made = isinstance(what, pd.DataFrame)
+    try: df = what if made else labelled_files(what, **(dict(label_delim=self.label_delim)|kwargs))
     except (OSError, ValueError) as e: raise type(e)(f"The test set '{name}' cannot be used. {e}") from e
     known = sorted(self.counts().index)
     if new := sorted(set(self.counts(df).index)-set(known)):
-        raise ValueError(f"The test set '{name}', {what}, has a class {new[0]!r}{nearest(new[0], known)} "
+        raise ValueError(f"The test set '{name}'{'' if made else f', {what},'} has a class {new[0]!r}{nearest(new[0], known)} "
                          f"The model will know {', '.join(known[:12])}{' …' if len(known)>12 else ''}.")
     self.tests[name] = df
     mine = dict(zip(map(os.path.realpath, self.df.file), self.df.part))

@@ -30,6 +30,7 @@ from ..core import *
 from ..data.images import ImageSet, check_images, refuse_count, refuse_inside
 from ..data.loaders import files_of
 from ..data.datasets import known_sets, open_images
+from ..data.groups import groups_at, published_tests
 from ..data.objects import read_objects
 from ..data.digits import average_precisions
 from ..data.networks import arch_learner, augments, find_arch, load_run, network_again, network_file, write_network
@@ -181,7 +182,8 @@ def check_config(
         raise ValueError("recipe='none' trains without proxies, so save_images has no images to save: leave it out.")
     _refuse_two_splits(d)
     for k,o in cfg.tests.items():
-        if not Path(o).expanduser().exists(): raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.")
+        if not Path(o).expanduser().exists() and groups_at(o) is None:
+            raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.")
     by_name(d.augment, augments, 'augmentation')
     epochs = fit_length(cfg)
     if f.prune is not None: Prune(f.prune)
@@ -245,6 +247,9 @@ def tests_of(
     d = cfg.data
     for k,o in cfg.tests.items():
         if k in images.tests: continue
+        if (table := published_tests(o)) is not None:
+            images.add_test(k, table)
+            continue
         f = Path(o).expanduser()
         columns = {} if f.is_dir() else {c:getattr(d, c) for c in ('fn_col','label_col','label_delim') if getattr(d, c) is not None}
         if d.valid_col and f.is_file() and os.path.realpath(f)==os.path.realpath(Path(d.path).expanduser()):
@@ -364,7 +369,7 @@ def look_at(
 def score_of(
     learn:Learner,
     dl, # A labelled `DataLoader`
-    groups=None # Function `item -> name` (for a table: `file -> name`) of an item's group; None: groups are the classes
+    groups=None # Function `item -> name` (for a table: `file -> name`) of its group; None: the column group of a table, or else the classes
 )->dict: # images, n, accuracy, loss, worst (accuracy of the worst group), worst_group, worst_n, groups; right: one bit per image, as hex
     """Accuracy and loss of a test set, and the accuracy of each group
 
@@ -375,15 +380,20 @@ def score_of(
     if find_task(learn).per_label: return _score_of_labels(learn, dl, groups, preds, targs, losses)
     right = preds.argmax(1)==targs
     items = dl.dataset.items
-    if hasattr(items, 'iloc'): items = [Path(o) for o in files_of(dl.dataset, items)] # the items are the rows of a table
-    names = [groups(o) for o in items] if groups else [
-        learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
+    names = _groups_of(learn, dl.dataset, items, targs, groups)
     by = pd.Series(right.float().numpy()).groupby(pd.Series(names).astype(str)).agg(['mean','size'])
     worst = by['mean'].idxmin()
     return dict(
         images=items_of(dl.dataset), n=len(right), accuracy=float(right.float().mean()), loss=float(losses.mean()),
         worst=float(by['mean'].min()), worst_group=worst, worst_n=int(by['size'][worst]), groups=by['mean'].to_dict(),
         right=np.packbits(right.numpy()).tobytes().hex())
+
+def _groups_of(learn, ds, items, targs, groups):
+    "The name of the group of each item; the items may be the rows of a table"
+    table = hasattr(items, 'iloc')
+    if groups: return [groups(o) for o in ([Path(o) for o in files_of(ds, items)] if table else items)]
+    if table and 'group' in items: return items['group'].tolist()
+    return [learn.dls.vocab[int(o)] if hasattr(learn.dls, 'vocab') else int(o) for o in targs]
 
 def _score_of_labels(learn, dl, groups, preds, targs, losses):
     "`score_of` for several labels per image"
