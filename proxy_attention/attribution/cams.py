@@ -136,8 +136,11 @@ def product_heat(heats):
     return torch.where(x.amax((-2,-1), keepdim=True)>0, x, 1.).prod(0)
 fine_enough = 6 # Minimum number of cells per side for a place that is found by heat
 wide_cell = 24 # Side of a cell in pixels above which it is wider than many objects: networks end in cells of about 32 pixels
-def is_coarse(grid, size):
-    "Has a grid over an image of this size few cells, or wide ones?"
+def is_coarse(
+    grid, # (h,w) in cells
+    size # (height, width) of the image in pixels
+)->bool:
+    "Has a grid few cells, or wide ones?"
     return min(grid)<fine_enough or max(a/b for a,b in zip(size, grid))>wide_cell
 fuses = dict(mean=mean_heat, max=max_heat, product=product_heat)
 
