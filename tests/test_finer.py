@@ -85,7 +85,8 @@ def test_the_default_takes_a_finer_grid_where_the_last_is_coarse(deep, pics):
     assert torch.equal(auto(large), RefineCAM(deep, target=1)(large)) and [o.grid for o in auto.layers]==[(14,14),(7,7)]
     small,digits = digits_net(5).eval(),F.interpolate(pics, (28,28))
     fine = LayerCAM(small, target=1)
-    assert torch.equal(fine(digits), LayerCAM(small, find_layer(small, digits), target=1)(digits)) and [o.grid for o in fine.layers]==[(7,7)]
+    assert torch.equal(fine(digits), LayerCAM(small, find_layer(small, digits), target=1)(digits))
+    assert [o.grid for o in fine.layers]==[(7,7)]
     each = [resize_heat(LayerCAM(deep, o, target=1)(pics), (8,8)) for o in ('layer3','layer4')]
     asked = LayerCAM(deep, ['layer3','layer4'], target=1)(pics)
     torch.testing.assert_close(asked, normalize_heat((each[0]+each[1])/2), atol=1e-5, rtol=1e-4)

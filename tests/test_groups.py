@@ -437,7 +437,7 @@ def test_urbancars_in_one_folder(tmp_path):
 def test_by_name(birds):
     assert grouped_data('waterbirds', birds, n_per_class=1).counts().train.sum()==2
     assert grouped_data(lambda path, seed: (path,seed), 'here', seed=3)==('here',3)
-    words = "No dataset with groups is called 'waterbird', did you mean 'waterbirds'.*Availabell: waterbirds, celeba"
+    words = "No dataset with groups is called 'waterbird', did you mean 'waterbirds'.*Available: waterbirds, celeba"
     with pytest.raises(ValueError, match=words): grouped_data('waterbird', birds)
     assert grouped.keys()==grouped_sets.keys() and list(grouped_table().index)==list(grouped)
     assert grouped_sets['waterbirds'].open(birds).df.equals(waterbirds(birds).images.df) # as a known data set is opened
@@ -511,6 +511,6 @@ def test_the_worst_group_of_a_run_is_that_of_the_data_set(tmp_path):
 
 def test_their_own_arguments_and_misspelt_names(tmp_path):
     assert set(open_images(f"celeba:{made(tmp_path, 'celeba')}", label='Male', attributes='Young').df.label)=={'Male','not Male'}
-    with pytest.raises(TypeError, match='has no argument `labell`, did you mean \'label\''): open_images(f'celeba:{tmp_path}', labell='Male')
+    with pytest.raises(TypeError, match="has no argument `labell`, did you mean 'label'"): open_images(f'celeba:{tmp_path}', labell='Male')
     with pytest.raises(FileNotFoundError, match="is called 'waterbird', did you mean 'waterbirds'"): open_images('waterbird')
     with pytest.raises(ValueError, match="give its folder as 'waterbirds:folder'"): open_images('waterbirds')

@@ -126,7 +126,7 @@ class Config:
     model:ModelConfig=field(default_factory=ModelConfig)
     fit:FitConfig=field(default_factory=FitConfig)
     proxy:ProxyConfig=field(default_factory=ProxyConfig)
-    tests:dict=field(default_factory=dict) # Test sets to evaluate at the end, as plain=folder,flipped=table.csv (one subfolder per class), or test=waterbirds:folder
+    tests:dict=field(default_factory=dict) # Test sets: plain=folder,flipped=table.csv (one subfolder per class), or test=waterbirds:folder
 
 # %% ../../nbs/experiment/00_config.ipynb #f6b3e248
 def _whole(path):
