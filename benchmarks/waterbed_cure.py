@@ -11,22 +11,26 @@ from functools import partial
 from pathlib import Path
 import pandas as pd, torch
 from fastai.vision.all import CrossEntropyLossFlat, Flip, ImageDataLoaders, Learner, Normalize, accuracy, set_seed
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from proxy_attention.attribution.methods import Suspect
 from proxy_attention.experiment.arms import arms, with_proxies
 from proxy_attention.experiment.compare import compare
 from proxy_attention.interpret.choosing import swapped_accuracy
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
+from gain_beds import body_and_head
 from waterbed import beds, group_tests, lite0, make, unpacked
 
-def learner(raw, out, bed, seed):
-    "Pretrained, flips only, on the bed of this seed"
+def learner(raw, out, bed, seed, fine_tuned=False):
+    "Pretrained, flips only, on the bed of this seed; `fine_tuned`: the body is frozen, so that the head is trained first"
     set_seed(seed)
     path = make(raw, out/f'{bed}_{seed}', seed=seed, **beds[bed])
     dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=32, num_workers=0,
                                        batch_tfms=[Flip(), Normalize.from_stats([.5]*3, [.5]*3)])
-    return Learner(dls, lite0(2), loss_func=CrossEntropyLossFlat(), metrics=accuracy).to_bf16().to_channelslast()
+    split = dict(splitter=body_and_head) if fine_tuned else {}
+    learn = Learner(dls, lite0(2), loss_func=CrossEntropyLossFlat(), metrics=accuracy, **split).to_bf16().to_channelslast()
+    if fine_tuned: learn.freeze()
+    return learn
 
 def suspect(**kwargs): return Suspect(lite0(None), **kwargs)
 
@@ -59,6 +63,7 @@ def main(data:str, # Folder of the real data
          seeds:str='11,12,13,14,15,16,17,18,19,20', # Each of another bed
          epochs:int=3, # Of each fit
          only:str='', # Only these arms, separated by semicolons
+         fine_tuned:store_true=False, # As fastai's `fine_tune`: an epoch of the head, then the body at a hundredth of its rate
          n_jobs:int=2, # Processes
          csv:str=str(Path(__file__).with_suffix('.csv')), # Where the table goes
 ):
@@ -68,7 +73,8 @@ def main(data:str, # Folder of the real data
     out = Path(out).resolve()
     raw = unpacked(data, out)
     mine = {k:which[k] for k in only.split(';')} if only else which
-    res = compare(partial(learner, raw, out, bed), mine, [int(o) for o in seeds.split(',')], epochs, group_tests(), 1e-3,
-                  [*mine][0], measure=without_groups, folder=out/f'runs_{bed}', n_jobs=n_jobs)
-    print(f'{bed}\n{res.table(diff=False).to_string()}', flush=True)
-    keep_table(res.df.assign(bed=bed).round(5), Path(csv), ['bed','arm','seed'])
+    name = f'{bed}, fine-tuned' if fine_tuned else bed
+    res = compare(partial(learner, raw, out, bed, fine_tuned=fine_tuned), mine, [int(o) for o in seeds.split(',')], epochs,
+                  group_tests(), 1e-3, [*mine][0], measure=None if fine_tuned else without_groups, folder=out/f'runs_{name}', n_jobs=n_jobs)
+    print(f'{name}\n{res.table(diff=False).to_string()}', flush=True)
+    keep_table(res.df.assign(bed=name).round(5), Path(csv), ['bed','arm','seed'])
