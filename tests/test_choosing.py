@@ -36,8 +36,8 @@ def test_parts_by_name():
     with pytest.raises(ValueError, match="No part is called 'hot,rest'"): SwappedAccuracy('hot,rest')
 
 def test_the_figures_of_its_docstring_are_those_of_the_benchmark():
-    df = pd.read_csv(Path(__file__).parents[1]/'benchmarks'/'waterbed_cure.csv').query("bed==0.95 or bed=='0.95'")
-    df = df[df.arm!='rehearsed']
+    df = pd.read_csv(Path(__file__).parents[1]/'benchmarks'/'waterbed_cure.csv', dtype=dict(bed=str))
+    df = df[(df.bed=='0.95')&(df.arm!='rehearsed')&~df.arm.str.contains('128 px')] # those were run later
     worst = df[df.test!='valid'].groupby(['arm','seed']).accuracy.min().rename('worst_of_all')
     fits = df[df.test=='valid'].merge(worst.reset_index(), on=['arm','seed'])
     said = swapped_accuracy.__doc__
