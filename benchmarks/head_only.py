@@ -5,6 +5,7 @@ never trained; only a linear layer is fitted to what it gives. No group label an
 Each seed draws another bed: places, validation and order. Beds with seed 0 were used for choosing: kept share (.2, .3), served images
 averaged or not, and four penalties were looked at there, with the same birds in the test but on other places; the recipe's own share
 was kept, and the penalty was set by the digits of the lesson. Nobody looked at the seeds from 11 on.
+Rows have heat of one grid, 4×4 or 7×7, but for those that are renamed to `…, two grids`: `LayerCAM` takes two today.
 Every run is kept in OUT: the same command goes on where it was stopped."""
 import sys, warnings
 from functools import partial

@@ -5,6 +5,9 @@ EfficientNet-Lite0 with its ImageNet weights, all layers trained, 128 pixels, no
 places, validation, weights of the head and order.
 Fill, kept area and whose heat it is were settled on seed 1 and half of the test images, by another script with loaders of its own:
 five settings were tried there. Nobody looked at the seeds from 11 on for it.
+Rows before 27 November have heat of one grid, 4×4 or 7×7; those with `128 px` in their names, and `fine-tuned` ones, of two grids.
+The heat at 128 px, and the last layer after it, were looked at on seed 1; the rows of `background, ImageNet heat at 128 px` are the tests
+of the same fits before their last layer was fitted again.
 Every run is kept in OUT: the same command goes on where it was stopped."""
 import sys, warnings
 from functools import partial
