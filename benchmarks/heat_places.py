@@ -13,9 +13,8 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from fastai.vision.all import Callback
 from fastcore.script import call_parse
-from proxy_attention.attribution.cams import GradCAM, LayerCAM
+from proxy_attention.attribution.cams import CAM, GradCAM, LayerCAM
 from proxy_attention.attribution.heatmap import normalize_heat
-from proxy_attention.attribution.layers import last_of
 from proxy_attention.attribution.methods import Suspect, heat_of
 from proxy_attention.data.loaders import whole_dl
 from proxy_attention.masking.masker import Masker, stretch_mask
@@ -27,19 +26,17 @@ from waterbed_cure import learner as whole
 
 class LastLayer(LayerCAM):
     "`LayerCAM` of the last layer alone, also where its grid is coarse"
-    def found_layers(self, layers, size): return [last_of(layers)]
+    found_layers = CAM.found_layers
 
 def ways(learn):
     "Name → what makes heat"
     models = dict(imagenet=lite0(None), fitted=learn)
     for whose,model in models.items():
-        for size in (None,224):
-            yield (whose,size or 128,'LayerCAM','margin'), Suspect(model, LayerCAM, size)(learn.model, target='margin')
-        if whose=='fitted':
-            for target in ('pred','label'): yield (whose,224,'LayerCAM',target), Suspect(model, LayerCAM, 224)(learn.model, target=target)
-        for cam in (LastLayer,GradCAM):
+        for cam in (LayerCAM,LastLayer,GradCAM):
             for size in (None,224):
                 yield (whose,size or 128,cam.__name__,'margin'), Suspect(model, cam, size)(learn.model, target='margin')
+        if whose=='fitted':
+            for target in ('pred','label'): yield (whose,224,'LayerCAM',target), Suspect(model, LayerCAM, 224)(learn.model, target=target)
 
 class HeatOfEpochs(Callback):
     "The heat of some images after each epoch"

@@ -43,12 +43,13 @@ def then_head(learn, epochs, lr, **kwargs):
     learn.before = {f'{k}, before':learn.validate(dl=f(learn))[1] for k,f in group_tests().items()}
     learn.fit_head('background', suspect=kwargs.get('attribution'))
 
+at_128 = dict(attribution=suspect(), steps=['p',3])
 which = {
     'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background'),
     'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3]),
-    'background, ImageNet heat at 128 px':with_proxies('background', attribution=suspect(), steps=['p',3]),
+    'background, ImageNet heat at 128 px':with_proxies('background', **at_128),
     'background, then last layer':then_head,
-    'background, ImageNet heat at 128 px, then last layer':partial(then_head, attribution=suspect(), steps=['p',3]),
+    'background, ImageNet heat at 128 px, then last layer':partial(then_head, **at_128),
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],
     'upweighted errors':arms['upweighted errors'], 'last layer, afr':arms['last layer, afr'],
     'shortcut, 30 %':with_proxies('shortcut', area=.3)}

@@ -377,8 +377,7 @@ def published_tests(
     if (found := groups_at(what)) is None: return None
     name,folder = found
     data = grouped_data(name, folder)
-    df = data.table[data.table.part=='test']
-    return pd.DataFrame(dict(file=[data.path/o for o in df.file], label=df.label.tolist(), group=df[data.by].tolist()))
+    return pd.concat([o.assign(file=o.file.map(data.path.joinpath), group=k) for k,o in data.tests().items()], ignore_index=True)
 
 def groups_at(
     what # A text

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['controls', 'arms', 'fit_plain', 'more_steps', 'random_erasing', 'cutout', 'mixing_batches', 'upweighted_errors',
-           'classes_equally', 'with_proxies', 'then_repaired', 'Arms', 'split_arms', 'find_arm', 'repaired_with']
+           'classes_equally', 'with_proxies', 'then_repaired', 'Arms', 'split_arms', 'recipe_in', 'find_arm',
+           'repaired_with']
 
 # %% ../../nbs/experiment/06_arms.ipynb #797ad072
 import ast
@@ -144,13 +145,20 @@ def split_arms(
     said = [f'{o}, {parts[i+1]}' if joined(i) else o for i,o in enumerate(parts) if not i or not joined(i-1)]
     return [o for o in said if o]
 
+def recipe_in(
+    text:str # Name of an arm, perhaps with settings
+)->str: # None: it has no recipe
+    "Return the name of the recipe of an arm, without its settings"
+    name = text.partition('(')[0].strip()
+    return name if name in recipes else None
+
 def find_arm(
     text:str, # Name of an arm; a recipe or a repair of the last layer may have settings, such as "shortcut(area=0.2,fill=zero)"
     suspect:Suspect=None # Its heatmaps are used by an arm with a recipe; all other arms stay as they are
 ): # An arm
     "Return the arm of this name"
     name = text.partition('(')[0].strip()
-    looking = {} if suspect is None or name not in recipes else dict(attribution=suspect)
+    looking = {} if suspect is None or recipe_in(text) is None else dict(attribution=suspect)
     if '(' not in text: return with_proxies(text, **looking) if looking else by_name(text, arms, 'arm')
     repair = name.startswith('last layer')
     try:

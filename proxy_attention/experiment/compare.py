@@ -28,13 +28,13 @@ from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
 from ..attribution.tasks import find_task
 from ..interpret.choosing import find_parts, refuse_unswappable, swapped_accuracies, swapped_column, swapped_parts
-from ..proxy.recipes import head_first, recipes
+from ..proxy.recipes import head_first
 from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
-from .arms import find_arm, split_arms
+from .arms import find_arm, recipe_in, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
 from .train import (
     at_work, begun_with, check_config, config_learner, found_again, keep_checked, look_at, refuse_unasked, run_identity, score_of,
-    suspect_file, suspect_of, test_loader, tests_of, with_suspect)
+    same_suspect, suspect_of, test_loader, tests_of, with_suspect)
 from .statistics import *
 
 # %% ../../nbs/experiment/09_compare.ipynb #9897093d
@@ -333,7 +333,7 @@ def _starts(cfg, images, seed): return config_learner(cfg, images, seed=seed)
 def _refuse_arms(names, cfg):
     "Raise an error for an unknown arm, and for a suspect that nothing would use, before any image is read"
     for o in names: find_arm(o, Suspect(torch.nn.Identity()) if cfg.proxy.suspect else None) # a placeholder
-    if cfg.proxy.suspect and not cfg.fit.swapped and not any(o.partition('(')[0].strip() in recipes for o in names):
+    if cfg.proxy.suspect and not cfg.fit.swapped and not any(map(recipe_in, names)):
         raise ValueError(f"None of the arms {', '.join(names)} has a recipe, so the suspect would not be used: add one, such as rehearsed.")
 
 def _swapping(parts, suspect):
@@ -433,9 +433,7 @@ def _more(run, named, tests, settings, say):
     if not (run/'asked.json').is_file():
         raise FileNotFoundError(f'{run} is not the folder of a comparison that can be resumed: it has no asked.json.')
     asked,cfg = _read_json(run/'asked.json'),found_again(from_toml(run/'config.toml'), run, say)
-    given = settings.get('suspect')
-    if given and cfg.proxy.suspect and suspect_file(given).resolve()==suspect_file(cfg.proxy.suspect).resolve():
-        settings = settings|dict(suspect=None) # the same as there
+    if same_suspect(settings.get('suspect'), cfg.proxy.suspect): settings = settings|dict(suspect=None)
     was,now = all_settings(cfg),all_settings(changed(cfg, **settings))
     if other := [f'{k}={was[k]!r} there, {now[k]!r} here' for k in was if was[k]!=now[k]]:
         raise ValueError(f"--resume continues {run} with its own settings ({'; '.join(other)}). Arms, seeds and test sets can be added; "

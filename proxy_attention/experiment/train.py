@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['config_learner', 'kept_learner', 'largest_batch', 'fit_length', 'check_config', 'proxy_args', 'suspect_file',
-           'refuse_unasked', 'with_suspect', 'images_of', 'tests_of', 'test_loader', 'notes_on', 'keep_checked',
-           'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'run_identity', 'found_again',
-           'resume_run', 'last_of', 'at_work', 'suspect_of', 'arm_of']
+           'same_suspect', 'refuse_unasked', 'with_suspect', 'images_of', 'tests_of', 'test_loader', 'notes_on',
+           'keep_checked', 'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'run_identity',
+           'found_again', 'resume_run', 'last_of', 'at_work', 'suspect_of', 'arm_of']
 
 # %% ../../nbs/experiment/07_train.ipynb #f1303574
 import hashlib, json, math, os, re, shlex, shutil, sys, warnings
@@ -207,6 +207,13 @@ def suspect_file(
     f = Path(suspect).expanduser()
     return f/network_file if f.is_dir() else f
 
+def same_suspect(
+    a, # A run folder, an exported learner, or nothing
+    b # As `a`
+)->bool:
+    "Are both given, and the same model file?"
+    return bool(a and b) and suspect_file(a).resolve()==suspect_file(b).resolve()
+
 def refuse_unasked(
     cfg:Config,
     asked=None # The suspect given in this call; None: it comes from a file of settings
@@ -214,7 +221,7 @@ def refuse_unasked(
     "Refuse to load an exported learner that only a file of settings names, because loading it can execute code"
     if not (s := cfg.proxy.suspect): return
     f = suspect_file(s)
-    if f.is_file() and f.suffix!='.safetensors' and not (asked and suspect_file(asked).resolve()==f.resolve()):
+    if f.is_file() and f.suffix!='.safetensors' and not same_suspect(asked, s):
         raise ValueError(f'The settings name the suspect {f}, which is an exported learner, and loading one can execute any code: '
             f'if you trust this file, give suspect={str(f)!r} yourself (--suspect {shlex.quote(str(f))}), '
             "or use a run folder as the suspect, which contains no code.")
@@ -583,7 +590,7 @@ def resume_run(
         if export and (run/network_file).is_file() and not (run/'model.pkl').is_file(): _export(load_run(run), run)
         return run
     cfg = found_again(from_toml(run/'config.toml'), run, say)
-    if suspect and suspect_file(suspect).resolve()!=suspect_file(cfg.proxy.suspect or '').resolve():
+    if suspect and not same_suspect(suspect, cfg.proxy.suspect):
         raise ValueError(
             f'{run} did not start with the suspect {suspect}, but with {cfg.proxy.suspect or "none"}: '
             'resume it with the same suspect.')
