@@ -18,7 +18,7 @@ from sklearn.neighbors import kneighbors_graph
 from torch import Tensor
 from fastcore.all import store_attr
 from ..core import *
-from .heatmap import degenerate, normalize_heat, points_at, shrink_heat
+from .heatmap import degenerate, normalize_heat, shrink_heat
 from .places import *
 
 # %% ../../nbs/attribution/10_clusters.ipynb #d216e778
@@ -137,7 +137,12 @@ def heat_clusters(
     least:int=20, # Minimum number of images of a class to search for clusters
     seed:int=0 # Random seed
 ): # `HeatClusters`
-    "Find clusters of heatmaps in each class; uninformative heatmaps belong to none"
+    """Find clusters of heatmaps in each class; uninformative heatmaps belong to none
+
+    `df` of the result has a row per cluster: `class`; `n`, the number of images; `share` of the class; `place` where most images are
+    hottest, and `there`, the fraction of them; `edge`, the fraction hottest at the edge; `right` and `follows`, means of the arguments;
+    `separation` (Ashman's D), and how far it is `beyond` that in heatmaps without clusters, in standard deviations. The last two are
+    missing for what remains of a class after its clusters."""
     refuse_number(10, 10**6, least=least)
     heat = torch.as_tensor(heat).detach().cpu()
     if heat.ndim!=3: raise TypeError(f'The heatmaps should be a tensor of shape (n, height, width), but it is {tuple(heat.shape)}.')
@@ -155,7 +160,7 @@ def heat_clusters(
             i,(separation,beyond) = at[mine==i],told[i]
             of[i] = len(rows)
             place,there = usual_place(heat[i])
-            edge = float(points_at(heat[i], zones()['edge'].expand(len(i), -1, -1)).float().mean())
+            edge = float(hottest_at_edge(heat[i]).float().mean())
             rows.append((name, len(i), len(i)/len(at), place, there, edge, _mean(right[i]), _mean(follows[i]), separation, beyond))
     df = pd.DataFrame(rows, columns='class n share place there edge right follows separation beyond'.split())
     return HeatClusters(heat, of, df)
@@ -168,7 +173,7 @@ class HeatClusters:
     def __init__(self,
         heat:Tensor, # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
         of, # (n,) row of `df` for each image; -1: none
-        df # One row per cluster, the largest of each class first; see `heat_clusters`
+        df # One row per cluster, the largest of each class first, with the columns of `heat_clusters`
     ):
         store_attr()
         df['main'] = ~df['class'].duplicated()

@@ -140,7 +140,7 @@ default_attribution,default_target = 'auto','margin'
 def method_names(
     how # Attribution: a name, a class or a function
 )->list:
-    "Return the names that its heatmaps can carry: one, but for 'auto'"
+    "Return the names of the methods that may make its heatmaps: one name, or all that 'auto' chooses from"
     return [o.__name__ for o in Auto.may_be] if how in ('auto',Auto) else [called(how)]
 
 def as_attribution(
@@ -215,17 +215,17 @@ class Suspect:
         return self.model
 
     def remembered(self,
-        data:tuple, # What images are made by: the data set, the transforms
-        how:tuple, # How heat is made of them
-        look # `() -> attribution`, called where nothing is remembered of such data and such heat
-    )->tuple: # `HeatmapStore`, to which heat is added; the attribution that made it
-        "The heat of before: a suspect does not change, and neither does its heat of the same images"
+        data:tuple, # Objects that determine the images: the data set and the transforms
+        how:tuple, # Settings that determine the heatmaps of these images
+        look # `() -> attribution`, called if no heatmaps are kept for these objects and settings
+    )->tuple: # `HeatmapStore` to add heatmaps to, and the attribution that makes them
+        "Return the store with the heatmaps kept for these objects and settings; an empty one replaces it if either has changed"
         was = self.memory
         if was is None or was[1]!=how or [*map(id, was[0])]!=[*map(id, data)]: self.memory = data,how,HeatmapStore(),look()
         return self.memory[2:]
 
     def identity(self):
-        "What it is, without what it remembers"
+        "What the suspect is, without the heatmaps that it keeps, for comparing runs (see `what_is`)"
         return dict(a=type(self), **{k:v for k,v in vars(self).items() if k!='memory'})
     def __getstate__(self): return vars(self)|dict(memory=None)
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from ..core import *
 from .images import ImageFolder, check_images, refuse_count, refuse_inside
 from .digits import corner_box, palette, whole_folder, write_bed
-from .beds import deal, draw_groups, stream
+from .beds import deal, draw_groups, misleading_classes, refuse_conflict, stream
 
 # %% ../../nbs/data/06_cues.ipynb #62d7f5c1
 def _refuse_class(says, n):
@@ -278,9 +278,8 @@ def planted(
     (names,codes),at = np.unique(df.label, return_inverse=True), _dealt(df, seed, n_train, n_test)
     if on!='all' and on not in names: raise ValueError(f"No class is called {on!r}{nearest(on, names)} Available: {', '.join(names)}.")
     add = _set_cue(cue, kwargs, names, on, size)
-    if conflict and not round(conflict*len(at['train'])):
-        raise ValueError(f"conflict={conflict} of {len(at['train'])} training images is less than one image: make it larger, or 0.")
-    if on=='all': own,other = codes, (codes+stream(seed, 2).integers(1, len(names), size=len(codes)))%len(names)
+    refuse_conflict(conflict, len(at['train']))
+    if on=='all': own,other = codes, misleading_classes(codes, len(names), seed)
     else:
         its,bears = int(np.flatnonzero(names==on)[0]), names[codes]==on
         own,other = np.where(bears, its, -1), np.where(bears, -1, its)

@@ -120,7 +120,7 @@ grouped_sets = {o.name:o for o in [KnownData(name, *o[:4], partial(_images_of, n
 more_sets.update(grouped_sets)
 
 def grouped_table()->pd.DataFrame:
-    "Return a table of all of them: where they come from, their layout, and how labels and groups are read"
+    "Return a table of all datasets with groups: where they come from, their layout, and how labels and groups are read"
     return pd.DataFrame([(o.name, o.url, o.layout, o.labels, bool(o.overlap)) for o in grouped_sets.values()],
                         columns=['name','from','layout','labels and groups','in ImageNet']).set_index('name')
 

@@ -104,10 +104,10 @@ def swapped_accuracy(
 )->float: # From 0 to 1, averaged over the classes
     """Return the accuracy on validation images in which a part comes from an image of another class
 
-    The part has to contain the suspected cue: 'rest' if that is the background, 'hot' if it is a small place. On the only bed with many
-    fits the background is the cue (Waterbed, 47 fits, `benchmarks/waterbed_cure.csv`). There 'rest' ranks networks as their worst group
-    does (Spearman 0.86 with their own heatmaps, 0.89 with those for the ImageNet classes), and 'hot' ranks them the wrong way round
-    (-0.71 with their own heatmaps, a fifth of the image), because it swaps the object."""
+    The part has to contain the suspected cue: 'rest' if that is the background, 'hot' if it is a small place. This was
+    measured on one data set, in which the background is the cue (Waterbed, 47 fits, `benchmarks/waterbed_cure.csv`): 'rest' ranks networks
+    nearly as their worst group does (Spearman 0.86 with their own heatmaps, 0.89 with those for the ImageNet classes), and 'hot' ranks
+    them the wrong way round (-0.71 with their own heatmaps, a fifth of the image), because it swaps the object."""
     return SwappedSet.of(learn, part, **kwargs).accuracy(learn.model)
 
 @delegates(SwappedSet.of, but='part')

@@ -17,8 +17,8 @@ from ..attribution.heatmap import degenerate, normalize_heat
 from ..attribution.methods import as_attribution, heat_of
 from ..attribution.tasks import Task
 from .heats import plot_class_heat
-from .swaps import asked_of, draw_donors, swap_kinds, swapped
-from .probe import probes
+from .swaps import asked_of, draw_donors, judged_swaps, swap_kinds, swapped
+from .probe import probes, _not_counted
 
 # %% ../../nbs/interpret/07_moves.ipynb #98543a23
 def numbers_of(
@@ -168,8 +168,7 @@ class Moves:
     @property
     def told(self)->pd.DataFrame: # Rows 'place', 'rest', 'edge', 'look'
         "The swaps that are judged: a small place, everything except about the hottest third, a narrow border, and the look"
-        kept = self.table.loc['rest'].index
-        at = dict(place=('hot',self.small), rest=('rest',kept[np.abs(kept-.3).argmin()]), edge=_always[0], look=_always[1])
+        at = dict(place=('hot',self.small), **judged_swaps(self.table))
         return pd.DataFrame({k:self.table.loc[o] for k,o in at.items()}).T.assign(size=[o[1] for o in at.values()])
     @property
     def carried(self)->pd.Series: # 'place', 'rest', 'edge', 'look'
@@ -201,7 +200,7 @@ def _little(self):
 @patch
 def verdict(self:Moves)->str:
     "Return the results as text"
-    text = [f'{int(self.bad.sum())} of {len(self.bad)} heatmaps are flat or not finite, and are not counted.'] if self.bad.any() else []
+    text = _not_counted(self)
     if self.r2 is not None:
         text.append(f'The predictions explain {max(0, self.r2):.0%} of the variance of {len(self.preds)} labels (R²), '
                     f'and are wrong by {self.error:.3g} on average.')

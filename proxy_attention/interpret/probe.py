@@ -114,6 +114,16 @@ def _labels(ys, n):
     targs = torch.cat([o.detach().as_subclass(Tensor).flatten().cpu() for o in ys])
     return targs.long() if len(targs)==n and bool((targs==targs.long()).all()) and int(targs.min())>=0 else None
 
+def _refuse_for(task, label, objects):
+    "Raise `TypeError` for arguments that make no sense for a task, and for a task whose probe is not loaded"
+    several = task.per_pixel or task.per_label
+    if label is not None and not several:
+        raise TypeError(f'label={label!r} chooses one of several labels, or a class of pixels, but here there is {task}: leave it out.')
+    if objects is not None and (task.per_pixel or not task.has_classes):
+        raise TypeError(f'`objects` is for classes of whole images, but here there is {task}: leave it out.')
+    if task.name not in probes and (several or not task.has_classes):
+        raise TypeError(f'Here there is {task}, and the probe for that is not loaded: `import proxy_attention.all`.')
+
 def probe(
     learn:Learner, # Learner, trained for at least one epoch
     items=None, # Items to probe: 'train', or items as in `dls.train_ds.items`; None: validation items
@@ -138,13 +148,7 @@ def probe(
     if not areas: raise ValueError('areas is empty: give fractions of the image, such as (.05,.1,.2).')
     if not kept: raise ValueError('kept is empty: give fractions of the image, such as (.2,.3,.5).')
     task = find_task(learn)
-    several = task.per_pixel or task.per_label
-    if label is not None and not several:
-        raise TypeError(f'label={label!r} chooses one of several labels, or a class of pixels, but here there is {task}: leave it out.')
-    if objects is not None and (task.per_pixel or not task.has_classes):
-        raise TypeError(f'`objects` is for classes of whole images, but here there is {task}: leave it out.')
-    if task.name not in probes and (several or not task.has_classes):
-        raise TypeError(f'Here there is {task}, and the probe for that is not loaded: `import proxy_attention.all`.')
+    _refuse_for(task, label, objects)
     model = placed(learn) if model is None else model
     with keep_rng():
         objects = None if objects is None else read_objects(objects)
@@ -267,7 +271,7 @@ class Probe:
     @property
     def edge_by_class(self):
         "Fraction of the images of each predicted class with the hottest place at the edge; only classes with at least 20 such images"
-        at = pd.Series(points_at(self.heat, zones()['edge'].expand(len(self.heat), -1, -1)).float().numpy())[~self.bad.numpy()]
+        at = pd.Series(hottest_at_edge(self.heat).float().numpy())[~self.bad.numpy()]
         by = at.groupby(self.preds[~self.bad].numpy())
         return by.mean()[by.size()>=20].rename(lambda i: self.names[i])
     @property
@@ -282,9 +286,7 @@ class Probe:
     @property
     def told(self)->pd.DataFrame: # Rows 'rest', 'edge', 'look'
         "The swaps that are judged: everything except about the hottest third, a border of a twentieth of the side, and the look"
-        kept = self.swaps.loc['rest'].index
-        at = [('rest',kept[np.abs(kept-.3).argmin()]), ('edge',.81), ('look',1.)]
-        return self.swaps.loc[at].reset_index('keep')
+        return self.swaps.loc[list(judged_swaps(self.swaps).values())].reset_index('keep')
     @property
     def carried(self)->pd.Series: # 'place', 'rest', 'edge', 'look'
         "Fraction of the predictions that depend on a small place, the rest of the image, its border, and its look, minus the control"

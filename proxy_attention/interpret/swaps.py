@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['probe_donors', 'swap_kinds', 'draw_donors', 'asked_of', 'predicted', 'swapped', 'swapped_predictions', 'looked_at',
-           'swap_flips', 'swap_effect', 'swap_table', 'empty_tables', 'object_effect']
+           'swap_flips', 'swap_effect', 'swap_table', 'judged_swaps', 'empty_tables', 'object_effect']
 
 # %% ../../nbs/interpret/02_swaps.ipynb #9470aaa4
 import random
@@ -175,6 +175,13 @@ def swap_table(
     for o in bar(asked): rows[o] = swap_effect(model, xb, heat, preds, other, same, swap_kinds[o[0]](o[1]), classes, bs, new)
     if note is not None: note.update(zip(asked, new))
     return pd.DataFrame(rows).T.rename_axis(['kind','keep'])
+
+def judged_swaps(
+    table:pd.DataFrame # One row per kind of swap and fraction of the image, such as that of `swap_table`
+)->dict: # 'rest', 'edge' and 'look' -> key of a row
+    "Which swap of each kind is judged? Everything except about the hottest third, a border of a twentieth of the side, and the look"
+    kept = table.loc['rest'].index
+    return dict(rest=('rest',kept[np.abs(kept-.3).argmin()]), edge=('edge',.81), look=('look',1.))
 
 def empty_tables(
     areas, # As for `swap_flips`

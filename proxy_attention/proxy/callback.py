@@ -54,7 +54,7 @@ class FitState:
     idle:bool=_lives('fit', False) # Is the fit too short for the schedule, so that it makes no step?
     told:bool=_lives('fit', False) # Has there been a warning about wrong labels?
     coarse:bool=_lives('fit', False) # Has there been a warning about coarse heatmaps?
-    fast:bool=_lives('fit', None) # False: half precision was tested and did not agree
+    fast:bool=_lives('fit', None) # False: half precision is not used, as set or because it did not agree
     proven:Proven=_lives('fit', None) # Results of the checks
     store:HeatmapStore=_lives('step', HeatmapStore) # Heatmaps of the items that are served
     made:np.ndarray=_lives('step', lambda: np.empty(0, np.int64)) # (n,) which step made the mask of each item (index in `how`)
@@ -127,7 +127,7 @@ def parted(
 class ProxyAttention(Callback):
     "Between epochs: select items, find out where the model looks in them, and continue training with these pixels masked"
     order,remove_on_fetch = TrackerCallback.order+10,False # after the row is printed and the trackers have run
-    fit_by = None # Function that the recipe is fitted with
+    fit_by = None # Function that fits a learner with this callback, if a recipe sets one
     @delegates(Every, keep=True)
     @delegates(Masker, keep=True)
     def __init__(self,

@@ -201,7 +201,7 @@ def evals(
     k=(10,30,50,100,150), # Number of images with the highest and with the lowest losses per class; at most half of the smallest class
     l1=(.001,.01,.05,.1,.2), # Penalty for absolute weights; the best of several values is chosen
     seed:int=0
-)->dict: # k, l1, accuracy of the worst inferred group in the second half, fraction of its images whose environment is 1 if misclassified
+)->dict: # k, l1, and in the second half: accuracy of the worst inferred group, fraction for which environment 1 means misclassified
     """EVaLS (Ghaznavi et al. 2024, arXiv 2410.05345): fitted to the highest and the lowest losses, chosen by inferred environments
 
     A layer with an L1 penalty is fitted to the same number of images with high and with low loss, from half of validation. The other

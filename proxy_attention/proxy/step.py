@@ -80,7 +80,7 @@ class StepResult:
     bad:Tensor # (n,) bool: is the heatmap uninformative (flat or not finite), or could the item not be read?
     area:Tensor # (n,) fraction of the image that the rule masks; 0 for an uninformative heatmap
     masker:Masker # Masker of this step
-    fast:bool # Did half precision agree with full precision? None: not tested
+    fast:bool # Was half precision used, as set or because it agreed? None: not used, and not tested
     target:str # What was explained
     method:str # How it was explained
     seconds:float # Duration of the step
