@@ -138,6 +138,12 @@ def _spelt(argv, known):
         else: words.append(o)
     return words
 
+def _refuse_twice(p, words):
+    "Exit with a sentence if an option with a value is given twice, because only the last value would be used"
+    given = [o for w in words if getattr(o := p._option_string_actions.get(w.partition('=')[0]), 'nargs', 0)!=0]
+    if again := next((o for i,o in enumerate(given) if o in given[:i]), None):
+        p.error(f'{again.option_strings[0]} is given twice, and only the last value would be used: give it once.')
+
 def asked(
     f, # A command
     argv # Its arguments, as strings
@@ -147,7 +153,9 @@ def asked(
     if not argv and f.needs and '_ARGCOMPLETE' not in os.environ: # for completion, the shell does not pass the line in `argv`
         p.print_usage(sys.stderr)
         p.error('Some arguments are required.')
-    said = p.parse_args(_spelt(argv, p._option_string_actions), defaults=False)
+    words = _spelt(argv, p._option_string_actions)
+    _refuse_twice(p, words)
+    said = p.parse_args(words, defaults=False)
     return {k:v for k,v in said.as_dict().items() if v is not None}
 
 # %% ../nbs/01_cli.ipynb #7c0ea005

@@ -76,6 +76,28 @@ riddles = re.compile(r'^(of|nor|between|where|what (?!to explain)|whether|also (
     'Chance that a chosen item is served as a proxy', "Number of the heat map's cells that are masked"])
 def test_a_riddle_is_seen(line): assert riddles.search(line)
 
+@pytest.mark.parametrize('argv,flag', [
+    ('photos --tests a=x --tests b=y','--tests'), ('photos --n_per_class 2 --n-per-class=3','--n-per-class'),
+    ('photos --pretrained no --pretrained','--pretrained')])
+def test_an_option_that_is_given_twice_is_refused(argv, flag, capsys):
+    "Only the last value would be used, and a test set would be lost without a word"
+    with pytest.raises(SystemExit): asked(proxy_train, argv.split())
+    assert capsys.readouterr().err==f'{flag} is given twice, and only the last value would be used: give it once.\n'
+
+def test_what_is_no_value_may_be_repeated():
+    assert asked(proxy_train, 'photos --quiet --quiet --lr .1 --wd .1'.split())==dict(path='photos', quiet=True, lr=.1, wd=.1)
+
+def test_a_folder_as_configuration_and_a_byte_order_mark(tmp_path):
+    with pytest.raises(IsADirectoryError, match='is a folder: give a TOML file, such as .*config.toml'): from_toml(tmp_path)
+    (tmp_path/'a.toml').write_bytes(b'\xef\xbb\xbf[fit]\r\nepochs = 2\r\n')
+    assert from_toml(tmp_path/'a.toml').fit.epochs==2
+
+@pytest.mark.parametrize('test,says', [
+    ('waterbirds', 'published test images of waterbirds are given with their folder: t=waterbirds:folder'),
+    ('waterbird:photos', "is called 'waterbird', did you mean 'waterbirds'"), ('nowhere/photos', "nowhere/photos for the test set 't'.$")])
+def test_a_misspelt_published_test_set(test, says):
+    with pytest.raises(FileNotFoundError, match=says): check_config(changed(Config(), tests=f't={test}'))
+
 @pytest.mark.parametrize('f', commands, ids=lambda f: f.prog)
 def test_help(f):
     "Each line is a phrase of plain English, with its default"

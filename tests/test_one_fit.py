@@ -1,6 +1,7 @@
 "What is compared is what is trained: the command, an arm, `fit_proxy` and a trial of a sweep end with the same bits"
 import json, shutil, warnings
 from functools import partial
+from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
 from proxy_attention.core import ProxyWarning
@@ -8,8 +9,9 @@ from proxy_attention.data.digits import digits, digits_learner
 from proxy_attention.experiment.arms import *
 from proxy_attention.experiment.checkpoint import read_checkpoint
 from proxy_attention.experiment.compare import compare, compare_folder, run_arm
-from proxy_attention.experiment.config import Config, changed, from_toml
+from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
 from proxy_attention.experiment.identity import what_is
+from proxy_attention.experiment.runs import run_state
 from proxy_attention.experiment.train import check_config, config_learner, images_of, train_folder
 from proxy_attention.proxy.callback import ProxyAttention
 from proxy_attention.proxy.recipes import head_first, one_probe_epoch, recipes
@@ -195,6 +197,57 @@ def test_other_images_are_refused(path, tmp_path):
     f.write_bytes(next((mine/'train').rglob('1*.png')).read_bytes()+b' ')
     with pytest.raises(ValueError, match='contains another comparison. Training images, bytes'):
         compare_folder(seeds=2, resume=run, say=quietly)
+
+@pytest.fixture(scope='module')
+def suspects(path, tmp_path_factory):
+    "Two finished runs with other weights"
+    out = tmp_path_factory.mktemp('s')
+    return [train_folder(path, out, say=quietly, **small|dict(epochs=1, recipe='none', seed=o)) for o in (1,2)]
+
+def contents(run): return {f:f.read_bytes() for f in run.rglob('*') if f.name in ('identity.json','asked.json','config.toml')}
+
+def test_a_refused_resume_leaves_the_comparison_as_it_was(path, suspects, tmp_path):
+    "Neither its identity becomes that of other experiments, nor does a finished comparison become a failed one"
+    suspect,test = Path(shutil.copytree(suspects[0], tmp_path/'suspect')),Path(shutil.copytree(path/'valid', tmp_path/'test'))
+    run = compared(path, tmp_path, 'no proxy', 1, suspect=suspect, swapped='rest', tests=f't={test}')
+    before = contents(run)
+    assert len(before)==3 and run_state(run)=='finished'
+    shutil.copy(suspects[1]/'model.safetensors', suspect)
+    with pytest.raises(ValueError, match='Measure, suspect'): compare_folder(seeds=2, resume=run, say=quietly)
+    assert contents(run)==before and run_state(run)=='finished'
+    shutil.copy(suspects[0]/'model.safetensors', suspect)
+    next(test.rglob('*.png')).unlink()
+    with pytest.raises(ValueError, match="on another test set with the name 't'"): compare_folder(resume=run, say=quietly)
+    assert contents(run)==before and run_state(run)=='finished'
+
+def test_an_arm_that_cannot_be_trained_is_not_added(path, done, tmp_path):
+    "It would fail again in each further resume"
+    run = shutil.copytree(done, tmp_path/'run')
+    with pytest.raises(ValueError, match="No layer is called 'nope'"): compare_folder(arms='late(layer=nope)', resume=run, say=quietly)
+    assert compare_folder(seeds=1, resume=run, say=quietly)==run and run_state(run)=='finished'
+
+def test_a_comparison_whose_suspect_or_split_was_moved(path, suspects, tmp_path):
+    "The split is in its folder; the suspect is given, and other weights are refused"
+    mine = Path(shutil.copytree(suspects[0], tmp_path/'mine'))
+    run = compared(path, tmp_path, 'no proxy', 1, suspect=mine, swapped='rest', split=mine)
+    mine.rename(tmp_path/'there')
+    with pytest.raises(FileNotFoundError, match='There is no model'): compare_folder(seeds=2, resume=run, say=quietly)
+    with pytest.raises(ValueError, match='did not start with the suspect'):
+        compare_folder(seeds=2, resume=run, suspect=suspects[1], say=quietly)
+    compare_folder(seeds=2, resume=run, suspect=tmp_path/'there', say=quietly)
+    assert len(list((run/'records').glob('*_*.json')))==2
+    assert from_toml(run/'config.toml').proxy.suspect==str(tmp_path/'there'/'model.safetensors')
+
+def test_settings_of_a_single_training_are_left_out_with_a_sentence(path, tmp_path):
+    toml,told = tmp_path/'config.toml',[]
+    toml.write_text(to_toml(changed(Config(), path=str(path), **small|dict(epochs=2, find_lr=True, prune=.3))))
+    run = compare_folder(arms='no proxy', seeds=1, config=toml, out=tmp_path/'runs', say=told.append)
+    assert f'Left out because a comparison does not use them: find_lr, prune of {toml}.' in told
+    assert from_toml(run/'config.toml').fit==changed(Config(), **dict(epochs=2, lr=small['lr'])).fit
+
+@pytest.mark.parametrize('arms', ['', ' , '])
+def test_no_arm_is_a_sentence(path, tmp_path, arms):
+    with pytest.raises(ValueError, match='No arm is given'): compared(path, tmp_path, arms, 1)
 
 def test_from_the_configuration_of_a_run(path, tmp_path):
     "Its recipe is left to the arms, its length is kept"

@@ -326,6 +326,14 @@ def test_a_step_before_the_first_epoch_and_its_suspect(tmp_path, suspect, named)
     assert dict(r for r in cells(t, 'Settings and images')[1:])['suspect']==named and f'where a suspect looks: {named}.' in said
     assert 'proxy step' not in [t.text(o) for o in t('li')], 'no line in the curves, so no key'
 
+def test_classes_called_None_or_NA_are_classes(tmp_path):
+    "pandas would read these names as missing values, and the rows of the log would be gone"
+    d = written(tmp_path/'a', 0, [.1,.2], recipe='shortcut')
+    row = dict(file='None/1.png', pred='NA', targ='None', method='m', fit=0, epoch=0, item=1, loss=1., area=.1, degenerate=False)
+    pd.DataFrame([row, row|dict(item=2, pred='')]).to_csv(d/'proxy_log.csv', index=False)
+    log = RunFolder(d).log
+    assert log[['pred','targ','item']].values.tolist()==[['NA','None',1]], 'the second row is not complete'
+
 def test_a_run_without_a_suspect_names_none(tmp_path):
     d = written(tmp_path/'a', 0, [.1], recipe='shortcut')
     t = tree(report_runs(d, quiet=True))

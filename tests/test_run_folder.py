@@ -11,7 +11,7 @@ from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
 from proxy_attention.experiment.runs import finished, run_state, runs_done, runs_table
 from proxy_attention.experiment.sweep import folder_run
-from proxy_attention.experiment.train import largest_batch
+from proxy_attention.experiment.train import found_again, largest_batch, last_of
 from proxy_attention.interpret.use import open_learner
 
 pytestmark = pytest.mark.limit(120)
@@ -183,6 +183,72 @@ def test_a_run_with_an_exported_suspect_is_gone_on_with_if_it_is_named_again(few
     with pytest.raises(CliError, match='leave the other options out'): proxy_train(resume=str(run), lr=1., suspect=str(made[0]/'model.pkl'))
     proxy_train(resume=str(run), suspect=str(made[0]/'model.pkl'), quiet=True, export=True)
     assert finished(run) and (run/'model.pkl').exists()
+
+def interrupted(path, out, **settings):
+    "A run that was interrupted in its second epoch"
+    with pytest.raises(KeyboardInterrupt): train_folder(path, out, cbs=Stops(), **small|dict(recipe='none', epochs=2)|settings)
+    run, = out.iterdir()
+    return run
+
+def test_a_suspect_that_was_moved_is_found_or_given(few, made, tmp_path):
+    "With the run it is found again; elsewhere it has to be given, and other weights are refused"
+    suspect = Path(shutil.copytree(made[0], tmp_path/'a'/'suspect'))
+    interrupted(few, tmp_path/'a'/'runs', suspect=suspect, swapped='rest')
+    (tmp_path/'a').rename(tmp_path/'b')
+    run, = (tmp_path/'b'/'runs').iterdir()
+    again = Path(shutil.copytree(run, tmp_path/'c'/'run'))
+    told = []
+    resume_run(run, told.append)
+    assert finished(run) and any(o.startswith('The suspect is read from') for o in told)
+    shutil.rmtree(tmp_path/'b')
+    with pytest.raises(FileNotFoundError, match='There is no model'): resume_run(again, noop)
+    with pytest.raises(ValueError, match='did not start with the suspect'): resume_run(again, noop, suspect=made[1])
+    assert finished(resume_run(again, noop, suspect=made[0]))
+
+def test_what_was_moved_is_found_by_a_colon_too(few, tmp_path):
+    "A colon may be part of a path, or stand between the name and the folder of a data set"
+    shutil.copytree(few, tmp_path/'a'/'photos: few')
+    interrupted(tmp_path/'a'/'photos: few', tmp_path/'a'/'runs')
+    (tmp_path/'a').rename(tmp_path/'b')
+    run, = (tmp_path/'b'/'runs').iterdir()
+    assert finished(resume_run(run, noop))
+    (tmp_path/'pets').mkdir()
+    cfg = changed(Config(), path=f'pets:{tmp_path}/pets')
+    (tmp_path/'pets').rename(tmp_path/'b'/'pets')
+    assert found_again(cfg, run, noop).data.path==f'pets:{tmp_path}/b/pets'
+    assert found_again(changed(cfg, path='pets'), run, noop).data.path=='pets'
+
+def test_a_test_set_or_objects_that_changed_are_refused(few, tmp_path):
+    "The result would be that of another experiment"
+    test,boxes = Path(shutil.copytree(few/'valid', tmp_path/'test')),tmp_path/'boxes.csv'
+    names = [o.relative_to(few) for o in get_image_files(few)]
+    boxes.write_text('\n'.join(['file,x0,y0,x1,y1', *(f'{o},0,0,5,5' for o in names)]))
+    run = interrupted(few, tmp_path/'runs', tests=f't={test}', recipe='rehearsed', objects=boxes)
+    boxes.write_text(boxes.read_text().replace('5,5', '9,9'))
+    with pytest.raises(ValueError, match='The places of objects of .* have changed'): resume_run(run, noop)
+    boxes.write_text(boxes.read_text().replace('9,9', '5,5'))
+    f = next(test.rglob('*.png'))
+    f.rename(tmp_path/'away.png')
+    with pytest.raises(ValueError, match="The test set 't' of .* has changed .* Number"): resume_run(run, noop)
+    (tmp_path/'away.png').rename(f)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert finished(resume_run(run, noop))
+
+def test_a_test_set_may_be_called_NA(few, tmp_path):
+    test = shutil.copytree(few/'valid', tmp_path/'test')
+    run = train_folder(few, tmp_path/'runs', tests=f'NA={test}', **plain)
+    assert 0<=last_of(run)['NA.accuracy']<=1
+
+def test_an_unreadable_image_is_told_before_its_class_is_too_small(few, tmp_path):
+    "`a class has a single image` alone would not be true of a folder with two"
+    for c in ('a','b'): shutil.copytree(next((few/'train').iterdir()), tmp_path/'photos'/c)
+    for o in list((tmp_path/'photos'/'b').iterdir())[2:]: o.unlink()
+    next((tmp_path/'photos'/'b').iterdir()).write_bytes(b'no image')
+    told = []
+    with pytest.raises(ValueError, match='has a single image'):
+        train_folder(tmp_path/'photos', tmp_path/'runs', **plain|dict(say=told.append))
+    assert any('1 unreadable and left out' in o for o in told)
 
 def test_a_run_of_an_earlier_release_is_finished_and_is_not_unpickled(one, tmp_path, capsys):
     mark = tmp_path/'ran'

@@ -170,6 +170,18 @@ def test_other_images_in_the_same_folder_are_refused(photos, tmp_path):
     one.write_bytes(two.read_bytes()+b'\0')
     with pytest.raises(ValueError, match='images, (bytes|digest)'): sweep(photos)
 
+def test_a_suspect_is_known_by_its_weights_not_by_its_path(photos, tmp_path, monkeypatch):
+    kw = dict(arch='test_resnet', pretrained=False, size=32, workers=0, epochs=1)
+    one,two = (train_folder(photos, tmp_path/'runs', say=noop, recipe='none', seed=o, **kw) for o in (1,2))
+    suspect = Path(shutil.copytree(one, tmp_path/'suspect'))
+    def sweep(suspect): return Sweep(folder_run(photos, suspect=suspect, recipe='none', swapped='rest', **kw),
+        dict(lr=[1e-3,1e-2]), tmp_path/'sweep', 'grid', 'rest_swapped')
+    sweep(suspect)
+    monkeypatch.chdir(tmp_path)
+    sweep('suspect/model.safetensors') # the same file, written differently
+    shutil.copy(two/'model.safetensors', suspect)
+    with pytest.raises(ValueError, match='contains another sweep. Run, suspect'): sweep(suspect)
+
 def test_two_folders_of_one_name_do_not_share_a_study_of_a_database(tmp_path):
     url = f'sqlite:///{tmp_path}/db'
     Sweep(quick, dict(a=[.1,.2]), tmp_path/'x'/'sweep', 'grid', storage=url).go(quiet=True)

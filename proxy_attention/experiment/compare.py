@@ -34,7 +34,7 @@ from .arms import find_arm, recipe_in, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
 from .train import (
     at_work, begun_with, check_config, config_learner, found_again, keep_checked, look_at, refuse_unasked, run_identity, score_of,
-    same_suspect, suspect_of, test_loader, tests_of, with_suspect)
+    suspect_found, suspect_of, test_loader, tests_of, with_suspect)
 from .statistics import *
 
 # %% ../../nbs/experiment/09_compare.ipynb #9897093d
@@ -332,9 +332,18 @@ def _starts(cfg, images, seed): return config_learner(cfg, images, seed=seed)
 
 def _refuse_arms(names, cfg):
     "Raise an error for an unknown arm, and for a suspect that nothing would use, before any image is read"
+    if not names: raise ValueError('No arm is given: name some, such as --arms "no proxy,shortcut", or leave the option out.')
     for o in names: find_arm(o, Suspect(torch.nn.Identity()) if cfg.proxy.suspect else None) # a placeholder
     if cfg.proxy.suspect and not cfg.fit.swapped and not any(map(recipe_in, names)):
         raise ValueError(f"None of the arms {', '.join(names)} has a recipe, so the suspect would not be used: add one, such as rehearsed.")
+
+def _without_unused(cfg, config, say):
+    "Leave out the settings of a file that belong to a single training, and say so"
+    usual = all_settings(Config())
+    unused = [k for k,v in all_settings(cfg).items() if k in left_to_arms and k!='recipe' and v!=usual[k]]
+    if not unused: return cfg
+    say(f"Left out because a comparison does not use them: {', '.join(unused)} of {config}.")
+    return changed(cfg, **dict.fromkeys(unused, ''))
 
 def _swapping(parts, suspect):
     "How `compare` measures swapped accuracies: each network by its own heatmaps, or all of them by those of the suspect"
@@ -370,15 +379,17 @@ def compare_folder(
         if cfg.proxy.suspect and not settings.get('suspect'):
             say(f'Left out because its recipe is, too: suspect of {config}. Give it yourself if the arms should use it.')
             cfg = changed(cfg, suspect='')
+        cfg = _without_unused(cfg, config, say)
     refuse_unasked(cfg, settings.get('suspect'))
     cfg = with_suspect(cfg)
     names = split_arms(asked['arms'])
     _refuse_arms(names, cfg)
-    epochs = check_config(cfg, of_arms=True)
+    read = cfg if resume is None else changed(cfg, split='') # the run folder contains a copy of the split
+    epochs = check_config(read, of_arms=True)
     refuse_count(1, 'each is a run of every arm', seeds=asked['seeds'])
     refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
     say(to_toml(cfg).partition('[proxy]')[0]+f"Arms: {', '.join(names)}. Seeds: {asked['seeds']}.\n")
-    images,wrong = look_at(cfg, say, resume)
+    images,wrong = look_at(read, say, resume)
     test_dls = {'valid':_valid} | {k:partial(test_loader, table=o) for k,o in tests_of(cfg, images).items()}
     if resume is None: refuse_inside(out, images.roots)
     else: images.load(Path(resume))
@@ -389,7 +400,7 @@ def compare_folder(
     if resume is not None: _refuse_another(run, said)
     say(f'Run folder: {run}')
     try:
-        with at_work(run, 'proxy-compare --resume', shared=True): # `_Records.claim` locks each training
+        with at_work(run, 'proxy-compare --resume', shared=True), _undone(run): # `_Records.claim` locks each training
             if resume is None:
                 images.save(run)
                 keep_checked(run, images, wrong)
@@ -413,6 +424,17 @@ def _begin(run, cfg, said, asked):
     write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
     write_json(run/'asked.json', asked) # the last file: a folder with it can be resumed
 
+@contextmanager
+def _undone(run):
+    "If an error occurs in this context before anything new is recorded, the settings and the identity of the folder stay as they were"
+    def recorded(): return {f:f.stat().st_mtime_ns for f in (run/'records').glob('*_*.json')}
+    was,before = {f:f.read_bytes() for o in ('identity.json','config.toml','asked.json') if (f := run/o).is_file()},recorded()
+    try: yield
+    except Exception: # not after Ctrl-C
+        if recorded()==before:
+            for f,said in was.items(): write_whole(f, lambda o: o.write(said))
+        raise
+
 def _keep(cmp, run):
     "Save the results: a table, a picture and, as the last file, the verdict"
     write_whole(run/'comparison.csv', lambda f: cmp.df.to_csv(f, index=False))
@@ -433,7 +455,7 @@ def _more(run, named, tests, settings, say):
     if not (run/'asked.json').is_file():
         raise FileNotFoundError(f'{run} is not the folder of a comparison that can be resumed: it has no asked.json.')
     asked,cfg = _read_json(run/'asked.json'),found_again(from_toml(run/'config.toml'), run, say)
-    if same_suspect(settings.get('suspect'), cfg.proxy.suspect): settings = settings|dict(suspect=None)
+    cfg,settings = suspect_found(cfg, run, settings.get('suspect')),settings|dict(suspect=None)
     was,now = all_settings(cfg),all_settings(changed(cfg, **settings))
     if other := [f'{k}={was[k]!r} there, {now[k]!r} here' for k in was if was[k]!=now[k]]:
         raise ValueError(f"--resume continues {run} with its own settings ({'; '.join(other)}). Arms, seeds and test sets can be added; "

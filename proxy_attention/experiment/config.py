@@ -208,9 +208,10 @@ def from_toml(
     file # A TOML file that a run or a person has written
 )->Config:
     "Read settings from a TOML file; a setting that is missing there has its default"
-    try: said = tomli.loads(Path(file).read_text(encoding='utf-8'))
+    if Path(file).is_dir(): raise IsADirectoryError(f'{file} is a folder: give a TOML file, such as {Path(file)/"config.toml"}.')
+    try: said = tomli.loads(Path(file).read_text(encoding='utf-8-sig')) # some editors write a byte order mark
     except FileNotFoundError as e: raise FileNotFoundError(f'There is no file {file}.') from e
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as e:
+    except (tomli.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ValueError(f'{file} is not a valid TOML file ({e}).') from e
     tests = said.pop('tests', {})
     for sec,part in dict(said, tests=tests).items():

@@ -135,11 +135,11 @@ class folder_run:
         return images_of(self.cfg)
 
     def identity(self)->dict:
-        "The identity of what all trials share: the images, labels and split (by content, not by path), and the settings"
+        "The identity of what all trials share: images, labels, split, suspect and objects (by content, not by path), and the settings"
         said = run_identity(self.cfg, self.images)
         return said['data'] | dict(
-            settings={k:v for k,v in all_settings(self.cfg).items() if v is not None and k not in ('path','tests')},
-            tests=said['tests'],
+            settings={k:v for k,v in all_settings(self.cfg).items() if v is not None and k not in ('path','tests','suspect','objects')},
+            tests=said['tests'], **{k:said[k] for k in ('suspect','objects') if k in said},
             recipes={k:what_is(recipes[k]) for k in self.recipes if k in recipes})
 
     def __call__(self,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['config_learner', 'kept_learner', 'largest_batch', 'fit_length', 'check_config', 'proxy_args', 'suspect_file',
-           'same_suspect', 'refuse_unasked', 'with_suspect', 'images_of', 'tests_of', 'test_loader', 'notes_on',
-           'keep_checked', 'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along', 'run_identity',
-           'found_again', 'resume_run', 'last_of', 'at_work', 'suspect_of', 'arm_of']
+           'same_suspect', 'suspect_found', 'refuse_unasked', 'with_suspect', 'images_of', 'tests_of', 'test_loader',
+           'notes_on', 'keep_checked', 'look_at', 'score_of', 'begun_with', 'train_folder', 'moved_along',
+           'run_identity', 'found_again', 'resume_run', 'last_of', 'at_work', 'suspect_of', 'arm_of']
 
 # %% ../../nbs/experiment/07_train.ipynb #f1303574
 import hashlib, json, math, os, re, shlex, shutil, sys, warnings
@@ -29,8 +29,8 @@ from fastai.vision.learner import model_meta
 from ..core import *
 from ..data.images import ImageSet, check_images, refuse_count, refuse_inside
 from ..data.loaders import files_of
-from ..data.datasets import known_sets, open_images
-from ..data.groups import groups_at, published_tests
+from ..data.datasets import known_sets, more_sets, open_images
+from ..data.groups import grouped, groups_at, published_tests
 from ..data.objects import read_objects
 from ..data.digits import average_precisions
 from ..data.networks import arch_learner, augments, find_arch, load_run, network_again, network_file, write_network
@@ -155,6 +155,14 @@ def _refuse_two_splits(d):
     if d.valid_col and d.folds:
         raise ValueError(f'folds={d.folds} draws its own split, but valid_col={d.valid_col!r} gives one: leave one of them out.')
 
+def _refuse_no_test(k, o):
+    "Refuse a test set that does not exist"
+    if Path(o).expanduser().exists() or groups_at(o) is not None: return
+    name,colon,_ = o.partition(':')
+    more = (f' The published test images of {name} are given with their folder: {k}={name}:folder.' if name in grouped else
+        f' No dataset with published groups is called {name!r}{nearest(name, grouped)}' if colon and Path(name).name==name else '')
+    raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.{more}")
+
 def check_config(
     cfg:Config,
     of_arms:bool=False # Is it that of a comparison, whose arms use the suspect?
@@ -181,9 +189,7 @@ def check_config(
     if make is None and p.save_images:
         raise ValueError("recipe='none' trains without proxies, so save_images has no images to save: leave it out.")
     _refuse_two_splits(d)
-    for k,o in cfg.tests.items():
-        if not Path(o).expanduser().exists() and groups_at(o) is None:
-            raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.")
+    for k,o in cfg.tests.items(): _refuse_no_test(k, o)
     by_name(d.augment, augments, 'augmentation')
     epochs = fit_length(cfg)
     if f.prune is not None: Prune(f.prune)
@@ -213,6 +219,18 @@ def same_suspect(
 )->bool:
     "Are both given, and the same model file?"
     return bool(a and b) and suspect_file(a).resolve()==suspect_file(b).resolve()
+
+def suspect_found(
+    cfg:Config, # Configuration of a run that is resumed
+    run, # Its run folder
+    suspect=None # The suspect given in this call; None: as in `cfg`
+)->Config:
+    "The configuration with the place where the suspect is now, if it is given; an error unless it is the file of the start"
+    if not suspect or same_suspect(suspect, cfg.proxy.suspect): return cfg
+    here = changed(cfg, suspect=str(suspect_file(suspect).resolve()))
+    if cfg.proxy.suspect and (said := _suspect_digest(here)) and said.items()<=_started_with(run).items(): return here
+    raise ValueError(f'{run} did not start with the suspect {suspect}, but with {cfg.proxy.suspect or "none"}: '
+                     'resume it with the same suspect.')
 
 def refuse_unasked(
     cfg:Config,
@@ -321,13 +339,13 @@ def keep_checked(
     write_whole(Path(run)/'checked.csv', lambda f: df.to_csv(f, index=False))
 
 def _leave_out_unreadable(images, wrong, say):
-    "Leave out unreadable images, and report all problems"
-    unreadable = wrong[wrong.problem=='unreadable'].file
-    if len(unreadable): images.leave_out(unreadable)
+    "Report all problems, and leave out unreadable images"
     for what,files in wrong.groupby('problem').file:
         say(f"{len(files)} {what}{' and left out' if what=='unreadable' else ''}: "
             f"{', '.join(f.name for f in files[:3])}{' …' if len(files)>3 else ''} "
             f"({wrong.detail[files.index[0]]})")
+    unreadable = wrong[wrong.problem=='unreadable'].file
+    if len(unreadable): images.leave_out(unreadable)
 
 def _look_at_tests(cfg, images, say, check):
     "Read the test sets, without unreadable images"
@@ -520,7 +538,7 @@ def run_identity(
     cfg:Config,
     images:ImageSet, # The images, with their split
     **more # Further plain data, such as the arms and seeds of a comparison
-)->dict: # data, tests, config, versions, device, suspect (if there is one), command, digest; and `more`
+)->dict: # data, tests, config, versions, device, suspect and objects (if there are any), command, digest; and `more`
     "The identity of a run, as plain data; its digest covers everything except paths and the command"
     with keep_rng(): data = data_of(_loaders(cfg, images, _stats(cfg)))
     for part in ('train','valid'):
@@ -530,7 +548,8 @@ def run_identity(
     where = f'{device.type}: {torch.cuda.get_device_name(device)}' if device.type=='cuda' else device.type
     tests_of(cfg, images) # reads test sets that have not been read yet
     tests = {k:files_digest(images.tests[k].file, images.tests[k].label) for k in cfg.tests}
-    what = dict(data=data, tests=tests, config=all_settings(cfg), versions=versions(), device=where, **_suspect_digest(cfg), **more)
+    what = dict(data=data, tests=tests, config=all_settings(cfg), versions=versions(), device=where,
+        **_suspect_digest(cfg), **_objects_digest(cfg), **more)
     places = ('path','split','suspect','objects','tests')
     settings = {k:v for k,v in what['config'].items() if k not in places}
     return what | dict(command=_command(), digest=digest(what|dict(config=settings)))
@@ -540,15 +559,28 @@ def _suspect_digest(cfg):
     f = cfg.proxy.suspect and suspect_file(cfg.proxy.suspect)
     return dict(suspect=hashlib.sha256(f.read_bytes()).hexdigest()[:16]) if f and f.is_file() else {}
 
-def _refuse_others(run, cfg, images):
-    "Refuse to resume a run with images or a suspect other than those it started with"
-    f = run/'identity.json'
-    if not f.is_file(): return # a run of an earlier release
+def _objects_digest(cfg):
+    "The identity of the places of objects, as `_suspect_digest`"
+    if not cfg.proxy.objects: return {}
+    f = Path(cfg.proxy.objects).expanduser()
+    if f.is_file(): return dict(objects=hashlib.sha256(f.read_bytes()).hexdigest()[:16])
+    masks = sorted(o for o in f.rglob('*') if o.is_file())
+    return dict(objects=files_digest(masks, ['']*len(masks))['digest'])
+
+def _started_with(run):
+    "The identity that a run started with; empty for a run of an earlier release"
+    f = Path(run)/'identity.json'
+    if not f.is_file(): return {}
     try:
         there = json.loads(f.read_text(encoding='utf-8'))
-        was = there['data']
+        there['data']
     except (ValueError, TypeError, KeyError) as e: raise ValueError(f'{f} cannot be read: restore it, or start a new run.') from e
-    here = run_identity(cfg, images)
+    return there
+
+def _refuse_others(run, cfg, images):
+    "Refuse to resume a run with images, test sets, a suspect or places of objects other than those it started with"
+    if not (there := _started_with(run)): return
+    was,here = there['data'],run_identity(cfg, images)
     only_images = lambda o: {k:v for k,v in o.items() if 'images' in k}
     refuse_other(
         f'The images of {run} have changed since it started: a file, its size or its label is different', only_images(was),
@@ -556,19 +588,28 @@ def _refuse_others(run, cfg, images):
     if 'suspect' in there and 'suspect' in here:
         refuse_other(f'The suspect of {run}, {cfg.proxy.suspect}, has changed since it started', dict(file=there['suspect']),
             dict(file=here['suspect']), 'Restore the former file, or start a new run.')
+    if 'objects' in there and 'objects' in here:
+        refuse_other(f'The places of objects of {run}, {cfg.proxy.objects}, have changed since it started', dict(file=there['objects']),
+            dict(file=here['objects']), 'Restore the former ones, or start a new run.')
+    for k in there.get('tests', {}).keys() & here['tests'].keys():
+        refuse_other(f'The test set {k!r} of {run} has changed since it started: a file, its size or its label is different',
+            there['tests'][k], here['tests'][k], 'Restore the former images, or start a new run.')
 
 def found_again(
     cfg:Config, # Configuration of a run
     run, # Its run folder
     say # Function that receives each message, such as `print`
 )->Config:
-    "The configuration with the present paths of images and test sets, if they were moved together with the run"
-    tests = {k:_place_again(o, run, f'The test set {k} is', say) for k,o in cfg.tests.items()}
-    return changed(cfg, path=_place_again(cfg.data.path, run, 'The images are', say), tests=tests)
+    "The configuration with the present paths of images, test sets, suspect and objects, if they were moved together with the run"
+    p,tests = cfg.proxy,{k:_place_again(o, run, f'The test set {k} is', say) for k,o in cfg.tests.items()}
+    return changed(cfg, path=_place_again(cfg.data.path, run, 'The images are', say), tests=tests,
+        suspect=_place_again(p.suspect, run, 'The suspect is', say), objects=_place_again(p.objects, run, 'The objects are', say))
 
 def _place_again(p, run, what, say):
-    "A path, or the path where the file is found now"
-    if not p or ':' in p or p in known_sets or os.path.exists(p): return p
+    "A path, or the path where the file is found now; the same for the folder of `name:folder`"
+    if not p or os.path.exists(p): return p
+    name,_,folder = p.partition(':')
+    if name in known_sets|more_sets: return f'{name}:{_place_again(folder, run, what, say)}' if folder else p
     there = next((o for o in moved_along(p, run) if os.path.exists(o)), None)
     if there is None: return p
     say(f'{what} read from {there}, because {p} does not exist.')
@@ -579,7 +620,7 @@ def resume_run(
     say=print, # Function that receives each message; any other than `print` also turns off progress bars and tables
     cbs=None, # Further callbacks for the fit
     export:bool=False, # Write `model.pkl`, too? See `train_folder`
-    suspect=None # The exported learner that the run started with, if any; it has to be given again because loading it can execute code
+    suspect=None # The suspect that the run started with, if it was moved, or is an exported learner, which can execute code
 )->Path: # The run folder
     "Resume an interrupted run; it ends as if it had not been interrupted"
     run = Path(run).expanduser()
@@ -590,10 +631,7 @@ def resume_run(
         if export and (run/network_file).is_file() and not (run/'model.pkl').is_file(): _export(load_run(run), run)
         return run
     cfg = found_again(from_toml(run/'config.toml'), run, say)
-    if suspect and not same_suspect(suspect, cfg.proxy.suspect):
-        raise ValueError(
-            f'{run} did not start with the suspect {suspect}, but with {cfg.proxy.suspect or "none"}: '
-            'resume it with the same suspect.')
+    cfg = suspect_found(cfg, run, suspect)
     refuse_unasked(cfg, suspect)
     say(to_toml(cfg))
     images,_ = look_at(changed(cfg, split=''), say, run) # the run folder contains a copy of the split
@@ -613,7 +651,7 @@ def last_of(
 def _last_row(run):
     last,f = pd.read_csv(Path(run)/'history.csv').drop(columns='epoch').iloc[-1], Path(run)/'tests.csv'
     if not f.exists(): return last
-    tests = pd.read_csv(f, dtype=dict(test=str)).set_index('test')
+    tests = pd.read_csv(f, dtype=dict(test=str), keep_default_na=False, na_values=['']).set_index('test') # a test set may be called NA
     return pd.concat([last, pd.Series({f'{t}.{k}':tests[k][t] for t in tests.index for k in ('accuracy','mean_ap','loss') if k in tests})])
 
 @contextmanager

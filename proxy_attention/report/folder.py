@@ -38,7 +38,8 @@ def _typed(df, cols):
 
 def _table_of(f, cols):
     return _typed(
-        pd.read_csv(f, dtype={o:str for o in cols.split() if o[-1] not in '#?' and o!='degenerate'}, keep_default_na='#' in cols),
+        pd.read_csv(f, dtype={o:str for o in cols.split() if o[-1] not in '#?' and o!='degenerate'}, keep_default_na=False,
+            na_values=[''] if '#' in cols else []), # a class may be called None or NA
         cols)
 
 def _tests_of(f):
