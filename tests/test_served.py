@@ -392,3 +392,11 @@ def test_a_table_cut_off_before_its_first_row_is_none(tmp_path):
     for o in ('proxy_log.csv','served.csv','manifest.csv'): (tmp_path/o).touch()
     put_back(tmp_path, Record())
     assert not list(tmp_path.iterdir())
+
+def test_classes_called_None_or_NA_stay_so_in_what_was_saved(tmp_path):
+    "pandas would read them as missing, and write empty cells"
+    from proxy_attention.proxy.record import Record, put_back
+    text = 'fit,epoch,item,label,area\n0,1,3,None,0.10\n0,1,4,NA,\n0,2,5,cat,0.3\n'
+    (tmp_path/'proxy_log.csv').write_text(text)
+    put_back(tmp_path, Record(steps=[dict(fit=0, epoch=1)]))
+    assert (tmp_path/'proxy_log.csv').read_text()==text.removesuffix('0,2,5,cat,0.3\n')

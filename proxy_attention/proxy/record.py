@@ -215,6 +215,7 @@ def check_folder(
     except OSError as e: raise type(e)(f'The folder {folder} cannot be written ({e.strerror or e}): give another folder.') from e
 
 def _append(file, df): df.to_csv(file, mode='a', header=not file.exists(), index=False)
+def _texts(file): return pd.read_csv(file, dtype=str, keep_default_na=False) # as it was written: a class may be called None or NA
 
 def append_served(
     folder:Path,
@@ -262,7 +263,7 @@ def keep_images(
         as_picture(served_image(record, proxies, ds, i)).save(folder/name)
         rows.append(dict(proxy=name, source=f, item=i, label=label, **{k:how[k] for k in ('fit','epoch','donor','area')}))
     manifest = folder/'manifest.csv'
-    old = pd.read_csv(manifest) if manifest.exists() else pd.DataFrame()
+    old = _texts(manifest) if manifest.exists() else pd.DataFrame()
     write_whole(manifest, lambda f: pd.concat([old, pd.DataFrame(rows)]).to_csv(f, index=False))
 
 def read_proxies(
@@ -295,8 +296,8 @@ def put_back(
         if not (folder/name).stat().st_size: # the run was stopped before the first row was written
             (folder/name).unlink()
             continue
-        df,known = pd.read_csv(folder/name),{(o['fit'],o['epoch']) for o in rows}
-        there = [o in known for o in zip(df.fit, df.epoch)]
+        df,known = _texts(folder/name),{(o['fit'],o['epoch']) for o in rows}
+        there = [o in known for o in zip(df.fit.astype(int), df.epoch.astype(int))]
         if name=='manifest.csv':
             for o in df.proxy[[not o for o in there]]: (folder/o).unlink(missing_ok=True)
         if any(there): write_whole(folder/name, lambda f: df[there].to_csv(f, index=False))
