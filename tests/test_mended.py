@@ -6,7 +6,9 @@ from fastai.vision.all import *
 from fastai.callback.all import *
 from proxy_attention.all import *
 from proxy_attention.experiment.config import changed
+from proxy_attention.interpret.heats import show_heat
 from proxy_attention.proxy.losses import losses_of
+from proxy_attention.proxy.peers import dac
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 root = Path(__file__).parent.parent
@@ -369,3 +371,92 @@ def test_the_bytes_of_kept_donors_are_counted_once(few, quiet, monkeypatch):
     seen.clear()
     fitted()
     assert all(held==holds<=2*seen[0][0] for held,holds,_ in seen)
+
+# What does not fit is said before anything is trained
+
+def tuned(path):
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=16, num_workers=0)
+    return vision_learner(dls, 'test_resnet', pretrained=False, metrics=accuracy)
+
+unfit = [dict(suspect='model.pkl'), dict(objects={'elsewhere.png':[0,0,5,5]}), dict(area=.1), dict(lr_max=1e-3),
+         dict(probe=2), dict(probe=0)]
+said = ('suspect is a trained Learner|name at least two training|fit_proxy takes no `area`.* to the callback|give `base_lr`'
+        '|too short for 2 probe|probe=0 should be')
+
+@pytest.mark.parametrize('args', unfit, ids=lambda o: next(iter(o)))
+def test_the_head_is_not_trained_before_an_argument_is_refused(few, quiet, weights, same, args):
+    learn = tuned(few)
+    before = weights(learn)
+    with pytest.raises((TypeError,ValueError), match=said): quiet(learn, 'fine_tune_proxy', 2, **args)
+    assert same(weights(learn), before) and not hasattr(learn, 'proxy_attention')
+
+def test_the_head_is_not_trained_before_a_loss_is_refused(few, quiet, weights, same):
+    learn = tuned(few)
+    learn.loss_func = lambda out,y: F.cross_entropy(out, y)
+    before = weights(learn)
+    with pytest.raises(TypeError, match='cannot return per-sample losses'): quiet(learn, 'fine_tune_proxy', 2)
+    assert same(weights(learn), before)
+
+@pytest.mark.parametrize('args', [dict(area=.1), dict(probe=2)], ids=lambda o: next(iter(o)))
+def test_a_refused_learner_keeps_its_callbacks(few, quiet, args):
+    learn = digits_learner(few)
+    with pytest.raises((TypeError,ValueError), match=said): quiet(learn, 'fit_proxy', 2, **args)
+    assert not hasattr(learn, 'proxy_attention')
+
+# Several inputs
+
+class Both(nn.Module):
+    "Two images as inputs"
+    def __init__(self):
+        super().__init__()
+        self.net = digits_net()
+    def forward(self, a, b): return self.net(a)+self.net(b)
+
+ways = dict(some, show_where=lambda learn: show_where(learn, learn.dls.valid_ds.items[:2]),
+            randomised=lambda learn: randomised(learn, learn.dls.valid_ds.items[:2]),
+            metric=lambda learn: SwappedAccuracy('rest').look(learn), dac=dac, interp=ProxyInterpretation.from_learner)
+
+@pytest.mark.parametrize('what', ways)
+def test_several_inputs_are_refused_in_a_sentence(few, quiet, what):
+    files = get_image_files(few/'train').sorted()[:40]
+    dls = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, getters=[noop,noop,parent_label],
+                    splitter=RandomSplitter(.4, seed=1)).dataloaders(files, bs=8, num_workers=0)
+    learn = Learner(dls, Both(), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match='The model (takes|has) 2 inputs'): ways[what](learn)
+
+# Progressive resizing
+
+def test_swapped_images_have_the_present_size(few, quiet, trained):
+    "The images that a suspect has swapped are made again for other loaders"
+    def sized(o): return ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, item_tfms=Resize(o))
+    small,large = map(sized, (28,40))
+    suspect = Suspect(trained)
+    learn = Learner(small, digits_net(), metrics=[accuracy, SwappedAccuracy('rest', suspect=suspect)])
+    quiet(learn, 'fit', 2, 3e-3)
+    learn.dls = large
+    quiet(learn, 'fit', 1, 3e-3)
+    assert learn.metrics[-1].set.images.shape[-2:]==(40,40)
+    assert learn.recorder.values[-1][-1]==swapped_accuracy(learn, 'rest', suspect=suspect)
+
+# The last layer alone is no training
+
+def test_fit_head_leaves_epochs_and_rates(few, quiet, trained):
+    "A network that was only loaded has no epochs and no optimizer afterwards, and one that was trained has its own"
+    fresh = digits_learner(few)
+    fresh.model.load_state_dict(trained.model.state_dict())
+    quiet(fresh, 'fit_head', None, passes=2)
+    assert fresh.opt is None and probe(fresh).epoch is None
+    learn = digits_learner(few)
+    quiet(learn, 'fit', 1, 3e-4)
+    quiet(learn, 'fit_head', None, passes=2)
+    assert learn.n_epoch==1 and [o['lr'] for o in learn.opt.hypers]==[3e-4] and probe(learn).epoch==1
+
+# Pictures of images with alpha, or with other numbers of channels
+
+@pytest.mark.parametrize('n', [1, 2, 4, 6])
+def test_heat_over_any_number_of_channels(n):
+    x,heat = torch.rand(n,12,12),torch.rand(4,4)
+    ax = show_heat(x, heat)
+    assert ax.images[0].get_array().shape==(12,12,3)
+    shown = show_heat(x, None).images[0].get_array()
+    assert np.allclose(shown, (x[:3] if n>2 else x[:1].expand(3,-1,-1)).permute(1,2,0))

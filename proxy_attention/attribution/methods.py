@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['captum_methods', 'default_attribution', 'default_target', 'Captum', 'Auto', 'method_names', 'as_attribution',
-           'each_target', 'as_size', 'stretched', 'view_size', 'Suspect', 'fast_agrees', 'heat_once', 'heat_of']
+           'each_target', 'as_size', 'stretched', 'view_size', 'made_by', 'Suspect', 'fast_agrees', 'heat_once',
+           'heat_of']
 
 # %% ../../nbs/attribution/06_methods.ipynb #11abf845
 import captum.attr, torch, torch.nn.functional as F
@@ -193,6 +194,12 @@ def view_size(
 )->tuple: # (height, width)
     "Return the size of images that an attribution asks for: that of the model's input, unless it has a method `view` that says another"
     return attr.view(size) if hasattr(attr, 'view') else size
+
+def made_by(
+    dl # Loader, not one that is wrapped for several processes
+)->tuple: # Objects, to be compared by their identity
+    "Return what the images of a loader are made by: its data set and its transforms"
+    return dl.dataset,*(o for k in ('after_item','after_batch') for o in getattr(getattr(dl, k), 'fs', ()))
 
 class Suspect:
     "Heatmaps of another, already trained model, for any argument that takes an attribution"

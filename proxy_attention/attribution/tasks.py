@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tasks', 'regressions', 'Task', 'SeveralLabels', 'PixelLabels', 'Distance', 'Numbers', 'Points', 'label_of',
-           'vocab_of', 'find_task', 'need_one_label']
+           'vocab_of', 'find_task', 'need_one_label', 'need_one_input']
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c0004
 from numbers import Integral, Real
@@ -323,3 +323,11 @@ def need_one_label(
     "Raise `TypeError` unless a learner has one label per image"
     task = find_task(learn)
     if type(task) is not Task: raise TypeError(f'{what} needs one label per image, but here there is {task}: {instead}.')
+
+def need_one_input(
+    learn:Learner,
+    what:str # What needs a model that takes one image
+):
+    "Raise `TypeError` if the model of a learner takes several inputs"
+    with keep_rng(): n = getattr(plain_dl(learn.dls.train), 'n_inp', 1) # a loader may have to make a batch to know that
+    if n!=1: raise TypeError(f'The model takes {n} inputs, but {what} needs a model that takes one image.')

@@ -13,10 +13,10 @@ from fastcore.all import L, delegates, store_attr
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import input_size, pick_items, placed, train_items, whole_dl
+from ..data.loaders import input_size, pick_items, placed, plain_dl, train_items, whole_dl
 from ..attribution.heatmap import normalize_heat
-from ..attribution.tasks import find_task, need_one_label
-from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target
+from ..attribution.tasks import find_task, need_one_input, need_one_label
+from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, made_by
 from ..masking.donors import donors
 from .swaps import draw_donors, looked_at, predicted, swap_kinds, swapped
 from .metrics import LookingMetric
@@ -49,7 +49,8 @@ def swapped_column(
 def refuse_unswappable(
     learn:Learner # Learner that is about to be trained, or is trained
 ):
-    "Raise `TypeError` unless images have one label each, and `ValueError` if there are no validation images"
+    "Raise `TypeError` unless there is one image and one label per item, and `ValueError` if there are no validation images"
+    need_one_input(learn, 'swapped accuracy')
     need_one_label(learn, 'Swapped accuracy', 'probe each label instead, `probe(learn)`')
     if len(learn.dls.loaders)<2 or not len(learn.dls.valid.dataset):
         raise ValueError('The learner has no validation images to choose with: add some to its loaders.')
@@ -124,8 +125,8 @@ class SwappedAccuracy(LookingMetric):
     """`swapped_accuracy` after each epoch, as a fastai metric with the name `rest_swapped` or `hot_swapped`
 
     'rest' is the part to swap if you suspect the background, 'hot' if you suspect a small place; where the background is the cue, 'hot'
-    prefers the networks that depend on it (see `swapped_accuracy`). The heatmaps of a `Suspect` choose the part once, for all epochs.
-    Without one, the present network chooses it again after each epoch, so the last value is that of `swapped_accuracy`."""
+    prefers the networks that depend on it (see `swapped_accuracy`). The heatmaps of a `Suspect` choose the part once for the same data
+    and transforms. Without one, the present network chooses it again after each epoch, so the last value is that of `swapped_accuracy`."""
     @delegates(SwappedSet.of)
     def __init__(self,
         part:str=None, # Part to swap, which has to be given: 'hot' for a cue in a small place, 'rest' for the background
@@ -133,12 +134,14 @@ class SwappedAccuracy(LookingMetric):
     ):
         _swap(part)
         store_attr('part,kwargs', self)
-        self.set = None
+        self.set,self.made_by = None,()
         self.reset()
     def look(self,
         learn:Learner # Learner that is being trained
     )->float: # From 0 to 1, averaged over the classes
         "Return the present accuracy"
+        made = made_by(plain_dl(learn.dls.valid))
+        if [*map(id, made)]!=[*map(id, self.made_by)]: self.set,self.made_by = None,made # other images, or another size
         now = self.set or SwappedSet.of(learn, self.part, **self.kwargs)
         if isinstance(self.kwargs.get('suspect'), Suspect): self.set = now
         return now.accuracy(learn.model)
@@ -146,4 +149,4 @@ class SwappedAccuracy(LookingMetric):
     def name(self):
         "Name of the column in the table of a fit"
         return swapped_column(self.part)
-    def __getstate__(self): return self.__dict__ | dict(set=None, learn=None)
+    def __getstate__(self): return self.__dict__ | dict(set=None, made_by=(), learn=None)

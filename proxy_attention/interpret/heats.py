@@ -19,7 +19,7 @@ from ..core import *
 from ..data.loaders import input_size, items_dl, placed, whole_dl
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import Label
-from ..attribution.tasks import find_task
+from ..attribution.tasks import find_task, need_one_input
 from ..attribution.methods import as_attribution, default_attribution, default_target, each_target, heat_of, view_size
 from ..attribution.clusters import HeatClusters
 import proxy_attention.attribution.finer # whose methods register themselves
@@ -34,7 +34,7 @@ def _pixels(img):
         if isinstance(img, np.ndarray): img = Image.fromarray(img)
         img = img if isinstance(img, Image.Image) else Image.open(img)
         x = np.asarray(img.convert('RGB'))/255.
-    return np.repeat(x, 3, -1) if x.shape[-1]==1 else x.clip(0,1)
+    return (np.repeat(x[...,:1], 3, -1) if x.shape[-1]<3 else x[...,:3]).clip(0,1) # without alpha, or the first channels of many
 
 def as_picture(
     img # File, PIL image, or (c,h,w) tensor
@@ -174,6 +174,7 @@ def heat_on(
     **kwargs # Passed to `heat_of`
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
+    need_one_input(learn, 'a heatmap')
     target = find_task(learn).target(target)
     attr,of = as_attribution(attribution)(placed(learn), layer=layer, target=target),getattr(target, 'of', target)
     labels = isinstance(of, Label) or isinstance(of, str) and of=='label' # of a `Region`
@@ -207,6 +208,7 @@ def heats_of_labels(
     whole:bool=True # Use a view of the whole image, squished? Otherwise the validation view, which may be a crop
 )->list: # A tensor (labels,h,w) in [0,1] per image; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks for each of several labels"
+    need_one_input(learn, 'a heatmap')
     task,each = find_task(learn),each_target(attribution, placed(learn), layer)
     if isinstance(items, (str,Path)): items = [items]
     apart,labels = (list,tuple,L),list(L(labels))

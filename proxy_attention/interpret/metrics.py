@@ -21,7 +21,7 @@ from ..core import *
 from ..data.loaders import has_items, placed, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
 from ..attribution.targets import Index, Label, Target
-from ..attribution.tasks import find_task
+from ..attribution.tasks import find_task, need_one_input
 from ..attribution.layers import looking_into, outputs_of, unwrap
 from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, method_names
 from ..masking.rules import area_budget, max_share
@@ -415,6 +415,7 @@ def explanation_scores(
     each:bool=False # Return one row per image instead of means?
 )->pd.DataFrame: # One row per attribution and control, one column per metric
     "Score heatmaps with several metrics, beside two controls on the same images: noise and a centred Gaussian"
+    need_one_input(learn, 'a heatmap')
     task,metrics,attribution = find_task(learn),_as_metrics(metrics, masks),_named(attribution)
     target = task.target(target)
     if not task.has_classes and (of_prob := [k for k,f in metrics.items() if 'y' in takes(f)]):
@@ -480,6 +481,7 @@ def randomised(
     Lower is better. A heatmap that stays shows the image, not what the model learned; one that changes may still be wrong.
     Cascading randomization, Adebayo et al. 2018, arXiv 1810.03292."""
     refuse_number(1, 10**6, steps=steps)
+    need_one_input(learn, 'a heatmap')
     (items,_,_),target = _chosen(items, None, n),find_task(learn).target(target)
     model,layer = deepcopy((unwrap(learn.model), layer))
     attr = as_attribution(attribution)(model, layer=layer, target=_Fixed(target))

@@ -22,7 +22,7 @@ from ..data.loaders import items_dl, placed, train_items
 from ..data.passes import only_watches
 from ..attribution.layers import hooked, looking_into, outputs_of, unwrap
 from ..attribution.methods import Suspect
-from ..attribution.tasks import need_one_label
+from ..attribution.tasks import need_one_input, need_one_label
 from .callback import ProxyAttention
 from .recipes import IfCarried, Recipe, as_suspect, recipes
 
@@ -47,6 +47,7 @@ def layer_of(
     learn:Learner
 )->nn.Linear:
     "Return the `last_layer` of a learner with one label per image"
+    need_one_input(learn, 'fitting the last layer alone')
     need_one_label(learn, 'Fitting the last layer alone', 'train the whole model, such as with `ProxyAttention.shortcut(target=…)`')
     b = items_dl(learn.dls, train_items(learn.dls, [0]), bs=1, num_workers=0).one_batch()
     return last_layer(placed(learn), b[0].as_subclass(Tensor))
@@ -138,11 +139,14 @@ def served_inputs(
     refuse_number(1, 10**4, passes=passes)
     kept,layer,order,rec = _Kept(proxies),layer or layer_of(learn),list(learn.cbs),getattr(learn, 'recorder', None)
     was = {} if rec is None else dict(rec.__dict__)
+    opt,n_epoch,hypers = learn.opt,learn.n_epoch,[] if learn.opt is None else [dict(o) for o in learn.opt.hypers]
     try:
         with (keep_modes(learn.model), learn.removed_cbs(_aside(learn, proxies)), learn.no_logging(),
               torch.no_grad(), hooked([layer], kept.into)):
             learn.fit(passes, cbs=kept)
     finally:
+        learn.opt,learn.n_epoch = opt,n_epoch # nothing was trained
+        for now,o in zip([] if opt is None else opt.hypers, hypers): now.update(o)
         learn.cbs.items = order # `removed_cbs` appends them to the end of the list
         if rec is not None: rec.__dict__.update(was) # the recorder keeps the values of the last real fit
     return HeadInputs(torch.cat(kept.into.x), torch.cat(kept.ys).long()) if kept.ys else None

@@ -48,13 +48,18 @@ def probe_cycle(
     moms=None, # Momentums of the cycle; None: `learn.moms`
 )->ParamScheduler:
     "Probe epochs at a constant learning rate, then one cycle over the remaining epochs"
-    if not 1<=probe<n_epoch:
-        raise ValueError(f'A fit of {counted(n_epoch, "epoch")} is too short for {counted(probe, "probe epoch")} and a cycle: '
-                         f'train for at least {probe+1}.')
+    _refuse_probe(n_epoch, probe)
     lr,moms = _rates(learn, lr_max),learn.moms if moms is None else moms
     then = lambda const,cycle: combine_scheds([probe/n_epoch, 1-probe/n_epoch], [SchedNo(const, const), cycle])
     cycle = combined_cos(pct_start, lr/div, lr, lr/div_final)
     return ParamScheduler(dict(lr=then(lr/probe_div, cycle), mom=then(moms[0], combined_cos(pct_start, *moms))))
+
+def _refuse_probe(n_epoch, probe):
+    "Raise an error for a fit that is too short for its probe epochs"
+    refuse_number(1, 10**6, probe=probe)
+    if probe>=n_epoch:
+        raise ValueError(f'A fit of {counted(n_epoch, "epoch")} is too short for {counted(probe, "probe epoch")} and a cycle: '
+                         f'train for at least {probe+1}.')
 
 def _rates(learn, lr_max):
     "Return the maximum learning rate of each group of parameters"
@@ -599,6 +604,32 @@ Recipe('masktune', 'For comparison: MaskTune, which masks all items with black, 
     source='Asgari et al. 2022, arXiv 2210.00055')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #804699ab
+def _refuse_args(fit, kwargs):
+    "Raise `TypeError` for an argument that `fit_proxy` does not pass on"
+    known = takes(fit)-{'learn','n_epoch','lr_max','probe','wd','cbs','reset_opt'}
+    for k in kwargs:
+        if k in known: continue
+        raise TypeError(f'fit_proxy takes no `{k}`{nearest(k, known)} Besides its own arguments it takes {", ".join(sorted(known))}. '
+                        'Arguments of the proxies are given to the callback, such as `learn.add_cb(ProxyAttention.shortcut(area=.2))`.')
+
+def _callback_for(learn, n_epoch, suspect=None, objects=None, probe=None, wd=None, cbs=None, reset_opt=False, **kwargs):
+    "Return the callback that `fit_proxy` trains with; what does not fit is an error before anything is trained or added"
+    _refuse_short(n_epoch)
+    cb = getattr(learn, 'proxy_attention', None)
+    for what,given_,how in (('objects to its schedule', objects, 'ProxyAttention.rehearsed(steps=IfCarried(objects=…))'),
+                            ('suspect to it', suspect, 'ProxyAttention(attribution=Suspect(learn), …)')):
+        if cb is not None and given_ is not None:
+            raise ValueError(f'The learner has a ProxyAttention of its own: give the {what}, '
+                             f'`{how}`, or remove it, `learn.remove_cb(ProxyAttention)`.')
+    if cb is None:
+        asked = {} if suspect is None else dict(attribution=as_suspect(learn, suspect))
+        cb = recipes['rehearsed'](steps=IfCarried(objects=objects), **asked)
+        cb.schedule.refuse(learn)
+    _refuse_args(one_cycle if probe is None and cb.fit_by is one_cycle else probe_cycle, kwargs)
+    if cb.suspect is None and not possible_epochs(cb.schedule, n_epoch): epochs_to_step(cb.schedule, n_epoch) # raises the error
+    if probe is not None: _refuse_probe(n_epoch, probe)
+    return cb
+
 @patch
 @delegates(probe_cycle, but='learn,probe', keep=True)
 def fit_proxy(self:Learner,
@@ -613,25 +644,13 @@ def fit_proxy(self:Learner,
     **kwargs
 ):
     "Train with proxies; a learner without a `ProxyAttention` gets the recipe `rehearsed` (a suspect and its successor)"
-    _refuse_short(n_epoch)
-    own = hasattr(self, 'proxy_attention')
-    for what,given_,how in (('objects to its schedule', objects, 'ProxyAttention.rehearsed(steps=IfCarried(objects=…))'),
-                            ('suspect to it', suspect, 'ProxyAttention(attribution=Suspect(learn), …)')):
-        if own and given_ is not None:
-            raise ValueError(f'The learner has a ProxyAttention of its own: give the {what}, '
-                             f'`{how}`, or remove it, `learn.remove_cb(ProxyAttention)`.')
-    if not own:
-        asked = {} if suspect is None else dict(attribution=as_suspect(self, suspect))
-        cb = recipes['rehearsed'](steps=IfCarried(objects=objects), **asked)
-        cb.schedule.refuse(self) # before it is added: a learner that is refused stays as it was
-        self.add_cb(cb)
+    cb = _callback_for(self, n_epoch, suspect, objects, probe, **kwargs)
+    if not hasattr(self, 'proxy_attention'): self.add_cb(cb)
     if self.opt is not None and self.opt.frozen_idx>0:
         warn('The body of this learner is frozen, so only its head is trained: `learn.fine_tune_proxy(…)` trains first the head '
              'and then all layers, `learn.unfreeze()` makes all layers trainable, and `learn.fit_head(…)` fits the last one in minutes.',
              ProxyWarning)
-    cb = self.proxy_attention
     fit_by,how = cb.fit_by or one_probe_epoch, dict(wd=wd, cbs=cbs, reset_opt=reset_opt)
-    if cb.suspect is None and not possible_epochs(cb.schedule, n_epoch): epochs_to_step(cb.schedule, n_epoch) # raises the error
     if probe is None and (not kwargs or fit_by is one_cycle): return fit_by(self, n_epoch, lr_max, **how, **kwargs)
     if probe is None: probe = epochs_to_step(cb.schedule, n_epoch) if fit_by is probe_to_the_step and cb.suspect is None else 1
     def fit(): fit_with(self, n_epoch, probe_cycle(self, n_epoch, probe, lr_max, **kwargs), **how)
@@ -663,7 +682,7 @@ def _normalized(dls):
 
 # %% ../../nbs/proxy/09_recipes.ipynb #da4246fa
 @patch
-@delegates(Learner.fit_proxy)
+@delegates(Learner.fit_proxy, but='lr_max')
 def fine_tune_proxy(self:Learner,
     epochs:int, # Number of epochs of the second phase
     base_lr:float=2e-3, # Learning rate of the head in the first phase; half of it in the second phase
@@ -672,6 +691,7 @@ def fine_tune_proxy(self:Learner,
     **kwargs
 ):
     "Like fastai's `fine_tune`, with `fit_proxy` as the second phase"
-    _refuse_short(epochs)
+    if 'lr_max' in kwargs: raise TypeError('fine_tune_proxy sets `lr_max` itself, to half of `base_lr`: give `base_lr` instead.')
+    with keep_rng(): prove_callback(_callback_for(self, epochs, **kwargs), self, self.loss_func) # before the head is trained
     self.freeze()
     self.fit_proxy(epochs, head_first(self, base_lr/2, freeze_epochs, lr_mult, kwargs.get('cbs')), **kwargs)

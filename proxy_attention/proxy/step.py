@@ -22,7 +22,7 @@ from ..attribution.heatmap import degenerate
 from ..attribution.layers import looking_into
 from ..attribution.cams import Explainer, fine_enough
 from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target
-from ..attribution.methods import fast_agrees, heat_of, view_size
+from ..attribution.methods import fast_agrees, heat_of, made_by, view_size
 import proxy_attention.attribution.finer # whose methods register themselves
 from ..attribution.targets import as_target
 from ..attribution.tasks import Task, find_task
@@ -137,8 +137,8 @@ def _remembered(learn, settings, size, task=None):
     if not isinstance(suspect, Suspect): return None,look()
     suspect.on(learn.model)
     dls = plain_dls(learn.dls)
-    ds,shown = dls.train_ds,dls.loaders[min(1, len(dls.loaders)-1)]
-    data = ds,*(o for k in ('after_item','after_batch') for o in getattr(getattr(shown, k), 'fs', ()))
+    ds = dls.train_ds
+    data = ds,*made_by(dls.loaders[min(1, len(dls.loaders)-1)])[1:]
     s = settings
     return suspect.remembered(data, (len(ds),tuple(size),s.target,s.layer,s.scale,s.grid,s.fast is True), look)
 
