@@ -371,6 +371,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'proxy_attention/attribution/methods.py'),
                                                      'proxy_attention.attribution.methods.Suspect.on': ( 'attribution/methods.html#suspect.on',
                                                                                                          'proxy_attention/attribution/methods.py'),
+                                                     'proxy_attention.attribution.methods.Suspect.placeholder': ( 'attribution/methods.html#suspect.placeholder',
+                                                                                                                  'proxy_attention/attribution/methods.py'),
                                                      'proxy_attention.attribution.methods.Suspect.remembered': ( 'attribution/methods.html#suspect.remembered',
                                                                                                                  'proxy_attention/attribution/methods.py'),
                                                      'proxy_attention.attribution.methods._OneScore': ( 'attribution/methods.html#_onescore',

@@ -214,6 +214,11 @@ class Suspect:
         self.size = as_size(size)
         self.model,self.attribution,self.memory = copy_of(unwrap(model)),as_attribution(attribution),None
 
+    @classmethod
+    def placeholder(cls):
+        "Return what stands for a suspect that is loaded later, where settings are only checked"
+        return cls(nn.Identity())
+
     def on(self,
         model:nn.Module # Model that is trained
     )->nn.Module:

@@ -184,7 +184,7 @@ def _known(repair):
 
 def _try_callback(penalty=None, attribution=None, **settings):
     "Make the callback of `fit_head` with a placeholder for the suspect: raises errors here instead of during a comparison"
-    suspect = {} if settings.get('recipe', 'rehearsed') is None else dict(attribution=Suspect(torch.nn.Identity()))
+    suspect = {} if settings.get('recipe', 'rehearsed') is None else dict(attribution=Suspect.placeholder())
     head_callback(**suspect, **settings)
 
 def repaired_with(

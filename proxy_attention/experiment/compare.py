@@ -333,7 +333,7 @@ def _starts(cfg, images, seed): return config_learner(cfg, images, seed=seed)
 def _refuse_arms(names, cfg):
     "Raise an error for an unknown arm, and for a suspect that nothing would use, before any image is read"
     if not names: raise ValueError('No arm is given: name some, such as --arms "no proxy,shortcut", or leave the option out.')
-    for o in names: find_arm(o, Suspect(torch.nn.Identity()) if cfg.proxy.suspect else None) # a placeholder
+    for o in names: find_arm(o, Suspect.placeholder() if cfg.proxy.suspect else None)
     if cfg.proxy.suspect and not cfg.fit.swapped and not any(map(recipe_in, names)):
         raise ValueError(f"None of the arms {', '.join(names)} has a recipe, so the suspect would not be used: add one, such as rehearsed.")
 

@@ -195,7 +195,7 @@ def check_config(
     if f.prune is not None: Prune(f.prune)
     if p.steps: Steps(p.steps).check(epochs)
     find_arch(cfg.model.arch)
-    if p.suspect: asked = asked|dict(attribution=Suspect(torch.nn.Identity())) # a placeholder for the suspect until it is loaded
+    if p.suspect: asked = asked|dict(attribution=Suspect.placeholder())
     schedule = None if make is None else make(**asked).schedule
     early = p.suspect and getattr(schedule, 'at_start', False) # before the first epoch
     if make is not None and not early and not possible_epochs(schedule, epochs):
