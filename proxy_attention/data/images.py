@@ -373,6 +373,9 @@ def _parts_in(df, valid_col, csv):
 
 def _files_in(df, fn, lab, top, suffix, csv):
     "Return the file of each row, after checking that it exists and is listed once"
+    if os.path.isfile(top/(fn+suffix)):
+        raise ValueError(f'The first line of {csv} names an image, {fn}: write a line with the names of the columns above it, '
+                         'such as file,label.')
     files = pd.Series([Path(os.path.normpath(top.resolve()/(o+suffix))) for o in df[fn]], index=df.index)
     if (twice := files.duplicated()).any():
         i = twice.idxmax()
