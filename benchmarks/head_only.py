@@ -104,6 +104,7 @@ which = {
     'background, true masks':true_masks, **{k:partial(published, name=k) for k in peers}}
 # the same search as ours, for peers that do not choose by themselves: only where they are named
 searched = {f'{k}, penalty {p}':partial(published, name=k, penalty=p) for k in ('balanced','neurontune') for p in (.001,.1,1.)}
+searched['background, ImageNet heat, otsu'] = partial(imagenet_heat, rule='rest_of_otsu')
 searched |= {f'background, ImageNet heat, keep {k}':partial(imagenet_heat, keep=k) for k in (.1,.2,.4,.5)}
 
 @call_parse

@@ -48,6 +48,8 @@ which = {
     'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background'),
     'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3]),
     'background, ImageNet heat at 128 px':with_proxies('background', **at_128),
+    'background, ImageNet heat at 128 px, otsu':with_proxies('background', **at_128, rule='rest_of_otsu'),
+    'background, otsu':with_proxies('background', rule='rest_of_otsu'),
     'background, then last layer':then_head,
     'background, ImageNet heat at 128 px, then last layer':partial(then_head, **at_128),
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],
