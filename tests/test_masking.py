@@ -1,5 +1,5 @@
 "Rules × fills × shapes × kinds of images: outside of the mask nothing changes, and the area is what was asked"
-import pytest, torch
+import cv2, pytest, torch
 from hypothesis import HealthCheck, assume, given as each, settings, strategies as st
 from fastai.vision.all import *
 from proxy_attention.all import *
@@ -7,7 +7,7 @@ from proxy_attention.data.loaders import ImageStats
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.masking.donors import choose_donor, donors
 from proxy_attention.masking.fills import fills
-from proxy_attention.masking.rules import rules
+from proxy_attention.masking.rules import otsu, rest_of_otsu, rules
 from proxy_attention.proxy.selection import choose
 from proxy_attention.proxy.serving import Proxies
 
@@ -147,9 +147,18 @@ def test_random_place_is_another_place():
     overlap = ((hot&moved).sum((1,2))/hot.sum((1,2))).mean()
     assert .06<overlap<.14
 
+@each(h=st.integers(2,150), w=st.integers(2,150), seed=seeds)
+def test_otsu_is_that_of_opencv(h, w, seed):
+    heat = (torch.rand(h, w, generator=torch.Generator().manual_seed(seed))**3*255).round().byte()
+    assume(heat.amin()<heat.amax())
+    cut = cv2.threshold(heat.numpy(), 0, 255, cv2.THRESH_OTSU)[0]
+    hot = otsu(heat.float()/255)
+    assert torch.equal(hot, heat>cut) and torch.equal(rest_of_otsu(heat.float()/255), ~hot)
+    assert not (rest_of_otsu(heat.float()/255, margin=.1) & hot).any()
+
 def test_a_flat_map_masks_nothing():
     "Nowhere is hotter than elsewhere, so no place is named"
-    for o in ('area','top_cells','random'):
+    for o in ('area','top_cells','otsu','rest_of_otsu','random'):
         assert not Masker(o, **args.get(o, {})).drawn(torch.full((2,5,5), .5), (40,40)).any()
 
 def test_numbers_are_those_of_all_items_where_some_losses_are_not_finite():

@@ -30,14 +30,14 @@ def top_cells(grid, cells=0.1):
     n = grid.shape[-2]*grid.shape[-1]
     return area_budget(grid, min(1., cells/n if isinstance(cells, int) else cells))
 def otsu(heat):
-    "The pixels of the hotter of two groups, whose means are as far apart as can be (Otsu 1979); nothing if the map is flat"
+    "The hotter of two groups of pixels, with the largest variance between the groups (Otsu 1979); nothing if the map is flat"
     hottest,at = heat.flatten(-2).float().sort(-1, descending=True)
     n,total = hottest.shape[-1],hottest.cumsum(-1)
-    k = torch.arange(1, n, device=heat.device)
-    apart = total[...,:-1]/k - (total[...,-1:]-total[...,:-1])/(n-k)
+    k = torch.arange(1, n+1, device=heat.device)
+    apart = total/k - (total[...,-1:]-total)/(n-k).clamp(min=1)
     size = 1+(k*(n-k)*apart**2).argmax(-1, keepdim=True)
-    hot = torch.arange(n, device=heat.device)<size
-    return torch.zeros_like(at, dtype=torch.bool).scatter_(-1, at, hot & (hottest>hottest[...,-1:])).view_as(heat)
+    hot = (k<=size) & (hottest>hottest[...,-1:])
+    return torch.zeros_like(hot).scatter_(-1, at, hot).view_as(heat)
 def mean_std(heat, k=2.):
     "The pixels above mean + k·std of the heatmap's positive pixels (Asgari et al. 2022, arXiv 2210.00055)"
     pos = torch.where(heat>0, heat, torch.nan)
