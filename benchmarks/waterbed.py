@@ -12,7 +12,7 @@ from proxy_attention.data.cues import groups, on_places
 
 waterbirds = ('Albatross','Auklet','Cormorant','Gull','Pelican','Puffin','Gadwall','Grebe','Mallard','Merganser','Guillemot','Pacific_Loon')
 
-# share of the training birds on their own place; `natural`: photographs as they are; `small`: birds of a twelfth of the image, not a quarter
+# share of the training birds on their own place; `natural`: photographs as they are; `small`: birds of a twelfth of the image, not a fourth
 beds = {'0.95':dict(rho=.95), '1.0':dict(rho=1.), '0.5':dict(rho=.5), 'natural':dict(natural=True), 'small':dict(scale=.45)}
 
 places_of = [f'{bird}bird/{place}' for bird in ('land','water') for place in ('land','water')]
