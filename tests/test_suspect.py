@@ -319,7 +319,7 @@ def test_a_comparison_with_a_suspect_is_resumed(bed, compared, tmp_path):
     one,run,kw = compared
     mine,former = shutil.copytree(run, tmp_path/'run'),(one/'model.safetensors').read_bytes()
     assert compare_folder(resume=mine, arms='late', suspect=str(one), say=noop)==mine and record(mine, 'late')['proxies']>0
-    with pytest.raises(ValueError, match='suspect='): compare_folder(resume=mine, suspect=str(tmp_path), say=noop)
+    with pytest.raises(ValueError, match='did not start with the suspect'): compare_folder(resume=mine, suspect=str(tmp_path), say=noop)
     try:
         other = train_folder(bed, tmp_path/'runs', recipe='none', epochs=1, say=noop, **kw)
         shutil.copy(other/'model.safetensors', one)

@@ -129,8 +129,8 @@ random_place.by_heat = random_rest.by_heat = centre.by_heat = False
 random_rest.most = 1.
 
 rules = dict(area=area_budget, absolute=absolute, max_share=max_share, otsu=otsu, mean_std=mean_std, top_cells=top_cells,
-             rest=rest, rest_of_otsu=rest_of_otsu, border=border, everything=everything, random=random_place, random_rest=random_rest, centre=centre,
-             box=random_box, hottest_box=hottest_box)
+             rest=rest, rest_of_otsu=rest_of_otsu, border=border, everything=everything,
+             random=random_place, random_rest=random_rest, centre=centre, box=random_box, hottest_box=hottest_box)
 
 # %% ../../nbs/masking/00_rules.ipynb #8a410d0e
 def bound_area(

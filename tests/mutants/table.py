@@ -125,8 +125,8 @@ def _mutants():
     m('a proxy was served in the first epoch that served any', 'proxy/record.py', 'dict(epoch=len(self.epochs)-1, donor',
       'dict(epoch=0, donor', 'served::test_saved_images_are_those_that_were_served_first',
       'served::test_what_is_told_is_what_was_served[usual]')
-    m('a step taken up again stands in the table twice', 'proxy/record.py', 'there = [o in known for o in zip(df.fit, df.epoch)]',
-      'there = [True for o in zip(df.fit, df.epoch)]', 'served::test_cut_off_and_gone_on_with')
+    m('a step taken up again stands in the table twice', 'proxy/record.py', 'there = [o in known for o in zip(df.fit.astype(int)',
+      'there = [True for o in zip(df.fit.astype(int)', 'served::test_cut_off_and_gone_on_with')
     # nothing is left behind
     m('a loader is not put back after an error', 'data/passes.py', '    try: yield o\n    finally:\n        for k in attrs',
       '    yield o\n    if True:\n        for k in attrs', 'learner::test_ctrl_c_in_a_served_epoch_then_fit_again',
