@@ -2125,6 +2125,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'proxy_attention/experiment/train.py'),
                                                   'proxy_attention.experiment.train._export': ( 'experiment/train.html#_export',
                                                                                                 'proxy_attention/experiment/train.py'),
+                                                  'proxy_attention.experiment.train._file_digest': ( 'experiment/train.html#_file_digest',
+                                                                                                     'proxy_attention/experiment/train.py'),
                                                   'proxy_attention.experiment.train._fit': ( 'experiment/train.html#_fit',
                                                                                              'proxy_attention/experiment/train.py'),
                                                   'proxy_attention.experiment.train._found': ( 'experiment/train.html#_found',

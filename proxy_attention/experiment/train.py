@@ -554,16 +554,18 @@ def run_identity(
     settings = {k:v for k,v in what['config'].items() if k not in places}
     return what | dict(command=_command(), digest=digest(what|dict(config=settings)))
 
+def _file_digest(f): return hashlib.sha256(f.read_bytes()).hexdigest()[:16]
+
 def _suspect_digest(cfg):
     "The identity of the suspect's file, as a dictionary; empty if there is none"
     f = cfg.proxy.suspect and suspect_file(cfg.proxy.suspect)
-    return dict(suspect=hashlib.sha256(f.read_bytes()).hexdigest()[:16]) if f and f.is_file() else {}
+    return dict(suspect=_file_digest(f)) if f and f.is_file() else {}
 
 def _objects_digest(cfg):
-    "The identity of the places of objects, as `_suspect_digest`"
+    "The identity of the places of objects, as `_suspect_digest`; masks are known by their names and sizes"
     if not cfg.proxy.objects: return {}
     f = Path(cfg.proxy.objects).expanduser()
-    if f.is_file(): return dict(objects=hashlib.sha256(f.read_bytes()).hexdigest()[:16])
+    if f.is_file(): return dict(objects=_file_digest(f))
     masks = sorted(o for o in f.rglob('*') if o.is_file())
     return dict(objects=files_digest(masks, ['']*len(masks))['digest'])
 

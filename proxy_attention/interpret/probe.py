@@ -23,7 +23,7 @@ from ..data.loaders import files_of, items_dl, pick_items, placed, plain_dls, tr
 from ..data.objects import read_objects
 from ..attribution.heatmap import degenerate, heat_share, normalize_heat, points_at
 from ..attribution.methods import as_attribution, default_attribution, default_target
-from ..attribution.tasks import find_task
+from ..attribution.tasks import find_task, need_one_input
 from ..attribution.places import *
 from ..attribution.clusters import heat_clusters
 from ..masking.donors import donors
@@ -149,14 +149,13 @@ def probe(
     if not kept: raise ValueError('kept is empty: give fractions of the image, such as (.2,.3,.5).')
     task = find_task(learn)
     _refuse_for(task, label, objects)
+    need_one_input(learn, 'a probe')
     model = placed(learn) if model is None else model
     with keep_rng():
         objects = None if objects is None else read_objects(objects)
         items,what,at = _sample(learn.dls, items, int(n), np.random.default_rng(seed), objects)
         one = items_dl(learn.dls, pick_items(items, [0]), with_labels=False, bs=1, num_workers=0).one_batch()[0]
         dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=target=='label' or what!='images')
-        if getattr(dl, 'n_inp', 1)!=1:
-            raise TypeError(f'The model takes {dl.n_inp} inputs, but a probe needs a model that takes one image.')
         show,bar = _bars(learn)
         if task.name in probes:
             files,epoch = files_of(plain_dls(learn.dls).train.dataset, items),learn.n_epoch if learn.opt else None
