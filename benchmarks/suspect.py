@@ -19,7 +19,7 @@ from fastai.vision.all import CrossEntropyLossFlat, Flip, ImageDataLoaders, Lear
 from fastcore.script import call_parse, store_true
 from matplotlib import font_manager
 from proxy_attention.data.cues import planted
-from proxy_attention.experiment.arms import arms
+from proxy_attention.experiment.arms import arms, with_proxies
 from proxy_attention.experiment.compare import compare
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
@@ -64,7 +64,8 @@ def learner(path, seed):
     return Learner(dls, resnet18(num_classes=2), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
 
 which = {o:arms[o] for o in ('no proxy','rehearsed','look')} # the last one is the treatment of a colour cast, by its name
-named = {o:arms[o] for o in ('shortcut','late','background')} # only where they are named: what do they cost on `clean`?
+named = {o:arms[o] for o in ('shortcut','late')} # only where they are named: what do they cost on `clean`?
+named |= {'background':with_proxies('background', rule='rest', keep=.3), 'background, otsu':with_proxies('background', rule='rest_of_otsu')}
 
 def pretrained(path, seed):
     "An EfficientNet-Lite0 with its ImageNet weights; flips only"

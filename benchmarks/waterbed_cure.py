@@ -41,17 +41,18 @@ def then_head(learn, epochs, lr, **kwargs):
     "All layers on images whose rest is swapped, and then the last layer once more; the groups are tested in between as well"
     with_proxies('background', **kwargs)(learn, epochs, lr)
     learn.before = {f'{k}, before':learn.validate(dl=f(learn))[1] for k,f in group_tests().items()}
-    learn.fit_head('background', suspect=kwargs.get('attribution'))
+    learn.fit_head('background', suspect=kwargs.get('attribution'), rule=kwargs['rule'], keep=kwargs['keep'])
 
 at_128 = dict(attribution=suspect(), steps=['p',3])
+thirty = dict(rule='rest', keep=.3) # what `background` kept before it had Otsu's threshold
 which = {
-    'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background'),
-    'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3]),
-    'background, ImageNet heat at 128 px':with_proxies('background', **at_128),
+    'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background', **thirty),
+    'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3], **thirty),
+    'background, ImageNet heat at 128 px':with_proxies('background', **at_128, **thirty),
     'background, ImageNet heat at 128 px, otsu':with_proxies('background', **at_128, rule='rest_of_otsu'),
     'background, otsu':with_proxies('background', rule='rest_of_otsu'),
-    'background, then last layer':then_head,
-    'background, ImageNet heat at 128 px, then last layer':partial(then_head, **at_128),
+    'background, then last layer':partial(then_head, **thirty),
+    'background, ImageNet heat at 128 px, then last layer':partial(then_head, **at_128, **thirty),
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],
     'upweighted errors':arms['upweighted errors'], 'last layer, afr':arms['last layer, afr'],
     'shortcut, 30 %':with_proxies('shortcut', area=.3)}
