@@ -108,7 +108,8 @@ which = {
     'background, true masks':true_masks, **{k:partial(published, name=k) for k in peers}}
 # the same search as ours, for peers that do not choose by themselves: only where they are named
 searched = {f'{k}, penalty {p}':partial(published, name=k, penalty=p) for k in ('balanced','neurontune') for p in (.001,.1,1.)}
-searched |= {f'{k}, otsu':partial(f, rule='rest_of_otsu') for k,f in {'background':own_heat, 'background, ImageNet heat':imagenet_heat}.items()}
+by_otsu = {'background':own_heat, 'background, ImageNet heat':imagenet_heat}
+searched |= {f'{k}, otsu':partial(f, rule='rest_of_otsu') for k,f in by_otsu.items()}
 def all_but(share):
     "A rule that was tried: everything but the smallest part that holds a share of the heat"
     def rule(heat):

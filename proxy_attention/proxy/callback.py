@@ -112,8 +112,10 @@ def _masker(area, kwargs):
     known = {*inspect.signature(ProxyAttention).parameters, *own} - {'kwargs','heat','grid','img','mask','other','data','rng'}
     if unknown := [k for k in kwargs if k not in known and '**' not in own]:
         takes_ = ', '.join(sorted(own & known - {'area'}))
+        others = [k for k,f in (rules|fills).items() if unknown[0] in takes(f)]
         raise TypeError(f'ProxyAttention takes no `{unknown[0]}`{nearest(unknown[0], known)} '
-                        f"The rule {called(rule)} and the fill {called(fill)} take {takes_ or 'nothing more'}.")
+                        f"The rule {called(rule)} and the fill {called(fill)} take {takes_ or 'nothing more'}."
+                        +(f" It is an argument of {', '.join(others)}." if others else ''))
     if area is not None or 'area' in takes(by_name(rule, rules, 'rule')): kwargs = kwargs|dict(area=.1 if area is None else area)
     return Masker(**kwargs)
 
