@@ -5,7 +5,6 @@ never trained; only a linear layer is fitted to what it gives. No group label an
 Each seed draws another bed: places, validation and order. Beds with seed 0 were used for choosing: kept share (.2, .3), served images
 averaged or not, and four penalties were looked at there, with the same birds in the test but on other places; the recipe's own share
 was kept, and the penalty was set by the digits of the lesson. Seed 1 chose how much is kept. Nobody looked at the seeds from 11 on.
-Arms without `otsu` in their names keep the hottest 30 %, but for `no knob` and `twenty boxes`, whose rows were made when `background` did.
 Rows have heat of one grid, 4×4 or 7×7, but for those that are renamed to `…, two grids` and all of seed 1 and of `small`: `LayerCAM` takes
 two today.
 Every run is kept in OUT: the same command goes on where it was stopped."""
@@ -45,7 +44,7 @@ def plain(learn, epochs, lr): learn.fit_head(None, passes=1)
 
 fast = partial(LayerCAM, fast=True)
 
-thirty = dict(rule='rest', keep=.3) # what `background` kept before it had Otsu's threshold
+thirty = dict(rule='rest', keep=.3) # what `background` keeps when these rows are made
 
 def own_heat(learn, epochs, lr, recipe='background', size=None, how=fast, **kwargs):
     "First a head on images as they are; its heat says what is kept, of images of another size if that is given"
@@ -110,6 +109,7 @@ which = {
 searched = {f'{k}, penalty {p}':partial(published, name=k, penalty=p) for k in ('balanced','neurontune') for p in (.001,.1,1.)}
 by_otsu = {'background':own_heat, 'background, ImageNet heat':imagenet_heat}
 searched |= {f'{k}, otsu':partial(f, rule='rest_of_otsu') for k,f in by_otsu.items()}
+searched |= {f'background, ImageNet heat, otsu, margin {m}':partial(imagenet_heat, rule='rest_of_otsu', margin=m) for m in (.05,.1)}
 def all_but(share):
     "A rule that was tried: everything but the smallest part that holds a share of the heat"
     def rule(heat):

@@ -44,7 +44,7 @@ def then_head(learn, epochs, lr, **kwargs):
     learn.fit_head('background', suspect=kwargs.get('attribution'), rule=kwargs['rule'], keep=kwargs['keep'])
 
 at_128 = dict(attribution=suspect(), steps=['p',3])
-thirty = dict(rule='rest', keep=.3) # what `background` kept before it had Otsu's threshold
+thirty = dict(rule='rest', keep=.3) # what `background` keeps when these rows are made
 which = {
     'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background', **thirty),
     'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3], **thirty),

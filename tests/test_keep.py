@@ -261,8 +261,10 @@ def test_the_random_twin_keeps_as_much(few):
 def test_another_rule_takes_what_it_can():
     assert ProxyAttention.keep(rule='area', area=.2).masker.kwargs==dict(area=.2)
     assert ProxyAttention.keep(rule='rest').masker.kwargs==ProxyAttention.keep().masker.kwargs==dict(keep=.3, margin=.05)
-    assert ProxyAttention.background(rule='rest', keep=.4).masker.kwargs==dict(keep=.4) and not ProxyAttention.background().masker.kwargs
-    with pytest.raises(TypeError, match='rest_of_otsu .* take margin. It is an argument of rest, random_rest.'): ProxyAttention.background(keep=.4)
+    assert ProxyAttention.background(rule='random_rest').masker.kwargs==dict(keep=.3)
+    assert not ProxyAttention.background(rule='rest_of_otsu').masker.kwargs
+    with pytest.raises(TypeError, match='`threshold`. The rule rest .* take keep, margin. It is an argument of absolute, max_share.'):
+        ProxyAttention.background(threshold=.4)
     with pytest.raises(ValueError, match="did you mean 'rest'"): ProxyAttention.keep(rule='rset')
     with pytest.raises(TypeError, match='takes no `margin`'): ProxyAttention.keep(rule='area', margin=.1)
 

@@ -8,7 +8,7 @@ from proxy_attention.experiment.compare import run_arm
 from proxy_attention.interpret.choosing import SwappedAccuracy, SwappedSet, swapped_accuracy
 from proxy_attention.interpret.swaps import object_effect, predicted, swap_effect, swap_table
 from proxy_attention.masking.donors import Classes
-from proxy_attention.masking.rules import rest, rest_of_otsu
+from proxy_attention.masking.rules import rest
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 
@@ -144,7 +144,7 @@ def test_recipes_that_keep_the_object(few, quiet, recipe):
     quiet(learn, 'fit_proxy', 3, 1e-3)
     pa = learn.proxy_attention
     assert len(pa.history)==1 and len(pa.served) and (pa.served.area==1).all()==(recipe=='look') and (pa.served.donor>=0).all()
-    if recipe=='background': assert pa.masker.rule is rest_of_otsu and pa.served.area.between(.05, .75).mean()>.9
+    if recipe=='background': assert pa.served.area.between(.3, .75).mean()>.5
 
 def test_another_rule_leaves_the_keep_behind():
     assert ProxyAttention.background(rule='area', area=.1).masker.kwargs==dict(area=.1)

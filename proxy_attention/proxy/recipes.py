@@ -286,7 +286,7 @@ Recipe('late', 'A small shortcut that is learned slowly: all items get a small m
     fails='It has no effect on a shortcut that is learned first.')
 
 # %% ../../nbs/proxy/09_recipes.ipynb #8547766f
-_rest = dict(rule='rest_of_otsu', fill='swap_shared', donor='balanced', balance=True)
+_rest = dict(rule='rest', keep=0.3, fill='swap_shared', donor='balanced', balance=True)
 _look = dict(rule='everything', fill='look', donor='balanced')
 
 Recipe('background', 'The background is the shortcut: in all items, the attended part is kept, and everything else is swapped',
