@@ -291,9 +291,10 @@ _look = dict(rule='everything', fill='look', donor='balanced')
 
 Recipe('background', 'The background is the shortcut: in all items, the attended part is kept, and everything else is swapped',
     dict(_once, target='margin', **_rest, start=0.1, p=1.), probe_to_the_step,
-    cost='a pass over the training set',
+    cost='a pass over the training set; 4.9 points of accuracy on 245 photographs without a shortcut, from scratch',
     evidence='birds on sea or forest, background agrees with the label in 95 %, EfficientNet-Lite0 pretrained: worst group 68.9 ± 8.9 % '
-             '(no proxy 33.6 ± 9.3; 10 seeds); only the last layer, `fit_head`: 81.9 ± 1.1 % (no proxy 62.9 ± 2.7; 10 seeds)',
+             '(no proxy 33.6 ± 9.3; 10 seeds), and 78.3 ± 5.9 % with heat of the pretrained network and rule=\'rest_of_otsu\'; '
+             'only the last layer, `fit_head`: 81.9 ± 1.1 % (no proxy 62.9 ± 2.7; 10 seeds)',
     fails='If the shortcut is a small place, it keeps exactly that place.')
 
 Recipe('look', 'A cue that is not at a place (a colour cast, blur, the quality of a JPEG): all items get the look of another image',
