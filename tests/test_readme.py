@@ -119,7 +119,8 @@ def in_points(r): # bold if it counts after the correction for all arms
 
 @pytest.mark.parametrize('row,bed', [
     ('birds (CUB), 26 photographs per species','birds (CUB)'), ('MNIST, 1,000 digits','MNIST, 1,000 images'),
-    ('birds, ten per species','ten photographs per species'), ('birds, five per species','five'), ('CIFAR-10, 2,000 photographs','CIFAR-10')])
+    ('birds, ten per species','ten photographs per species'), ('birds, five per species','five'),
+    ('CIFAR-10, 2,000 photographs','CIFAR-10')])
 def test_the_table_of_gains(row, bed):
     wide = by_heat(*(honest|dict(five=('cub5',gpu))).get(bed, ('cifar2000','cpu')))
     wide = wide[[o for o in wide if 'epochs' not in o and o!='probed']]
@@ -148,7 +149,8 @@ def test_results_of_the_background():
     row_of('background()', whole['background'], whole['no proxy'], paired(whole['background']-whole['no proxy']))
     by_otsu = whole['background, ImageNet heat at 128 px, otsu']
     row_of('background(…)', by_otsu, whole['no proxy'], paired(by_otsu-whole['no proxy']))
-    natural = measured('waterbed_cure').query("bed=='natural' and test!='valid'").groupby(['arm','seed']).accuracy.min().unstack('arm').dropna()
+    natural = measured('waterbed_cure').query("bed=='natural' and test!='valid'")
+    natural = natural.groupby(['arm','seed']).accuracy.min().unstack('arm').dropna()
     before,after = 100*natural.mean()[['no proxy','background, ImageNet heat at 128 px, otsu']]
     assert f'rose from {before:.1f} to {after:.1f} % (five seeds)' in text and len(natural)==5
     by_name = measured('suspect').query("bed=='clean, by name' and test=='plain'").groupby('arm').accuracy.mean()
