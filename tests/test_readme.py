@@ -150,7 +150,8 @@ def test_results_of_the_background():
     by_otsu = whole['background, ImageNet heat at 128 px, otsu']
     row_of('background(…)', by_otsu, whole['no proxy'], paired(by_otsu-whole['no proxy']))
     natural = measured('waterbed_cure').query("bed=='natural' and test!='valid'")
-    natural = natural.groupby(['arm','seed']).accuracy.min().unstack('arm')[['no proxy','background, ImageNet heat at 128 px, otsu']].dropna()
+    natural = natural.groupby(['arm','seed']).accuracy.min().unstack('arm')
+    natural = natural[['no proxy','background, ImageNet heat at 128 px, otsu']].dropna()
     before,after = 100*natural.mean()
     assert f'rose from {before:.1f} to {after:.1f} % (five seeds)' in text and len(natural)==5
     by_name = measured('suspect').query("bed=='clean, by name' and test=='plain'").groupby('arm').accuracy.mean()
