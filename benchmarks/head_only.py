@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import Half
 from probe_rule import boxes
-from waterbed import beds, group_tests, lite0, make, unpacked
+from waterbed import beds, group_tests, lite0, make, thirty, unpacked
 
 def learner(data, out, bed, seed):
     "The bed of this seed, and a body as ImageNet has made it; flips only"
@@ -44,8 +44,6 @@ def learner(data, out, bed, seed):
 def plain(learn, epochs, lr): learn.fit_head(None, passes=1)
 
 fast = partial(LayerCAM, fast=True)
-
-thirty = dict(rule='rest', keep=.3) # what `background` keeps when these rows are made
 
 def own_heat(learn, epochs, lr, recipe='background', size=None, how=fast, **kwargs):
     "First a head on images as they are; its heat says what is kept, of images of another size if that is given"
@@ -108,8 +106,8 @@ which = {
     'background, true masks':true_masks, **{k:partial(published, name=k) for k in peers}}
 # the same search as ours, for peers that do not choose by themselves: only where they are named
 searched = {f'{k}, penalty {p}':partial(published, name=k, penalty=p) for k in ('balanced','neurontune') for p in (.001,.1,1.)}
-by_otsu = {'background':own_heat, 'background, ImageNet heat':imagenet_heat}
-searched |= {f'{k}, otsu':partial(f, rule='rest_of_otsu') for k,f in by_otsu.items()}
+searched['background, otsu'] = partial(own_heat, rule='rest_of_otsu')
+searched['background, ImageNet heat, otsu'] = partial(imagenet_heat, rule='rest_of_otsu')
 searched |= {f'background, ImageNet heat, otsu, margin {m}':partial(imagenet_heat, rule='rest_of_otsu', margin=m) for m in (.05,.1)}
 def all_but(share):
     "A rule that was tried: everything but the smallest part that holds a share of the heat"

@@ -25,7 +25,7 @@ from proxy_attention.experiment.compare import compare
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import body_and_head
-from waterbed import lite0
+from waterbed import lite0, thirty
 
 def marked(img):
     "A text along the bottom edge, white with a dark outline"
@@ -66,7 +66,7 @@ def learner(path, seed):
 
 which = {o:arms[o] for o in ('no proxy','rehearsed','look')} # the last one is the treatment of a colour cast, by its name
 named = {o:arms[o] for o in ('shortcut','late')} # only where they are named: what do they cost on `clean`?
-named |= {'background':with_proxies('background', rule='rest', keep=.3), 'background, otsu':with_proxies('background', rule='rest_of_otsu')}
+named |= {'background':with_proxies('background', **thirty), 'background, otsu':with_proxies('background', rule='rest_of_otsu')}
 
 def pretrained(path, seed):
     "An EfficientNet-Lite0 with its ImageNet weights; flips only"

@@ -15,6 +15,8 @@ waterbirds = ('Albatross','Auklet','Cormorant','Gull','Pelican','Puffin','Gadwal
 # share of the training birds on their own place; `natural`: photographs as they are; `small`: birds of a twelfth of the image, not a fourth
 beds = {'0.95':dict(rho=.95), '1.0':dict(rho=1.), '0.5':dict(rho=.5), 'natural':dict(natural=True), 'small':dict(scale=.45)}
 
+thirty = dict(rule='rest', keep=.3) # what `background` keeps unless an arm says otherwise; written here so that rows stay what they are
+
 places_of = [f'{bird}bird/{place}' for bird in ('land','water') for place in ('land','water')]
 def group_tests():
     "Validation, and each kind of bird on each place, of the bed that a learner has"

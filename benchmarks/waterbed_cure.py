@@ -25,7 +25,7 @@ from proxy_attention.interpret.choosing import swapped_accuracy
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import body_and_head
-from waterbed import beds, group_tests, lite0, make, unpacked
+from waterbed import beds, group_tests, lite0, make, thirty, unpacked
 
 def learner(raw, out, bed, seed, fine_tuned=False):
     "Pretrained, flips only, on the bed of this seed; `fine_tuned`: the body is frozen, so that the head is trained first"
@@ -42,20 +42,19 @@ def suspect(**kwargs): return Suspect(lite0(None), **kwargs)
 
 def then_head(learn, epochs, lr, **kwargs):
     "All layers on images whose rest is swapped, and then the last layer once more; the groups are tested in between as well"
-    with_proxies('background', **kwargs)(learn, epochs, lr)
+    with_proxies('background', **kwargs, **thirty)(learn, epochs, lr)
     learn.before = {f'{k}, before':learn.validate(dl=f(learn))[1] for k,f in group_tests().items()}
-    learn.fit_head('background', suspect=kwargs.get('attribution'), rule=kwargs['rule'], keep=kwargs['keep'])
+    learn.fit_head('background', suspect=kwargs.get('attribution'), **thirty)
 
 at_128 = dict(attribution=suspect(), steps=['p',3])
-thirty = dict(rule='rest', keep=.3) # what `background` keeps when these rows are made
 which = {
     'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background', **thirty),
     'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3], **thirty),
     'background, ImageNet heat at 128 px':with_proxies('background', **at_128, **thirty),
     'background, ImageNet heat at 128 px, otsu':with_proxies('background', **at_128, rule='rest_of_otsu'),
     'background, otsu':with_proxies('background', rule='rest_of_otsu'),
-    'background, then last layer':partial(then_head, **thirty),
-    'background, ImageNet heat at 128 px, then last layer':partial(then_head, **at_128, **thirty),
+    'background, then last layer':then_head,
+    'background, ImageNet heat at 128 px, then last layer':partial(then_head, **at_128),
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],
     'upweighted errors':arms['upweighted errors'], 'last layer, afr':arms['last layer, afr'],
     'shortcut, 30 %':with_proxies('shortcut', area=.3)}
