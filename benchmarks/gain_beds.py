@@ -201,6 +201,7 @@ birds = dict(source='cub', net=lite0, tfms=birds_tfms, lr=2e-3, pretrained=True)
 beds = dict(
     cub=Bed(**birds, epochs=20), cub10=Bed(**birds, epochs=30, per=10), cub5=Bed(**birds, epochs=40, per=5),
     cifar=Bed('cifar', small_resnet, small_tfms, 16, 3e-3, bs=128), vit=Bed('cifar', small_vit, small_tfms, 16, 1e-3, bs=128),
+    cifar4=Bed('cifar', narrow_resnet, small_tfms, 4, 5e-3, bs=128), # all images, as long as two cores allow
     cifar2000=Bed('cifar', narrow_resnet, small_tfms, 20, 5e-3, per=200, valid_per=100),
     vit2000=Bed('cifar', tiny_vit, small_tfms, 20, 1e-3, per=200, valid_per=100),
     mnist1000=Bed('mnist', digits, digit_tfms, 12, 3e-3, bs=32, per=100, valid_per=100),
