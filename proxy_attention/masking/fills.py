@@ -63,7 +63,7 @@ def blur(img, radius=0.1):
     return F.interpolate(x, (h,w), mode='bilinear', align_corners=False).view(img.shape)
 def _under(img, mask, new):
     "Return each image with `new(pixels, at)` at the masked indices `at`; pixels are (c,h·w)"
-    x = img.reshape(-1, *img.shape[-3:]).flatten(2).clone()
+    x = img.reshape(-1, *img.shape[-3:]).flatten(2).clone(memory_format=torch.contiguous_format)
     for o,m in zip(x, mask.expand(*img.shape[:-3], *mask.shape[-2:]).reshape(len(x), -1)):
         at = m.nonzero()[:,0]
         o[:,at] = new(o, at)

@@ -45,9 +45,9 @@ def _planes(img):
     a = np.asarray(img)
     def back(x):
         x = x.permute(1,2,0).contiguous() if a.ndim==3 else x[0]
-        return _as(img, Image.fromarray(x.numpy().astype(a.dtype)))
+        return _as(img, Image.fromarray(x.numpy().astype(a.dtype, copy=False)))
     t = torch.from_numpy(a.astype(np.int32) if a.dtype==np.uint16 else a.copy())
-    return (t.permute(2,0,1).contiguous() if t.ndim==3 else t[None]), back
+    return (t.permute(2,0,1) if t.ndim==3 else t[None]), back # `contiguous` would take longer than most fills
 
 def _as(img, new): return type(img)(new) if isinstance(img, PILBase) else new
 def _what(o): return f'a tensor of {o.dtype} of shape {tuple(o.shape)}' if isinstance(o, Tensor) else f'a {type(o).__name__}'
