@@ -23,7 +23,6 @@ from proxy_attention.experiment.compare import compare
 from proxy_attention.interpret.metrics import random_heat
 from proxy_attention.interpret.swaps import draw_donors
 from proxy_attention.masking.donors import donors
-from proxy_attention.masking.rules import otsu
 from proxy_attention.data.loaders import items_dl, train_items, whole_dl
 from proxy_attention.proxy.head import body_outputs, fit_linear, layer_of, set_layer
 from proxy_attention.proxy.peers import eiil_split, peers, worst_of
@@ -118,12 +117,7 @@ def all_but(share):
         return torch.ones_like(at, dtype=torch.bool).scatter_(-1, at, before>=share*hottest.sum(-1, keepdim=True)).view_as(heat)
     rule.most = 1.
     return rule
-def all_below(share):
-    "A rule that was tried: everything that is colder than a share of Otsu's threshold"
-    def rule(heat): return heat<=share*torch.where(otsu(heat), heat, torch.inf).amin((-2,-1), keepdim=True)
-    rule.most = 1.
-    return rule
-searched |= {f'background, ImageNet heat, {k} of otsu':partial(imagenet_heat, rule=all_below(k)) for k in (.4,.5,.6)}
+searched |= {f'background, ImageNet heat, {k} of otsu':partial(imagenet_heat, rule='rest_of_otsu', threshold=k) for k in (.4,.5)}
 searched |= {f'background, ImageNet heat, keep {k}':partial(imagenet_heat, rule='rest', keep=k) for k in (.1,.2,.4,.5)}
 searched |= {f'background, ImageNet heat, {k} of the heat':partial(imagenet_heat, rule=all_but(k)) for k in (.7,.8)}
 

@@ -47,12 +47,15 @@ def then_head(learn, epochs, lr, **kwargs):
     learn.fit_head('background', suspect=kwargs.get('attribution'), **thirty)
 
 at_128 = dict(attribution=suspect(), steps=['p',3])
+half = dict(rule='rest_of_otsu', threshold=.5)
 which = {
     'no proxy':arms['no proxy'], 'rehearsed':with_proxies('rehearsed'), 'background':with_proxies('background', **thirty),
     'background, heat of the ImageNet classes':with_proxies('background', attribution=suspect(size=224), steps=['p',3], **thirty),
     'background, ImageNet heat at 128 px':with_proxies('background', **at_128, **thirty),
     'background, ImageNet heat at 128 px, otsu':with_proxies('background', **at_128, rule='rest_of_otsu'),
+    'background, ImageNet heat at 128 px, half of otsu':with_proxies('background', **at_128, **half),
     'background, otsu':with_proxies('background', rule='rest_of_otsu'),
+    'background, half of otsu':with_proxies('background', **half),
     'background, then last layer':then_head,
     'background, ImageNet heat at 128 px, then last layer':partial(then_head, **at_128),
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],

@@ -92,7 +92,7 @@ class ProxyConfig:
     area:float=None # Fraction of the image to mask; only with --rule area, random or centre
     keep:float=None # Fraction of the image that stays unmasked; only with --rule rest or random_rest
     margin:float=None # Margin around the unmasked part, as a fraction of the shorter side; only with --rule rest, random_rest, rest_of_otsu
-    threshold:float=None # Heat above which a pixel is masked; only with --rule absolute, or max_share (as a fraction of the maximum)
+    threshold:float=None # Heat above which a pixel is hot; only with --rule absolute, or as a fraction with max_share and rest_of_otsu
     cells:number=None # Fraction (0.1) or number (5) of the heatmap's cells to mask; only with --rule top_cells
     alpha:float=None # Shape of the distribution of box sizes, Beta(alpha, alpha); 1: uniform; only with --rule box or hottest_box
     k:float=None # Heat above which a pixel is masked, in standard deviations above the mean; only with --rule mean_std

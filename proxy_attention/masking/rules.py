@@ -68,9 +68,10 @@ def _around(hot, margin):
 def rest(heat, keep=0.3, margin=0.):
     "All pixels except the hottest fraction `keep` and a `margin` around them (fraction of the shorter side); nothing if the map is flat"
     return _around(area_budget(heat, keep), margin)
-def rest_of_otsu(heat, margin=0.):
-    "As `rest`, but keeps the part of each image that `otsu` finds, which is small where the object is small"
-    return _around(otsu(heat), margin)
+def rest_of_otsu(heat, margin=0., threshold=1.):
+    "As `rest`, but keeps what is at least as hot as a fraction `threshold` of Otsu's threshold: little where the object is small"
+    cut = threshold*torch.where(otsu(heat), heat, torch.inf).amin((-2,-1), keepdim=True)
+    return _around((heat>=cut) & (heat>heat.amin((-2,-1), keepdim=True)), margin)
 def border(heat, width=0.1):
     "The border of the image, `width` wide (fraction of the shorter side); independent of the heat"
     h,w = heat.shape[-2:]
