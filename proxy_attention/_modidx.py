@@ -730,6 +730,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'proxy_attention.cli._metavar': ('cli.html#_metavar', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli._own': ('cli.html#_own', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli._quietly': ('cli.html#_quietly', 'proxy_attention/cli.py'),
+                                     'proxy_attention.cli._refuse_out': ('cli.html#_refuse_out', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli._refuse_twice': ('cli.html#_refuse_twice', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli._sentences': ('cli.html#_sentences', 'proxy_attention/cli.py'),
                                      'proxy_attention.cli._spelt': ('cli.html#_spelt', 'proxy_attention/cli.py'),
