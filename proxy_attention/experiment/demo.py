@@ -106,9 +106,9 @@ def run_demo(
         say('\nTraining without proxies …' if arm is fit_plain else f'\nTraining {name}: {with_proxies(recipe).__doc__}')
         learns[name],rows[name] = train_arm(path, arm, seed, epochs)
     table = pd.DataFrame(rows).T
-    table.to_csv(run/'table.csv', index_label='arm')
     text = verdict(table)
-    (run/'verdict.txt').write_text(text+'\n', encoding='utf-8')
+    write_whole(run/'table.csv', lambda f: table.to_csv(f, index_label='arm'))
+    write_whole(run/'verdict.txt', lambda f: f.write((text+'\n').encode()))
     if len(learns['with proxies'].proxy_attention.store):
         fig = demo_picture(learns, table)
         fig.savefig(run/'demo.png', dpi=130)

@@ -326,17 +326,21 @@ def _check_again(images, run, workers):
     kept = {f:was[name][1:] for f,name in names.items() if f not in set(new) and was[name][1]}
     return pd.DataFrame([(f,*(found|kept)[f]) for f in names if f in found|kept], columns=['file','problem','detail'])
 
+def _write_table(file, df, **kwargs):
+    "Write a table as CSV, completely or not at all"
+    return write_whole(file, lambda f: df.to_csv(f, **dict(index=False)|kwargs))
+
 def keep_checked(
     run, # A run folder
     images:ImageSet, # From `look_at`
     wrong:pd.DataFrame # From `look_at`
 ):
     "Store the problems (`problems.csv`) and the result of all checks (`checked.csv`), so that `look_at` opens each image once"
-    wrong.to_csv(Path(run)/'problems.csv', index=False)
+    _write_table(Path(run)/'problems.csv', wrong)
     said = {f:rest for f,*rest in wrong[~wrong.problem.isin(_of_copies)].itertuples(index=False, name=None)}
     files = list(dict.fromkeys([*images.df.file, *said]))
-    df = pd.DataFrame([(n,_size(f),*said.get(f, ('',''))) for n,f in zip(images._named(files), files)], columns=_checked)
-    write_whole(Path(run)/'checked.csv', lambda f: df.to_csv(f, index=False))
+    rows = [(n,_size(f),*said.get(f, ('',''))) for n,f in zip(images._named(files), files)]
+    _write_table(Path(run)/'checked.csv', pd.DataFrame(rows, columns=_checked))
 
 def _leave_out_unreadable(images, wrong, say):
     "Report all problems, and leave out unreadable images"
@@ -439,8 +443,7 @@ def _test(learn, cfg, images, run):
     with keep_rng(), learn.no_bar(), learn.no_logging():
         scores = {k:score_of(learn, test_loader(learn, o)) for k,o in tests_of(cfg, images).items()}
     columns = ('n','accuracy','mean_ap','loss','worst_group','worst')
-    df = pd.DataFrame([dict(test=k, **{c:o[c] for c in columns if c in o}) for k,o in scores.items()])
-    write_whole(run/'tests.csv', lambda f: df.to_csv(f, index=False))
+    _write_table(run/'tests.csv', pd.DataFrame([dict(test=k, **{c:o[c] for c in columns if c in o}) for k,o in scores.items()]))
 
 # %% ../../nbs/experiment/07_train.ipynb #a2d87002
 def begun_with(
@@ -661,9 +664,9 @@ def _noted(file):
     "Show warnings as usual and also write them to a file, one per line; if the disk is full, as soon as there is space again"
     shown,said = warnings.showwarning,[]
     def write():
-        with suppress(OSError), open(file, 'a', encoding='utf-8') as f:
-            f.write(''.join(said))
-            said.clear()
+        with suppress(OSError):
+            with open(file, 'a', encoding='utf-8') as f: f.write(''.join(said))
+            said.clear() # only now is it on the disk: a full one is noticed when the file is closed
     def show(message, category, *args, **kwargs):
         said.append(f"{category.__name__}: {' '.join(str(message).split())}\n")
         shown(message, category, *args, **kwargs)
@@ -696,7 +699,7 @@ def at_work(
     with _held(run, shared), _noted(run/'warnings.txt'):
         failed.unlink(missing_ok=True)
         try: yield
-        except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Resume with: {go_on} {run}') from e
+        except KeyboardInterrupt as e: raise KeyboardInterrupt(f'Resume with: {go_on} {shlex.quote(str(run))}') from e
         except TrialPruned: raise # a sweep has pruned this trial
         except Exception as e:
             why = ' '.join(str(e).split(':\n\t')[-1].split()) # fastai puts the callback before the message
@@ -717,7 +720,7 @@ def _trained(cfg, images, run, epochs, say, cbs, export):
         say(f'Fold {i+1} of {cfg.data.folds}')
         rows.append(dict(fold=i, **_fit(cfg, images.fold(i), run/f'fold_{i}', epochs, say, cbs, export)))
     df = pd.DataFrame(rows)
-    write_whole(run/'folds_result.csv', lambda f: df.to_csv(f, index=False))
+    _write_table(run/'folds_result.csv', df)
     say('Mean ± standard deviation over the folds: '
         +', '.join(f'{k} {df[k].mean():.3f} ± {df[k].std():.3f}' for k in df.columns[1:]))
     return run
@@ -810,22 +813,30 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
 # %% ../../nbs/experiment/07_train.ipynb #c3c4b699
 def _keep(learn, run, cfg, export):
     "Write records, pictures and, last, the network: a run with this file is finished"
-    names = learn.recorder.metric_names[1:-1]
-    pd.DataFrame(learn.recorder.values, columns=names).rename_axis('epoch').to_csv(run/'history.csv')
-    if hasattr(learn, 'prune'): learn.prune.log.to_csv(run/'prune.csv', index=False)
-    pa = getattr(learn, 'proxy_attention', None)
-    if pa is not None:
-        (run/'recipe.txt').write_text(_as_served(pa), encoding='utf-8')
-        pa.history.to_csv(run/'proxy_steps.csv', index=False)
-        if pa.history.served.sum():
-            fig = pa.show(size=1.6)[0,0].figure
-            fig.savefig(run/'proxies.png', dpi=110)
-            plt.close(fig)
-    try:
+    with _in_words('The records', run): _keep_records(learn, run)
+    with _in_words('The model', run):
         write_network(learn, run/network_file, cfg.model.arch, cfg.data.augment, pretrained=cfg.model.pretrained, versions=versions())
         if export: _export(learn, run)
+
+@contextmanager
+def _in_words(what, run):
+    "Within this context, an error of the disk says what to do; torch and safetensors raise a `RuntimeError` for a full disk"
+    try: yield
     except (OSError, RuntimeError) as e:
-        raise OSError(f'The model cannot be written to {run} ({str(e).splitlines()[0]}): free some space, and resume the run.') from e
+        raise OSError(f'{what} cannot be written to {run} ({str(e).splitlines()[0]}): free some space, and resume the run.') from e
+
+def _keep_records(learn, run):
+    "Write the records of the fit, and the picture of the proxies"
+    names = learn.recorder.metric_names[1:-1]
+    _write_table(run/'history.csv', pd.DataFrame(learn.recorder.values, columns=names).rename_axis('epoch'), index=True)
+    if hasattr(learn, 'prune'): _write_table(run/'prune.csv', learn.prune.log)
+    if (pa := getattr(learn, 'proxy_attention', None)) is None: return
+    write_whole(run/'recipe.txt', lambda f: f.write(_as_served(pa).encode()))
+    _write_table(run/'proxy_steps.csv', pa.history)
+    if not pa.history.served.sum(): return
+    fig = pa.show(size=1.6)[0,0].figure
+    fig.savefig(run/'proxies.png', dpi=110)
+    plt.close(fig)
 
 def _as_served(pa):
     "The arguments of the callback and the settings that it finally used, one per line"
