@@ -360,13 +360,27 @@ def test_upweighted_errors_are_drawn_more_often(bed, make):
 
 def test_cutout_takes_its_area(make):
     learn = make(0)
+    class Erasing(Callback):
+        def before_train(self): self.found = [o for o in self.dls.train.after_batch.fs if isinstance(o, RandomErasing)]
+    learn.add_cb(Erasing())
     with learn.no_bar(), learn.no_logging(): cutout(learn, 2, 1e-3, area=.1)
-    erase = next(o for o in learn.dls.train.after_batch.fs if isinstance(o, RandomErasing))
+    erase, = learn.erasing.found
     x = TensorImage(torch.zeros(32, 3, 40, 40))
     gone = (erase(x.clone(), split_idx=0)!=0).any(1)
     assert .06<gone.float().mean()<=.11 # the square may stand out of the image
     assert abs(gone.any(-1).sum(-1)-gone.any(-2).sum(-1)).float().median()<=1
     assert torch.equal(erase(x.clone(), split_idx=1), x)
+
+def test_loaders_that_all_arms_share_are_as_before_after_each_arm(make, bed):
+    "Cutout once left its transform there, so that the arms after it were trained with it"
+    dls = make(0).dls
+    def shared(seed):
+        learn = make(seed)
+        learn.dls = dls
+        return learn
+    before = list(dls.train.after_batch.fs)
+    cmp = compare(shared, ('no proxy','cutout','one cycle'), 1, 2, bar=False)
+    assert cmp.arms==['no proxy','cutout','one cycle'] and list(dls.train.after_batch.fs)==before
 
 def test_masktune_trains_its_last_epoch_on_masked_images_alone(bed, make):
     learn,rates = make(0),[]
