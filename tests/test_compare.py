@@ -176,6 +176,14 @@ def test_what_is_there_is_not_trained_again(bed, make, tmp_path):
     cmp = compare(make, {'no proxy':noted, 'cutout':cutout}, 2, 2, folder=tmp_path/'runs', bar=False)
     assert trained()==3 and cmp.arms==['no proxy','cutout']
 
+def test_stored_arms_that_began_apart_are_refused_for_every_seed(bed, make, tmp_path):
+    "Their records may be there already, for example from two processes"
+    compare(make, ('no proxy','one cycle'), 2, 2, folder=tmp_path/'runs', bar=False)
+    f = tmp_path/'runs'/'one_cycle_1.json'
+    f.write_text(json.dumps(json.loads(f.read_text())|dict(start='another')))
+    with pytest.raises(ValueError, match="With seed 1 the arms 'no proxy' and 'one cycle' start from other weights"):
+        compare(make, ('no proxy','one cycle'), 2, 2, folder=tmp_path/'runs', bar=False)
+
 def noting(tmp_path):
     "An arm that leaves a line in a file for each training, and how many there are"
     file = str(tmp_path/'trained')

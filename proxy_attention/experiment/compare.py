@@ -279,6 +279,7 @@ def compare(
     fit = dict(epochs=epochs, lr=lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult)
     records = None if folder is None else _Records(folder, make_learner, arms, seeds, tests, groups, measure, parts, fit)
     recs = {} if records is None else records.there()
+    for s in seeds: _refuse_unequal(recs, s)
     runs = {(a,s):partial(run_arm, make_learner, arms[a], a, s, tests=tests, groups=groups, measure=measure, swapped=parts, **fit)
         for s in seeds for a in arms}
     for wait in (False, True): # runs of other processes are waited for at the end

@@ -102,7 +102,9 @@ class EventLog:
     ):
         "Keep the scalars, hyperparameters and, with `images`, images of an event; an invalid time becomes NaN and is listed in `odd`"
         at = event.wall_time
-        if not 0<=at<_last: self.odd,at = [*self.odd, at],np.nan
+        if not 0<=at<_last:
+            self.odd.append(at)
+            at = np.nan
         if event.session_log.status==SessionLog.START: self.rows.append((None, event.step, at, np.nan))
         for v in event.summary.value:
             how,kind = v.WhichOneof('value'), v.metadata.plugin_data.plugin_name or self.kinds.get(v.tag, '')
