@@ -414,7 +414,7 @@ def compare_folder(
     except Exception: # not after Ctrl-C
         if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # there are no results
         raise
-    what = dict(accuracy='Accuracy', mean_ap='Mean average precision')[cmp.metric]
+    what = metric_names[cmp.metric].capitalize()
     table = cmp.table(diff=False).join(cmp.swapped_table(diff=False))
     say(f'\n{what} in %, and the cost\n{table.to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
