@@ -3487,6 +3487,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'proxy_attention/proxy/record.py'),
                                               'proxy_attention.proxy.record._append': ( 'proxy/record.html#_append',
                                                                                         'proxy_attention/proxy/record.py'),
+                                              'proxy_attention.proxy.record._drop_half_line': ( 'proxy/record.html#_drop_half_line',
+                                                                                                'proxy_attention/proxy/record.py'),
                                               'proxy_attention.proxy.record._name': ( 'proxy/record.html#_name',
                                                                                       'proxy_attention/proxy/record.py'),
                                               'proxy_attention.proxy.record._table': ( 'proxy/record.html#_table',

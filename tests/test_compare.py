@@ -400,6 +400,14 @@ def test_masktune_trains_its_last_epoch_on_masked_images_alone(bed, make):
     n,hist = len(learn.dls.train), learn.proxy_attention.history
     assert list(hist.epoch)==[2] and np.allclose(rates[-n+1:], 1e-3) and rates[3*n-1]<rates[0]
 
+def test_a_plot_has_the_unit_of_its_metric():
+    "Fractions are in percent; seconds, losses and numbers of images are not"
+    df = table({'no proxy':[.5,.6], 'mine':[.7,.8]}).assign(seconds=30., loss=.4, proxies=[0,0,9,9])
+    cmp = Comparison(df)
+    for metric,label,first in ((None,'accuracy, %',50), ('seconds','seconds',30), ('loss','loss',.4), ('proxies','proxies',0)):
+        ax = cmp.plot(metric)[0]
+        assert ax.get_xlabel()==label and ax.lines[0].get_xdata()[0]==pytest.approx(first)
+
 def two_tests(plain, flipped):
     "Two arms: one as without proxies, one with these accuracies of each seed"
     rows = [dict(arm=a, seed=i, test=t, accuracy=v, worst=v, steps=10) for a,tests in dict(base=([.5]*len(plain),[.2]*len(plain)),

@@ -412,19 +412,21 @@ def plot(self:Comparison,
 ): # The axes
     "Plot each seed as a dot and the mean as a bar, with one panel per test set; the dashed line is the mean of the baseline"
     df,tests,metric = self.df,self.tests,metric or self.metric
+    part = metric not in less_is_better and df[metric].dropna().between(0, 1).all() # a fraction, shown in percent
+    times,unit = (100,', %') if part else (1,'')
     fig,axs = plt.subplots(
         1, len(tests), figsize=(1.6+size*len(tests), .6+.34*len(self.arms)),
         sharey=True, squeeze=False, layout='constrained')
     for ax,test in zip(axs[0], tests):
         for i,arm in enumerate(self.arms):
-            v = 100*df[(df.test==test)&(df.arm==arm)][metric]
+            v = times*df[(df.test==test)&(df.arm==arm)][metric]
             ax.plot(v, [i]*len(v), 'o', ms=5, alpha=.55, mew=0, color='#0072b2' if arm!=self.baseline else '#555555')
             ax.plot([v.mean()]*2, [i-.3,i+.3], '-', lw=2, color='#d55e00')
         ax.axvline(
-            100*df[(df.test==test)&(df.arm==self.baseline)][metric].mean(),
+            times*df[(df.test==test)&(df.arm==self.baseline)][metric].mean(),
             ls='--', lw=1, color='#888888', zorder=0)
         ax.set(
-            title=test, xlabel=f'{metric}, %',
+            title=test, xlabel=metric+unit,
             yticks=range(len(self.arms)), yticklabels=self.arms, ylim=(len(self.arms)-.5, -.5))
         ax.grid(axis='x', alpha=.25)
         ax.spines[['top','right']].set_visible(False)

@@ -286,6 +286,11 @@ def last_served(
     has = pd.Series(proxies.first+proxies.made, index=proxies.store.idxs) # index of the step of each mask
     return last[last.step>=has.reindex(last.index)]
 
+def _drop_half_line(file):
+    "Remove a last line that is not complete, because the run was killed or the disk was full while rows were added"
+    said = file.read_bytes()
+    if not said.endswith(b'\n'): write_whole(file, lambda f: f.write(said[:said.rfind(b'\n')+1]))
+
 def put_back(
     folder:Path,
     record:Record # The record at the last checkpoint of an interrupted run
@@ -293,6 +298,7 @@ def put_back(
     "Remove steps and epochs from the files that are not in the record"
     for name,rows in (('proxy_log.csv',record.steps), ('served.csv',record.epochs), ('manifest.csv',record.epochs)):
         if not (folder/name).exists(): continue
+        _drop_half_line(folder/name)
         if not (folder/name).stat().st_size: # the run was stopped before the first row was written
             (folder/name).unlink()
             continue
