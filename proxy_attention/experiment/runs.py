@@ -485,6 +485,7 @@ def _picked(self:Runs, final, sort, columns):
     df = _ordered(final, sort)
     return df[[_known(df, o) for o in columns] if columns else self._usual_columns(df)]
 
+# %% ../../nbs/experiment/01_runs.ipynb #3a0f1e02
 def _numeric(cells): return pd.to_numeric(cells[cells!=''], errors='coerce').notna().all()
 
 def _cells(df, final, columns):

@@ -88,6 +88,7 @@ def _differences(df, base, metric):
         res[r['arm'],r['test']] = r|dict(diff=sign*r['diff'], lo=lo, hi=hi, n=n)
     return res
 
+# %% ../../nbs/report/03_sections.ipynb #3a0f1d02
 def _one_run(rep, run):
     "The results of a single run"
     e,metric,title = run.epochs,_main_metric([run]),rep.title(run)
@@ -182,6 +183,7 @@ def _corrects_too_much(rep):
     df = _results(rep, 'accuracy', ['plain','flipped'])
     return Comparison(df, df.arm[0]).corrects_too_much() if len(df) else []
 
+# %% ../../nbs/report/03_sections.ipynb #3a0f1d04
 def _looks(heat):
     "Where the models look"
     lines = []
