@@ -3461,8 +3461,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'proxy_attention/proxy/recipes.py')},
             'proxy_attention.proxy.record': { 'proxy_attention.proxy.record.Record': ( 'proxy/record.html#record',
                                                                                        'proxy_attention/proxy/record.py'),
-                                              'proxy_attention.proxy.record.Record.__post_init__': ( 'proxy/record.html#record.__post_init__',
-                                                                                                     'proxy_attention/proxy/record.py'),
                                               'proxy_attention.proxy.record.Record.begin_epoch': ( 'proxy/record.html#record.begin_epoch',
                                                                                                    'proxy_attention/proxy/record.py'),
                                               'proxy_attention.proxy.record.Record.end_epoch': ( 'proxy/record.html#record.end_epoch',

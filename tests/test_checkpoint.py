@@ -269,6 +269,12 @@ def test_gone_on_with_is_the_same(small, tmp_path, case, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cut_and_gone_on(small, tmp_path, **cases[case])
 
+def test_what_was_served_last_is_known_after_a_resume(small, tmp_path):
+    "All epochs are complete: no further one is served"
+    whole = fit(make(small, tmp_path/'run'))
+    again = fit(make(small, tmp_path/'run')).proxy_attention
+    assert len(again.served) and again.served.equals(whole.proxy_attention.served)
+
 def test_what_prune_has_removed_and_logged(small, tmp_path):
     again = cut_and_gone_on(small, tmp_path, kw=lambda: dict(proxy=False, cbs=[Prune(.6, start=1, every=1, finish=3)]))
     whole = fit(make(small, tmp_path/'third', [Prune(.6, start=1, every=1, finish=3)], proxy=False)).prune

@@ -35,7 +35,7 @@ class Record:
     steps:list=field(default_factory=list) # a dictionary per step, see `history`; also its target and method
     epochs:list=field(default_factory=list) # a dictionary per epoch with proxies: fit, epoch, index of the step, seed, served, area
     items:dict=field(default_factory=dict) # name → (n,) per training item: values of the last step that chose it, and of its last serving
-    def __post_init__(self): self.rows = [] # notes of the present epoch
+    rows:list=field(default_factory=list) # notes of the proxies of the last epoch, (m,7) arrays, see `ServedItem.note`
 
     def of(self,
         n:int # Number of training items
@@ -85,7 +85,7 @@ def end_epoch(self:Record,
 ):
     "End an epoch: put the served proxies into the tables"
     here = np.concatenate([np.empty((0,7), np.int64), *self.rows])
-    self.rows = [np.concatenate(from_all(here) if whole else [here])]
+    self.rows = [np.concatenate(from_all(here) if whole else [here]).astype(np.int32)] # a checkpoint keeps them
     i,donor,(area,own,theirs) = self.rows[0][:,0],self.rows[0][:,2],self.rows[0][:,3:6].T/1e6
     np.add.at(self.items['served'], i, 1)
     for k,v in dict(epoch=len(self.epochs)-1, donor=donor, changed=area, label_weight=own, donor_weight=theirs).items():
