@@ -211,12 +211,16 @@ def proxy_demo(
 # %% ../nbs/01_cli.ipynb #79873ebd
 _images = 'images: a folder, a CSV file, or the name of a known data set'
 
+def _refuse_out(resume, out):
+    "Raise an error if a run is resumed and another folder is named, in which nothing would be written"
+    if out: raise ValueError(f'--resume writes to the folder of the run, {resume}, and would not use --out {out}: leave --out out.')
+
 @partial(command, pos=['path'], needs=f'{_images}; or --config FILE; or --resume RUN')
 def proxy_train(
     path:str=None, # Images: a folder (path/class/image, or path/train and path/valid), a CSV file, or a known data set (name:folder)
     resume:str=None, # Folder of an interrupted run to resume with its own settings (default: start a new run)
     config:str=None, # A run's config.toml to start from; options override it, none or an empty value restores a default (default: none)
-    out:str='runs', # Folder for all runs; this run creates a new folder in it
+    out:str=None, # Folder for all runs; a new run creates its own folder in it (default: runs)
     export:bool=False, # Also export the learner to model.pkl; this is a pickle, and loading a pickle can execute code
     quiet:bool=False, # Print no progress bars and no table
     json:bool=False, # Print only one line of JSON at the end: run folder, loss, metrics
@@ -226,11 +230,12 @@ def proxy_train(
     from proxy_attention.experiment.train import last_of, resume_run, train_folder
     say = _quietly if quiet or json else print
     if resume:
+        _refuse_out(resume, out)
         if path or config or any(v is not None for k,v in settings.items() if k!='suspect'):
             raise ValueError('--resume continues a run with its own settings: '
                 'leave the other options out, or start a new run with --config.')
         run = resume_run(_home(resume), say, export=export, suspect=settings.get('suspect'))
-    else: run = train_folder(path, _home(out), _home(config), say, export=export, **settings)
+    else: run = train_folder(path, _home(out or 'runs'), _home(config), say, export=export, **settings)
     if json: print(dumps(last_of(run)))
     elif quiet: print(f'Run folder: {run}')
 
@@ -274,15 +279,16 @@ def proxy_compare(
     resume:str=None, # Folder of a comparison to resume; arms, test sets and seeds may be added (default: start a new one)
     keep_models:bool=False, # Store the weights of every training, so that a test set can be added later
     n_jobs:int=1, # Number of processes that train in parallel
-    out:str='runs', # Folder for all runs; this run creates a new folder in it
+    out:str=None, # Folder for all runs; a new comparison creates its own folder in it (default: runs)
     quiet:bool=False, # Print only the verdict
     json:bool=False, # Print only one JSON document at the end: run folder; mean, spread and difference of each arm
     **settings
 ):
     "Test whether proxies help: arms and seeds on one split with equal work; a table, a picture, and a verdict that can be negative"
     from proxy_attention.experiment.compare import compare_folder, summary_of
+    if resume: _refuse_out(resume, out)
     run = compare_folder(
-        path, arms, seeds, tests, _home(out), _home(config), _home(resume), keep_models, n_jobs,
+        path, arms, seeds, tests, _home(out or 'runs'), _home(config), _home(resume), keep_models, n_jobs,
         _quietly if quiet or json else print, **settings)
     if json: print(dumps(summary_of(run)))
     elif quiet: print(f"{(run/'verdict.txt').read_text(encoding='utf-8').rstrip()}\nRun folder: {run}")

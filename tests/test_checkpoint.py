@@ -269,6 +269,18 @@ def test_gone_on_with_is_the_same(small, tmp_path, case, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cut_and_gone_on(small, tmp_path, **cases[case])
 
+def test_what_was_served_last_is_known_after_a_resume(small, tmp_path):
+    "All epochs are complete: no further one is served"
+    whole = fit(make(small, tmp_path/'run'))
+    again = fit(make(small, tmp_path/'run')).proxy_attention
+    assert len(again.served) and again.served.equals(whole.proxy_attention.served)
+
+def test_what_prune_has_removed_and_logged(small, tmp_path):
+    again = cut_and_gone_on(small, tmp_path, kw=lambda: dict(proxy=False, cbs=[Prune(.6, start=1, every=1, finish=3)]))
+    whole = fit(make(small, tmp_path/'third', [Prune(.6, start=1, every=1, finish=3)], proxy=False)).prune
+    assert again.prune.history.epoch.tolist()==[0,1,2] and again.prune.log.equals(whole.log)
+    assert all(torch.equal(o, whole.masks[k]) for k,o in again.prune.masks.items())
+
 def test_what_callbacks_know(small, tmp_path):
     again = cut_and_gone_on(small, tmp_path, kw=lambda: dict(cbs=[Late()]))
     late = again.late
@@ -284,6 +296,19 @@ def test_fine_tune_cut_in_either_phase(small, tmp_path, cut, across):
     proxy = dict(losses='running', fill='mean', **(dict(steps=[1,'p',1,'p',1], across=3) if across else {}))
     again = cut_and_gone_on(small, tmp_path, 'fine_tune', (2, 3e-3), cut, lambda: dict(splitter=split, proxy=proxy))
     assert again.checkpoint.fits==2 and len(again.proxy_attention.history)
+
+def test_a_successor_begins_with_the_weights_of_its_suspect_after_a_cut(small, tmp_path):
+    "The head is trained in a first fit, which is skipped; the suspect and its successor begin with its result"
+    def go(name, *cbs):
+        learn = make(small, tmp_path/name, cbs, proxy=False, splitter=lambda m: L(m[0:4], m[4:]).map(params))
+        learn.add_cb(ProxyAttention.rehearsed(steps=lambda epoch, n_epoch: epoch==0, folder=tmp_path/name/'own'))
+        learn.freeze()
+        return fit(learn, 'fine_tune_proxy', 2, 3e-3)
+    whole = ends(go('whole'))
+    with pytest.raises(KeyboardInterrupt): go('cut', Cut(1, 1, fit=2)) # while the suspect is trained
+    again = go('cut')
+    res = ends(again)
+    assert again.checkpoint.fits==3 and res==whole, [k for k in whole if res[k]!=whole[k]]
 
 @pytest.mark.parametrize('same_learner', [True,False])
 def test_ctrl_c_in_a_notebook(small, whole, tmp_path, same_learner):

@@ -292,6 +292,12 @@ def test_errors_are_sentences(path, kw, words, tmp_path, monkeypatch):
     with pytest.raises(CliError, match=re.escape(words)) as e: proxy_train(str(path), **kw)
     assert '\n' not in str(e.value)
 
+@pytest.mark.parametrize('run', [proxy_train, proxy_compare])
+def test_a_folder_that_resuming_would_not_use_is_refused(run, tmp_path):
+    with pytest.raises(CliError, match='--resume writes to the folder of the run, .* leave --out out'):
+        run(resume=str(tmp_path), out=str(tmp_path/'other'))
+    assert not (tmp_path/'other').exists()
+
 @pytest.mark.parametrize('kw,words', [
     (dict(epochs=0), 'epochs=0 should be 1 or more'), (dict(epochs=-3), 'epochs=-3 should be 1 or more'),
     (dict(wd=-5.), 'wd=-5.0 should be a number from 0 to'), (dict(wd=np.nan), 'wd=nan should be a number from 0 to'),

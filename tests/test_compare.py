@@ -176,6 +176,14 @@ def test_what_is_there_is_not_trained_again(bed, make, tmp_path):
     cmp = compare(make, {'no proxy':noted, 'cutout':cutout}, 2, 2, folder=tmp_path/'runs', bar=False)
     assert trained()==3 and cmp.arms==['no proxy','cutout']
 
+def test_stored_arms_that_began_apart_are_refused_for_every_seed(bed, make, tmp_path):
+    "Their records may be there already, for example from two processes"
+    compare(make, ('no proxy','one cycle'), 2, 2, folder=tmp_path/'runs', bar=False)
+    f = tmp_path/'runs'/'one_cycle_1.json'
+    f.write_text(json.dumps(json.loads(f.read_text())|dict(start='another')))
+    with pytest.raises(ValueError, match="With seed 1 the arms 'no proxy' and 'one cycle' start from other weights"):
+        compare(make, ('no proxy','one cycle'), 2, 2, folder=tmp_path/'runs', bar=False)
+
 def noting(tmp_path):
     "An arm that leaves a line in a file for each training, and how many there are"
     file = str(tmp_path/'trained')
@@ -360,13 +368,27 @@ def test_upweighted_errors_are_drawn_more_often(bed, make):
 
 def test_cutout_takes_its_area(make):
     learn = make(0)
+    class Erasing(Callback):
+        def before_train(self): self.found = [o for o in self.dls.train.after_batch.fs if isinstance(o, RandomErasing)]
+    learn.add_cb(Erasing())
     with learn.no_bar(), learn.no_logging(): cutout(learn, 2, 1e-3, area=.1)
-    erase = next(o for o in learn.dls.train.after_batch.fs if isinstance(o, RandomErasing))
+    erase, = learn.erasing.found
     x = TensorImage(torch.zeros(32, 3, 40, 40))
     gone = (erase(x.clone(), split_idx=0)!=0).any(1)
     assert .06<gone.float().mean()<=.11 # the square may stand out of the image
     assert abs(gone.any(-1).sum(-1)-gone.any(-2).sum(-1)).float().median()<=1
     assert torch.equal(erase(x.clone(), split_idx=1), x)
+
+def test_loaders_that_all_arms_share_are_as_before_after_each_arm(make, bed):
+    "Cutout once left its transform there, so that the arms after it were trained with it"
+    dls = make(0).dls
+    def shared(seed):
+        learn = make(seed)
+        learn.dls = dls
+        return learn
+    before = list(dls.train.after_batch.fs)
+    cmp = compare(shared, ('no proxy','cutout','one cycle'), 1, 2, bar=False)
+    assert cmp.arms==['no proxy','cutout','one cycle'] and list(dls.train.after_batch.fs)==before
 
 def test_masktune_trains_its_last_epoch_on_masked_images_alone(bed, make):
     learn,rates = make(0),[]
@@ -377,6 +399,14 @@ def test_masktune_trains_its_last_epoch_on_masked_images_alone(bed, make):
     with learn.no_bar(), learn.no_logging(): arms['masktune'](learn, 4, 3e-3)
     n,hist = len(learn.dls.train), learn.proxy_attention.history
     assert list(hist.epoch)==[2] and np.allclose(rates[-n+1:], 1e-3) and rates[3*n-1]<rates[0]
+
+def test_a_plot_has_the_unit_of_its_metric():
+    "Fractions are in percent; seconds, losses and numbers of images are not"
+    df = table({'no proxy':[.5,.6], 'mine':[.7,.8]}).assign(seconds=30., loss=.4, proxies=[0,0,9,9])
+    cmp = Comparison(df)
+    for metric,label,first in ((None,'accuracy, %',50), ('seconds','seconds',30), ('loss','loss',.4), ('proxies','proxies',0)):
+        ax = cmp.plot(metric)[0]
+        assert ax.get_xlabel()==label and ax.lines[0].get_xdata()[0]==pytest.approx(first)
 
 def two_tests(plain, flipped):
     "Two arms: one as without proxies, one with these accuracies of each seed"

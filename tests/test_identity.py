@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
 from fastai.callback.mixup import MixUp
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropy
 from fastai.vision.augment import Flip, Resize
 from fastai.vision.data import ImageDataLoaders
+from fasttransform import Transform
 from PIL import Image
 from proxy_attention.attribution.methods import Suspect
 from proxy_attention.data.digits import digits, digits_learner
@@ -89,6 +90,14 @@ def test_settings_of_a_recipe_count_and_what_is_said_of_it_does_not(monkeypatch)
     one,two,three = (Recipe('late', said, dict(area=a)) for said,a in (('a',.1),('b',.1),('b',.2)))
     assert what_is(one)==what_is(two)!=what_is(three)
 
+@pytest.mark.parametrize('a,b', [
+    (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=.1)), (LabelSmoothingCrossEntropy(.1), LabelSmoothingCrossEntropy(.3)),
+    (FocalLoss(gamma=2.), FocalLoss(gamma=5.)), *[tuple(nn.Sequential(nn.Linear(2,2), FocalLoss(gamma=o)) for o in (2.,5.))]])
+def test_settings_that_the_text_of_a_module_lacks_count(a, b):
+    if isinstance(a, nn.Sequential): b.load_state_dict(a.state_dict())
+    assert str(a)==str(b) and differs(what_is(a), what_is(b))[0]=='settings'
+    assert what_is(a)==what_is(deepcopy(a).eval())
+
 def test_the_loss_and_its_weights_count():
     args = ({}, dict(weight=torch.ones(2)), dict(weight=torch.tensor([1.,2.])), dict(label_smoothing=.1))
     told = [what_is(CrossEntropyLossFlat(**o)) for o in args]
@@ -125,6 +134,20 @@ def test_the_place_does_not_count(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('kw', [dict(batch_tfms=Flip()), dict(item_tfms=Resize(16))])
 def test_transforms_count(path, kw): assert differs(data_of(loaders(path)), data_of(loaders(path, **kw)))[0]=='transforms'
+
+def turns(by):
+    def rotated(x:Image.Image): return x.rotate(by)
+    return rotated
+
+def turned(by):
+    class Turned(Transform):
+        def encodes(self, x:Image.Image): return x.rotate(by)
+    return Turned
+
+@pytest.mark.parametrize('how', [turns, turned])
+def test_the_code_of_own_transforms_counts(path, how):
+    was,same,now = (data_of(loaders(path, item_tfms=[Resize(16),how(o)])) for o in (90,90,180))
+    assert was==same and differs(was, now)[0]=='transforms'
 
 def test_what_a_learner_is(path):
     one,same,other = (learner_of(digits_learner(path, seed=s)) for s in (0,0,1))

@@ -221,7 +221,7 @@ def test_data_frame_items(few, quiet):
     learn.proxy_attention.show(3)
 
 @pytest.mark.parametrize('kw,words', [
-    (dict(fill=lambda img: 0), 'returned a int'),
+    (dict(fill=lambda img: 0), 'returned something of type int'),
     (dict(fill=lambda img: img[:,:2]), 'the whole image'),
     (dict(rule=lambda heat: heat), 'True and False'),
     (dict(select=lambda losses: None), 'returned NoneType'),

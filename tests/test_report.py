@@ -326,6 +326,16 @@ def test_a_step_before_the_first_epoch_and_its_suspect(tmp_path, suspect, named)
     assert dict(r for r in cells(t, 'Settings and images')[1:])['suspect']==named and f'where a suspect looks: {named}.' in said
     assert 'proxy step' not in [t.text(o) for o in t('li')], 'no line in the curves, so no key'
 
+def test_the_last_step_is_that_of_the_last_fit(tmp_path):
+    "In a second fit, epochs are counted from 0 again"
+    d = written(tmp_path/'a', 0, [.1])
+    row = dict(file='x.png', pred='a', method='GradCAM of a', item=1, loss=1., area=.1, degenerate=False)
+    steps = [row|dict(fit=1, epoch=2, targ='a', file='early.png')]*3 + [row|dict(fit=2, epoch=0, targ='b', file='late.png')]
+    pd.DataFrame(steps).to_csv(d/'proxy_log.csv', index=False)
+    page = report_runs(d, quiet=True)
+    assert [o[0] for o in cells(tree(page), 'Items of the last step')[1:]]==['late.png']
+    assert '1 of the 1 items of the last proxy step were misclassified' in words(page)
+
 def test_classes_called_None_or_NA_are_classes(tmp_path):
     "pandas would read these names as missing values, and the rows of the log would be gone"
     d = written(tmp_path/'a', 0, [.1,.2], recipe='shortcut')
@@ -431,6 +441,30 @@ def test_comparison_brings_its_own_verdict(tmp_path):
     assert '5 of 10 runs' in words(report_runs(d, quiet=True))
     shutil.rmtree(d/'records')
     assert 'No run of the comparison compare is complete yet' in words(report_runs(d, quiet=True))
+
+def test_a_comparison_of_several_labels_shows_what_it_compares(tmp_path):
+    "The mean average precision, and not the accuracy over labels"
+    d = comparison(tmp_path/'compare', ['no proxy','shortcut'], 2)
+    for f in (d/'records').glob('*.json'):
+        rec = json.loads(f.read_text())
+        rec['tests']['valid']['mean_ap'] = .25
+        f.write_text(json.dumps(rec))
+    t = tree(report_runs(d, quiet=True))
+    assert [o[1] for o in cells(t, 'Mean average precision in %')[1:]]==['25.0 ± 0.0']*2
+    assert [t.text(o) for o in t('figcaption')]==['valid: mean average precision in %, one dot per seed']
+    assert '25.0' in {t.text(o) for o in t('title')}
+
+def test_an_arm_that_has_no_result_on_a_test_set_yet_is_drawn_without_one(tmp_path):
+    d = comparison(tmp_path/'compare', ['no proxy','shortcut'], 2)
+    for f in (d/'records').glob('no proxy_*.json'):
+        rec = json.loads(f.read_text())
+        rec['tests']['more'] = rec['tests']['valid']
+        f.write_text(json.dumps(rec))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'Mean of empty slice')
+        t = tree(report_runs(d, quiet=True))
+    assert len(t('svg', class_='chart'))==2
+    assert not [o for o in t.all if o[0] in ('line','circle','polyline') and 'nan' in o[1].values()]
 
 def test_the_cost_of_each_arm_is_shown(tmp_path):
     "Records of earlier releases do not say what was looked at"

@@ -307,6 +307,31 @@ def test_a_warning_is_shown_where_it_cannot_be_written(tmp_path):
         f.parent.mkdir()
     assert f.read_text(encoding='utf-8')=='ProxyWarning: full\n'
 
+def test_a_warning_that_a_full_disk_took_is_written_later(tmp_path):
+    "The system reports a full disk only when the file is closed"
+    from proxy_attention.experiment.train import _noted
+    (f := tmp_path/'warnings.txt').symlink_to('/dev/full')
+    with pytest.warns(ProxyWarning), _noted(f):
+        warnings.warn('first', ProxyWarning)
+        f.unlink()
+        warnings.warn('second', ProxyWarning)
+    assert f.read_text(encoding='utf-8').splitlines()==['ProxyWarning: first','ProxyWarning: second']
+
+def test_records_that_cannot_be_written_leave_no_half_file(few, tmp_path, monkeypatch):
+    "A disk that is full in the middle of a table"
+    own,full = pd.DataFrame.to_csv,OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def half(df, to, *args, **kwargs):
+        if 'valid_loss' not in df: return own(df, to, *args, **kwargs)
+        own(df.head(0), to, *args, **kwargs)
+        raise full
+    with monkeypatch.context() as m:
+        m.setattr(pd.DataFrame, 'to_csv', half)
+        with pytest.raises(OSError, match='The records cannot be written to .*free some space, and resume the run'):
+            train_folder(few, tmp_path/'runs', **plain)
+    run, = (tmp_path/'runs').iterdir()
+    assert run_state(run)=='failed' and not (run/'history.csv').exists()
+    assert finished(resume_run(run, noop)) and len(pd.read_csv(run/'history.csv'))
+
 @pytest.mark.filterwarnings('ignore:load_learner')
 def test_a_full_disk_at_the_end(few, tmp_path, monkeypatch):
     "Without its network the run has failed, and is gone on with; the export of one that is finished can be had later"

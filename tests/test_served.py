@@ -393,6 +393,17 @@ def test_a_table_cut_off_before_its_first_row_is_none(tmp_path):
     put_back(tmp_path, Record())
     assert not list(tmp_path.iterdir())
 
+def test_a_row_that_was_cut_off_is_removed(tmp_path):
+    "kill -9 while a proxy of epoch 12 is written: what remains looks like a row of epoch 1"
+    from proxy_attention.proxy.record import Record, put_back
+    text = 'fit,epoch,item\n0,1,3\n'
+    (tmp_path/'served.csv').write_text(text+'0,1')
+    put_back(tmp_path, Record(epochs=[dict(fit=0, epoch=1)]))
+    assert (tmp_path/'served.csv').read_text()==text
+    (tmp_path/'served.csv').write_text('fit,epo')
+    put_back(tmp_path, Record())
+    assert not (tmp_path/'served.csv').exists()
+
 def test_classes_called_None_or_NA_stay_so_in_what_was_saved(tmp_path):
     "pandas would read them as missing, and write empty cells"
     from proxy_attention.proxy.record import Record, put_back

@@ -41,6 +41,14 @@ tiny = dict(arch='test_resnet', pretrained=False, size=16, workers=0, steps='1,p
 @pytest.fixture
 def photos(tmp_path): return digits(tmp_path/'digits', n=60)/'train'
 
+def test_a_finished_trial_leaves_no_checkpoint_of_any_fold(photos, tmp_path):
+    "They are several times the size of the networks"
+    run = folder_run(photos, folds=2, **tiny)
+    (tmp_path/'trial').mkdir()
+    assert run(tmp_path/'trial')['valid_loss']>0
+    kept = {o.parts[-3]:o.name for o in tmp_path.glob('trial/**/checkpoints/*.pth')}
+    assert kept==dict(fold_0='best.pth', fold_1='best.pth')
+
 # ---- shared, killed, gone on with
 
 @pytest.mark.parametrize('url', [None, 'sqlite:///{}/db'])

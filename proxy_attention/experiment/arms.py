@@ -19,6 +19,7 @@ from fastai.learner import Learner
 from fastai.vision.augment import RandomErasing
 import proxy_attention.data.groups # its datasets can be opened by name in every command
 from ..core import *
+from ..data.passes import own_attributes
 from ..attribution.methods import Suspect
 from ..attribution.tasks import need_one_label
 from ..masking.rules import rules
@@ -46,9 +47,11 @@ def more_steps(learn, epochs, lr, extra:int=1):
 
 # %% ../../nbs/experiment/06_arms.ipynb #eca3f143
 def random_erasing(learn, epochs, lr, fit=fit_plain, **kwargs):
-    "The plain fit with fastai's `RandomErasing` on the training batches"
-    learn.dls.train.after_batch.add(RandomErasing(**kwargs))
-    fit(learn, epochs, lr)
+    "The plain fit with fastai's `RandomErasing` on the training batches; the loader is the same as before afterwards"
+    after = learn.dls.train.after_batch
+    with own_attributes(after, fs=after.fs.copy()):
+        after.add(RandomErasing(**kwargs))
+        fit(learn, epochs, lr)
 
 def cutout(learn, epochs, lr, area:float=0.1):
     "The plain fit with one square of noise in each training image"

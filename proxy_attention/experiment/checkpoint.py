@@ -137,7 +137,7 @@ class Checkpoint(Callback):
     "After every epoch, write everything that the rest of the run depends on, and the best weights so far"
     order,_stateattrs = 1000,('held','what') # after all other callbacks and the proxy step
     def __init__(self,
-        folder, # Folder for `last.pth` and `best.pth`
+        folder, # Folder for `last.pth`, `best.pth` and, from the second fit on, `first.pth`
         best='valid_loss', # Loss or metric of the recorder that decides which epoch is the best; None: do not write `best.pth`
         comp=None, # Comparison: `np.less` or `np.greater`; None: less for a loss or an error rate, else greater
         resume:bool=False, # Resume from the checkpoint in the folder, if there is one?
@@ -271,11 +271,31 @@ def before_fit(self:Checkpoint):
     if state and not self.resume:
         raise FileExistsError(f'{self.last} already exists. To resume it, use `Checkpoint(…, resume=True)`, '
             'or `learn.checkpoint.resume = True` after Ctrl-C; to start from the beginning, give a new folder.')
-    if state is None or state['fit']<=self.fits: return self.write(0)
-    if state['fit']>self.fits+1: return _pass_over(self.learn, self.n_epoch)
+    if state is None or state['fit']<=self.fits: return self.write_first()
+    if state['fit']>self.fits+1:
+        self.take_first(state)
+        return _pass_over(self.learn, self.n_epoch)
     _refuse_other_run(self.last, state['what'], self.what)
     self.go_on(state)
     _pass_over(self.learn, state['epoch'])
+
+@patch
+def write_first(self:Checkpoint):
+    "Write the first checkpoint of a fit; before that of a later fit, also the weights that it begins with"
+    if self.fits:
+        try: _write(self.folder/'first.pth', dict(version=_version, fit=self.fits+1, model=get_model(self.learn.model).state_dict()))
+        except OSError as e:
+            warn(f'The first weights of fit {self.fits+1} could not be written to {self.folder} ({_why(e)}). '
+                'Training continues.', ProxyWarning)
+    self.write(0)
+
+@patch
+def take_first(self:Checkpoint, state):
+    "Load the weights that the fit of the checkpoint began with, instead of the fit that is skipped"
+    if not (file := self.folder/'first.pth').exists(): return
+    there,model = read_checkpoint(file),get_model(self.learn.model)
+    same = {k:v.shape for k,v in there['model'].items()}=={k:v.shape for k,v in model.state_dict().items()} # else `go_on` is refused
+    if there['fit']==state['fit'] and same: model.load_state_dict(there['model'])
 
 @patch
 def go_on(self:Checkpoint, state):

@@ -279,6 +279,7 @@ def compare(
     fit = dict(epochs=epochs, lr=lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult)
     records = None if folder is None else _Records(folder, make_learner, arms, seeds, tests, groups, measure, parts, fit)
     recs = {} if records is None else records.there()
+    for s in seeds: _refuse_unequal(recs, s)
     runs = {(a,s):partial(run_arm, make_learner, arms[a], a, s, tests=tests, groups=groups, measure=measure, swapped=parts, **fit)
         for s in seeds for a in arms}
     for wait in (False, True): # runs of other processes are waited for at the end
@@ -413,7 +414,7 @@ def compare_folder(
     except Exception: # not after Ctrl-C
         if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # there are no results
         raise
-    what = dict(accuracy='Accuracy', mean_ap='Mean average precision')[cmp.metric]
+    what = metric_names[cmp.metric].capitalize()
     table = cmp.table(diff=False).join(cmp.swapped_table(diff=False))
     say(f'\n{what} in %, and the cost\n{table.to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run

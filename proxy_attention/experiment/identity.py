@@ -15,6 +15,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 import numpy as np, torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fasttransform import Transform
 from torch import Tensor, nn
 from ..data.loaders import files_of, has_items, plain_dl
 
@@ -116,7 +117,9 @@ class _Teller:
     @tell.register
     def _(self, o:Tensor): return dict(a='tensor', shape=list(o.shape), dtype=str(o.dtype), digest=weights_digest(dict(o=o)))
     @tell.register
-    def _(self, o:nn.Module): return dict(a='network', layers=_sha(no_address(o).encode()), weights=weights_digest(o.state_dict()))
+    def _(self, o:nn.Module):
+        own = {k:s for k,m in o.named_modules() if (s := _settings_of(m))} # the text of a module need not contain them
+        return dict(a='network', layers=_sha(no_address(o).encode()), settings=digest(own), weights=weights_digest(o.state_dict()))
     @tell.register
     def _(self, o:Learner): return dict(a='learner', model=self(o.model))
     @tell.register
@@ -154,6 +157,11 @@ class _Teller:
         if _is_installed(o): return said
         used = {k:self(o.__globals__[k]) for k in sorted(_names_in(o.__code__)) if k in o.__globals__ and _counts(o.__globals__[k])}
         return said | dict(code=self(o.__code__)) | (dict(uses=used) if used else {})
+
+def _settings_of(m):
+    "Settings of a module that are plain values, such as the `label_smoothing` of a loss"
+    plain = lambda v: all(map(plain, v)) if isinstance(v, (tuple,list)) else isinstance(v, (bool,int,float,str,type(None)))
+    return {k:v for k,v in sorted(vars(m).items()) if not k.startswith('_') and k!='training' and plain(v)}
 
 def _names_in(code):
     inside = (n for c in code.co_consts if isinstance(c, CodeType) for n in _names_in(c))
@@ -210,10 +218,15 @@ def data_of(
     names = ['training images', 'validation images', *(f'images of loader {i}' for i in range(2, len(dls.loaders)))]
     return {k:items_of(plain_dl(o).dataset) for k,o in zip(names, dls.loaders)} | dict(transforms=_transforms(dls.train))
 
+def _told(f):
+    "A transform as text; one that is made from a function, or whose class is not installed, with a digest of its code"
+    said = re.sub(r'\s+', ' ', no_address(repr(f)))
+    if _is_installed(type(f)) and type(f) is not Transform: return said
+    return f"{said} {digest([what_is(m.implementation) for m in getattr(getattr(f, 'encodes', None), 'methods', ())])}"
+
 def _transforms(dl):
     "The item and batch transforms, with their settings"
-    said = lambda o: re.sub(r'\s+', ' ', no_address(repr(o)))
-    return [said(f) for at in ('after_item','after_batch') for f in getattr(getattr(plain_dl(dl), at, None), 'fs', ())]
+    return [_told(f) for at in ('after_item','after_batch') for f in getattr(getattr(plain_dl(dl), at, None), 'fs', ())]
 
 _no_matter = ('TrainEvalCallback','Recorder','CastToTensor','ProgressCallback') # every learner has them
 

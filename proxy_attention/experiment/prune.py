@@ -134,6 +134,7 @@ def before_fit(self:Prune):
 def before_train(self:Prune):
     "Check the settings at the first training epoch of a fit"
     if not self.begun: self.begin()
+    elif self.masks: self.masks = {k:self.masks[k].to(w.device) for k,w in self.weights().items()} # a checkpoint has them on the CPU
     self._trained = self.real
 
 @patch
@@ -216,10 +217,10 @@ def step(self:Prune):
     if asked>0: self.masks = self.check_masks(from_first(given(self.method, weights=ws, masks=masks, share=asked)), masks)
     self.keep_zero()
     kept = {k:int(o.sum()) for k,o in (self.masks or masks).items()}
-    self._rows.append(pd.DataFrame([
+    self._rows += [
         dict(fit=self.fits, epoch=self.epoch, asked=asked, reached=self.gone(),
             layer=k, weights=o.numel(), left=kept[k], sparsity=1-kept[k]/o.numel())
-        for k,o in ws.items()]))
+        for k,o in ws.items()]
     dead = [k for k,o in masks.items() if o.any() and not kept[k]]
     if dead:
         warn(f"All weights of {len(dead)} {'layers' if len(dead)>1 else 'layer'} are removed "
@@ -238,8 +239,7 @@ def check_masks(self:Prune, new, old):
 @patch(as_prop=True)
 def log(self:Prune):
     "One row per layer and step"
-    return (pd.concat(self._rows, ignore_index=True) if self._rows
-        else pd.DataFrame(columns='fit epoch asked reached layer weights left sparsity'.split()))
+    return pd.DataFrame(self._rows, columns='fit epoch asked reached layer weights left sparsity'.split())
 
 @patch(as_prop=True)
 def history(self:Prune):

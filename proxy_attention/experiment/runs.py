@@ -102,7 +102,9 @@ class EventLog:
     ):
         "Keep the scalars, hyperparameters and, with `images`, images of an event; an invalid time becomes NaN and is listed in `odd`"
         at = event.wall_time
-        if not 0<=at<_last: self.odd,at = [*self.odd, at],np.nan
+        if not 0<=at<_last:
+            self.odd.append(at)
+            at = np.nan
         if event.session_log.status==SessionLog.START: self.rows.append((None, event.step, at, np.nan))
         for v in event.summary.value:
             how,kind = v.WhichOneof('value'), v.metadata.plugin_data.plugin_name or self.kinds.get(v.tag, '')
@@ -449,28 +451,81 @@ def _asked(columns):
     names = [o.strip() for o in columns.split(',')] if isinstance(columns, str) else columns or []
     return list(dict.fromkeys(o for o in names if o)) or None
 
+def _known(df, c):
+    "A column of the table; an unknown one is an error"
+    if c in df: return c
+    raise ValueError(f"No run has a column {c!r}{nearest(c, df.columns)} Available: {', '.join(df.columns)}.")
+
+def _ordered(df, sort):
+    "The rows in the order of a column, descending with `-` before its name; numbers among texts are compared as texts"
+    if not sort: return df
+    by,how = _known(df, sort.removeprefix('-')), dict(ascending=not sort.startswith('-'), kind='stable')
+    try: return df.sort_values(by, **how)
+    except TypeError: return df.sort_values(by, key=lambda o: o.astype(str), **how)
+
+@patch
+def _usual_columns(self:Runs, df):
+    "The most important columns of the table"
+    said = {k for o in self for k in o.settings}
+    told = [k for o in self for k in o.metrics if '/' not in k and k not in said]
+    first = ['run','when','state','arch','recipe','epochs' if 'epochs' in df else 'done',*told,'proxy_steps']
+    return [o for o in dict.fromkeys(first) if o in df]
+
 @patch
 def table(self:Runs,
     sort:str=None, # Column to sort by, such as `valid_loss`; `-accuracy`: in descending order; None: by start time
     columns=None # Columns to show, as a list or as 'run,lr,accuracy'; None: the most important ones
 )->pd.DataFrame:
     "The rows and columns to show"
-    df = self.final
-    def known(c):
-        if c not in df:
-            raise ValueError(f"No run has a column {c!r}{nearest(c, df.columns)} Available: {', '.join(df.columns)}.")
-        return c
-    if sort:
-        by = known(sort.removeprefix('-'))
-        try: df = df.sort_values(by, ascending=not sort.startswith('-'), kind='stable')
-        except TypeError: df = df.sort_values(by, ascending=not sort.startswith('-'), kind='stable', key=lambda o: o.astype(str))
-    if asked := _asked(columns): return df[[known(o) for o in asked]]
-    said = {k for o in self for k in o.settings}
-    told = [k for o in self for k in o.metrics if '/' not in k and k not in said]
-    return df[[o for o in dict.fromkeys(['run','when','state','arch','recipe','epochs' if 'epochs' in df else 'done',*told,'proxy_steps'])
-        if o in df]]
+    return self._picked(self.final, sort, _asked(columns))
 
+@patch
+def _picked(self:Runs, final, sort, columns):
+    "Rows and columns of the complete table `final`, see `table`"
+    df = _ordered(final, sort)
+    return df[[_known(df, o) for o in columns] if columns else self._usual_columns(df)]
+
+# %% ../../nbs/experiment/01_runs.ipynb #3a0f1e02
 def _numeric(cells): return pd.to_numeric(cells[cells!=''], errors='coerce').notna().all()
+
+def _cells(df, final, columns):
+    "The table as texts; with the usual columns, also how many epochs and runs are complete (`2 of 3`), from the complete table `final`"
+    shown = df.apply(lambda c: c.map(_cell))
+    if 'when' in df and df.when.dt.year.nunique()==1: shown['when'] = shown.when.str[5:]
+    if columns is not None: return shown
+    said = lambda c: final[c].reindex(df.index).map(_cell)
+    if 'epochs' in df and 'done' in final:
+        shown['epochs'] = [d if not e else e if not d or d==e else f'{d} of {e}' for e,d in zip(shown.epochs, said('done'))]
+    if 'runs_done' in final:
+        n = zip(shown.state, said('runs_done'), said('runs_asked'))
+        shown['state'] = [s if not d or d==of else f'{s} {d}/{of}' for s,d,of in n]
+    return shown
+
+_first = ('run','when','state','arch','recipe','epochs','done','valid_loss','accuracy','proxy_steps') # columns that are left out last
+
+def _fitted(shown, width, columns):
+    "The columns that fit into `width` characters, with their widths, and those that are left out"
+    cols,left = list(shown),[]
+    wide = {c:max(len(_short.get(c, c)), *map(len, shown[c])) for c in cols}
+    over = lambda: sum(wide[c]+2 for c in cols)-2-width
+    def shorten(names, least):
+        for c in sorted(names, key=lambda c: -wide[c]): wide[c] = max(min(wide[c], least), wide[c]-max(0, over()))
+    shorten([c for c in cols if c not in ('run','when') and not _numeric(shown[c])], 12)
+    extra = [c for c in cols if columns is None and c not in _first]
+    while over()>0 and extra:
+        left.insert(0, extra.pop())
+        cols.remove(left[0])
+    shorten(['run'] if 'run' in cols else [], 20)
+    while over()>0 and len(cols)>1: left.insert(0, cols.pop())
+    return {c:wide[c] for c in cols},left
+
+def _lines(shown, wide):
+    "The lines of a table with columns of these widths; numbers are aligned to the right"
+    right = {c for c in wide if c in ('epochs','done') or _numeric(shown[c])}
+    def line(cells):
+        fit = [(fit_text(o, wide[c]),c) for c,o in zip(wide, cells)]
+        return '  '.join(o.rjust(wide[c]) if c in right else o.ljust(wide[c]) for o,c in fit).rstrip()
+    return [line([_short.get(c, c) for c in wide]), *map(line, shown[[*wide]].itertuples(index=False, name=None))]
 
 @patch
 def text(self:Runs,
@@ -479,39 +534,15 @@ def text(self:Runs,
     width:int=100 # Maximum number of characters per line
 )->str:
     "The table as text. Where it is wider than `width`, names are shortened, then columns are left out and listed below"
-    columns = _asked(columns)
-    df = self.table(sort, columns)
+    columns,final = _asked(columns),self.final
+    df = self._picked(final, sort, columns)
     if not len(df): return f'No run in {self.root}.'
-    shown = df.apply(lambda c: c.map(_cell))
-    if 'when' in df and df.when.dt.year.nunique()==1: shown['when'] = shown.when.str[5:]
-    if columns is None and 'epochs' in df and 'done' in self.final:
-        done = self.final.done.reindex(df.index).map(_cell)
-        shown['epochs'] = [d if not e else e if not d or d==e else f'{d} of {e}' for e,d in zip(shown.epochs, done)]
-    if columns is None and 'runs_done' in self.final:
-        n = self.final[['runs_done','runs_asked']].reindex(df.index).apply(lambda c: c.map(_cell))
-        shown['state'] = [s if not d or d==of else f'{s} {d}/{of}' for s,d,of in zip(shown.state, n.runs_done, n.runs_asked)]
-    cols,left = list(shown),[]
-    wide = {c:max(len(_short.get(c, c)), *map(len, shown[c])) for c in cols}
-    over = lambda: sum(wide[c]+2 for c in cols)-2-width
-    def shorten(names, least):
-        for c in sorted(names, key=lambda c: -wide[c]): wide[c] = max(min(wide[c], least), wide[c]-max(0, over()))
-    words = [c for c in cols if c not in ('run','when') and not _numeric(shown[c])]
-    shorten(words, 12)
-    extra = [c for c in cols if columns is None
-        and c not in ('run','when','state','arch','recipe','epochs','done','valid_loss','accuracy','proxy_steps')]
-    while over()>0 and extra:
-        left.insert(0, extra.pop())
-        cols.remove(left[0])
-    shorten(['run'] if 'run' in cols else [], 20)
-    while over()>0 and len(cols)>1: left.insert(0, cols.pop())
-    right = {c for c in cols if c in ('epochs','done') or _numeric(shown[c])}
-    line = lambda cells: '  '.join(
-        fit_text(o, wide[c]).rjust(wide[c]) if c in right else fit_text(o, wide[c]).ljust(wide[c])
-        for c,o in zip(cols, cells)).rstrip()
-    lines = [line([_short.get(c, c) for c in cols]), *(line(row) for row in shown[cols].itertuples(index=False, name=None))]
+    shown = _cells(df, final, columns)
+    wide,left = _fitted(shown, width, columns)
+    lines = _lines(shown, wide)
     if left: lines.append(f"Left out: {', '.join(left)}")
-    if columns is None and 'problem' in self.final:
-        lines += [f'Incomplete: {run} ({why})' for run,why in self.final[['run','problem']].dropna().itertuples(index=False)]
+    if columns is None and 'problem' in final:
+        lines += [f'Incomplete: {run} ({why})' for run,why in final[['run','problem']].dropna().itertuples(index=False)]
     return '\n'.join(map(clean_text, lines))
 
 def runs_table(
@@ -523,7 +554,8 @@ def runs_table(
     "A table with one row per run, at most 100 characters wide"
     runs = Runs(root)
     if not as_json: return runs.text(sort, columns)
-    df = runs.table(sort, _asked(columns) or list(runs.final))
+    final = runs.final
+    df = runs._picked(final, sort, _asked(columns) or list(final))
     return df.to_json(orient='records', date_format='iso', double_precision=15, indent=1, default_handler=str)
 
 # %% ../../nbs/experiment/01_runs.ipynb #522ee603

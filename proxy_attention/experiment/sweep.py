@@ -153,7 +153,8 @@ class folder_run:
         there = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml')) if from_toml(o)==cfg] # the trial was interrupted
         run = (resume_run(there[-1], noop, cbs, suspect=cfg.proxy.suspect) if there
             else train_folder(out=folder, config=cfg, say=noop, cbs=cbs, check=self.check_files, suspect=cfg.proxy.suspect))
-        (run/'checkpoints'/'last.pth').unlink(missing_ok=True) # it is three times the size of the model and no longer needed
+        for o in ('last.pth','first.pth'): # they are several times the size of the model, and no longer needed
+            for f in run.glob(f'**/checkpoints/{o}'): f.unlink()
         return {k:v for k,v in last_of(run).items() if k!='run'}
 
     def check(self, space:dict, metric:str, pruner, folder):

@@ -196,8 +196,9 @@ def look(img, other,
         return f.new_zeros(*f.shape[:-2], int(ring.max())+1).index_add_(-1, ring.flatten(), f.flatten(-2))
     gain = (power(y)/power(x).clamp(min=1e-12)).sqrt().clamp(max=most).index_select(-1, ring.flatten()).unflatten(-1, ring.shape)
     new = torch.fft.irfft2(torch.fft.rfft2(x-x.mean((-2,-1), keepdim=True))*gain, s=(h,w)) + y.mean((-2,-1), keepdim=True)
-    low,high = (getattr(torch, k)(*(getattr(o, f'a{k[:3]}')(_whole, keepdim=True) for o in (x,y))) for k in ('minimum','maximum'))
-    return torch.maximum(torch.minimum(new, high), low)
+    low = torch.minimum(x.amin(_whole, keepdim=True), y.amin(_whole, keepdim=True))
+    high = torch.maximum(x.amax(_whole, keepdim=True), y.amax(_whole, keepdim=True))
+    return new.clamp(low, high)
 
 # %% ../../nbs/masking/01_fills.ipynb #5d1c7a11
 _normalize = Normalize.order # fastai applies transforms of a higher order after it: they expect normalized images

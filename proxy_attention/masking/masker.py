@@ -50,7 +50,8 @@ def _planes(img):
     return (t.permute(2,0,1) if t.ndim==3 else t[None]), back # `contiguous` would take longer than most fills
 
 def _as(img, new): return type(img)(new) if isinstance(img, PILBase) else new
-def _what(o): return f'a tensor of {o.dtype} of shape {tuple(o.shape)}' if isinstance(o, Tensor) else f'a {type(o).__name__}'
+def _what(o):
+    return f'a tensor of {o.dtype} of shape {tuple(o.shape)}' if isinstance(o, Tensor) else f'something of type {type(o).__name__}'
 
 def size_of(
     img # PIL image or (…,c,h,w) tensor

@@ -8,9 +8,11 @@ __all__ = ['usual_most', 'rules', 'absolute', 'max_share', 'area_budget', 'top_c
            'bound_area']
 
 # %% ../../nbs/masking/00_rules.ipynb #378e9153
+from numbers import Integral
 from zlib import crc32
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
+from ..core import *
 
 # %% ../../nbs/masking/00_rules.ipynb #c146618d
 def absolute(heat, threshold=0.008):
@@ -28,7 +30,9 @@ def area_budget(heat, area=0.1):
 def top_cells(grid, cells=0.1):
     "The hottest cells of the grid, each as a whole: a fraction of them (float) or a number of them (int)"
     n = grid.shape[-2]*grid.shape[-1]
-    return area_budget(grid, min(1., cells/n if isinstance(cells, int) else cells))
+    if isinstance(cells, Integral): return area_budget(grid, min(1., cells/n))
+    refuse_number(0., 1., cells=cells)
+    return area_budget(grid, cells)
 def otsu(heat):
     "The hotter of two groups of pixels, with the largest variance between the groups (Otsu 1979); nothing if the map is flat"
     hottest,at = heat.flatten(-2).float().sort(-1, descending=True)

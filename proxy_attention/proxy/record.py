@@ -35,7 +35,7 @@ class Record:
     steps:list=field(default_factory=list) # a dictionary per step, see `history`; also its target and method
     epochs:list=field(default_factory=list) # a dictionary per epoch with proxies: fit, epoch, index of the step, seed, served, area
     items:dict=field(default_factory=dict) # name → (n,) per training item: values of the last step that chose it, and of its last serving
-    def __post_init__(self): self.rows = [] # notes of the present epoch
+    rows:list=field(default_factory=list) # notes of the proxies of the last epoch, (m,7) arrays, see `ServedItem.note`
 
     def of(self,
         n:int # Number of training items
@@ -85,7 +85,7 @@ def end_epoch(self:Record,
 ):
     "End an epoch: put the served proxies into the tables"
     here = np.concatenate([np.empty((0,7), np.int64), *self.rows])
-    self.rows = [np.concatenate(from_all(here) if whole else [here])]
+    self.rows = [np.concatenate(from_all(here) if whole else [here]).astype(np.int32)] # a checkpoint keeps them
     i,donor,(area,own,theirs) = self.rows[0][:,0],self.rows[0][:,2],self.rows[0][:,3:6].T/1e6
     np.add.at(self.items['served'], i, 1)
     for k,v in dict(epoch=len(self.epochs)-1, donor=donor, changed=area, label_weight=own, donor_weight=theirs).items():
@@ -286,6 +286,11 @@ def last_served(
     has = pd.Series(proxies.first+proxies.made, index=proxies.store.idxs) # index of the step of each mask
     return last[last.step>=has.reindex(last.index)]
 
+def _drop_half_line(file):
+    "Remove a last line that is not complete, because the run was killed or the disk was full while rows were added"
+    said = file.read_bytes()
+    if not said.endswith(b'\n'): write_whole(file, lambda f: f.write(said[:said.rfind(b'\n')+1]))
+
 def put_back(
     folder:Path,
     record:Record # The record at the last checkpoint of an interrupted run
@@ -293,6 +298,7 @@ def put_back(
     "Remove steps and epochs from the files that are not in the record"
     for name,rows in (('proxy_log.csv',record.steps), ('served.csv',record.epochs), ('manifest.csv',record.epochs)):
         if not (folder/name).exists(): continue
+        _drop_half_line(folder/name)
         if not (folder/name).stat().st_size: # the run was stopped before the first row was written
             (folder/name).unlink()
             continue

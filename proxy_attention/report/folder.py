@@ -6,7 +6,7 @@
 __all__ = ['RunFolder', 'open_runs', 'run_titles', 'settings_that_differ', 'group_runs']
 
 # %% ../../nbs/report/01_folder.ipynb #a007ee52
-import json, os, re, warnings
+import json, os, re, shlex, warnings
 from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
@@ -27,9 +27,11 @@ _log_cols = 'file pred targ method fit# epoch# item# loss# area# degenerate'
 _step_cols = 'fit# epoch# chosen# made# degenerate# mean_loss? area? seconds?'
 _test_cols = 'test n# accuracy? loss? worst_group worst?'
 
+def _names(cols): return [o.rstrip('#?') for o in cols.split()]
+
 def _typed(df, cols):
     "The complete rows of a table; `#` marks a number, `?` a number that may be missing"
-    if gone := {o.rstrip('#?') for o in cols.split()}-set(df):
+    if gone := {*_names(cols)}-set(df):
         raise ValueError(f'it has no column {", ".join(sorted(gone))}')
     for o in cols.split():
         if o[-1] in '#?': df[o[:-1]] = pd.to_numeric(df[o[:-1]], errors='coerce')
@@ -98,6 +100,25 @@ class RunFolder:
         known = self._try('../identity.json' if self.fold else 'identity.json', _digests_of) or {}
         return df.assign(images=[str(known.get(t, n)) for t,n in df.n.items()])
 
+    @cached_property
+    def epochs(self):
+        "One row per epoch of the last fit: epoch, losses and metrics"
+        return _epochs_of(self.run)
+    @cached_property
+    def steps(self):
+        "One row per proxy step: epoch, chosen, made, degenerate, mean_loss, area, seconds; for an interrupted run, from its log"
+        return _steps_of(self)
+    @cached_property
+    def last_step(self):
+        "The rows of the log for the last proxy step of the last fit; empty without a log"
+        if self.log is None: return pd.DataFrame(columns=_names(_log_cols))
+        last = self.log[self.log.fit==self.log.fit.max()]
+        return last[last.epoch==last.epoch.max()]
+    @cached_property
+    def proxies(self):
+        "The `ProxyAttention` of the configuration; None if it trains without proxies"
+        return _proxies_of(self)
+
     def _try(self, name, read, **kw):
         "The result of `read` for a file; None if the file does not exist or is damaged"
         f = self.path/name
@@ -131,44 +152,41 @@ class RunFolder:
 # %% ../../nbs/report/01_folder.ipynb #d3f3587a
 _no_metric = ('epoch','step','fit','time','Unnamed: 0')
 
-@patch(as_prop=True)
-def epochs(self:RunFolder)->pd.DataFrame:
-    "One row per epoch of the last fit: epoch, losses and metrics"
-    df = self.run.epochs
+def _epochs_of(run):
+    "See `RunFolder.epochs`"
+    df = run.epochs
     if 'fit' in df: df = df[df.fit==df.fit.max()]
     keep = [c for c in df if c not in _no_metric and '/' not in c and not c.startswith('proxy_')
             and pd.api.types.is_numeric_dtype(df[c])]
     at = df.epoch if 'epoch' in df else df.step if 'step' in df else pd.Series(dtype=float)
     return df[keep].assign(epoch=at.astype(float)).reset_index(drop=True)
 
-@patch(as_prop=True)
-def steps(self:RunFolder)->pd.DataFrame:
-    "One row per proxy step: epoch, chosen, made, degenerate, mean_loss, area, seconds; for an interrupted run, from its log"
-    kept = self._try('proxy_steps.csv', _table_of, cols=_step_cols)
-    if kept is not None or self.log is None: return pd.DataFrame() if kept is None else kept
-    g = self.log.groupby(['fit','epoch'])
+def _steps_of(folder):
+    "See `RunFolder.steps`"
+    kept = folder._try('proxy_steps.csv', _table_of, cols=_step_cols)
+    if kept is not None or folder.log is None: return pd.DataFrame() if kept is None else kept
+    g = folder.log.groupby(['fit','epoch'])
     df = g.agg(
         chosen=('item','size'),
         made=('area',lambda o: int((o>0).sum())),
         degenerate=('degenerate','sum'),
         mean_loss=('loss','mean'),
         area=('area',lambda o: o[o>0].mean())).reset_index()
-    spent = self.run.scalars.query("tag=='proxy/seconds'").value.tolist()
+    spent = folder.run.scalars.query("tag=='proxy/seconds'").value.tolist()
     return df.assign(seconds=spent if len(spent)==len(df) else np.nan)
 
-@patch(as_prop=True)
-def proxies(self:RunFolder):
-    "The `ProxyAttention` of the configuration; None if it trains without proxies"
-    if self.cfg is None or self.cfg.proxy.chosen=='none': return None
-    try: return recipes[self.cfg.proxy.chosen](**proxy_args(self.cfg))
+def _proxies_of(folder):
+    "See `RunFolder.proxies`"
+    if folder.cfg is None or folder.cfg.proxy.chosen=='none': return None
+    try: return recipes[folder.cfg.proxy.chosen](**proxy_args(folder.cfg))
     except (ValueError, TypeError, KeyError) as e:
-        self.missing.append(f'The proxy settings of {self.name} are not valid ({e}).')
+        folder.missing.append(f'The proxy settings of {folder.name} are not valid ({e}).')
 
 # %% ../../nbs/report/01_folder.ipynb #7e7c3769
 @patch
 def comparison(self:RunFolder): # A `Comparison`; None: there is none yet
     "The results of a comparison so far"
-    then = 'it is running' if run_state(self.path)=='running' else f'resume it with `proxy-compare --resume {self.path}`'
+    then = 'it is running' if run_state(self.path)=='running' else f'resume it with `proxy-compare --resume {shlex.quote(str(self.path))}`'
     arms = split_arms(self.asked_for['arms'])
     try: cmp = Comparison.kept(self.path/'records', arms, arms[0])
     except (ValueError, KeyError) as e:

@@ -8,8 +8,7 @@ __all__ = ['heat_moved', 'Shot', 'Report', 'open_small', 'Looked', 'telling']
 # %% ../../nbs/report/02_look.ipynb #a007ee52
 import os, shlex
 from dataclasses import dataclass, field
-from functools import cached_property
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import Tensor
@@ -210,11 +209,8 @@ def _ask(self:Report, lookers, files):
 @patch
 def _last_step(self:RunFolder):
     "The rows of the last proxy step whose heatmaps are stored"
-    if self.log is None or self.store is None or not len(self.log):
-        return pd.DataFrame(columns=['item'])
-    last = self.log[(self.log.fit==self.log.fit.max())]
-    last = last[(last.epoch==last.epoch.max()) & last.item.isin(list(self.store))]
-    return last.drop_duplicates('item')
+    last = self.last_step
+    return last[last['item'].isin([] if self.store is None else list(self.store))].drop_duplicates('item')
 
 @patch
 def _moved_to(self:RunFolder, files, root):
@@ -320,8 +316,6 @@ def telling(
         sorted(range(len(shots)), key=change)[:n//3 if len(shots[0].heats)>1 else 0],
         range(len(shots))]
     return [shots[i] for i in list(dict.fromkeys(i for o in by for i in o))[:n]]
-
-
 
 @patch(as_prop=True)
 def looked(self:Report)->Looked:

@@ -70,6 +70,60 @@ _dashes = ('','6 3','2 3','8 3 2 3','12 4','4 2')
 
 def _scale(lo, hi, a, b): return lambda v: round(a+(v-lo)/((hi-lo) or 1)*(b-a), 1)
 
+def _ticks(lo, hi, pad):
+    "Round numbers that span the values; equal values get one on each side"
+    return MaxNLocator(5).tick_values(lo, hi) if hi>lo else np.array([lo-pad,lo,lo+pad])
+
+def _drawing(title, said, w, h, *parts):
+    "A drawing of w×h units with a title and a description for readers who cannot see it"
+    return Svg(Title(title), Desc(said), *parts, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {said}',
+        width=w, fill='currentColor', font_size=12, cls='chart')
+
+def _finite(o):
+    "A curve without the points whose value is not finite"
+    ok = np.isfinite(np.asarray(o.y, float))
+    return Curve(o.name, *(None if v is None else np.asarray(v, float)[ok] for v in (o.x,o.y,o.sd)))
+
+def _band(o): return np.zeros_like(o.y) if o.sd is None else np.nan_to_num(o.sd)
+
+def _axes(X, Y, ticks, xs, xlabel, w, h):
+    "Horizontal lines with their values, and the values and the label of the horizontal axis"
+    lines = [G(Line(x1=46, x2=w-12, y1=Y(t), y2=Y(t), stroke='#8884', cls='grid'),
+               Text(f'{t:.4g}', x=40, y=Y(t)+4, text_anchor='end'))
+             for t in ticks]
+    below = [Text(f'{t:.0f}', x=X(t), y=h-20, text_anchor='middle') for t in xs]
+    return [*lines, *below, Text(xlabel, x=(w+34)/2, y=h-4, text_anchor='middle')]
+
+def _steps_at(X, marks, h):
+    "Dotted vertical lines at proxy steps"
+    return [Line(Title(f'proxy step after epoch {m:.0f}'), x1=X(m), x2=X(m), y1=10, y2=h-36,
+                 stroke='currentColor', stroke_dasharray='2 3', cls='mark') for m in marks]
+
+def _curve(i, o, X, Y, xlabel):
+    "The i-th curve, with its band if it has one, and with dots if it has few points"
+    at = lambda y: ' '.join(f'{X(a)},{Y(b)}' for a,b in zip(o.x, y))
+    band = [] if o.sd is None else [Polygon(
+        points=f"{at(o.y+_band(o))} {' '.join(reversed(at(o.y-_band(o)).split()))}",
+        fill='currentColor', opacity=.15, cls=f'band s{i%6}')]
+    line = Polyline(points=at(o.y), fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6])
+    dots = [Circle(Title(f'{clean_text(o.name)}, {xlabel} {a:.0f}: {fmt(b)}'), cx=X(a), cy=Y(b), r=3, cls=f'dot s{i%6}')
+            for a,b in zip(o.x, o.y)] if len(o.y)<=40 else []
+    return [*band, line, *dots]
+
+def _key(lines, marks):
+    "What each curve is, and what the dotted lines are, if there are any"
+    sample = lambda said, **line: Li(Svg(Line(**line), viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'), said)
+    items = [sample(bdi(o.name), x1=0, x2=28, y1=5, y2=5, fill='none', stroke='currentColor', cls=f'line s{i%6}',
+                    stroke_dasharray=_dashes[i%6]) for i,o in enumerate(lines)]
+    step = [sample('proxy step', x1=14, x2=14, y1=0, y2=10, stroke='currentColor', stroke_dasharray='2 3', cls='mark')]
+    return Ul(*items, *(step if len(marks) else []), cls='key')
+
+def _numbers(lines, xlabel, title):
+    "A table of the values of some curves"
+    table = pd.DataFrame({i:pd.Series(o.y, index=o.x) for i,o in enumerate(lines)}).sort_index()
+    rows = [(f'{x:.0f}', *v) for x,v in zip(table.index, table.itertuples(index=False, name=None))]
+    return Details(Summary('Numbers'), page_table(rows, [xlabel, *(bdi(o.name) for o in lines)], title))
+
 def line_chart(
     lines, # `Curve`s
     title:str,
@@ -79,56 +133,16 @@ def line_chart(
     h:int=230 # Height in SVG units
 )->FT:
     "Curves over epochs, with a table of their numbers; None if there are no finite values"
-    lines = [Curve(o.name, *(np.asarray(v, float)[np.isfinite(np.asarray(o.y, float))] if v is not None else None
-                             for v in (o.x,o.y,o.sd)))
-             for o in lines]
-    lines,title = [o for o in lines if len(o.y)],clean_text(title)
+    lines,title = [o for o in map(_finite, lines) if len(o.y)],clean_text(title)
     if not lines: return None
-    band = lambda o: np.zeros_like(o.y) if o.sd is None else np.nan_to_num(o.sd)
-    lo,hi = min((o.y-band(o)).min() for o in lines), max((o.y+band(o)).max() for o in lines)
-    ticks = MaxNLocator(5).tick_values(lo, hi) if hi>lo else np.array([lo-.5,lo,lo+.5])
+    ticks = _ticks(min((o.y-_band(o)).min() for o in lines), max((o.y+_band(o)).max() for o in lines), .5)
     x0,x1 = min(o.x.min() for o in lines), max(o.x.max() for o in lines)
     X,Y = _scale(x0, x1, 46, w-12), _scale(ticks[0], ticks[-1], h-36, 10)
-    at = lambda o,y: ' '.join(f'{X(a)},{Y(b)}' for a,b in zip(o.x, y))
-    grid = [G(Line(x1=46, x2=w-12, y1=Y(t), y2=Y(t), stroke='#8884', cls='grid'),
-              Text(f'{t:.4g}', x=40, y=Y(t)+4, text_anchor='end'))
-            for t in ticks]
     xs = [t for t in MaxNLocator(7, integer=True).tick_values(x0, x1) if x0<=t<=x1]
-    grid += ([Text(f'{t:.0f}', x=X(t), y=h-20, text_anchor='middle') for t in xs] +
-        [Text(xlabel, x=(w+34)/2, y=h-4, text_anchor='middle')])
-    grid += [Line(Title(f'proxy step after epoch {m:.0f}'), x1=X(m), x2=X(m), y1=10, y2=h-36,
-                  stroke='currentColor', stroke_dasharray='2 3', cls='mark')
-             for m in marks if x0<=m<=x1]
-    curves = []
-    for i,o in enumerate(lines):
-        if o.sd is not None:
-            curves.append(Polygon(
-                points=f"{at(o, o.y+band(o))} {' '.join(reversed(at(o, o.y-band(o)).split()))}",
-                fill='currentColor', opacity=.15, cls=f'band s{i%6}'))
-        curves.append(Polyline(
-            points=at(o, o.y), fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]))
-        if len(o.y)<=40:
-            curves += [Circle(Title(f'{clean_text(o.name)}, {xlabel} {a:.0f}: {fmt(b)}'), cx=X(a), cy=Y(b), r=3, cls=f'dot s{i%6}')
-                       for a,b in zip(o.x, o.y)]
-    key = Ul(
-        *(Li(Svg(Line(x1=0, x2=28, y1=5, y2=5, fill='none', stroke='currentColor', cls=f'line s{i%6}', stroke_dasharray=_dashes[i%6]),
-                 viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'),
-             bdi(o.name))
-          for i,o in enumerate(lines)),
-        *([Li(Svg(Line(x1=14, x2=14, y1=0, y2=10, stroke='currentColor', stroke_dasharray='2 3', cls='mark'),
-                  viewbox='0 0 28 10', width=28, height=10, aria_hidden='true'),
-              'proxy step')]
-          if len(marks) else []),
-        cls='key')
-    table = pd.DataFrame({i:pd.Series(o.y, index=o.x) for i,o in enumerate(lines)}).sort_index()
-    rows = [(f'{x:.0f}', *v) for x,v in zip(table.index, table.itertuples(index=False, name=None))]
+    parts = [*_axes(X, Y, ticks, xs, xlabel, w, h), *_steps_at(X, [m for m in marks if x0<=m<=x1], h),
+             *(part for i,o in enumerate(lines) for part in _curve(i, o, X, Y, xlabel))]
     last = '; '.join(f'{clean_text(o.name)} from {fmt(o.y[0])} to {fmt(o.y[-1])}' for o in lines[:6])
-    return Figure(
-        Figcaption(title),
-        Svg(Title(title), Desc(last), *grid, *curves, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {last}',
-            width=w, fill='currentColor', font_size=12, cls='chart'),
-        key,
-        Details(Summary('Numbers'), page_table(rows, [xlabel, *(bdi(o.name) for o in lines)], title)))
+    return Figure(Figcaption(title), _drawing(title, last, w, h, *parts), _key(lines, marks), _numbers(lines, xlabel, title))
 
 # %% ../../nbs/report/00_page.ipynb #0bf4255a
 def dot_chart(
@@ -138,27 +152,26 @@ def dot_chart(
     w:int=440 # Width in SVG units
 )->FT:
     "One row per name: each value is a dot, the mean is a bar"
-    v,title = np.concatenate([np.asarray(o, float) for _,o in rows]),clean_text(title)
+    rows,title = [(k,np.asarray(o, float)) for k,o in rows],clean_text(title)
+    v = np.concatenate([o for _,o in rows])
     if not len(v): return None
-    h,lo,hi = 34+26*len(rows), v.min(), v.max()
-    ticks = MaxNLocator(5).tick_values(lo, hi) if hi>lo else np.array([lo-1,lo,lo+1])
+    h,ticks = 34+26*len(rows), _ticks(v.min(), v.max(), 1)
     X = _scale(ticks[0], ticks[-1], 132, w-14)
     marks = [G(Line(x1=X(t), x2=X(t), y1=4, y2=h-28, stroke='#8884', cls='grid'),
                Text(f'{t:.4g}', x=X(t), y=h-10, text_anchor='middle'))
              for t in ticks]
-    if base is not None:
+    if base is not None and np.isfinite(base):
         marks.append(Line(x1=X(base), x2=X(base), y1=4, y2=h-28, stroke='currentColor', stroke_dasharray='2 3', cls='mark'))
-    for i,(name,o) in enumerate(rows):
-        y,m = 18+26*i, float(np.mean(o))
-        marks += [
-            Text(short_text(name, 20), x=124, y=y+4, text_anchor='end'),
-            *(Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in o),
-            Line(x1=X(m), x2=X(m), y1=y-9, y2=y+9, stroke='currentColor', cls='line s1')]
-    said = '; '.join(f'{clean_text(n)} {np.mean(o):.1f}' for n,o in rows)
-    return Figure(
-        Figcaption(title),
-        Svg(Title(title), Desc(said), *marks, viewbox=f'0 0 {w} {h}', role='img', aria_label=f'{title}: {said}',
-            width=w, fill='currentColor', font_size=12, cls='chart'))
+    for i,(name,o) in enumerate(rows): marks += _dots(name, o, X, 18+26*i)
+    said = '; '.join(f'{clean_text(n)} {np.mean(o):.1f}' for n,o in rows if len(o))
+    return Figure(Figcaption(title), _drawing(title, said, w, h, *marks))
+
+def _dots(name, values, X, y):
+    "A name at the height y, with a dot per value and a bar at their mean; without values, the name alone"
+    dots = [Circle(Title(f'{a:.1f}'), cx=X(a), cy=y, r=4, cls='dot s0') for a in values]
+    at = X(float(np.mean(values))) if len(values) else None
+    bar = [] if at is None else [Line(x1=at, x2=at, y1=y-9, y2=y+9, stroke='currentColor', cls='line s1')]
+    return [Text(short_text(name, 20), x=124, y=y+4, text_anchor='end'), *dots, *bar]
 
 # %% ../../nbs/report/00_page.ipynb #a5de795a
 def _uri(data, kind): return f'data:image/{kind};base64,{b64encode(data).decode()}'

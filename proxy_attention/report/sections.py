@@ -25,6 +25,7 @@ from ..proxy.selection import takes_share, usual_share
 from ..proxy.recipes import recipes, rehearsed
 from ..experiment.config import Config, all_settings, left_to_arms, to_toml
 from ..experiment.compare import Comparison
+from ..experiment.statistics import metric_names
 from .page import *
 from .folder import RunFolder, settings_that_differ
 from .look import Report, open_small, telling
@@ -87,11 +88,12 @@ def _differences(df, base, metric):
         res[r['arm'],r['test']] = r|dict(diff=sign*r['diff'], lo=lo, hi=hi, n=n)
     return res
 
+# %% ../../nbs/report/03_sections.ipynb #3a0f1d02
 def _one_run(rep, run):
     "The results of a single run"
     e,metric,title = run.epochs,_main_metric([run]),rep.title(run)
     if metric is None or not len(e): return [f'{title} has no results yet.']
-    v,n = float(e[metric].iloc[-1]), int((run.split.part=='valid').sum()) if run.split is not None else 0
+    v,n = float(e[metric].iloc[-1]), 0 if run.split is None else _valid_n(run)
     ci = (binomtest(round(np.clip(v, 0, 1)*n), n).proportion_ci(method='wilson')
           if metric=='accuracy' and n and np.isfinite(v) else None)
     said = f'{metric} {v:.1%}' if metric=='accuracy' else f'{metric} {fmt(v)}'
@@ -181,6 +183,7 @@ def _corrects_too_much(rep):
     df = _results(rep, 'accuracy', ['plain','flipped'])
     return Comparison(df, df.arm[0]).corrects_too_much() if len(df) else []
 
+# %% ../../nbs/report/03_sections.ipynb #3a0f1d04
 def _looks(heat):
     "Where the models look"
     lines = []
@@ -214,8 +217,7 @@ def _warned(o):
                 'these items kept their original images.')
         if not r.made: res.append(f'{_when(r.epoch).capitalize()}: no proxy image was made.')
     if not len(o.steps): res += o.notes # such as why a probe led to no step
-    if o.log is not None and len(o.log):
-        last = o.log[o.log.epoch==o.log.epoch.max()]
+    if len(last := o.last_step):
         if wrong := int((last.pred.astype(str)!=last.targ.astype(str)).sum()):
             res.append(
                 f'{wrong} of the {len(last)} items of the last proxy step were misclassified at that time: '
@@ -351,55 +353,57 @@ def _group_line(name, runs, c):
         name, df.index.to_numpy(), df.mean(axis=1).to_numpy(),
         df.std(axis=1).to_numpy() if df.shape[1]>1 else None)] if len(df) else []
 
-def results_table(rep:Report):
-    "The values of the last epoch, as mean ± standard deviation over runs that differ only in the seed"
-    out = []
-    for k,(o,cmp) in rep.comparisons.items():
-        t = cmp.table()
-        out.append(page_table(
-            [(bdi(a), *r) for a,r in zip(t.index, t.values.tolist())],
-            ['arm', *(f'{clean_text(a)}: {clean_text(b)}' for a,b in t.columns)],
-            f'Accuracy in % ({clean_text(k)}), {cmp.df.seed.nunique()} seeds, with {cmp.level:.0%} intervals'))
-        out.append(Div(
-            *(dot_chart(
-                [(a, 100*d[d.arm==a].accuracy) for a in cmp.arms],
-                f'{clean_text(t)}: accuracy in %, one dot per seed',
-                100*d[d.arm==cmp.baseline].accuracy.mean())
-              for t in cmp.tests for d in [cmp.df[cmp.df.test==t]]),
-            cls='charts'))
-    for o in rep.runs:
-        if o.told and (t := o._try('table.csv', pd.read_csv)) is not None:
-            out.append(page_table(
-                [(bdi(r[0]), *(f'{v:.1%}' if c!='seconds' else f'{v:.0f}' for c,v in zip(t.columns[1:], r[1:])))
-                 for r in t.values.tolist()],
-                ['arm', *map(clean_text, t.columns[1:])],
-                'Accuracy on test sets; fraction of the heat on digit, shortcut and rest'))
-    done = {k:_done(v) for k,v in rep.groups.items()}
-    cols = list(dict.fromkeys(c for v in done.values() for o in v for c in o.epochs if c!='epoch'))
-    if not cols: return tuple(out) or None
-    base,(metric,tests) = _against(rep),_judged(rep)
-    apart = _differences(_results(rep, metric, tests), base, metric)
+def _of_comparison(title, cmp):
+    "The table of a comparison, and one chart per test set"
+    t,what = cmp.table(),metric_names[cmp.metric]
+    head = ['arm', *(f'{clean_text(a)}: {clean_text(b)}' for a,b in t.columns)]
+    yield page_table([(bdi(a), *r) for a,r in zip(t.index, t.values.tolist())], head,
+        f'{what.capitalize()} in % ({clean_text(title)}), {cmp.df.seed.nunique()} seeds, with {cmp.level:.0%} intervals')
+    def chart(test):
+        of = {a:100*cmp.df[(cmp.df.test==test)&(cmp.df.arm==a)][cmp.metric] for a in cmp.arms}
+        return dot_chart(of.items(), f'{clean_text(test)}: {what} in %, one dot per seed', of[cmp.baseline].mean())
+    yield Div(*map(chart, cmp.tests), cls='charts')
+
+def _of_demo(t):
+    "The table of a demo"
+    cell = lambda c, v: f'{v:.0f}' if c=='seconds' else f'{v:.1%}'
+    return page_table(
+        [(bdi(r[0]), *map(cell, t.columns[1:], r[1:])) for r in t.values.tolist()], ['arm', *map(clean_text, t.columns[1:])],
+        'Accuracy on test sets; fraction of the heat on digit, shortcut and rest')
+
+def _last_values(rep, done):
+    "Column → group of runs → its values in the last epoch, and on each test set"
+    cols = dict.fromkeys(c for v in done.values() for o in v for c in o.epochs if c!='epoch')
     ends = {c:{k:[float(o.epochs[c].iloc[-1]) for o in v if c in o.epochs] for k,v in done.items()} for c in cols}
     named = [o for same in _tests(_done(rep.trainings)) for o in same]
-    ends |= {f'{said} on {t}':{k:[float(o.tests[c][t]) for o in v if t in o.tests.index] for k,v in done.items()}
-             for t in named for c,said in dict(accuracy='accuracy', worst='worst group').items()}
+    return ends | {f'{said} on {t}':{k:[float(o.tests[c][t]) for o in v if t in o.tests.index] for k,v in done.items()}
+                   for t in named for c,said in dict(accuracy='accuracy', worst='worst group').items()}
+
+def _minus(d):
+    "The difference of a group from the baseline, with its interval; empty if it is unknown"
+    return '' if d is None else f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['lo']==d['lo'] else '')
+
+def _of_groups(rep):
+    "The table of the groups of runs; None if no run has finished"
+    done = {k:_done(v) for k,v in rep.groups.items()}
+    if not (ends := _last_values(rep, done)): return None
+    base,(metric,tests) = _against(rep),_judged(rep)
+    apart = _differences(_results(rep, metric, tests), base, metric)
     minus = [t for t in tests or ['validation'] if any(o==t for _,o in apart)]
-    head,rows = ['settings','runs','seeds','epochs',*ends,*(f"{metric}{f' on {t}' if tests else ''} minus {base}" for t in minus)],[]
-    for k,v in done.items():
-        row = [
-            bdi(k), str(len(v)),
-            ', '.join(dict.fromkeys(str(o.settings.get('seed', '–')) for o in v)) or '–',
-            ', '.join(dict.fromkeys(str(len(o.epochs)) for o in v)) or '–',
-            *(_spread(o[k]) if o[k] else '–' for o in ends.values())]
-        for d in (apart.get((k,t)) for t in minus):
-            row.append(
-                '' if d is None else
-                f"{d['diff']:+.3f}" + (f" [{d['lo']:+.3f}, {d['hi']:+.3f}]" if d['lo']==d['lo'] else ''))
-        rows.append(row)
-    out.append(page_table(
-        rows, [clean_text(o) for o in head],
-        'Last epoch: mean ± standard deviation over the finished runs'))
-    return tuple(out)
+    head = ['settings','runs','seeds','epochs',*ends,*(f"{metric}{f' on {t}' if tests else ''} minus {base}" for t in minus)]
+    each = lambda said: ', '.join(dict.fromkeys(map(str, said))) or '–' # each value once
+    rows = [
+        (bdi(k), str(len(v)), each(o.settings.get('seed', '–') for o in v), each(len(o.epochs) for o in v),
+         *(_spread(o[k]) if o[k] else '–' for o in ends.values()), *(_minus(apart.get((k,t))) for t in minus))
+        for k,v in done.items()]
+    return page_table(rows, [clean_text(o) for o in head], 'Last epoch: mean ± standard deviation over the finished runs')
+
+def results_table(rep:Report):
+    "The values of the last epoch, as mean ± standard deviation over runs that differ only in the seed"
+    compared = [o for k,(_,cmp) in rep.comparisons.items() for o in _of_comparison(k, cmp)]
+    demos = [_of_demo(t) for o in rep.runs if o.told and (t := o._try('table.csv', pd.read_csv)) is not None]
+    groups = _of_groups(rep)
+    return (*compared, *demos, *([] if groups is None else [groups])) or None
 
 # %% ../../nbs/report/03_sections.ipynb #cdab60a6
 def _short_name(f): return short_text('/'.join(f.parts[-2:]), 40)
@@ -615,8 +619,8 @@ def audit(rep:Report):
                 ['step','items selected','proxies made','uninformative heatmaps','mean loss of selected items','fraction masked','seconds'],
                 f'Proxy steps of {title}')
             if rows else P('No proxy step was made.'))
-        if o.log is not None and len(o.log):
-            top = o.log[o.log.epoch==o.log.epoch.max()].sort_values('loss', ascending=False)[:25]
+        if len(o.last_step):
+            top = o.last_step.sort_values('loss', ascending=False)[:25]
             table = page_table(
                 [(bdi(_short_name(Path(str(r.file)))), bdi(r.targ), bdi(r.pred), float(r.loss), f'{r.area:.0%}')
                  for r in top.itertuples()],
@@ -625,7 +629,7 @@ def audit(rep:Report):
             out.append(Details(
                 Summary(f'{len(top)} items of the last step; all {len(o.log)} rows are in proxy_log.csv'),
                 table,
-                P(Small('Method: ', bdi(o.log.method.iloc[-1])))))
+                P(Small('Method: ', bdi(top.method.iloc[0])))))
     for k,(_,cmp) in rep.comparisons.items():
         made = cmp.df.drop_duplicates(['arm','seed']).groupby('arm', sort=False)[['proxies','proxy_seconds']].mean()
         d = cmp.cost()[['steps','trained','looked','seconds']].join(made)
