@@ -1576,6 +1576,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'proxy_attention/experiment/compare.py'),
                                                     'proxy_attention.experiment.compare._Work.watch': ( 'experiment/compare.html#_work.watch',
                                                                                                         'proxy_attention/experiment/compare.py'),
+                                                    'proxy_attention.experiment.compare._as_here': ( 'experiment/compare.html#_as_here',
+                                                                                                     'proxy_attention/experiment/compare.py'),
                                                     'proxy_attention.experiment.compare._begin': ( 'experiment/compare.html#_begin',
                                                                                                    'proxy_attention/experiment/compare.py'),
                                                     'proxy_attention.experiment.compare._counted': ( 'experiment/compare.html#_counted',

@@ -168,6 +168,14 @@ def test_processes_give_what_one_gives(bed, make):
     cols = ['arm','seed','test','accuracy','loss','steps','proxies']
     assert one.df[cols].equals(two.df[cols])
 
+def test_methods_that_fastai_adds_by_an_import_are_there_in_each_process(bed):
+    "A function of a notebook is sent to the processes as code, without the imports above it"
+    import fastai.callback.channelslast # adds `to_channelslast`
+    notebook = dict(bed=bed, bed_learner=bed_learner, __name__='__main__')
+    exec('def make(seed): return bed_learner(bed, seed=seed, bs=16).to_channelslast()', notebook)
+    res = compare(notebook['make'], ['no proxy'], [0,1], 2, bar=False, n_jobs=2)
+    assert len(res.df)==2 and res.df.accuracy.notna().all()
+
 def test_what_is_there_is_not_trained_again(bed, make, tmp_path):
     noted,trained = noting(tmp_path)
     for seeds,n in ((2,2),(3,3),(3,3),(2,3)):

@@ -6,7 +6,8 @@
 __all__ = ['run_arm', 'compare', 'compare_folder', 'summary_of']
 
 # %% ../../nbs/experiment/09_compare.ipynb #7f70baa2
-import json, re, shutil, time, warnings
+import json, re, shutil, sys, time, warnings
+from importlib import import_module
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
@@ -242,6 +243,11 @@ def _read_json(file):
     except ValueError as e: raise ValueError(f'{file} is damaged ({e}): remove it, and the run is trained again.') from e
 
 # %% ../../nbs/experiment/09_compare.ipynb #8292fae0
+def _as_here(modules, run):
+    "Do a run in a process that has imported these modules: fastai adds methods such as `Learner.to_fp16` to its classes by an import"
+    for o in modules: import_module(o)
+    return run()
+
 def compare(
     make_learner, # `seed -> Learner`, with the same split each time
     arms=('no proxy','random mask','cutout','shortcut'), # Names of shipped arms, or a dictionary name -> `(learn, epochs, lr)`
@@ -282,10 +288,11 @@ def compare(
     for s in seeds: _refuse_unequal(recs, s)
     runs = {(a,s):partial(run_arm, make_learner, arms[a], a, s, tests=tests, groups=groups, measure=measure, swapped=parts, **fit)
         for s in seeds for a in arms}
+    here = [o for o in sys.modules if o.startswith('fastai.')]
     for wait in (False, True): # runs of other processes are waited for at the end
         todo = [o for o in runs if o not in recs]
         done = Parallel(n_jobs=n_jobs, return_as='generator_unordered')(
-            delayed(runs[o] if records is None else partial(records.claim, *o, runs[o], keep_models, wait))() for o in todo)
+            delayed(_as_here)(here, runs[o] if records is None else partial(records.claim, *o, runs[o], keep_models, wait)) for o in todo)
         for rec in progress_bar(done, total=len(todo), leave=False, display=bar) if todo else ():
             if rec is None: continue
             recs[rec['arm'], rec['seed']] = rec
