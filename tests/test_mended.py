@@ -6,7 +6,7 @@ from fastai.vision.all import *
 from fastai.callback.all import *
 from proxy_attention.all import *
 from proxy_attention.experiment.config import changed
-from proxy_attention.interpret.heats import show_heat
+from proxy_attention.interpret.heats import show_grid, show_heat, show_heats
 from proxy_attention.proxy.losses import losses_of
 from proxy_attention.proxy.peers import dac
 
@@ -460,3 +460,125 @@ def test_heat_over_any_number_of_channels(n):
     assert ax.images[0].get_array().shape==(12,12,3)
     shown = show_heat(x, None).images[0].get_array()
     assert np.allclose(shown, (x[:3] if n>2 else x[:1].expand(3,-1,-1)).permute(1,2,0))
+
+# A network that has diverged
+
+@pytest.fixture
+def diverged(few, quiet):
+    "A network that returns NaN"
+    learn = digits_learner(few, bs=8)
+    learn.remove_cb(ProgressCallback)
+    with torch.no_grad(): learn.model[-1].weight.fill_(torch.nan)
+    return learn
+
+@pytest.mark.parametrize('ask', [
+    probe, lambda learn: probe(learn, 'train'), lambda learn: swapped_accuracy(learn, 'rest'), lambda learn: learn.fit_head(),
+    lambda learn: digits_learner(learn.dls.path, bs=8).fit_proxy(2, suspect=learn)])
+def test_a_network_that_returns_nan_has_learned_something_else_than_nothing(diverged, ask):
+    "It needs a lower learning rate, and not more epochs or another attribution"
+    with pytest.raises(ValueError, match=r'returns NaN for (\d+) of \1 images.*lower learning rate'): ask(diverged)
+
+def test_a_metric_does_not_stop_a_fit_that_diverges(diverged, quiet):
+    diverged.metrics = [SwappedAccuracy('rest')]
+    quiet(diverged, 'fit', 1, 0.)
+    assert np.isnan(diverged.recorder.values[-1][-1])
+
+# A fit without a batch, or without images
+
+def test_a_layer_is_not_left_alone_because_no_batch_is_full(few):
+    "`fit_head` returned None, as if nothing had to be swapped"
+    for recipe in ('background',None):
+        with pytest.raises(ValueError, match='64 training images do not fill a batch of 100.*such as `bs=16`'):
+            digits_learner(few, bs=100).fit_head(recipe)
+
+@pytest.mark.parametrize('fit', ['fit_head','fit_proxy'])
+def test_an_exported_learner_has_no_training_images(few, tmp_path, fit):
+    learn = digits_learner(few, bs=8)
+    learn.path = tmp_path
+    learn.export()
+    args = () if fit=='fit_head' else (2,)
+    with pytest.raises(ValueError, match='There are no training images. An exported learner has none'):
+        getattr(load_learner(tmp_path/'export.pkl'), fit)(*args)
+
+def test_attention_is_followed_again_after_an_export(few, tmp_path, quiet):
+    "The callback of a loaded learner stopped the fit with an `AttributeError`"
+    learn = digits_learner(few, bs=8, cbs=HeatDrift(n=2))
+    learn.path = tmp_path
+    quiet(learn, 'fit', 1)
+    learn.export()
+    new = load_learner(tmp_path/'export.pkl')
+    new.dls = learn.dls
+    quiet(new, 'fit', 2)
+    assert list(new.heat_drift.moved().index)==[1,2] and len(learn.heat_drift.maps)==1
+
+@pytest.mark.parametrize('look', [probe, show_where, heat_on, lambda learn,o: heats_of_labels(learn, o, '3')])
+def test_a_folder_is_not_an_image(few, trained, look):
+    with pytest.raises(IsADirectoryError, match='is a folder: give the files in it, such as `get_image_files'): look(trained, few/'valid')
+
+# After `fit_head`
+
+def test_any_fit_may_follow_that_of_the_head(few, trained, quiet):
+    "`fit(1)` was refused because of steps that the user had not given"
+    learn = digits_learner(few, bs=8)
+    learn.model.load_state_dict(trained.model.state_dict())
+    quiet(learn, 'fit_head', 'background')
+    assert list(learn.proxy_attention.history.served)==[256]
+    quiet(learn, 'fit', 1)
+    assert list(learn.proxy_attention.history.served)==[256,64]
+
+# Probes
+
+def test_one_class_is_no_question(few):
+    "`fit_proxy` found that predictions depend on the background, with a single class"
+    files = get_image_files(few/'train'/'3')
+    dls = ImageDataLoaders.from_path_func(few, files, lambda f: 'three', bs=2, num_workers=0)
+    with pytest.raises(ValueError, match="There is only one class, 'three'"): probe(Learner(dls, digits_net(), loss_func=F.cross_entropy))
+
+def test_places_of_objects_are_not_doubted_if_they_are_known(trained):
+    "The verdict said that no probe can find out whether the object is at the edge, although objects were given"
+    files = list(trained.dls.valid_ds.items[:40])
+    found = probe(trained, files, objects={str(f):(.4,.4,.6,.6) for f in files})
+    for table in (found.flips,found.swaps): table['carried'] = 0. # nothing is found
+    assert found.energy.hottest['edge']>=.5 and not found.leans and not found.on_object
+    said = found.verdict()
+    assert 'no probe can find out' not in said
+    assert f'on the object in {found.known.hottest:.0%} of the images whose object is known' in said
+    found.known = None
+    assert 'no probe can find out' in found.verdict()
+
+def test_one_known_object_is_too_few(trained):
+    f = str(trained.dls.valid_ds.items[0])
+    with pytest.raises(ValueError, match='The object is known in 1 of the .* name at least two of them as the learner does, such as '):
+        probe(trained, objects={f:(.1,.1,.5,.5)})
+
+def test_a_part_of_ones_own(trained):
+    def frame(share): return Masker('border', 'swap', width=share)
+    with pytest.raises(TypeError, match='The part frame is a function of your own.*give `share`, too'): swapped_accuracy(trained, frame)
+    assert 0<=swapped_accuracy(trained, frame, share=.1)<=1
+    assert SwappedAccuracy(frame, share=.1).name=='frame_swapped'
+
+# Captions
+
+_long = ['Labrador retriever (golden retriever)', 'n02085620-Chihuahua', 'bg;red one 0.30, bg;blue 0.70', 'cat', 'a'*200]
+
+@pytest.mark.parametrize('size', [.8,1.1,2.])
+@pytest.mark.parametrize('cells', [False,True])
+def test_captions_do_not_cover_each_other(size, cells):
+    "Long names of classes were drawn over those of the next image"
+    img = Image.new('RGB', (40,30))
+    if cells: axs = show_grid([[(img,None,o) for o in _long]]*2, ['row']*2, size=size)
+    else: axs = show_heats([img]*5, torch.rand(5,4,4), captions=_long, size=size)
+    fig = axs[0][0].figure
+    fig.canvas.draw()
+    for row in axs[:2 if cells else 1]:
+        boxes = [ax.title.get_window_extent() for ax in row]
+        assert all(a.x1<=b.x0 for a,b in zip(boxes, boxes[1:])) and max(o.y1 for o in boxes)<=fig.bbox.height
+    if cells: assert max(ax.title.get_window_extent().y1 for ax in axs[1])<=min(ax.get_window_extent().y0 for ax in axs[0])
+
+def test_a_name_is_no_formula():
+    "A class called so stopped the drawing"
+    name,img = r'$\fifty{', Image.new('RGB', (8,8))
+    axs = show_heats([img], torch.rand(1,4,4), [name+'$'], captions=[name+'$'])
+    show_heat(img, title=name+'$')
+    axs[0][0].figure.canvas.draw()
+    plt.gcf().canvas.draw()

@@ -106,7 +106,7 @@ def test_a_probe_with_objects(cheat):
     same = probe(learn, objects=alike)
     assert not same.on_object and 'of several classes' in same.verdict() and 'nan' not in same.verdict()+same.in_short
     one = {str(learn.dls.train_ds.items[0]):(6,6,26,26)}
-    with pytest.raises(ValueError, match='0 have an object in'): probe(learn, items='valid', objects=one)
+    with pytest.raises(ValueError, match='known in 0 of the 100 probed images'): probe(learn, items='valid', objects=one)
     with pytest.raises(ValueError, match='kept is empty'): probe(learn, kept=())
     about = probe(learn, objects=path/'about.csv', n=60) # the bed's own table knows the patch
     assert about.known.hottest>.8 and about.known.table.carried['object']>about.known.table.carried['around']

@@ -312,3 +312,29 @@ def test_a_suspect_explains_a_label(red, bed, quiet):
     quiet(learn.add_cb(cb), 'fit', 2, 1e-3)
     i = next(int(i) for i in cb.store if cb.interp.targs[i,1])
     assert int(cb.store[i].flatten().argmax())%cb.store[i].shape[1]<cb.store[i].shape[1]/4 # the square is at the left
+
+# Learners that have learned nothing, and reports
+
+def test_a_suspect_that_has_learned_nothing(learn, quiet):
+    "It stopped `fit_proxy` with an `AttributeError`, after the whole fit"
+    said = r'has learned nothing yet \(better than chance for 0 of \d frequent labels?\): nothing is masked'
+    with pytest.warns(ProxyWarning, match=said):
+        quiet(learn, 'fit_proxy', 2, 0.)
+
+def test_rare_labels_are_no_sign_of_a_network_that_has_learned_nothing(red):
+    "Each label is in fewer than 20 of these images, so the probe cannot tell"
+    found = probe(red, red.dls.valid_ds.items[:18])
+    assert found.due==0 and found.learned is None
+
+def test_each_label_has_a_row_in_the_report(red, capsys):
+    "fastai counts 0 and 1 as the first two labels"
+    interp = ProxyInterpretation.from_learner(red)
+    capsys.readouterr()
+    interp.print_classification_report()
+    rows = {o.split()[0]:o.split()[1:] for o in capsys.readouterr().out.splitlines() if o.strip()}
+    _,targs,said = red.get_preds(with_decoded=True)
+    for i,k in enumerate(red.dls.vocab):
+        assert int(rows[k][-1])==int(targs[:,i].sum())
+        right = float((targs[:,i]*said[:,i]).sum())
+        assert float(rows[k][1])==pytest.approx(right/float(targs[:,i].sum()), abs=.006)
+    with pytest.raises(TypeError, match='several labels, which are not confused with each other'): interp.plot_confusion_matrix()

@@ -18,7 +18,7 @@ from ..attribution.heatmap import normalize_heat
 from ..attribution.tasks import find_task, need_one_input, need_one_label
 from ..attribution.methods import Suspect, as_attribution, default_attribution, default_target, made_by
 from ..masking.donors import donors
-from .swaps import draw_donors, looked_at, predicted, swap_kinds, swapped
+from .swaps import Diverged, draw_donors, looked_at, predicted, swap_kinds, swapped
 from .metrics import LookingMetric
 
 # %% ../../nbs/interpret/06_choosing.ipynb #54524977
@@ -31,6 +31,12 @@ def _swap(part):
         raise TypeError("The part to swap is not given: name 'hot' if you suspect a small place, or 'rest' if you suspect the background.")
     return by_name(part, swapped_parts, 'part')
 
+def _share(part, share):
+    "Return the fraction of the image for a part: the given one, or that of a part in `swapped_parts`"
+    if share is None and part not in _usual:
+        raise TypeError(f'The part {called(part)} is a function of your own, which has no usual fraction of the image: give `share`, too.')
+    return _usual[part] if share is None else share
+
 def find_parts(
     parts # Name of a part, or several in a list or in a text such as 'hot,rest'
 )->list: # Names, each once
@@ -41,10 +47,10 @@ def find_parts(
     return names
 
 def swapped_column(
-    part:str # Name of a part
+    part # Name of a part, or a function of your own
 )->str:
     "Return the name of the accuracy on images with this part swapped, in the table of a fit or of a comparison"
-    return f'{part}_swapped'
+    return f'{called(part)}_swapped'
 
 def refuse_unswappable(
     learn:Learner # Learner that is about to be trained, or is trained
@@ -75,7 +81,7 @@ class SwappedSet:
     ):
         "Make the set from a learner's validation images; raises `ValueError` if there are none, or only one class"
         refuse_number(2, 10**6, n=n)
-        masker = _swap(part)(_usual[part] if share is None else share)
+        masker = _swap(part)(_share(part, share))
         refuse_unswappable(learn)
         task = find_task(learn)
         items = train_items(DataLoaders(learn.dls.valid))
@@ -139,13 +145,14 @@ class SwappedAccuracy(LookingMetric):
         self.reset()
     def look(self,
         learn:Learner # Learner that is being trained
-    )->float: # From 0 to 1, averaged over the classes
+    )->float: # From 0 to 1, averaged over the classes; NaN if the model returns NaN
         "Return the present accuracy"
         made = made_by(plain_dl(learn.dls.valid))
         if [*map(id, made)]!=[*map(id, self.made_by)]: self.set,self.made_by = None,made # other images, or another size
         now = self.set or SwappedSet.of(learn, self.part, **self.kwargs)
         if isinstance(self.kwargs.get('suspect'), Suspect): self.set = now
-        return now.accuracy(learn.model)
+        try: return now.accuracy(learn.model)
+        except Diverged: return np.nan # a metric does not stop a fit; the losses in the table are NaN, too
     @property
     def name(self):
         "Name of the column in the table of a fit"

@@ -7,7 +7,7 @@ __all__ = ['as_picture', 'show_heat', 'show_grid', 'show_heats', 'show_proxies',
            'heats_of_labels']
 
 # %% ../../nbs/interpret/00_heats.ipynb #185d1962
-from pathlib import Path
+from textwrap import fill
 from warnings import warn
 import numpy as np, torch
 from PIL import Image
@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcore.all import L, patch
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import input_size, items_dl, placed, whole_dl
+from ..data.loaders import input_size, items_dl, listed, placed, whole_dl
 from ..attribution.heatmap import normalize_heat, resize_heat
 from ..attribution.targets import Label
 from ..attribution.tasks import find_task, need_one_input
@@ -64,10 +64,15 @@ def show_heat(
         a = (alpha*h**.8)[...,None]
         ax.imshow(x + a*(plt.get_cmap(cmap)(h)[...,:3]-x).clip(0))
     ax.set_axis_off()
-    if title: legible(ax.set_title(title, fontsize=9))
+    if title: legible(ax.set_title(title, fontsize=9, parse_math=False))
     return ax
 
 # %% ../../nbs/interpret/00_heats.ipynb #e1a0020f
+def _wrapped(text, size):
+    "Break each line of a text of 8 points into at most four, so that it is not wider than a picture of `size` inches"
+    return '\n'.join(fill(o, max(8, int(size*15)), max_lines=4, placeholder=' …') for o in str(text).splitlines())
+def _lines(texts): return max((o.count('\n')+1 for o in texts), default=0)
+
 def show_grid(
     rows, # Rows of cells, each `(img, heatmap or None)`, optionally followed by a title and its colour
     titles=(), # One title per row
@@ -78,8 +83,11 @@ def show_grid(
     "Show rows of images with or without heatmaps, with a title at the left of each row"
     rows = [list(o) for o in rows]
     n,(h,w) = max(map(len, rows)), _pixels(rows[0][0][0]).shape[:2]
-    gap = .2*any(len(o)>2 for row in rows for o in row) # inches for the titles of the cells
-    wide,high = n*size+1.3, len(rows)*(size*h/w+gap)+.25
+    rows = [[(*o[:2], _wrapped(o[2], size), *o[3:]) if len(o)>2 else o for o in row] for row in rows]
+    captions = [_wrapped(o, size) for o in captions]
+    k = _lines(o[2] for row in rows for o in row if len(o)>2)
+    gap,top = .07+.13*k if k else 0., .12+.13*max(1, _lines(captions)) # inches for the titles of the cells, and for the captions
+    wide,high = n*size+1.3, len(rows)*(size*h/w+gap)+top
     fig,axs = plt.subplots(len(rows), n, figsize=(wide,high), squeeze=False)
     told = []
     for r,row in enumerate(rows):
@@ -90,11 +98,12 @@ def show_grid(
             show_heat(img, heat, ax=ax, **kwargs)
             if named:
                 told.append(ax.set_title(named[0], fontsize=8, pad=2, parse_math=False, color=named[1] if len(named)>1 else 'black'))
-            elif r==0 and c<len(captions): told.append(ax.set_title(captions[c], fontsize=8))
+            elif r==0 and c<len(captions): told.append(ax.set_title(captions[c], fontsize=8, parse_math=False))
         if r<len(titles):
-            told.append(axs[r][0].text(-.08, .5, titles[r], transform=axs[r][0].transAxes, ha='right', va='center', fontsize=9))
+            told.append(axs[r][0].text(-.08, .5, titles[r], transform=axs[r][0].transAxes, ha='right', va='center', fontsize=9,
+                parse_math=False))
     legible(*told)
-    fig.subplots_adjust(left=1.3/wide, right=.995, top=1-(.25/high if len(captions) or gap else .01), bottom=.01,
+    fig.subplots_adjust(left=1.3/wide, right=.995, top=1-(max(top, gap)/high if len(captions) or gap else .01), bottom=.01,
         wspace=.04, hspace=.04+gap/size)
     return axs
 
@@ -175,6 +184,7 @@ def heat_on(
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where a learner looks in some images; warns about uninformative heatmaps"
     need_one_input(learn, 'a heatmap')
+    items = listed(items)
     target = find_task(learn).target(target)
     attr,of = as_attribution(attribution)(placed(learn), layer=layer, target=target),getattr(target, 'of', target)
     labels = isinstance(of, Label) or isinstance(of, str) and of=='label' # of a `Region`
@@ -193,8 +203,7 @@ def show_where(
     **kwargs # Passed to `heat_on`
 ): # Axes of the pictures
     "Show images, and where one or several models look in them"
-    learns = learn if isinstance(learn, dict) else {'heat':learn}
-    if isinstance(items, (str,Path)): items = [items]
+    learns,items = learn if isinstance(learn, dict) else {'heat':learn},listed(items)
     imgs = [o[0] for o in next(iter(learns.values())).dls.test_dl(items).dataset]
     return show_heats(imgs, [heat_on(o, items, **kwargs) for o in learns.values()], list(learns), captions, size=size)
 
@@ -210,7 +219,7 @@ def heats_of_labels(
     "Return heatmaps of where a learner looks for each of several labels"
     need_one_input(learn, 'a heatmap')
     task,each = find_task(learn),each_target(attribution, placed(learn), layer)
-    if isinstance(items, (str,Path)): items = [items]
+    items = listed(items)
     apart,labels = (list,tuple,L),list(L(labels))
     own = labels if labels and all(isinstance(o, apart) for o in labels) else [labels]*len(items)
     if len(own)!=len(items): raise ValueError(f'There are {len(own)} lists of labels for {len(items)} images: give one per image.')

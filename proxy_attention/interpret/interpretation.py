@@ -9,6 +9,7 @@ __all__ = ['ProxyInterpretation', 'HeatDrift']
 from collections import namedtuple
 from warnings import catch_warnings, simplefilter
 import numpy as np, pandas as pd, torch
+from sklearn.metrics import classification_report
 from torch import Tensor
 from fastcore.all import L, patch, tuplify
 from fastai.callback.core import Callback
@@ -102,10 +103,20 @@ class ProxyInterpretation(ClassificationInterpretation):
         return self.how | dict(target=self.task.target(self.how['target']))
 
     def confusion_matrix(self):
-        "Return the confusion matrix; raises `TypeError` for numbers"
+        "Return the confusion matrix; raises `TypeError` for numbers, and for several labels per image"
+        if self.task.per_label:
+            raise TypeError('An image has several labels, which are not confused with each other: see `print_classification_report`.')
         if not self.task.has_classes:
             raise TypeError(f'The labels are {self.task.said}, which are not confused with each other: see `plot_top_losses`.')
         return self._pixel_confusion() if self.task.per_pixel else super().confusion_matrix()
+
+    def print_classification_report(self):
+        "Print scikit-learn's report of the classes, also of several labels per image; raises `TypeError` for numbers and pixels"
+        if self.task.per_pixel or not self.task.has_classes:
+            raise TypeError(f'The report counts images of a class, but here there is {self.task}: see `plot_top_losses`.')
+        if not self.task.per_label: return super().print_classification_report()
+        *_,targs,said = self.learn.get_preds(dl=self.dl, with_decoded=True, act=self.act)
+        print(classification_report(targs.numpy(), said.numpy(), target_names=[str(o) for o in self.vocab], zero_division=0))
 
     def __repr__(self):
         return (f"{type(self).__name__} of {len(self.losses)} images, mean loss {float(self.losses.mean()):.3f}; "
@@ -380,8 +391,8 @@ def look(self:HeatDrift):
     "Compute and keep the present heatmaps"
     with catch_warnings():
         simplefilter('ignore', ProxyWarning) # in the first epochs there may be no evidence for the label; `moved` counts such heatmaps
-        self.maps.append(normalize_heat(heat_on(self.learn, self.items, **self.how)).half())
-    self.epochs.append(self.done-1)
+        heat = normalize_heat(heat_on(self.learn, self.items, **self.how)).half()
+    self.maps,self.epochs = [*self.maps, heat],[*self.epochs, self.done-1] # an exported learner has neither
 
 @patch
 def moved(self:HeatDrift

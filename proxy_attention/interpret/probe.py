@@ -9,7 +9,6 @@ __all__ = ['leaning', 'probes', 'likely_to_help', 'bounds', 'leans_on', 'beats_c
 from collections import namedtuple
 from functools import cached_property, partial
 from html import escape
-from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
 from scipy.stats import binomtest
@@ -19,7 +18,7 @@ from fastprogress.fastprogress import progress_bar
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import files_of, items_dl, pick_items, placed, plain_dls, train_items, whole_dl
+from ..data.loaders import files_of, items_dl, listed, pick_items, placed, plain_dls, train_items, whole_dl
 from ..data.objects import read_objects
 from ..attribution.heatmap import degenerate, heat_share, normalize_heat, points_at
 from ..attribution.methods import as_attribution, default_attribution, default_target
@@ -99,7 +98,7 @@ def _sample(dls, items, n, rng, objects=None):
     if items is None: parts = [k for k in named if k=='train' or len(dls.loaders)>1 and len(dls.valid.dataset)]
     else: parts = [items] if isinstance(items, str) and items in named else []
     sets = [(named[k], train_items(DataLoaders(getattr(dls, k)))) for k in parts[:None if objects else 1]]
-    if not parts: sets = [('images', [items] if isinstance(items, (str,Path)) else items)]
+    if not parts: sets = [('images', listed(items))]
     known = [set(objects.known(files_of(dls.train.dataset, o)) if objects else ()) for _,o in sets]
     (what,items),known = max(zip(sets, known), key=lambda o: len(o[1]))
     if not len(items):
@@ -115,8 +114,11 @@ def _labels(ys, n):
     return targs.long() if len(targs)==n and bool((targs==targs.long()).all()) and int(targs.min())>=0 else None
 
 def _refuse_for(task, label, objects):
-    "Raise `TypeError` for arguments that make no sense for a task, and for a task whose probe is not loaded"
+    "Raise `ValueError` for a single class, and `TypeError` for unfit arguments or a task whose probe is not loaded"
     several = task.per_pixel or task.per_label
+    if not several and task.has_classes and task.vocab is not None and len(task.vocab)==1:
+        raise ValueError(f'There is only one class, {str(task.vocab[0])!r}, so predictions depend on nothing: '
+                         'give images of at least two classes.')
     if label is not None and not several:
         raise TypeError(f'label={label!r} chooses one of several labels, or a class of pixels, but here there is {task}: leave it out.')
     if objects is not None and (task.per_pixel or not task.has_classes):
@@ -194,8 +196,8 @@ def _bars(learn):
 def _on_objects(model, objects, at, files, xb, heat, preds, classes, seed, bs):
     "Measure swaps of known objects, and how much of the heat is on them"
     if len(at)<2:
-        raise ValueError(f'Of the {len(files)} probed images, {len(at)} have an object in {objects}: '
-                         'give `items` with at least two known objects.')
+        raise ValueError(f'The object is known in {len(at)} of the {len(files)} probed images ({objects}): '
+                         f'name at least two of them as the learner does, such as {files[0]}.')
     masks = objects.masks([files[i] for i in at], tuple(xb.shape[-2:]))
     table = object_effect(model, xb[at], masks, preds[at], classes, seed=seed, bs=bs)
     on,hottest = heat_share(heat[at], masks),points_at(heat[at], masks).float()
@@ -455,6 +457,9 @@ def _if_nothing(self):
     "Return whether masking would help although the model is not found to rely on anything, as sentences"
     if self.on_object: return ['The hottest place is on most of the known objects, so masking it would hide them.']
     if self.coarse: return []
+    if self.energy.hottest['edge']>=.5 and self.known is not None:
+        return [f'The model looks at the edge, and the hottest place is on the object in {self.known.hottest:.0%} of the images '
+                'whose object is known: look at `show_where`.']
     if self.energy.hottest['edge']>=.5:
         return ['The model looks at the edge, and no probe can find out whether your object is there: look at `show_where`.']
     if self.grade!='unlikely': return []

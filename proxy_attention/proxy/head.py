@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from ..core import *
-from ..data.loaders import items_dl, placed, train_items
+from ..data.loaders import items_dl, placed, refuse_no_batch, train_items
 from ..data.passes import only_watches
 from ..attribution.layers import hooked, looking_into, outputs_of, unwrap
 from ..attribution.methods import Suspect
@@ -136,6 +136,7 @@ def served_inputs(
     layer:nn.Linear=None # Layer whose inputs are returned; None: `last_layer`
 )->HeadInputs: # None: no proxy was served
     "Return the inputs of the last layer for the training images as they are served; labels are not mixed"
+    refuse_no_batch(learn.dls.train)
     refuse_number(1, 10**4, passes=passes)
     kept,layer,order,rec = _Kept(proxies),layer or layer_of(learn),list(learn.cbs),getattr(learn, 'recorder', None)
     was = {} if rec is None else dict(rec.__dict__)
@@ -159,7 +160,6 @@ def _aside(learn, proxies):
 # %% ../../nbs/proxy/10_head.ipynb #887283e4
 def head_callback(
     recipe='rehearsed', # Name of a recipe, or a `Recipe`; None: original images
-    passes:int=4, # How often each training image is served
     objects=None, # Places of the objects in some training images, see `read_objects`
     **kwargs # Arguments of the callback that override the recipe's
 )->ProxyAttention: # None for original images
@@ -176,7 +176,7 @@ def head_callback(
     if objects is not None and not asks:
         raise ValueError(f'The recipe {recipe.name!r} does not probe the model, so `objects` would not be used: '
                          "leave one of the two out, or take recipe='rehearsed'.")
-    return recipe(**(dict(steps=IfCarried(objects=objects) if asks else ['p',passes], p=1.)|kwargs))
+    return recipe(**(dict(steps=IfCarried(objects=objects) if asks else ['p',1], p=1.)|kwargs)) # a fit may be longer than its steps
 
 def _warn_of(cb, recipe):
     "Warn of the recipe that was measured to over-correct"
@@ -194,11 +194,13 @@ def fit_head(self:Learner,
     **kwargs # Arguments of the callback that override the recipe's
 )->HeadInputs: # Data that the layer was fitted to; None: nothing was swapped, and the layer is unchanged
     "Fit only the last layer, to proxies, with the same total weight for all classes; replaces a `ProxyAttention` of the learner"
-    refuse_number(1e-9, 1e9, penalty=penalty) # here, not after all passes
+    # here, not after all passes
+    refuse_number(1e-9, 1e9, penalty=penalty)
+    refuse_no_batch(self.dls.train)
     if recipe is not None:
         how = {k:kwargs.pop(k) for k in ('attribution',) if k in kwargs}
         kwargs['attribution'] = Suspect(self, **how) if suspect is None else as_suspect(self, suspect, **how)
-    cb = head_callback(recipe, passes, objects, **kwargs)
+    cb = head_callback(recipe, objects, **kwargs)
     layer = layer_of(self)
     _warn_of(cb, recipe)
     self.remove_cb(ProxyAttention)
