@@ -168,6 +168,17 @@ def test_processes_give_what_one_gives(bed, make):
     cols = ['arm','seed','test','accuracy','loss','steps','proxies']
     assert one.df[cols].equals(two.df[cols])
 
+@pytest.mark.parametrize('what,says', [
+    (lambda make: make(0), 'make_learner is of type Learner: give a function'),
+    (lambda make: lambda: make(0), 'cannot be called with a seed'),
+    (lambda make: 'resnet18', 'of type str'), (lambda make: lambda seed: make(seed).model, 'returned something of type Sequential')])
+def test_what_makes_no_learner(make, what, says):
+    with pytest.raises(TypeError, match=says): compare(what(make), ['no proxy'], [0], 2, bar=False)
+
+def test_loaders_without_a_batch_are_not_compared(bed):
+    with pytest.raises(ValueError, match='do not fill a batch of 1000'):
+        compare(lambda seed: bed_learner(bed, seed=seed, bs=1000), ['no proxy'], [0], 2, bar=False)
+
 def test_methods_that_fastai_adds_by_an_import_are_there_in_each_process(bed):
     "A function of a notebook is sent to the processes as code, without the imports above it"
     import fastai.callback.channelslast # adds `to_channelslast`

@@ -102,7 +102,7 @@ def test_exported_with_own_function_says_what_was_lost(few, quiet, tmp_path):
     again = load_learner(tmp_path/'m.pkl')
     with again.no_bar(): again.predict(dls.valid_ds.items[0])
     again.dls = dls
-    with pytest.raises(ValueError, match='your own function for rule could not be exported'): quiet(again, 'fit', 2)
+    with pytest.raises(ValueError, match=r'its rule \(a suspect, or your own function\) could not be'): quiet(again, 'fit', 2)
 
 class Interrupt(Callback):
     "Ctrl-C in the middle of an epoch"

@@ -211,6 +211,13 @@ def test_in_every_loader(folder, tmp_path, kind, workers, drop_last, mode):
                          drop_last=drop_last, bs=7)
     hold(fit(learn), seen, tmp_path/'run')
 
+@pytest.mark.parametrize('kind,told', [('weighted',True), ('usual',False)])
+def test_equal_classes_instead_of_the_loader_s_weights_are_told(folder, kind, told):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        fit(make_learner(folder, proxy(balance=True), kind=kind))
+    assert any('weights of its own' in str(o.message) for o in seen)==told
+
 @pytest.mark.parametrize('clear', [True,False])
 @pytest.mark.parametrize('mode,fill', [('replace','swap'), ('augment','swap_both')])
 def test_saved_images_are_those_that_were_served_first(folder, tmp_path, mode, fill, clear):

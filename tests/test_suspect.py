@@ -73,7 +73,7 @@ def test_an_export_carries_no_second_model(bed, suspect, quiet, tmp_path):
     learn.remove_cb(ProxyAttention)
     learn.export(tmp_path/'without.pkl')
     assert (tmp_path/'with.pkl').stat().st_size<(tmp_path/'without.pkl').stat().st_size+5_000
-    with pytest.raises(ValueError, match='attribution could not be exported'): _train_again(tmp_path/'with.pkl', bed)
+    with pytest.raises(ValueError, match=r'its attribution \(a suspect, or your own'): _train_again(tmp_path/'with.pkl', bed)
 
 def _train_again(f, bed):
     again = load_learner(f)
@@ -93,6 +93,29 @@ def test_what_cannot_be_a_suspect(bed, suspect, few, quiet):
     with pytest.raises(ValueError, match='has a ProxyAttention of its own'):
         bed_learner(bed, cbs=ProxyAttention(start=1)).fit_proxy(2, suspect=suspect)
     with pytest.raises(TypeError, match='a trained Learner or a torch module'): bed_learner(bed).fit_proxy(2, suspect='model.pkl')
+
+@pytest.mark.parametrize('fit', ['fit_proxy','fine_tune_proxy'])
+def test_a_cell_is_run_twice(bed, suspect, quiet, fit):
+    "What `fit_proxy` has added itself is no callback of the user's own; another suspect takes the place of the first"
+    learn,other = bed_learner(bed, bs=16),deepcopy(suspect.model)
+    with torch.no_grad(): other[-1].bias += .01
+    for o in (suspect,suspect,other): quiet(learn, fit, 2, suspect=o)
+    assert len(learn.cbs.filter(risinstance(ProxyAttention)))==1
+    assert all(map(torch.equal, learn.proxy_attention.suspect.model.state_dict().values(), other.state_dict().values()))
+
+def test_a_number_of_epochs_is_a_number(bed):
+    with pytest.raises(TypeError, match="n_epoch='3' should be a whole number"): bed_learner(bed).fine_tune_proxy('3')
+
+def test_a_single_class_is_refused_before_a_suspect_is_trained(bed, quiet, tmp_path):
+    for o in ('train','valid'): shutil.copytree(bed/o/'0', tmp_path/o/'0')
+    learn = bed_learner(tmp_path, bs=16, cbs=Count())
+    with pytest.raises(ValueError, match="There is only one class, '0'"): quiet(learn, 'fit_proxy', 2)
+    assert not getattr(learn.count, 'n', 0)
+
+def test_a_loader_without_a_batch_is_refused_before_the_fit(bed, quiet):
+    learn = bed_learner(bed, bs=1000)
+    for f in ('fit_proxy','fine_tune_proxy'):
+        with pytest.raises(ValueError, match='do not fill a batch of 1000'): quiet(learn, f, 2)
 
 # A suspect and its successor
 

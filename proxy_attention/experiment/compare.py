@@ -6,7 +6,7 @@
 __all__ = ['run_arm', 'compare', 'compare_folder', 'summary_of']
 
 # %% ../../nbs/experiment/09_compare.ipynb #7f70baa2
-import json, re, shutil, sys, time, warnings
+import inspect, json, re, shutil, sys, time, warnings
 from importlib import import_module
 from contextlib import contextmanager
 from functools import partial
@@ -20,11 +20,12 @@ from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from fastai.callback.core import Callback
+from fastai.learner import Learner
 from fastai.torch_core import find_bs, set_seed
 from ..core import *
 from ..data.digits import files_of_test
 from ..data.images import refuse_count, refuse_inside
-from ..data.loaders import placed
+from ..data.loaders import placed, refuse_no_batch
 from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
 from ..attribution.tasks import find_task
@@ -82,10 +83,24 @@ def _counted(learn):
         learn.remove_cb(work)
         for o in work.handles: o.remove()
 
+def _refuse_maker(make_learner):
+    "Raise `TypeError` for something that cannot be called with a seed to make a learner"
+    what = None if callable(make_learner) and not isinstance(make_learner, Learner) else f'of type {type(make_learner).__name__}'
+    if what is None:
+        try: inspect.signature(make_learner).bind(0)
+        except TypeError as e: what = f'a function that cannot be called with a seed ({e})'
+        except ValueError: return # some builtins have no signature
+        else: return
+    raise TypeError(f'make_learner is {what}: give a function that makes a new learner for a seed, such as '
+                    '`lambda seed: vision_learner(dls, resnet18)`, since each arm begins with new weights.')
+
 def _made(make_learner, seed):
     "Make the learner with which each arm of a seed begins"
     set_seed(seed)
     learn = make_learner(seed)
+    if not isinstance(learn, Learner):
+        raise TypeError(f'{called(make_learner)} returned something of type {type(learn).__name__}: it should return a new Learner.')
+    refuse_no_batch(learn.dls.train)
     if not (task := find_task(learn)).has_classes:
         raise TypeError(f'A comparison counts right predictions, and the labels are {task.said}, which are not right or wrong: '
                         'train each arm with several seeds, and compare the losses of `learn.validate()`.')
@@ -270,6 +285,7 @@ def compare(
 
     A comparison in a folder is resumed, also with more seeds, arms and test sets. It is an error if the folder contains results of other
     images, another network, another fit, other releases of the libraries, or of other code with the name of an arm."""
+    _refuse_maker(make_learner)
     if not isinstance(arms, dict): arms = {o:find_arm(o) for o in L(arms)}
     if baseline not in arms:
         raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, arms)} '

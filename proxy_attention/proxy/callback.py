@@ -130,6 +130,7 @@ class ProxyAttention(Callback):
     "Between epochs: select items, find out where the model looks in them, and continue training with these pixels masked"
     order,remove_on_fetch = TrackerCallback.order+10,False # after the row is printed and the trackers have run
     fit_by = None # Function that fits a learner with this callback, if a recipe sets one
+    added_by_fit = False # Did `fit_proxy` add it, so that it may replace it?
     @delegates(Every, keep=True)
     @delegates(Masker, keep=True)
     def __init__(self,
@@ -362,7 +363,7 @@ def _begin(cb):
     s,learn = cb.fit_state,cb.learn
     going,s.going = s.going,False
     if cb.lost:
-        raise ValueError(f"This learner was exported, and your own function for {', '.join(cb.lost)} could not be exported: "
+        raise ValueError(f"This learner was exported, and its {', '.join(cb.lost)} (a suspect, or your own function) could not be: "
                          'call `learn.remove_cb(ProxyAttention)`, then add a new one.')
     if len(L(learn.cbs).filter(risinstance(ProxyAttention)))>1:
         raise ValueError('The learner has more than one ProxyAttention: '

@@ -22,6 +22,7 @@ from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, co
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from ..core import *
+from ..data.images import refuse_count
 from ..data.loaders import item_files
 from ..data.objects import read_objects
 from ..attribution.layers import unwrap
@@ -29,7 +30,7 @@ from ..attribution.methods import Suspect
 from ..attribution.tasks import find_task
 from ..masking.masker import Masker
 from ..masking.rules import rules
-from ..interpret.probe import Probe, probe
+from ..interpret.probe import Probe, probe, refuse_one_class
 from ..interpret.labels import LabelProbes
 from .schedule import Every, possible_epochs, proxy_epochs
 from .record import check_folder
@@ -163,6 +164,7 @@ def epochs_to_step(
 
 def _refuse_short(n_epoch):
     "Raise an error for a fit that is too short for an epoch after a step"
+    refuse_count(0, 'it is a number of epochs', n_epoch=n_epoch)
     if n_epoch<2:
         raise ValueError(f'A fit of {counted(n_epoch, "epoch")} is too short for a proxy step, '
                          'because nothing would be trained on its result: train for at least 2 epochs.')
@@ -372,7 +374,8 @@ class IfCarried:
             self.said = f'{who} has learned nothing yet ({found.how_good}): {then}'
         else:
             self.answer = treatment(found, cb.settings.masker, self.kinds)
-            self.said = f'The predictions depend on nothing that would be swapped, so nothing is masked. {found.in_short}'
+            self.said = (f'The predictions depend on nothing that would be swapped ({", ".join(self.kinds)}), so nothing is masked. '
+                         f'{found.in_short}')
         if warns and not self.answer: warn(self.said, ProxyWarning)
         return self.answer
 
@@ -391,8 +394,9 @@ class IfCarried:
     def refuse(self,
         learn:Learner # A learner that is about to be trained
     ):
-        "Raise `TypeError` for a task whose probe does not say what to swap, and `ValueError` if it would find too few known objects"
-        if (task := find_task(learn)).per_pixel:
+        "Raise `TypeError` for a task whose probe does not say what to swap, and `ValueError` for a single class or too few known objects"
+        refuse_one_class(task := find_task(learn))
+        if task.per_pixel:
             raise TypeError(f'This schedule asks a probe of whole images, but here there is {task}: see `probe(learn)`, and swap the '
                             "surroundings yourself, `ProxyAttention(rule='rest', labels='mix', select='all', p=1.)`.")
         if self.objects is None or self.answer is not None: return # an answered probe is not made again
@@ -617,6 +621,7 @@ def _callback_for(learn, n_epoch, suspect=None, objects=None, probe=None, wd=Non
     "Return the callback that `fit_proxy` trains with; what does not fit is an error before anything is trained or added"
     _refuse_short(n_epoch)
     cb = getattr(learn, 'proxy_attention', None)
+    if cb is not None and cb.added_by_fit and not (suspect is None and objects is None): cb = None # of an earlier call: it is replaced
     for what,given_,how in (('objects to its schedule', objects, 'ProxyAttention.rehearsed(steps=IfCarried(objects=…))'),
                             ('suspect to it', suspect, 'ProxyAttention(attribution=Suspect(learn), …)')):
         if cb is not None and given_ is not None:
@@ -625,6 +630,7 @@ def _callback_for(learn, n_epoch, suspect=None, objects=None, probe=None, wd=Non
     if cb is None:
         asked = {} if suspect is None else dict(attribution=as_suspect(learn, suspect))
         cb = recipes['rehearsed'](steps=IfCarried(objects=objects), **asked)
+        cb.added_by_fit = True
         cb.schedule.refuse(learn)
     _refuse_args(one_cycle if probe is None and cb.fit_by is one_cycle else probe_cycle, kwargs)
     if cb.suspect is None and not possible_epochs(cb.schedule, n_epoch): epochs_to_step(cb.schedule, n_epoch) # raises the error
@@ -646,7 +652,7 @@ def fit_proxy(self:Learner,
 ):
     "Train with proxies; a learner without a `ProxyAttention` gets the recipe `rehearsed` (a suspect and its successor)"
     cb = _callback_for(self, n_epoch, suspect, objects, probe, **kwargs)
-    if not hasattr(self, 'proxy_attention'): self.add_cb(cb)
+    if getattr(self, 'proxy_attention', None) is not cb: self.remove_cb(ProxyAttention).add_cb(cb)
     if self.opt is not None and self.opt.frozen_idx>0:
         warn('The body of this learner is frozen, so only its head is trained: `learn.fine_tune_proxy(…)` trains first the head '
              'and then all layers, `learn.unfreeze()` makes all layers trainable, and `learn.fit_head(…)` fits the last one in minutes.',

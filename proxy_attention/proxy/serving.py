@@ -10,15 +10,17 @@ __all__ = ['modes', 'labeling_for', 'Proxies', 'plain_note', 'ServedItem', 'load
 import random
 from contextlib import ExitStack, contextmanager
 from types import MethodType
+from warnings import warn
 import numpy as np, torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from fastcore.all import patch, store_attr
+from fastai.callback.data import WeightedDL
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from ..core import *
-from ..data.loaders import first_item, image_of, items_had, plain_dl
+from ..data.loaders import first_item, image_of, items_had, plain_dl, refuse_no_batch
 from ..data.passes import numbered_batches, own_attributes
 from ..attribution.heatmap import HeatmapStore
 from ..attribution.tasks import Task
@@ -293,6 +295,9 @@ def _with_image(item, img): return type(item)([img, *item[1:]]) if isinstance(it
 # %% ../../nbs/proxy/03_serving.ipynb #6aa96298
 def _ordered(dl, proxies, n):
     "Return order and length of an epoch with equally frequent classes, or with proxies in addition to their originals"
+    if proxies.balance and isinstance(dl, WeightedDL):
+        warn('The training loader draws items by weights of its own, and while proxies are served all classes are drawn equally often '
+             'instead: `balance=False` keeps the weights.', ProxyWarning)
     idxs = proxies.classes.equally(dl.n, proxies.seed) if proxies.balance else [int(i) for i in dl.get_idxs()]
     if proxies.mode=='augment':
         idxs += [n+i for i in idxs if i in proxies]
@@ -333,6 +338,7 @@ def check_loader(
                         '`DataLoader(ds, bs=64, shuffle=True)` from `fastai.data.load`.')
     if not getattr(dl, 'indexed', True) or dl.n is None or isinstance(dl.dataset, IterableDataset):
         raise TypeError(f'The training data ({kind}) is a stream without indices of items, so no item of it can be served as a proxy.')
+    refuse_no_batch(dl)
     if getattr(dl, 'n_inp', 1)!=1: raise TypeError(f'The model has {dl.n_inp} inputs, but proxies need a model with one image as input.')
     item = first_item(dl)
     img = image_of(item)
