@@ -163,7 +163,7 @@ def test_several_labels_are_refused_before_anything_is_trained(few, tmp_path):
     class Never(Callback):
         def after_step(self): raise AssertionError('trained')
     args = dict(tiny, label_delim=' ', epochs=2, recipe='none', swapped='rest', say=noop)
-    with pytest.raises(TypeError, match='Swapped accuracy needs one label per image, but here there is several labels'):
+    with pytest.raises(TypeError, match='Swapped accuracy needs one label per image, but this data has several labels'):
         train_folder(tmp_path/'t.csv', tmp_path/'runs', cbs=Never(), **args)
     assert not list((tmp_path/'runs').iterdir())
     with pytest.raises(TypeError, match='Swapped accuracy needs one label per image'):

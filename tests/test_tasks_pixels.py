@@ -327,7 +327,7 @@ def test_what_cannot_be_probed_is_told(bed, reads, few):
 def test_refused_elsewhere(bed):
     learn = learner(bed)
     with pytest.raises(TypeError, match='asks a probe of whole images.*a label for each pixel'): learn.fit_proxy(2)
-    with pytest.raises(TypeError, match='needs one label per image, but here there is a label for each pixel'): learn.fit_head()
+    with pytest.raises(TypeError, match='needs one label per image, but this data has a label for each pixel'): learn.fit_head()
     with pytest.raises(TypeError, match='A comparison counts images.*JaccardCoeffMulti'):
         compare(lambda seed: learner(bed, seed), arms=['no proxy'], seeds=1, epochs=2, bar=False)
     with pytest.raises(TypeError, match='show_where'): explain_images(learn, bed/'images')

@@ -151,7 +151,7 @@ def test_metrics_of_explanations(red):
     (lambda o: arms['last layer, afr'](labels_learner(o.dls.path, bs=32), 2, 1e-3), 'train the whole model'),
     (lambda o: arms['classes equally'](o, 2, 1e-3), 'leave this arm out')])
 def test_what_needs_one_label_says_so(red, call, words):
-    with pytest.raises(TypeError, match=f'one label per image, but here there is several labels.*{words}'): call(red)
+    with pytest.raises(TypeError, match=f'one label per image, but this data has several labels.*{words}'): call(red)
 
 def test_explain_images(red, bed, tmp_path):
     files = [bed/o for o in pd.read_csv(bed/'aligned.csv').file[:3]]

@@ -322,7 +322,7 @@ def need_one_label(
 ):
     "Raise `TypeError` unless a learner has one label per image"
     task = find_task(learn)
-    if type(task) is not Task: raise TypeError(f'{what} needs one label per image, but here there is {task}: {instead}.')
+    if type(task) is not Task: raise TypeError(f'{what} needs one label per image, but this data has {task}: {instead}.')
 
 def need_one_input(
     learn:Learner,

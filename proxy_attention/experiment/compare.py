@@ -105,7 +105,7 @@ def _made(make_learner, seed):
         raise TypeError(f'A comparison counts right predictions, and the labels are {task.said}, which are not right or wrong: '
                         'train each arm with several seeds, and compare the losses of `learn.validate()`.')
     if task.per_pixel:
-        raise TypeError(f'A comparison counts images that are predicted right, but here there is {task}: '
+        raise TypeError(f'A comparison counts images that are predicted right, but this data has {task}: '
                         'train each arm with several seeds, and compare the metrics of `learn.validate()`, such as `JaccardCoeffMulti()`.')
     set_seed(seed)
     return learn

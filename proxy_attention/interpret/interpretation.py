@@ -113,7 +113,7 @@ class ProxyInterpretation(ClassificationInterpretation):
     def print_classification_report(self):
         "Print scikit-learn's report of the classes, also of several labels per image; raises `TypeError` for numbers and pixels"
         if self.task.per_pixel or not self.task.has_classes:
-            raise TypeError(f'The report counts images of a class, but here there is {self.task}: see `plot_top_losses`.')
+            raise TypeError(f'The report counts images of a class, but this data has {self.task}: see `plot_top_losses`.')
         if not self.task.per_label: return super().print_classification_report()
         *_,targs,said = self.learn.get_preds(dl=self.dl, with_decoded=True, act=self.act)
         print(classification_report(targs.numpy(), said.numpy(), target_names=[str(o) for o in self.vocab], zero_division=0))

@@ -127,11 +127,11 @@ def _refuse_for(task, label, objects):
     refuse_one_class(task)
     several = task.per_pixel or task.per_label
     if label is not None and not several:
-        raise TypeError(f'label={label!r} chooses one of several labels, or a class of pixels, but here there is {task}: leave it out.')
+        raise TypeError(f'label={label!r} chooses one of several labels, or a class of pixels, but this data has {task}: leave it out.')
     if objects is not None and (task.per_pixel or not task.has_classes):
-        raise TypeError(f'`objects` is for classes of whole images, but here there is {task}: leave it out.')
+        raise TypeError(f'`objects` is for classes of whole images, but this data has {task}: leave it out.')
     if task.name not in probes and (several or not task.has_classes):
-        raise TypeError(f'Here there is {task}, and the probe for that is not loaded: `import proxy_attention.all`.')
+        raise TypeError(f'This data has {task}, and the probe for that is not loaded: `import proxy_attention.all`.')
 
 def probe(
     learn:Learner, # Learner, trained for at least one epoch

@@ -397,7 +397,7 @@ class IfCarried:
         "Raise `TypeError` for a task whose probe does not say what to swap, and `ValueError` for a single class or too few known objects"
         refuse_one_class(task := find_task(learn))
         if task.per_pixel:
-            raise TypeError(f'This schedule asks a probe of whole images, but here there is {task}: see `probe(learn)`, and swap the '
+            raise TypeError(f'This schedule asks a probe of whole images, but this data has {task}: see `probe(learn)`, and swap the '
                             "surroundings yourself, `ProxyAttention(rule='rest', labels='mix', select='all', p=1.)`.")
         if self.objects is None or self.answer is not None: return # an answered probe is not made again
         files = item_files(learn.dls)
