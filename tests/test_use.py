@@ -110,6 +110,11 @@ names = [
     'a$b$c.png', '$x_{1}$ \\foo{.png', '$', 'semi;colon,comma "quote".png',
     '数字 עברית 🦊.png', 'x'*200+'.png', '.hidden.png', 'new\nline\ttab.png',
     '%s {} <b>.png', 'é́́́.png', '=1+1.png']
+def test_a_model_that_returns_nan_explains_nothing(trained, photos, tmp_path):
+    broken = deepcopy(trained)
+    with torch.no_grad(): broken.model[-1].bias.fill_(float('nan'))
+    with pytest.raises(ValueError, match='the model returns NaN, so it predicts nothing'): run(broken, photos, out=tmp_path/'runs')
+
 def test_odd_names(model, photos, tmp_path):
     src = photos/'0.png'
     made = [tmp_path/'names'/o for o in names] + [Path(os.fsdecode(os.fsencode(tmp_path/'names')+b'/\xff\xfe.png'))]

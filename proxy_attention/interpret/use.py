@@ -137,6 +137,7 @@ class Looker:
             probs = learn.get_preds(dl=dl)[0].as_subclass(Tensor).float().cpu()
             if probs.shape!=(len(files), len(self.vocab)):
                 raise ValueError(f'the model returns {tuple(probs.shape)} for {len(files)} images and {len(self.vocab)} labels')
+            if probs.isnan().any(): raise ValueError('the model returns NaN, so it predicts nothing: perhaps its training has diverged')
             if isinstance(self.attr, Explainer) and self.target=='pred' and not self.several:
                 self.attr.target = as_target(probs.argmax(1).to(learn.dls.device))
             heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=view_size(self.attr, size), with_labels=False, **kw))
