@@ -131,6 +131,13 @@ def test_the_table_of_gains(row, bed):
     arms = 'erasing','cutmix','attentive_cutmix','snapmix','vitamin','keep','default'
     assert f"| {row} | {100*s['mean']['one cycle']:.1f} % | {' | '.join(in_points(s.loc[o]) for o in arms)} |" in text
 
+def test_a_transformer_and_a_cnn_with_few_images():
+    vit,cnn = by_heat('vit2000', 'cpu'),by_heat('cifar2000', 'cpu')
+    behind,lost = cnn['one cycle'].mean()-vit['one cycle'].mean(),-paired(vit['snapmix']-vit['one cycle'])['diff']
+    assert len(vit)==3 and f'a small transformer is {100*behind:.0f} points behind the ResNet' in text
+    assert f'(three seeds; `snapmix` costs it {100*lost:.1f} points)' in text
+    for df in (vit,cnn): assert not any(paired(df[o]-df['one cycle'])['lo']>0 for o in ('attentive_cutmix','snapmix'))
+
 def test_what_is_recommended_where_nothing_is_wrong_costs_little():
     tables = [by_heat(*o) for o in (*honest.values(), ('cifar2000','cpu'))]
     costs = {o:[-100*paired(df[o]-df['one cycle'])['diff'] for df in tables] for o in twins_of}
