@@ -9,7 +9,8 @@ Rows before 27 November have heat of one grid, 4×4 or 7×7; those with `128 px`
 The heat at 128 px, and the last layer after it, were looked at on seed 1; the rows of `background, ImageNet heat at 128 px` are the tests
 of the same fits before their last layer was fitted again.
 Rows of the beds 1.0, natural and 0.5, and those of own heat with `two grids` or `otsu`, ran on an H200 (`two grids` is the arm
-`background`, renamed); those at 128 px on .95, the hottest 30 % of natural and the fine-tuned ones on two CPU cores, the others on an H100.
+`background`, renamed); those at 128 px on .95, with half of Otsu's threshold, the hottest 30 % of natural and the fine-tuned ones on two
+CPU cores, the others on an H100.
 Seeds 16 and 17 of the other beds are incomplete: the time was over.
 Every run is kept in OUT: the same command goes on where it was stopped."""
 import sys, warnings
