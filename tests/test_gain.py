@@ -26,7 +26,7 @@ class Noted:
     "Stands for a learner: keeps what an arm asks of it"
     def __init__(self):
         self.cb,self.added = None,[]
-        self.dls = SimpleNamespace(train=SimpleNamespace(after_batch=SimpleNamespace(add=self.added.append)))
+        self.dls = SimpleNamespace(train=SimpleNamespace(after_batch=SimpleNamespace(add=self.added.append, fs=[])))
     def add_cb(self, cb):
         self.cb = cb
         return self

@@ -185,7 +185,7 @@ def _known(repair):
     own = takes(repair)-{'self','learn','suspect'}
     return own if '**' not in own else own.union(takes(ProxyAttention), *map(takes, (*rules.values(), *fills.values())))-{'**'}
 
-def _try_callback(penalty=None, attribution=None, **settings):
+def _try_callback(passes=None, penalty=None, attribution=None, **settings):
     "Make the callback of `fit_head` with a placeholder for the suspect: raises errors here instead of during a comparison"
     suspect = {} if settings.get('recipe', 'rehearsed') is None else dict(attribution=Suspect.placeholder())
     head_callback(**suspect, **settings)
