@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'by_name', 'names_in', 'fit_text', 'clean_text', 'short_text', 'counted', 'called',
            'fonts_for', 'warn_of_letters', 'legible', 'takes', 'given', 'refuse_unknown', 'refuse_number', 'keep_rng',
-           'trains_for_real', 'better', 'write_whole', 'write_json', 'from_first', 'from_all', 'on_all', 'on_first',
-           'dist_rank', 'as_html', 'keep_modes', 'new_run', 'hold_folder', 'is_held', 'let_go']
+           'trains_for_real', 'better', 'write_whole', 'write_json', 'write_table', 'from_first', 'from_all', 'on_all',
+           'on_first', 'dist_rank', 'as_html', 'keep_modes', 'new_run', 'hold_folder', 'is_held', 'let_go']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import ast, difflib, inspect, json, os, sys
@@ -262,6 +262,14 @@ def write_json(
 )->Path:
     "Write data as JSON, completely or not at all"
     return write_whole(path, lambda f: f.write(json.dumps(what, **kwargs).encode()))
+
+def write_table(
+    path, # File to write
+    df, # A table
+    **kwargs # Passed to `to_csv`; without `index` the index is left out
+)->Path:
+    "Write a table as CSV, completely or not at all"
+    return write_whole(path, lambda f: df.to_csv(f, **dict(index=False)|kwargs))
 
 # %% ../nbs/00_core.ipynb #44640d80
 def _processes():

@@ -618,7 +618,7 @@ def save(self:ImageSet,
     refuse_inside(folder, self.roots)
     Path(folder).mkdir(parents=True, exist_ok=True)
     df = self.df.assign(file=self._names(), fold=self.df.get('fold', pd.NA))[_saved]
-    return write_whole(Path(folder)/'folds.csv', lambda f: df.to_csv(f, index=False))
+    return write_table(Path(folder)/'folds.csv', df)
 
 @patch
 def load(self:ImageSet,

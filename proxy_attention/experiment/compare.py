@@ -85,14 +85,13 @@ def _counted(learn):
 
 def _refuse_maker(make_learner):
     "Raise `TypeError` for something that cannot be called with a seed to make a learner"
-    what = None if callable(make_learner) and not isinstance(make_learner, Learner) else f'of type {type(make_learner).__name__}'
-    if what is None:
-        try: inspect.signature(make_learner).bind(0)
-        except TypeError as e: what = f'a function that cannot be called with a seed ({e})'
-        except ValueError: return # some builtins have no signature
-        else: return
-    raise TypeError(f'make_learner is {what}: give a function that makes a new learner for a seed, such as '
-                    '`lambda seed: vision_learner(dls, resnet18)`, since each arm begins with new weights.')
+    how = ('give a function that makes a new learner for a seed, such as `lambda seed: vision_learner(dls, resnet18)`, '
+           'since each arm begins with new weights.')
+    if isinstance(make_learner, Learner) or not callable(make_learner):
+        raise TypeError(f'make_learner is of type {type(make_learner).__name__}: {how}')
+    try: inspect.signature(make_learner).bind(0)
+    except TypeError as e: raise TypeError(f'make_learner is a function that cannot be called with a seed ({e}): {how}') from e
+    except ValueError: pass # some builtins have no signature
 
 def _made(make_learner, seed):
     "Make the learner with which each arm of a seed begins"
@@ -461,7 +460,7 @@ def _undone(run):
 
 def _keep(cmp, run):
     "Save the results: a table, a picture and, as the last file, the verdict"
-    write_whole(run/'comparison.csv', lambda f: cmp.df.to_csv(f, index=False))
+    write_table(run/'comparison.csv', cmp.df)
     fig = cmp.plot()[0].figure
     fig.savefig(run/'comparison.png', dpi=120)
     plt.close(fig)

@@ -107,7 +107,7 @@ def run_demo(
         learns[name],rows[name] = train_arm(path, arm, seed, epochs)
     table = pd.DataFrame(rows).T
     text = verdict(table)
-    write_whole(run/'table.csv', lambda f: table.to_csv(f, index_label='arm'))
+    write_table(run/'table.csv', table, index=True, index_label='arm')
     write_whole(run/'verdict.txt', lambda f: f.write((text+'\n').encode()))
     if len(learns['with proxies'].proxy_attention.store):
         fig = demo_picture(learns, table)

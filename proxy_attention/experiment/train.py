@@ -328,21 +328,17 @@ def _check_again(images, run, workers):
     kept = {f:was[name][1:] for f,name in names.items() if f not in set(new) and was[name][1]}
     return pd.DataFrame([(f,*(found|kept)[f]) for f in names if f in found|kept], columns=['file','problem','detail'])
 
-def _write_table(file, df, **kwargs):
-    "Write a table as CSV, completely or not at all"
-    return write_whole(file, lambda f: df.to_csv(f, **dict(index=False)|kwargs))
-
 def keep_checked(
     run, # A run folder
     images:ImageSet, # From `look_at`
     wrong:pd.DataFrame # From `look_at`
 ):
     "Store the problems (`problems.csv`) and the result of all checks (`checked.csv`), so that `look_at` opens each image once"
-    _write_table(Path(run)/'problems.csv', wrong)
+    write_table(Path(run)/'problems.csv', wrong)
     said = {f:rest for f,*rest in wrong[~wrong.problem.isin(_of_copies)].itertuples(index=False, name=None)}
     files = list(dict.fromkeys([*images.df.file, *said]))
     rows = [(n,_size(f),*said.get(f, ('',''))) for n,f in zip(images._named(files), files)]
-    _write_table(Path(run)/'checked.csv', pd.DataFrame(rows, columns=_checked))
+    write_table(Path(run)/'checked.csv', pd.DataFrame(rows, columns=_checked))
 
 def _leave_out_unreadable(images, wrong, say):
     "Report all problems, and leave out unreadable images"
@@ -445,7 +441,7 @@ def _test(learn, cfg, images, run):
     with keep_rng(), learn.no_bar(), learn.no_logging():
         scores = {k:score_of(learn, test_loader(learn, o)) for k,o in tests_of(cfg, images).items()}
     columns = ('n','accuracy','mean_ap','loss','worst_group','worst')
-    _write_table(run/'tests.csv', pd.DataFrame([dict(test=k, **{c:o[c] for c in columns if c in o}) for k,o in scores.items()]))
+    write_table(run/'tests.csv', pd.DataFrame([dict(test=k, **{c:o[c] for c in columns if c in o}) for k,o in scores.items()]))
 
 # %% ../../nbs/experiment/07_train.ipynb #a2d87002
 def begun_with(
@@ -725,7 +721,7 @@ def _trained(cfg, images, run, epochs, say, cbs, export):
         say(f'Fold {i+1} of {cfg.data.folds}')
         rows.append(dict(fold=i, **_fit(cfg, images.fold(i), run/f'fold_{i}', epochs, say, cbs, export)))
     df = pd.DataFrame(rows)
-    _write_table(run/'folds_result.csv', df)
+    write_table(run/'folds_result.csv', df)
     say('Mean ± standard deviation over the folds: '
         +', '.join(f'{k} {df[k].mean():.3f} ± {df[k].std():.3f}' for k in df.columns[1:]))
     return run
@@ -833,11 +829,11 @@ def _in_words(what, run):
 def _keep_records(learn, run):
     "Write the records of the fit, and the picture of the proxies"
     names = learn.recorder.metric_names[1:-1]
-    _write_table(run/'history.csv', pd.DataFrame(learn.recorder.values, columns=names).rename_axis('epoch'), index=True)
-    if hasattr(learn, 'prune'): _write_table(run/'prune.csv', learn.prune.log)
+    write_table(run/'history.csv', pd.DataFrame(learn.recorder.values, columns=names).rename_axis('epoch'), index=True)
+    if hasattr(learn, 'prune'): write_table(run/'prune.csv', learn.prune.log)
     if (pa := getattr(learn, 'proxy_attention', None)) is None: return
     write_whole(run/'recipe.txt', lambda f: f.write(_as_served(pa).encode()))
-    _write_table(run/'proxy_steps.csv', pa.history)
+    write_table(run/'proxy_steps.csv', pa.history)
     if not pa.history.served.sum(): return
     fig = pa.show(size=1.6)[0,0].figure
     fig.savefig(run/'proxies.png', dpi=110)

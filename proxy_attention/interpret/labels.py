@@ -134,11 +134,15 @@ class LabelProbes:
         "Does the model beat chance on half of the frequent labels? None: the labels are unknown, or none is frequent"
         if not self.due: return None
         if self.probes and all(o.learned is None for o in self.probes.values()): return None
-        return sum(bool(o.learned) for o in self.probes.values())>=self.due/2
+        return self.n_learned>=self.due/2
+    @property
+    def n_learned(self)->int:
+        "Number of the labels for which the model is known to beat chance"
+        return sum(bool(o.learned) for o in self.probes.values())
     @property
     def how_good(self)->str:
         "How good the predictions are, as text"
-        return f'better than chance for {sum(bool(o.learned) for o in self.probes.values())} of {counted(self.due, "frequent label")}'
+        return f'better than chance for {self.n_learned} of {counted(self.due, "frequent label")}'
     @property
     def in_short(self)->str:
         "The measurements of the label that depends on something most, as a short text"

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastcore.all import L, store_attr
 from fastai.learner import Learner, Metric
 from ..core import *
-from ..data.loaders import has_items, placed, plain_dl, whole_dl
+from ..data.loaders import has_items, listed, placed, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
 from ..attribution.targets import Index, Label, Target
 from ..attribution.tasks import find_task, need_one_input
@@ -281,7 +281,7 @@ def pitfalls()->pd.DataFrame: # One row per metric: what it measures, whether hi
 # %% ../../nbs/interpret/04_metrics.ipynb #9301583b
 def _chosen(items, masks, n):
     "Return at most `n` items, spread evenly, a mask (h,w) for each of them, and their indices"
-    if isinstance(items, (str,Path)): items = [items]
+    items = listed(items)
     if not len(items): raise ValueError('There are no items: give at least one.')
     if n is not None: refuse_number(1, 10**9, n=n)
     at = (list(range(len(items))) if n is None or n>=len(items)

@@ -290,7 +290,7 @@ def explain_images(
         finally: # finished results are kept, also after an error
             table,lost = pd.DataFrame(rows), pd.DataFrame([(clean_text(f),why) for f,why in skipped], columns=['file','problem'])
             for name,df in dict(predictions=table, skipped=lost).items():
-                if len(df): write_whole(run/f'{name}.csv', lambda f: df.to_csv(f, index=False, encoding='utf-8'))
+                if len(df): write_table(run/f'{name}.csv', df)
     except KeyboardInterrupt as e: raise KeyboardInterrupt(f'{len(rows)} of {len(files)} images are done: {run}') from e
     except OSError as e:
         raise type(e)(f'The results cannot be written to {run} ({e.strerror or e}): '

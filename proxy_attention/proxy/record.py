@@ -264,7 +264,7 @@ def keep_images(
         rows.append(dict(proxy=name, source=f, item=i, label=label, **{k:how[k] for k in ('fit','epoch','donor','area')}))
     manifest = folder/'manifest.csv'
     old = _texts(manifest) if manifest.exists() else pd.DataFrame()
-    write_whole(manifest, lambda f: pd.concat([old, pd.DataFrame(rows)]).to_csv(f, index=False))
+    write_table(manifest, pd.concat([old, pd.DataFrame(rows)]))
 
 def read_proxies(
     folder # Folder in which a run has saved its proxies
@@ -306,5 +306,5 @@ def put_back(
         there = [o in known for o in zip(df.fit.astype(int), df.epoch.astype(int))]
         if name=='manifest.csv':
             for o in df.proxy[[not o for o in there]]: (folder/o).unlink(missing_ok=True)
-        if any(there): write_whole(folder/name, lambda f: df[there].to_csv(f, index=False))
+        if any(there): write_table(folder/name, df[there])
         else: (folder/name).unlink()
