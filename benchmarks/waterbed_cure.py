@@ -20,9 +20,10 @@ import pandas as pd, torch
 from fastai.vision.all import CrossEntropyLossFlat, Flip, ImageDataLoaders, Learner, Normalize, accuracy, set_seed
 from fastcore.script import call_parse, store_true
 from proxy_attention.attribution.methods import Suspect
-from proxy_attention.experiment.arms import arms, with_proxies
+from proxy_attention.experiment.arms import arms, random_erasing, with_proxies
 from proxy_attention.experiment.compare import compare
 from proxy_attention.interpret.choosing import swapped_accuracy
+from proxy_attention.proxy.recipes import one_cycle
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import body_and_head
@@ -62,6 +63,8 @@ which = {
     'background, random place':with_proxies('background', rule='random_rest'), 'classes equally':arms['classes equally'],
     'upweighted errors':arms['upweighted errors'], 'last layer, afr':arms['last layer, afr'],
     'shortcut, 30 %':with_proxies('shortcut', area=.3)}
+# what gains accuracy on birds (`gain.py`): is it less dependent on backgrounds?
+which |= {o:arms[o] for o in ('one cycle','attentive_cutmix','vitamin')} | {'erasing':partial(random_erasing, fit=one_cycle, p=.25)}
 
 def without_groups(learn):
     "What chooses a model where no groups are known, beside the worst class: the accuracy on swapped validation images"
@@ -77,6 +80,7 @@ def main(data:str, # Folder of the real data
          epochs:int=3, # Of each fit
          only:str='', # Only these arms, separated by semicolons
          fine_tuned:store_true=False, # As fastai's `fine_tune`: an epoch of the head, then the body at a hundredth of its rate
+         accuracy_only:store_true=False, # Without the swapped accuracies, which take longer than a plain fit
          n_jobs:int=2, # Processes
          csv:str=str(Path(__file__).with_suffix('.csv')), # Where the table goes
 ):
@@ -87,7 +91,8 @@ def main(data:str, # Folder of the real data
     raw = unpacked(data, out)
     mine = {k:which[k] for k in only.split(';')} if only else which
     name = f'{bed}, fine-tuned' if fine_tuned else bed
+    measure = None if fine_tuned or accuracy_only else without_groups
     res = compare(partial(learner, raw, out, bed, fine_tuned=fine_tuned), mine, [int(o) for o in seeds.split(',')], epochs,
-                  group_tests(), 1e-3, [*mine][0], measure=None if fine_tuned else without_groups, folder=out/f'runs_{name}', n_jobs=n_jobs)
+                  group_tests(), 1e-3, [*mine][0], measure=measure, folder=out/f'runs_{name}', n_jobs=n_jobs)
     print(f'{name}\n{res.table(diff=False).to_string()}', flush=True)
     keep_table(res.df.assign(bed=name).round(5), Path(csv), ['bed','arm','seed'])
