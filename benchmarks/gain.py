@@ -26,7 +26,8 @@ from proxy_attention.experiment.identity import refuse_other, versions, what_is
 from proxy_attention.interpret.heats import heat_on
 from proxy_attention.interpret.metrics import pointing_game
 from proxy_attention.masking.rules import top_cells
-from proxy_attention.proxy.recipes import one_cycle, recipes
+from proxy_attention.proxy.fits import one_cycle
+from proxy_attention.proxy.recipes import recipes
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import Pictures, beds, learner, taken, tests

@@ -23,7 +23,7 @@ from proxy_attention.attribution.methods import Suspect
 from proxy_attention.experiment.arms import arms, random_erasing, with_proxies
 from proxy_attention.experiment.compare import compare
 from proxy_attention.interpret.choosing import swapped_accuracy
-from proxy_attention.proxy.recipes import one_cycle
+from proxy_attention.proxy.fits import one_cycle
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_tables import keep_table
 from gain_beds import body_and_head

@@ -33,6 +33,7 @@ from .proxy.schedule import Plateau
 from .proxy.selection import PerClass
 from .proxy.losses import interpret_train
 from .proxy.callback import ProxyAttention
+from .proxy.successor import IfCarried
 from .proxy.recipes import recipes
 from .experiment.checkpoint import Checkpoint, load_best
 from .experiment.runs import read_runs

@@ -9,7 +9,7 @@ from proxy_attention.experiment.arms import find_arm, fit_plain, with_proxies
 from proxy_attention.experiment.compare import run_arm
 from proxy_attention.experiment.statistics import Comparison
 from proxy_attention.proxy.losses import interpret_train
-from proxy_attention.proxy.recipes import IfCarried
+from proxy_attention.proxy.successor import IfCarried
 
 BS = 16
 

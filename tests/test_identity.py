@@ -16,7 +16,8 @@ from proxy_attention.data.digits import digits, digits_learner
 from proxy_attention.experiment.arms import Arms, arms, with_proxies
 from proxy_attention.experiment.identity import *
 from proxy_attention.proxy.callback import ProxyAttention
-from proxy_attention.proxy.recipes import IfCarried, Recipe, recipes
+from proxy_attention.proxy.recipes import Recipe, recipes
+from proxy_attention.proxy.successor import IfCarried
 
 def written(code, name='f', **space):
     "A function as a notebook has it"

@@ -93,7 +93,7 @@ def test_no_line_is_longer_than_140_characters():
 everything = """
     AblationCAM AttentionOn AttentionRollout Augmented CAM Captum Checkpoint Comparison Grouped
     draw_boxes grouped_data grouped_table on_places place_test_sets planted read_objects show_objects SwappedAccuracy swapped_accuracy
-    EigenCAM EigenGradCAM Enlarged FinerCAM GradCAM GradCAMPlusPlus HeatDrift
+    EigenCAM EigenGradCAM Enlarged FinerCAM GradCAM GradCAMPlusPlus HeatDrift IfCarried
     GradRollout HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
     ProxyAttention ProxyInterpretation ProxyWarning Prune RefineCAM Report RunBoard
     ScoreCAM Suspect Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net

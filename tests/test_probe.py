@@ -103,7 +103,8 @@ def test_the_verdict_answers_in_the_order_of_importance(kind):
 
 def test_the_verdict_names_the_callback_of_each_treatment():
     "What is written in the verdict swaps what `fit_proxy` would swap: the same rule, area, fill and donor"
-    from proxy_attention.proxy.recipes import recipes, treatments
+    from proxy_attention.proxy.recipes import recipes
+    from proxy_attention.proxy.successor import treatments
     for kind,treat in treatments.items():
         p = read_by_hand(**{kind:.9})
         call, = [o for o in p.verdict().split('`') if o.startswith('ProxyAttention')]

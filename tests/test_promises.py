@@ -8,7 +8,7 @@ from proxy_attention.data.loaders import input_size, train_items, whole_dl
 from proxy_attention.attribution.heatmap import resize_heat
 from proxy_attention.attribution.methods import heat_of
 from proxy_attention.masking.rules import centre
-from proxy_attention.proxy.recipes import probe_cycle
+from proxy_attention.proxy.fits import probe_cycle
 from proxy_attention.proxy.serving import modes
 
 nothing = lambda losses: []

@@ -150,7 +150,7 @@ def test_a_folder_of_pickles_runs_nothing(one, made, few, tmp_path, capsys):
 
 @pytest.mark.filterwarnings('ignore:Detected pickle')
 def test_a_suspect_that_is_kept_between_two_fits_is_not_unpickled(tmp_path):
-    from proxy_attention.proxy.recipes import _weights_in
+    from proxy_attention.proxy.successor import _weights_in
     mark = tmp_path/'ran'
     (tmp_path/'suspect.pth').write_bytes(pickle.dumps(Hostile(mark)))
     with pytest.raises(ValueError, match='does not contain the weights of a suspect, or is damaged'): _weights_in(tmp_path/'suspect.pth')

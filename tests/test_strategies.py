@@ -11,7 +11,8 @@ from proxy_attention.masking.donors import donors
 from proxy_attention.masking.fills import fills, noise
 from proxy_attention.masking.rules import rules
 from proxy_attention.proxy.callback import parted
-from proxy_attention.proxy.recipes import IfCarried, probe_cycle, treatment
+from proxy_attention.proxy.fits import probe_cycle
+from proxy_attention.proxy.successor import IfCarried, treatment
 from proxy_attention.proxy.losses import loss_sources
 from proxy_attention.proxy.selection import selections
 from proxy_attention.proxy.serving import modes
@@ -429,7 +430,7 @@ def found(place=0., rest=0., border=0., look=0., edge=.1, cells=8, known=None, *
     return Probe(heat, torch.arange(60)%2, flips, ['a','b'], targs=torch.arange(60)%2, swaps=swaps, known=known)
 
 def answers(monkeypatch, found):
-    import proxy_attention.proxy.recipes as c
+    import proxy_attention.proxy.successor as c
     monkeypatch.setattr(c, 'probe', lambda learn, items, n, model, objects: found)
 
 @pytest.mark.parametrize('carried,steps', [(.9,[0]), (.5,[0]), (.49,[]), (float('nan'),[])])

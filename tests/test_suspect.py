@@ -5,7 +5,8 @@ from proxy_attention.all import *
 from proxy_attention.data.digits import bed_learner, digit_images, digits_learner
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.attribution.methods import Suspect
-from proxy_attention.proxy.recipes import IfCarried, one_probe_epoch
+from proxy_attention.proxy.fits import one_probe_epoch
+from proxy_attention.proxy.successor import IfCarried
 from proxy_attention.experiment.arms import with_proxies
 from proxy_attention.experiment.compare import compare_folder, run_arm
 from proxy_attention.experiment.config import Config, ProxyConfig, from_toml

@@ -27,7 +27,8 @@ from ..masking.fills import fills
 from ..proxy.selection import is_wrong
 from ..proxy.losses import interpret_train
 from ..proxy.callback import ProxyAttention
-from ..proxy.recipes import Recipe, one_cycle, one_probe_epoch, recipes
+from ..proxy.fits import one_cycle, one_probe_epoch
+from ..proxy.recipes import Recipe, recipes
 from ..proxy.head import head_callback
 from ..proxy.peers import peers
 

@@ -30,7 +30,7 @@ from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect
 from ..attribution.tasks import find_task
 from ..interpret.choosing import find_parts, refuse_unswappable, swapped_accuracies, swapped_column, swapped_parts
-from ..proxy.recipes import head_first
+from ..proxy.fits import head_first
 from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
 from .arms import find_arm, recipe_in, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml

@@ -39,7 +39,9 @@ from ..attribution.tasks import find_task
 from ..interpret.choosing import SwappedAccuracy, find_parts, refuse_unswappable, swapped_column
 from ..interpret.use import open_learner
 from ..proxy.schedule import Steps, possible_epochs
-from ..proxy.recipes import IfCarried, as_suspect, head_first, recipes
+from ..proxy.fits import head_first
+from ..proxy.successor import IfCarried, as_suspect
+from ..proxy.recipes import recipes
 from .config import Config, all_settings, changed, from_toml, to_toml
 from .identity import data_of, digest, files_digest, items_of, no_address, refuse_other, versions
 from .runs import finished

@@ -22,7 +22,8 @@ from ..attribution.places import heat_place, too_coarse, zone_energy
 from ..attribution.clusters import heat_clusters
 from ..proxy.schedule import time_of_step
 from ..proxy.selection import takes_share, usual_share
-from ..proxy.recipes import recipes, rehearsed
+from ..proxy.successor import rehearsed
+from ..proxy.recipes import recipes
 from ..experiment.config import Config, all_settings, left_to_arms, to_toml
 from ..experiment.compare import Comparison
 from ..experiment.statistics import metric_names
