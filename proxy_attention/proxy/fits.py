@@ -34,7 +34,10 @@ def probe_cycle(
     cycle = combined_cos(pct_start, lr/div, lr, lr/div_final)
     return ParamScheduler(dict(lr=then(lr/probe_div, cycle), mom=then(moms[0], combined_cos(pct_start, *moms))))
 
-def refuse_probe(n_epoch, probe):
+def refuse_probe(
+    n_epoch:int, # Total number of epochs
+    probe:int # Number of probe epochs
+):
     "Raise an error for a fit that is too short for its probe epochs"
     refuse_number(1, 10**6, probe=probe)
     if probe>=n_epoch:
@@ -143,7 +146,9 @@ def epochs_to_step(
     raise ValueError(f'A fit of {counted(n_epoch, "epoch")} has no proxy step with this schedule ({called(schedule)}): '
                      'train for more epochs, or change the schedule.')
 
-def refuse_short(n_epoch):
+def refuse_short(
+    n_epoch:int # Total number of epochs
+):
     "Raise an error for a fit that is too short for an epoch after a step"
     refuse_count(0, 'it is a number of epochs', n_epoch=n_epoch)
     if n_epoch<2:
