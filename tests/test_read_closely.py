@@ -247,7 +247,8 @@ def test_pixels_that_the_loss_leaves_out_do_not_count():
     y[:,:16,:16],y[:,16:,:16] = 1,255 # the lower left is left out, and predicted as class 1
     def asked(ignored):
         task = PixelLabels(['ground','left','bright'], ignored=ignored)
-        return probe_pixels(Halves(), task, [(x,y)], 'GradCAM', None, 'c', (.1,), (.3,), probe_donors['alike'], 0, 'images', {}, iter, label='left')
+        return probe_pixels(Halves(), task, [(x,y)], 'GradCAM', None, 'c', (.1,), (.3,), probe_donors['alike'], 0, 'images',
+                            {}, iter, label='left')
     assert asked(255).iou('left')==1 and asked(None).iou('left')==.5
 
 def test_a_class_of_few_pixels_is_told():
