@@ -26,6 +26,11 @@ def half_type(
     if kind=='cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if kind=='cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()): return torch.bfloat16
 
+def _plain(o):
+    "Return a plain tensor that autograd accepts, also for one that was made in `inference_mode`"
+    o = o.detach().as_subclass(Tensor)
+    return o.clone() if o.is_inference() else o
+
 attributions = {} # Name -> class of each method; a subclass of `Explainer` registers itself
 
 class Explainer:
@@ -99,8 +104,7 @@ class Explainer:
                             'as floats (`xb.float()/255`), and normalized if the training images were.')
         if yb is not None and len(yb)!=len(xb): raise ValueError(f'There are {len(xb)} images but {len(yb)} labels: give one per image.')
         with looking_into(self.model), torch.no_grad(), ExitStack() as stack:
-            xb,yb = (o.detach().as_subclass(Tensor) if isinstance(o, Tensor) else o for o in (xb,yb))
-            if xb.is_inference(): xb = xb.clone()
+            xb,yb = (_plain(o) if isinstance(o, Tensor) else o for o in (xb,yb))
             if self.ready!=(size := (xb.device,*xb.shape[1:])):
                 self.prepare(xb)
                 self.ready = size

@@ -124,12 +124,13 @@ def moved(
     x:Tensor, # (bs,channels,H,W)
     view:Tensor, # (2,3) from `view_of`
     size=None, # (height, width) of the result; None: unchanged
-    outside='zeros' # What lies outside: 'zeros', 'border' (its colour goes on) or 'reflection'
+    outside='zeros', # What lies outside: 'zeros', 'border' (its colour goes on) or 'reflection'
+    mode='bilinear' # Interpolation: 'bilinear', or 'nearest' for labels of pixels
 )->Tensor: # (bs,channels,height,width)
     "Return images as a view shows them"
     size = tuple(size or x.shape[-2:])
     grid = F.affine_grid(view.to(x.device).expand(len(x), 2, 3), (len(x),1,*size), align_corners=False)
-    return F.grid_sample(x.float(), grid, padding_mode=outside, align_corners=False).to(x.dtype)
+    return F.grid_sample(x.float(), grid, mode, outside, align_corners=False).to(x.dtype)
 
 def back(
     view:Tensor # (2,3) from `view_of`
@@ -144,6 +145,11 @@ def _as_views(o):
     if isinstance(o, Tensor) and o.shape==(2,3): return [o]
     if isinstance(o, str): return by_name(o, image_views, 'view')
     raise TypeError(f'A view is {", ".join(map(repr, image_views))} or a tensor (2,3) from `view_of`, not {o!r}.')
+
+def _labels_in(view, yb):
+    "Return labels as a view shows them: those of pixels move with the image"
+    if not isinstance(yb, Tensor) or yb.ndim<3 or yb.is_floating_point(): return yb
+    return moved(yb.reshape(len(yb), 1, *yb.shape[-2:]), view, outside='border', mode='nearest').reshape(yb.shape)
 
 class Smoothed(Around):
     "The mean heat of another attribution over several views of an image (as `aug_smooth` in Gildenblat et al. 2021, pytorch-grad-cam)"
@@ -167,7 +173,7 @@ class Smoothed(Around):
         size = [o if flips else 2*o for o in heat.shape[-2:]]
         total,seen = (moved(o[:,None], view_of(), size) for o in (heat, torch.ones_like(heat)))
         for v in self.views:
-            heat = self.look(moved(xb, v, outside='border'), yb)
+            heat = self.look(moved(xb, v, outside='border'), _labels_in(v, yb))
             total += moved(heat[:,None], back(v), size)
             seen += moved(torch.ones_like(heat)[:,None], back(v), size)
         heat = (total/seen)[:,0]

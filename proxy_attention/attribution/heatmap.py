@@ -8,6 +8,7 @@ __all__ = ['degenerate', 'normalize_heat', 'resize_heat', 'shrink_heat', 'heat_s
 # %% ../../nbs/attribution/00_heatmap.ipynb #166c73db
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from scipy.stats import rankdata
@@ -182,5 +183,5 @@ def load(cls:HeatmapStore, path):
     "Read a store that `save` wrote, without unpickling; raises `ValueError` for another file"
     try:
         with np.load(path, allow_pickle=False) as o: return cls(o['idxs'], o['grids'])
-    except (ValueError, KeyError, EOFError, AttributeError, TypeError) as e:
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError, BadZipFile, RuntimeError) as e:
         raise ValueError(f'{path} is not a heatmap store ({e}).') from e

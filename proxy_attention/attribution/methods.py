@@ -17,7 +17,7 @@ from fastcore.all import L
 from fastprogress.fastprogress import progress_bar
 from ..core import *
 from .heatmap import HeatmapStore, agreement, degenerate, resize_heat, shrink_heat
-from .layers import as_grid, copy_of, find_layer, last_of, layers_once, named_layer, outputs_of, unwrap
+from .layers import as_grid, copy_of, last_of, layers_once, named_layer, outputs_of, unwrap
 from .targets import as_target
 from .cams import *
 import proxy_attention.attribution.perturbation # whose methods register themselves
@@ -54,12 +54,13 @@ class Captum(Explainer, base=True):
     ):
         super().__init__(model, target, scale, chunk)
         self.method = by_name(method, captum_methods, 'captum method')
-        self.layer,self.kwargs = layer,kwargs
+        self.asked,self.layer,self.kwargs = layer,None,kwargs
         self.needs_layer = isinstance(self.method, type) and 'layer' in takes(self.method)
 
     def prepare(self, xb):
-        if self.needs_layer and not isinstance(self.layer, nn.Module):
-            self.layer = (find_layer(self.net, xb) if self.layer is None else named_layer(self.net, self.layer, xb)).module
+        if not self.needs_layer: return
+        if isinstance(self.asked, nn.Module): self.layer = self.asked
+        else: self.layer = (last_of(layers_once(self.net, xb)) if self.asked is None else named_layer(self.net, self.asked, xb)).module
 
     def explain(self, xb, yb, target):
         with torch.enable_grad(), catch_warnings():
@@ -208,7 +209,7 @@ class Suspect:
         attribution=default_attribution, # How heatmaps are made: a name, a class, or a function with an argument `model`
         size=None # (height, width), or one number for both, to enlarge images to for this model; None: unchanged
     ):
-        model = getattr(model, 'model', model)
+        if not isinstance(model, nn.Module): model = getattr(model, 'model', model) # a module may have a part of this name
         if not isinstance(model, nn.Module):
             raise TypeError(f'A suspect is a trained Learner or a torch module, but this is a {type(model).__name__}.')
         self.size = as_size(size)

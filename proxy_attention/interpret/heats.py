@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from ..core import *
 from ..data.loaders import input_size, items_dl, listed, placed, whole_dl
 from ..attribution.heatmap import normalize_heat, resize_heat
-from ..attribution.targets import Label
+from ..attribution.targets import asks_labels
 from ..attribution.tasks import find_task, need_one_input
 from ..attribution.methods import as_attribution, default_attribution, default_target, each_target, heat_of, view_size
 from ..attribution.clusters import HeatClusters
@@ -57,7 +57,7 @@ def show_heat(
     x = _pixels(img)
     if heat is None: ax.imshow(x)
     else:
-        heat = torch.as_tensor(heat)
+        heat = torch.as_tensor(heat).detach().cpu()
         h = resize_heat(heat.reshape(heat.shape[-2:]), x.shape[:2]).clamp(0,1).numpy()
         if not np.isfinite(h).all(): h,title = np.zeros_like(h), f'{title or ""} (no heat)'.strip()
         x = dim*(x.mean(-1, keepdims=True)*.7 + x*.3)
@@ -186,26 +186,33 @@ def heat_on(
     need_one_input(learn, 'a heatmap')
     items = listed(items)
     target = find_task(learn).target(target)
-    attr,of = as_attribution(attribution)(placed(learn), layer=layer, target=target),getattr(target, 'of', target)
-    labels = isinstance(of, Label) or isinstance(of, str) and of=='label' # of a `Region`
+    attr = as_attribution(attribution)(placed(learn), layer=layer, target=target)
     with keep_rng():
         size = dict(size=view_size(attr, input_size(learn.dls, items))) if whole and hasattr(attr, 'view') else {}
-        heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=labels, **size), **kwargs)
+        heat,bad = heat_of(attr, (whole_dl if whole else items_dl)(learn.dls, items, with_labels=asks_labels(target), **size), **kwargs)
     if bad.any():
         warn(f'{int(bad.sum())} of {len(bad)} heatmaps are uninformative (flat or not finite), so they stay empty.', ProxyWarning)
     return torch.where(bad[:,None,None], torch.zeros(()), heat)
+
+def _validation_views(dls, items):
+    "Return images as a model gets them in validation, without normalization"
+    with keep_rng():
+        dl = items_dl(dls, items, with_labels=False)
+        return [o[0] for b in dl for o in dl._pre_show_batch(b, max_n=len(b[0]))[2]]
 
 def show_where(
     learn, # Trained learner, or a dict: name -> learner
     items, # Items as in `dls.train_ds.items`
     captions=(), # One caption per item
     size:float=1.1, # Inches per image
+    whole:bool=True, # Show whole images? Otherwise the validation view, which may be a crop
     **kwargs # Passed to `heat_on`
 ): # Axes of the pictures
     "Show images, and where one or several models look in them"
     learns,items = learn if isinstance(learn, dict) else {'heat':learn},listed(items)
-    imgs = [o[0] for o in next(iter(learns.values())).dls.test_dl(items).dataset]
-    return show_heats(imgs, [heat_on(o, items, **kwargs) for o in learns.values()], list(learns), captions, size=size)
+    dls = next(iter(learns.values())).dls
+    imgs = [o[0] for o in dls.test_dl(items).dataset] if whole else _validation_views(dls, items)
+    return show_heats(imgs, [heat_on(o, items, whole=whole, **kwargs) for o in learns.values()], list(learns), captions, size=size)
 
 # %% ../../nbs/interpret/00_heats.ipynb #448a4efd
 def heats_of_labels(

@@ -108,14 +108,16 @@ class ProxyInterpretation(ClassificationInterpretation):
             raise TypeError('An image has several labels, which are not confused with each other: see `print_classification_report`.')
         if not self.task.has_classes:
             raise TypeError(f'The labels are {self.task.said}, which are not confused with each other: see `plot_top_losses`.')
-        return self._pixel_confusion() if self.task.per_pixel else super().confusion_matrix()
+        if self.task.per_pixel: return self._pixel_confusion()
+        with aside(self.learn): return super().confusion_matrix()
 
     def print_classification_report(self):
         "Print scikit-learn's report of the classes, also of several labels per image; raises `TypeError` for numbers and pixels"
         if self.task.per_pixel or not self.task.has_classes:
             raise TypeError(f'The report counts images of a class, but this data has {self.task}: see `plot_top_losses`.')
-        if not self.task.per_label: return super().print_classification_report()
-        *_,targs,said = self.learn.get_preds(dl=self.dl, with_decoded=True, act=self.act)
+        with aside(self.learn):
+            if not self.task.per_label: return super().print_classification_report()
+            *_,targs,said = self.learn.get_preds(dl=self.dl, with_decoded=True, act=self.act)
         print(classification_report(targs.numpy(), said.numpy(), target_names=[str(o) for o in self.vocab], zero_division=0))
 
     def __repr__(self):
@@ -155,6 +157,8 @@ def decoded(self:ProxyInterpretation,
     "Return items for display: images as the model got them, without normalization"
     idxs = _numbers(idxs, len(self.losses))
     inps,preds,targs,dec,losses = self[idxs]
+    if self.task.has_classes and not self.task.per_label and preds[0].numel()==1: # a single output that separates two classes
+        preds,dec = torch.stack([1-preds.flatten(), preds.flatten()], 1),self.task.short(dec, targs)[0]
     inps,targs,dec = map(tuplify, (inps,targs,dec))
     its,outs = (self.dl._pre_show_batch(inps+o, max_n=len(idxs))[2] for o in (targs,dec))
     if self.task.per_pixel: return _of_pixels(self.task, its, targs[0], dec[0], preds, losses)
@@ -209,12 +213,12 @@ def _pixels(self:ProxyInterpretation, idxs=None):
 
 @patch
 def _where_pixels(self:ProxyInterpretation, by, idxs, **kwargs):
-    "Draw the mean heatmap of each class, over the images in which it is predicted (or true)"
-    there = torch.cat([self.task.short(*o)[0 if by=='pred' else 1].cpu() for o in self._pixels(idxs)])
+    "Draw the mean heatmap of each class, over the images in which it is predicted (`by` 0) or true (1)"
+    there = torch.cat([self.task.short(*o)[by].cpu() for o in self._pixels(idxs)])
     maps,counts,names = [],[],[str(o) for o in self.vocab]
     for c in range(len(names)):
         at,heat = idxs[there[:,c].numpy()],torch.zeros(0,1,1)
-        if len(at): heat = normalize_heat(heat_on(self.learn, self.items_at(at), **(self.how|dict(target=Region(c, by)))))
+        if len(at): heat = normalize_heat(heat_on(self.learn, self.items_at(at), **(self.how|dict(target=Region(c, ('pred','label')[by])))))
         ok = ~degenerate(heat)
         maps.append(heat[ok].mean(0))
         counts.append(ok.sum())
@@ -278,8 +282,7 @@ def show_heats(self:ProxyInterpretation,
     how = [self.how['attribution']] if attributions is None else L(attributions)
     rows = self.decoded(idxs)
     if labels is not None: return self._show_labels(idxs, L(labels), how, rows, **kwargs)
-    heats = [type(self)(self.learn, self.dl, self.losses, self.act, **(self.how|dict(attribution=o))).heats(idxs)
-        for o in how]
+    heats = [normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=False, **(self.explained|dict(attribution=o)))) for o in how]
     axs = _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
     for ax,row in zip(axs[0], rows): _draw_labels(self, ax, row)
     return axs
@@ -304,16 +307,16 @@ def plot_where(self:ProxyInterpretation,
     """Draw the mean heatmap of each class, over the whole images
 
     For numbers they are those of the lowest, the middle and the highest third; of several labels, those of each label."""
-    by = by_name(by, dict(pred=2, label=1), 'grouping')
+    by = by_name(by, dict(pred=0, label=1), 'grouping')
     refuse_number(1, 10**9, n=n)
     idxs = np.unique(np.linspace(0, len(self.losses)-1, min(int(n), len(self.losses))).round().astype(int))
-    if self.task.per_pixel: return self._where_pixels('pred' if by==2 else 'label', idxs, **kwargs)
+    if self.task.per_pixel: return self._where_pixels(by, idxs, **kwargs)
     with aside(self.learn):
-        cls = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)[by]
-    if self.task.per_label: return self._where_labels(idxs, cls>.5, **kwargs)
+        _,targs,said = self.learn.get_preds(dl=items_dl(self.learn.dls, self.items_at(idxs)), with_decoded=True, act=self.act)
+    cls = self.task.short(said, targs)[by]
+    if self.task.per_label: return self._where_labels(idxs, cls, **kwargs)
     names = self.vocab
     if not self.task.has_classes:
-        cls = self.task.short(cls, cls)[0]
         if cls.shape[1]!=1:
             raise TypeError(f'A mean heatmap per third needs one number per image, but here are {cls.shape[1]}: use `show_heats`.')
         cls,names = self.task.classes(cls),self.task.thirds

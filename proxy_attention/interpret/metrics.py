@@ -20,7 +20,7 @@ from fastai.learner import Learner, Metric
 from ..core import *
 from ..data.loaders import has_items, listed, placed, plain_dl, whole_dl
 from ..attribution.heatmap import agreement, degenerate, heat_share, normalize_heat, points_at, resize_heat
-from ..attribution.targets import Index, Label, Target
+from ..attribution.targets import Index, Target, asks_labels
 from ..attribution.tasks import find_task, need_one_input
 from ..attribution.layers import looking_into, outputs_of, unwrap
 from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, method_names
@@ -229,9 +229,12 @@ def impute(
     rng=None, # `torch.Generator`; None: torch's own
     tol:float=1e-3 # Relative residual at which the solver stops
 )->Tensor: # (n,channels,H,W)
-    "Replace each masked pixel with the weighted mean of its neighbours, plus noise (ROAD, Rong et al. 2022, arXiv 2202.00449)"
+    """Replace each masked pixel with the weighted mean of its neighbours, plus noise (ROAD, Rong et al. 2022, arXiv 2202.00449)
+
+    It is computed in at least full precision: the sums over an image are too large for half precision."""
     if mask.flatten(1).all(1).any():
         raise ValueError('All pixels of an image are masked: leave at least one pixel to fill from.')
+    kind,x = x.dtype,x.to(torch.promote_types(x.dtype, torch.float32))
     dot = lambda a,b: (a*b).sum((2,3), keepdim=True)
     hole,tiny = mask[:,None].to(x),torch.finfo(x.dtype).tiny
     total,known = _around(torch.ones_like(hole)),x*(1-hole)
@@ -247,7 +250,7 @@ def impute(
         v,r = v+a*p, r-a*Ap
         rr,old = dot(r, r),rr
         p = r + rr/old.clamp(min=tiny)*p
-    return known + v + hole*noise*torch.randn(x.shape, generator=rng).to(x)
+    return (known + v + hole*noise*torch.randn(x.shape, generator=rng).to(x)).to(kind)
 
 @_of_model
 def road(f, x, heat, y,
@@ -383,13 +386,14 @@ def _scores(metrics, known):
 
 def _batches(learn, items, target):
     "Yield plain images, with labels if the target needs them"
-    labels = isinstance(getattr(target, 'of', target), Label)
+    labels = asks_labels(target)
     for b in whole_dl(learn.dls, items, with_labels=labels):
         yield b[0].as_subclass(Tensor), b[1].as_subclass(Tensor) if labels else None
 
 def _class_of(target, out, yb):
     "Return the class that a target explains"
-    fixed = getattr(target, 'of', target).fix(out, yb)
+    of = getattr(target, 'of', target)
+    fixed = (of if isinstance(of, Target) else target).fix(out, yb) # the `of` of a region is a name
     if fixed is None or fixed.ndim!=1:
         raise TypeError(f"The target {target} does not explain a single class, which some of the metrics need: "
             f"choose 'pred', 'label' or an index, or metrics among {', '.join(mask_metrics)}.")
@@ -418,8 +422,8 @@ def explanation_scores(
     need_one_input(learn, 'a heatmap')
     task,metrics,attribution = find_task(learn),_as_metrics(metrics, masks),_named(attribution)
     target = task.target(target)
-    if not task.has_classes and (of_prob := [k for k,f in metrics.items() if 'y' in takes(f)]):
-        raise TypeError(f"{', '.join(of_prob)} need the probability of a class, and the labels are {task.said}: "
+    if (task.per_pixel or not task.has_classes) and (of_prob := [k for k,f in metrics.items() if 'y' in takes(f)]):
+        raise TypeError(f"{', '.join(of_prob)} need the probability of a class of the image, and this data has {task}: "
                         f"choose metrics among {', '.join(mask_metrics)}, and give `masks`.")
     if clash := {'random','centre'} & set(attribution):
         raise ValueError(f'{clash.pop()!r} is the name of a control: give the attribution another name.')

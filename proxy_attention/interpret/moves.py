@@ -9,7 +9,7 @@ __all__ = ['moving', 'probes', 'numbers_of', 'fit_of', 'way_of', 'moves_table', 
 from html import escape
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt
-from scipy.stats import pearsonr
+from scipy.stats import t as student_t
 from torch import Tensor, nn
 from fastcore.all import patch, store_attr
 from ..core import *
@@ -35,13 +35,17 @@ def fit_of(
     targs:Tensor, # (n,outputs) labels; None: they are unknown
     level:float=0.05 # Probability of a wrong positive for a network that has learned nothing
 )->tuple: # Do predictions and labels correlate (bool)? And R², the fraction of the variance that is explained; None: unknown
-    "Has a network learned anything about these numbers?"
+    """Has a network learned anything about these numbers?
+
+    The test of the correlation counts images, also if several numbers of an image go together, as the coordinates of points do."""
     if targs is None or targs.shape!=preds.shape or len(targs)<3: return None,None
     spread = targs.std(0, correction=0)
     if not (spread>0).all(): return None,None
     r2 = float(1-((preds-targs)/spread).square().mean())
-    a,b = (((o-o.mean(0))/spread).flatten() for o in (preds,targs))
-    return bool(a.std()>0 and pearsonr(a.numpy(), b.numpy(), alternative='greater').pvalue<level), r2
+    a,b = (((o-o.mean(0))/spread).double() for o in (preds,targs))
+    r = float((a*b).sum()/((a.T@a)*(b.T@b)).sum().sqrt()) # Pearson's, if there is one number
+    n = len(a)-2
+    return bool(r>=1 or r>-1 and student_t.sf(r*(n/(1-r*r))**.5, n)<level), r2
 
 # %% ../../nbs/interpret/07_moves.ipynb #a92c40e6
 moving = dict(place=.6, rest=.5, edge=.3, look=.7, r2=.25) # fraction of the way, minus the control, that each kind of evidence needs

@@ -129,6 +129,9 @@ class ContextProbe:
                             'train for longer and probe again.')
                 continue
             a = o.loc['around']
+            if np.isnan(a.changes):
+                text.append(f'{k!r} covers too few pixels to ask what it is read off: use larger images.')
+                continue
             to = f', mostly {a.to!r}' if a.to else ''
             text.append(f'If everything around {k!r} is swapped with an image of other classes, {a.changes:.0%} of its pixels become '
                         f'something else{to} (with an image of the same classes: {a.control:.0%}).')
@@ -173,6 +176,7 @@ def probe_pixels(
     xb = torch.cat([o[0] for o in batches])
     maps = maps_of(model, task, (o[0] for o in batches))
     y = torch.cat([o[1] for o in batches]) if all(len(o)>1 for o in batches) else None
+    left_out = -1 if task.ignored is None else task.ignored # by the loss
     there,area = task.short(maps, maps)[0],min(areas, key=lambda a: abs(a-.1))
     k = int(maps.max())+1 if task.vocab is None else len(task.vocab)
     names,combos = [task.named_class(i) for i in range(k)],task.classes(there)
@@ -188,12 +192,16 @@ def probe_pixels(
     rows = {}
     for c in bar(sorted(few, key=lambda i: -counts[names[i]])[:most] if not why else []):
         heat = normalize_heat(heat_of(as_attribution(attribution)(model, layer=layer, target=task.target(c)), batches, **show)[0])
-        iou = np.nan if y is None else float(((maps==c)&(y==c)).sum()/((maps==c)|(y==c)).sum().clamp(min=1))
+        iou = np.nan if y is None else _overlap(maps==c, y==c, y!=left_out)
         at = there[:,c].nonzero()[:,0]
         rows |= _of_class(model, task, xb, maps, c, names, heat, combos, at, donor, seed, area, iou, len(batches[0][0]))
     table = pd.DataFrame.from_dict(rows, 'index', columns='images iou masked changes control carried to'.split())
     table.index = pd.MultiIndex.from_tuples(rows, names=['class','kind']) if rows else table.index
     return ContextProbe(table, counts, len(xb), what, why)
+
+def _overlap(own, true, counts):
+    "Return the IoU of predicted and true pixels, among those that count"
+    return float((own&true&counts).sum()/((own|true)&counts).sum().clamp(min=1))
 
 def _of_class(model, task, xb, maps, c, names, heat, combos, at, donor, seed, area, iou, bs):
     "Return the rows of a class"

@@ -23,6 +23,7 @@ from ..data.loaders import files_of, items_dl, listed, pick_items, placed, plain
 from ..data.objects import read_objects
 from ..attribution.heatmap import degenerate, heat_share, normalize_heat, points_at
 from ..attribution.methods import as_attribution, default_attribution, default_target
+from ..attribution.targets import asks_labels
 from ..attribution.tasks import Task, find_task, need_one_input
 from ..attribution.places import *
 from ..attribution.clusters import heat_clusters
@@ -164,7 +165,7 @@ def probe(
         objects = None if objects is None else read_objects(objects)
         items,what,at = _sample(learn.dls, items, int(n), np.random.default_rng(seed), objects)
         one = items_dl(learn.dls, pick_items(items, [0]), with_labels=False, bs=1, num_workers=0).one_batch()[0]
-        dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=target=='label' or what!='images')
+        dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=what!='images' or asks_labels(target))
         show,bar = _bars(learn)
         if task.name in probes:
             files,epoch = files_of(plain_dls(learn.dls).train.dataset, items),learn.n_epoch if learn.opt else None

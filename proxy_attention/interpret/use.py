@@ -27,7 +27,7 @@ from ..data.images import check_images, refuse_inside
 from ..data.loaders import has_items, placed, plain_dls, whole_dl
 from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat
-from ..attribution.targets import as_target
+from ..attribution.targets import Index, Predicted
 from ..attribution.tasks import find_task
 from ..attribution.cams import Explainer
 from ..attribution.methods import as_attribution, default_attribution, default_target, heat_of, view_size
@@ -128,6 +128,8 @@ class Looker:
         self.task = find_task(learn)
         self.vocab,self.several = _vocab(learn, self.task),self.task.per_label
         self.attr = as_attribution(attribution)(placed(learn), layer=layer, target=self.task.target(target))
+        # the predicted class is that of the table, and not of the view that is explained
+        self.follows = isinstance(self.attr, Explainer) and isinstance(self.attr.target, Predicted)
 
     def __call__(self, files): # probabilities (n,classes), heatmaps (n,h,w), all zeros if uninformative
         learn,kw = self.learn,dict(bs=len(files), num_workers=0)
@@ -138,8 +140,7 @@ class Looker:
             if probs.shape!=(len(files), len(self.vocab)):
                 raise ValueError(f'the model returns {tuple(probs.shape)} for {len(files)} images and {len(self.vocab)} labels')
             if probs.isnan().any(): raise ValueError('the model returns NaN, so it predicts nothing: perhaps its training has diverged')
-            if isinstance(self.attr, Explainer) and self.target=='pred' and not self.several:
-                self.attr.target = as_target(probs.argmax(1).to(learn.dls.device))
+            if self.follows: self.attr.target = Index(probs.argmax(1))
             heat,bad = heat_of(self.attr, whole_dl(learn.dls, files, size=view_size(self.attr, size), with_labels=False, **kw))
         return probs, torch.where(bad[:,None,None], torch.zeros(()), heat)
 
