@@ -325,6 +325,7 @@ def swap_the_look(found:Probe, masker:Masker)->dict:
 
 # kind of evidence → `(Probe, Masker) -> arguments of a step`
 treatments = dict(place=swap_the_place, rest=swap_the_rest, edge=swap_the_edge, look=swap_the_look)
+_named = dict(place='a small place', rest='the rest', edge='the border', look='the look') # as a probe calls them
 
 def treatment(
     found, # `Probe`, or `LabelProbes` for several labels per image
@@ -374,7 +375,7 @@ class IfCarried:
             self.said = f'{who} has learned nothing yet ({found.how_good}): {then}'
         else:
             self.answer = treatment(found, cb.settings.masker, self.kinds)
-            self.said = (f'The predictions depend on nothing that would be swapped ({", ".join(self.kinds)}), so nothing is masked. '
+            self.said = (f'The predictions depend on nothing that would be swapped ({", ".join(_named.get(o, o) for o in self.kinds)}), so nothing is masked. '
                          f'{found.in_short}')
         if warns and not self.answer: warn(self.said, ProxyWarning)
         return self.answer
@@ -604,7 +605,7 @@ Recipe('thesis', 'For comparison: the settings of the thesis, with its schedule 
 Recipe('masktune', 'For comparison: MaskTune, which masks all items with black, for one epoch at the end',
     dict(_once, attribution='XGradCAM', target='pred', rule='mean_std', k=2., fill='zero', max_area=1., start=-1, p=1.), masked_at_the_end,
     cost='a pass over the training set',
-    evidence='two colours: 4.6 ± 6.3 %; the bed of its paper, 1 % in conflict: 52.0 ± 5.5 % (no proxy 7.5; 5 seeds; paper: 100 epochs)',
+    evidence='two colours: 4.6 ± 6.3 %; the data set of its paper, 1 % in conflict: 52.0 ± 5.5 % (no proxy 7.5; 5 seeds; paper: 100 epochs)',
     fails='At the end of a fit the heat is no longer on the shortcut, and the network can learn to recognise black holes.',
     source='Asgari et al. 2022, arXiv 2210.00055')
 
