@@ -773,6 +773,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'proxy_attention.core.keep_rng': ('core.html#keep_rng', 'proxy_attention/core.py'),
                                       'proxy_attention.core.legible': ('core.html#legible', 'proxy_attention/core.py'),
                                       'proxy_attention.core.let_go': ('core.html#let_go', 'proxy_attention/core.py'),
+                                      'proxy_attention.core.listed': ('core.html#listed', 'proxy_attention/core.py'),
                                       'proxy_attention.core.names_in': ('core.html#names_in', 'proxy_attention/core.py'),
                                       'proxy_attention.core.nearest': ('core.html#nearest', 'proxy_attention/core.py'),
                                       'proxy_attention.core.new_run': ('core.html#new_run', 'proxy_attention/core.py'),

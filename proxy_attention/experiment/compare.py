@@ -288,7 +288,7 @@ def compare(
     arms = named_arms(arms)
     if baseline not in arms:
         raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, arms)} '
-            f'Available: {", ".join(arms)}. Add it, or name one of them as the `baseline`.')
+            f'Available: {listed(arms)}. Add it, or name one of them as the `baseline`.')
     if isinstance(seeds, Integral): refuse_count(1, 'each is a run of every arm', seeds=seeds)
     seeds = list(range(seeds)) if isinstance(seeds, Integral) else list(seeds)
     if not seeds or len(set(seeds))<len(seeds):
