@@ -9,6 +9,7 @@ from proxy_attention.all import *
 from proxy_attention.experiment.config import changed
 from proxy_attention.experiment.demo import verdict
 from proxy_attention.interpret.heats import show_grid, show_heat, show_heats
+from proxy_attention.proxy.head import HeadInputs
 from proxy_attention.proxy.losses import losses_of
 from proxy_attention.proxy.peers import dac
 from proxy_attention.proxy.recipes import IfCarried
@@ -597,3 +598,10 @@ def test_what_is_not_swapped_is_named_as_the_probe_names_it(monkeypatch):
     cb = SimpleNamespace(suspect=None, settings=SimpleNamespace(masker=None))
     with pytest.warns(ProxyWarning, match=r'nothing that would be swapped \(a small place, the rest, the border\)'):
         IfCarried().ask(SimpleNamespace(proxy_attention=cb))
+
+def test_a_recipe_that_is_given_as_a_selection_is_named():
+    with pytest.raises(ValueError, match=r"'shortcut' is a recipe and no selection: write `ProxyAttention.shortcut\(\)`"):
+        ProxyAttention('shortcut')
+
+def test_what_fit_head_returns_is_one_line_in_a_notebook():
+    assert repr(HeadInputs(torch.zeros(1200,64), torch.zeros(1200)))=='HeadInputs of 1,200 images, 64 features'
