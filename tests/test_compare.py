@@ -447,3 +447,24 @@ def test_without_such_test_sets_nothing_is_over_corrected():
     assert not len(Comparison(df[df.test=='plain'], 'base').overcorrected())
     other = Comparison(df.replace(dict(test=dict(plain='none', flipped='wrong'))), 'base')
     assert other.overcorrected('none', 'wrong').index.tolist()==['mine']
+
+def test_own_functions_stand_beside_names(make):
+    "In a list or in a dictionary; the results are those of the function and of the shipped arm"
+    def mine(learn, epochs, lr): learn.fit(epochs, lr)
+    listed = compare(make, ['no proxy', mine], seeds=1, epochs=2, bar=False)
+    named = compare(make, {'no proxy':'no proxy', 'mine':mine}, seeds=1, epochs=2, bar=False)
+    assert listed.arms==named.arms==['no proxy','mine']
+    assert listed.df.accuracy.tolist()==named.df.accuracy.tolist()
+    shipped = compare(make, ['no proxy'], seeds=1, epochs=2, bar=False)
+    assert shipped.df.accuracy[0]==named.df.accuracy[0]
+
+@pytest.mark.parametrize('arms,says', [
+    ({'no proxy':'no proxy', 'mine':3}, "The arm 'mine' is of type int"),
+    ({'no proxy':'no proxy', 'mine':lambda learn: None}, "The arm 'mine' is a function that cannot be called as an arm"),
+    ({'no proxy':'no proxy', 'mine':'shortcuts'}, "did you mean 'shortcut'?"),
+    (['no proxy', lambda *o: None, lambda *o: 1], 'have the same name: give a dictionary'),
+    ({'mine':lambda *o: None}, 'Add it, or name one of them as the `baseline`')])
+def test_what_is_no_arm_is_refused_before_anything_is_made(arms, says):
+    def never(seed): raise AssertionError('a learner was made')
+    with pytest.raises((TypeError,ValueError)) as e: compare(never, arms, seeds=1, epochs=2)
+    assert says in str(e.value)

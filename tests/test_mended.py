@@ -1,14 +1,18 @@
 "What was once broken, or could not be seen, each with a test that failed then"
 import ast, gc, inspect, warnings, weakref
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
 from fastai.vision.all import *
 from fastai.callback.all import *
 from proxy_attention.all import *
 from proxy_attention.experiment.config import changed
+from proxy_attention.experiment.demo import verdict
 from proxy_attention.interpret.heats import show_grid, show_heat, show_heats
+from proxy_attention.proxy.head import HeadInputs
 from proxy_attention.proxy.losses import losses_of
 from proxy_attention.proxy.peers import dac
+from proxy_attention.proxy.recipes import IfCarried
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 root = Path(__file__).parent.parent
@@ -582,3 +586,22 @@ def test_a_name_is_no_formula():
     show_heat(img, title=name+'$')
     axs[0][0].figure.canvas.draw()
     plt.gcf().canvas.draw()
+
+def test_the_demo_tells_a_loss_of_accuracy_in_points():
+    table = pd.DataFrame([dict(flipped=.02, plain=.99), dict(flipped=.99, plain=.9)], index=['without','with proxies'])
+    assert 'loses 9.0 points of accuracy' in verdict(table)
+
+def test_what_is_not_swapped_is_named_as_the_probe_names_it(monkeypatch):
+    "The kind 'edge' is the border in every sentence of a probe"
+    monkeypatch.setattr('proxy_attention.proxy.recipes.probe', lambda *o, **kw: SimpleNamespace(learned=True, in_short='Nothing follows.'))
+    monkeypatch.setattr('proxy_attention.proxy.recipes.treatment', lambda *o: False)
+    cb = SimpleNamespace(suspect=None, settings=SimpleNamespace(masker=None))
+    with pytest.warns(ProxyWarning, match=r'nothing that would be swapped \(a small place, the rest, the border\)'):
+        IfCarried().ask(SimpleNamespace(proxy_attention=cb))
+
+def test_a_recipe_that_is_given_as_a_selection_is_named():
+    with pytest.raises(ValueError, match=r"'shortcut' is a recipe and no selection: write `ProxyAttention.shortcut\(\)`"):
+        ProxyAttention('shortcut')
+
+def test_what_fit_head_returns_is_one_line_in_a_notebook():
+    assert repr(HeadInputs(torch.zeros(1200,64), torch.zeros(1200)))=='HeadInputs of 1,200 images, 64 features'

@@ -7,6 +7,7 @@ from proxy_attention.all import *
 from proxy_attention import core
 from proxy_attention.core import called, fonts_for, legible, nearest, warn_of_letters
 from proxy_attention.attribution.methods import Suspect
+from proxy_attention.experiment.arms import find_arm
 from proxy_attention.interpret import use
 from proxy_attention.interpret.heats import plot_class_heat, show_grid
 from proxy_attention.masking.masker import Masker
@@ -80,9 +81,13 @@ def test_explained_images_say_it_once(few_fonts, tmp_path, trained, few, monkeyp
 
 @pytest.mark.parametrize('name,choices,near', [
     ('shar', ['area','share','mean_share'], 'share'), ('shar', ['area'], None), ('acc', ['loss','accuracy'], 'accuracy'),
-    ('val', ['valid_loss','val'], 'val'), ('SWOP', ['zero','Swap'], 'Swap'), ('', ['zero'], None), ('xyz', ['zero','mean'], None)])
+    ('val', ['valid_loss','val'], 'val'), ('SWOP', ['zero','Swap'], 'Swap'), ('', ['zero'], None), ('xyz', ['zero','mean'], None),
+    ('afr', ['no proxy','last layer, afr'], 'last layer, afr')])
 def test_nearness(name, choices, near):
     for o in (choices, choices[::-1]): assert nearest(name, o)==(f", did you mean '{near}'?" if near else '.')
+
+def test_names_with_commas_are_told_apart():
+    with pytest.raises(ValueError, match='one cycle, random erasing; last layer, proxies;'): find_arm('nothing of the kind')
 
 def test_a_setting_cut_short_is_known_by_its_beginning():
     for make in (ProxyAttention, ProxyAttention.shortcut, ProxyAttention.background):

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['controls', 'arms', 'fit_plain', 'more_steps', 'random_erasing', 'cutout', 'mixing_batches', 'upweighted_errors',
            'classes_equally', 'with_proxies', 'then_repaired', 'Arms', 'split_arms', 'recipe_in', 'find_arm',
-           'repaired_with']
+           'repaired_with', 'named_arms']
 
 # %% ../../nbs/experiment/06_arms.ipynb #797ad072
-import ast
+import ast, inspect
 from collections.abc import Mapping
 from functools import partial
 import torch
+from fastcore.all import L
 from fastai.callback.data import WeightedDL
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.core import DataLoaders
@@ -203,4 +204,26 @@ def repaired_with(
         if k not in (known := _known(repair)): raise TypeError(f'{name!r} has no setting `{k}`{nearest(k, known)}')
     if repair is Learner.fit_head: _try_callback(**settings)
     return then_repaired(repair, **settings)
+
+
+# %% ../../nbs/experiment/06_arms.ipynb #cd05b882
+def _refuse_arm(name, arm):
+    "Raise `TypeError` for something that cannot be called with a learner, epochs and a learning rate"
+    how = ('give the name of a shipped arm, or a function `(learn, epochs, lr)` that trains a learner; '
+           '`with_proxies` makes one of a recipe.')
+    if not callable(arm): raise TypeError(f'The arm {name!r} is of type {type(arm).__name__}: {how}')
+    try: inspect.signature(arm).bind(None, 1, 1.)
+    except TypeError as e: raise TypeError(f'The arm {name!r} is a function that cannot be called as an arm ({e}): {how}') from e
+    except ValueError: pass # some builtins have no signature
+
+def named_arms(
+    arms # Names of shipped arms and functions `(learn, epochs, lr)`: a list, or a dictionary that gives them other names
+)->dict: # Name -> arm
+    "Return arms by name; in a list, a function has its own name"
+    asked = [*arms.items()] if isinstance(arms, dict) else [(o if isinstance(o, str) else called(o), o) for o in L(arms)]
+    found = {k:find_arm(o) if isinstance(o, str) else o for k,o in asked}
+    if len(found)<len(asked):
+        raise ValueError(f'Two of the arms {", ".join(k for k,_ in asked)} have the same name: give a dictionary, name -> arm.')
+    for o in found.items(): _refuse_arm(*o)
+    return found
 

@@ -32,7 +32,7 @@ from ..attribution.tasks import find_task
 from ..interpret.choosing import find_parts, refuse_unswappable, swapped_accuracies, swapped_column, swapped_parts
 from ..proxy.fits import head_first
 from .identity import digest, items_of, learner_of, refuse_other, versions, what_is
-from .arms import find_arm, recipe_in, split_arms
+from .arms import find_arm, named_arms, recipe_in, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
 from .train import (
     at_work, begun_with, check_config, config_learner, found_again, keep_checked, look_at, refuse_unasked, run_identity, score_of,
@@ -264,7 +264,7 @@ def _as_here(modules, run):
 
 def compare(
     make_learner, # `seed -> Learner`, with the same split each time
-    arms=('no proxy','random mask','cutout','shortcut'), # Names of shipped arms, or a dictionary name -> `(learn, epochs, lr)`
+    arms=('no proxy','random mask','cutout','shortcut'), # Names of shipped arms and functions `(learn, epochs, lr)`, in a list or dictionary
     seeds=5, # Number of seeds, or a list of seeds
     epochs:int=8, # Number of epochs of each arm
     test_dls=None, # Name -> folder, items, `DataLoader` or `learn -> DataLoader`; None: the validation images
@@ -285,10 +285,10 @@ def compare(
     A comparison in a folder is resumed, also with more seeds, arms and test sets. It is an error if the folder contains results of other
     images, another network, another fit, other releases of the libraries, or of other code with the name of an arm."""
     _refuse_maker(make_learner)
-    if not isinstance(arms, dict): arms = {o:find_arm(o) for o in L(arms)}
+    arms = named_arms(arms)
     if baseline not in arms:
         raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, arms)} '
-            f'Available: {", ".join(arms)}.')
+            f'Available: {comma_list(arms)}. Add it, or name one of them as the `baseline`.')
     if isinstance(seeds, Integral): refuse_count(1, 'each is a run of every arm', seeds=seeds)
     seeds = list(range(seeds)) if isinstance(seeds, Integral) else list(seeds)
     if not seeds or len(set(seeds))<len(seeds):

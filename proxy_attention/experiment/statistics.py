@@ -119,7 +119,7 @@ class Comparison:
         self.arms,self.tests = (list(dict.fromkeys(df[o])) for o in ('arm','test'))
         if baseline not in self.arms:
             raise ValueError(f'The baseline {baseline!r} is not among the arms{nearest(baseline, self.arms)} '
-                f'Available: {", ".join(self.arms)}.')
+                f'Available: {comma_list(self.arms)}.')
         if 'worst group' in self.tests:
             raise ValueError("No test set can be called 'worst group', as the group with the lowest accuracy is called that: rename it.")
         if (twice := df[df.duplicated(['arm','seed','test'])])[:1].size:

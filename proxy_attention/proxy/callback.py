@@ -119,6 +119,11 @@ def _masker(area, kwargs):
     if area is not None or 'area' in takes(by_name(rule, rules, 'rule')): kwargs = kwargs|dict(area=.1 if area is None else area)
     return Masker(**kwargs)
 
+def _refuse_recipe(name):
+    "Raise `ValueError` for a recipe that is given as a selection"
+    if isinstance(name, str) and inspect.ismethod(getattr(ProxyAttention, name, None)):
+        raise ValueError(f'{name!r} is a recipe and no selection: write `ProxyAttention.{name}()`.')
+
 def parted(
     how:dict # Arguments for a step that a schedule returned: `rule`, `fill`, their arguments, `donor`, `balance` and `target`
 )->tuple: # Arguments for the masker, arguments for serving
@@ -160,6 +165,7 @@ class ProxyAttention(Callback):
         self.args = {k:o.default for k,o in inspect.signature(type(self)).parameters.items() if k!='kwargs'} | self.asked
         store_attr('mode,p,donor,balance,labels,clear,across')
         self.schedule = _schedule(steps, {k:kwargs.pop(k) for k in ('start','finish','every') if k in kwargs})
+        _refuse_recipe(select)
         self.settings = Settings(select, share, losses, attribution, target, layer, fast, scale, grid, _masker(area, kwargs))
         if self.suspect is None: refuse_at_start(self.schedule)
         if across is not None: refuse_number(2, 10**6, across=across)

@@ -53,6 +53,7 @@ def swap_the_look(found:Probe, masker:Masker)->dict:
 
 # kind of evidence → `(Probe, Masker) -> arguments of a step`
 treatments = dict(place=swap_the_place, rest=swap_the_rest, edge=swap_the_edge, look=swap_the_look)
+_named = dict(place='a small place', rest='the rest', edge='the border', look='the look') # as a probe calls them
 
 def treatment(
     found, # `Probe`, or `LabelProbes` for several labels per image
@@ -102,8 +103,8 @@ class IfCarried:
             self.said = f'{who} has learned nothing yet ({found.how_good}): {then}'
         else:
             self.answer = treatment(found, cb.settings.masker, self.kinds)
-            self.said = (f'The predictions depend on nothing that would be swapped ({", ".join(self.kinds)}), so nothing is masked. '
-                         f'{found.in_short}')
+            kinds = ', '.join(_named.get(o, o) for o in self.kinds)
+            self.said = f'The predictions depend on nothing that would be swapped ({kinds}), so nothing is masked. {found.in_short}'
         if warns and not self.answer: warn(self.said, ProxyWarning)
         return self.answer
 
