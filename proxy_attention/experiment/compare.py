@@ -264,7 +264,7 @@ def _as_here(modules, run):
 
 def compare(
     make_learner, # `seed -> Learner`, with the same split each time
-    arms=('no proxy','random mask','cutout','shortcut'), # Names of shipped arms and functions `(learn, epochs, lr)`, in a list or dictionary
+    arms=('no proxy','random mask','cutout','shortcut'), # Names of arms and functions `(learn, epochs, lr)`, in a list or dictionary
     seeds=5, # Number of seeds, or a list of seeds
     epochs:int=8, # Number of epochs of each arm
     test_dls=None, # Name -> folder, items, `DataLoader` or `learn -> DataLoader`; None: the validation images

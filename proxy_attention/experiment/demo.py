@@ -59,7 +59,8 @@ def verdict(
         end = 'The network trained without proxies did not rely on the patch, so there was nothing to cure.'
     elif gain>0.3 and b.flipped>b.plain-0.05:
         end = 'The network trained with proxies no longer relies on the patch' + (
-            ', and it loses no accuracy on plain images.' if plain>=0 else f', but it loses {-100*plain:.1f} points of accuracy on plain images.')
+            ', and it loses no accuracy on plain images.' if plain>=0
+            else f', but it loses {-100*plain:.1f} points of accuracy on plain images.')
     elif gain>0.05: end = 'The network trained with proxies relies on the patch less, but still does.'
     else: end = 'The proxies did not help here.'
     return f'{says}{end} (This is one seed and one artificial shortcut.)'

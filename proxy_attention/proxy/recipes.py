@@ -258,7 +258,7 @@ Recipe('thesis', 'For comparison: the settings of the thesis, with its schedule 
 Recipe('masktune', 'For comparison: MaskTune, which masks all items with black, for one epoch at the end',
     dict(_once, attribution='XGradCAM', target='pred', rule='mean_std', k=2., fill='zero', max_area=1., start=-1, p=1.), masked_at_the_end,
     cost='a pass over the training set',
-    evidence='two colours: 4.6 ± 6.3 %; the data set of its paper, 1 % in conflict: 52.0 ± 5.5 % (no proxy 7.5; 5 seeds; paper: 100 epochs)',
+    evidence='two colours: 4.6 ± 6.3 %; the data of its paper, 1 % in conflict: 52.0 ± 5.5 % (no proxy 7.5; 5 seeds; paper: 100 epochs)',
     fails='At the end of a fit the heat is no longer on the shortcut, and the network can learn to recognise black holes.',
     source='Asgari et al. 2022, arXiv 2210.00055')
 
