@@ -1513,6 +1513,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'proxy_attention/experiment/checkpoint.py'),
                                                        'proxy_attention.experiment.checkpoint._plain': ( 'experiment/checkpoint.html#_plain',
                                                                                                          'proxy_attention/experiment/checkpoint.py'),
+                                                       'proxy_attention.experiment.checkpoint._refuse_other_best': ( 'experiment/checkpoint.html#_refuse_other_best',
+                                                                                                                     'proxy_attention/experiment/checkpoint.py'),
                                                        'proxy_attention.experiment.checkpoint._refuse_other_run': ( 'experiment/checkpoint.html#_refuse_other_run',
                                                                                                                     'proxy_attention/experiment/checkpoint.py'),
                                                        'proxy_attention.experiment.checkpoint._unplain': ( 'experiment/checkpoint.html#_unplain',
