@@ -2197,6 +2197,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'proxy_attention/experiment/train.py'),
                                                   'proxy_attention.experiment.train._refuse_odd': ( 'experiment/train.html#_refuse_odd',
                                                                                                     'proxy_attention/experiment/train.py'),
+                                                  'proxy_attention.experiment.train._refuse_other_settings': ( 'experiment/train.html#_refuse_other_settings',
+                                                                                                               'proxy_attention/experiment/train.py'),
                                                   'proxy_attention.experiment.train._refuse_others': ( 'experiment/train.html#_refuse_others',
                                                                                                        'proxy_attention/experiment/train.py'),
                                                   'proxy_attention.experiment.train._refuse_two_splits': ( 'experiment/train.html#_refuse_two_splits',

@@ -536,6 +536,8 @@ def _command():
     def told(o): return re.sub(r'(^|=|:)(/|[A-Za-z]:\\).*', lambda m: m[1]+'.../'+Path(o).name, o)
     return shlex.join([Path(sys.argv[0]).stem, *map(told, sys.argv[1:])])
 
+_places = ('path','split','suspect','objects','tests') # settings that say where something is, which may be moved
+
 def run_identity(
     cfg:Config,
     images:ImageSet, # The images, with their split
@@ -552,8 +554,7 @@ def run_identity(
     tests = {k:files_digest(images.tests[k].file, images.tests[k].label) for k in cfg.tests}
     what = dict(data=data, tests=tests, config=all_settings(cfg), versions=versions(), device=where,
         **_suspect_digest(cfg), **_objects_digest(cfg), **more)
-    places = ('path','split','suspect','objects','tests')
-    settings = {k:v for k,v in what['config'].items() if k not in places}
+    settings = {k:v for k,v in what['config'].items() if k not in _places}
     return what | dict(command=_command(), digest=digest(what|dict(config=settings)))
 
 def _file_digest(f): return hashlib.sha256(f.read_bytes()).hexdigest()[:16]
@@ -580,6 +581,13 @@ def _started_with(run):
         there['data']
     except (ValueError, TypeError, KeyError) as e: raise ValueError(f'{f} cannot be read: restore it, or start a new run.') from e
     return there
+
+def _refuse_other_settings(run, cfg):
+    "Refuse to resume a run whose `config.toml` was edited since it started, apart from places and from what changes no result"
+    here,free = all_settings(cfg),(*_places,'workers','save_images')
+    was = {k:v for k,v in _started_with(run).get('config', {}).items() if k in here and k not in free}
+    refuse_other(f'The settings of {run} have changed since it started', was, {k:here[k] for k in was},
+        f'Restore {Path(run)/"config.toml"}, or start a new run with it (`--config`).')
 
 def _refuse_others(run, cfg, images):
     "Refuse to resume a run with images, test sets, a suspect or places of objects other than those it started with"
@@ -636,6 +644,7 @@ def resume_run(
         return run
     cfg = found_again(from_toml(run/'config.toml'), run, say)
     cfg = suspect_found(cfg, run, suspect)
+    _refuse_other_settings(run, cfg)
     refuse_unasked(cfg, suspect)
     say(to_toml(cfg))
     images,_ = look_at(changed(cfg, split=''), say, run) # the run folder contains a copy of the split
