@@ -297,6 +297,8 @@ def notes_on(cfg:Config)->list: # Sentences
     if d.size<_least_size:
         res.append(f'Note: size={d.size} is small. Most architectures halve the image size five times, '
                    f'so that with fewer than {_least_size} pixels a heatmap has a single cell.')
+    if cfg.fit.fp16 and not torch.cuda.is_available():
+        res.append('Note: fp16 has no effect here, because mixed precision needs a GPU that CUDA finds: training is in full precision.')
     if not p.suspect and 'hot' in find_parts(cfg.fit.swapped or 'rest'):
         res.append(f'Note: swapped={cfg.fit.swapped!r} without a suspect swaps what each network attends to at that time, so hot_swapped '
                    'does not compare networks on the same images. `proxy-train --suspect RUN` swaps where one finished network looks.')
