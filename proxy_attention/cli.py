@@ -14,6 +14,7 @@ from functools import partial, wraps
 from importlib.metadata import version
 from itertools import takewhile
 from json import dumps
+from math import isfinite
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 from fastcore.docments import docments
@@ -36,7 +37,7 @@ def _sentences():
         except KeyboardInterrupt as e:
             print(f"\nStopped. {' '.join(map(str, e.args))}".rstrip(), file=sys.stderr)
             raise SystemExit(130)
-        except (OSError, TypeError, ValueError, RuntimeError) as e:
+        except (OSError, TypeError, ValueError, RuntimeError, ImportError) as e:
             if os.environ.get('PROXY_TRACEBACK'): raise
             raise CliError(str(e).split(':\n\t')[-1].strip() or type(e).__name__) from e
 
@@ -165,6 +166,14 @@ def _home(path):
 
 def _quietly(*args): "Print nothing"
 
+def _finite(o):
+    "Plain data in which NaN and infinity, which JSON does not have, are None"
+    if isinstance(o, dict): return {k:_finite(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple)): return [_finite(v) for v in o]
+    return None if isinstance(o, float) and not isfinite(o) else o
+
+def _json(o): return dumps(_finite(o), allow_nan=False)
+
 def run_line(
     f, # A command
     argv # Its arguments, as strings
@@ -236,7 +245,7 @@ def proxy_train(
                 'leave the other options out, or start a new run with --config.')
         run = resume_run(_home(resume), say, export=export, suspect=settings.get('suspect'))
     else: run = train_folder(path, _home(out or 'runs'), _home(config), say, export=export, **settings)
-    if json: print(dumps(last_of(run)))
+    if json: print(_json(last_of(run)))
     elif quiet: print(f'Run folder: {run}')
 
 # %% ../nbs/01_cli.ipynb #84d549bc
@@ -246,7 +255,7 @@ def proxy_sweep(
     space:str=None, # Parameters to vary, such as "area=0.02..0.3 lr=1e-4..1e-2:log fill=swap,zero steps=1,p,2|2,p,1"; it has to be given
     trials:int=None, # Total number of trials, over all processes (default: 20, or the whole grid)
     sampler:str='tpe', # Sampler that chooses the parameters: {sampler}
-    metric:str='accuracy', # Metric to optimise: accuracy, valid_loss, train_loss, rest_swapped, or that of a test set (flipped.accuracy)
+    metric:str='accuracy', # Metric to optimise: accuracy (several labels: mean_ap), valid_loss, train_loss, rest_swapped, or flipped.accuracy (a test set)
     out:str='runs/sweep', # Folder of the sweep; run the same command again to resume it or to add a process
     seed:int=0, # Random seed for the parameters; the seed of the trainings is a parameter itself (seed=1 in the space)
     storage:str=None, # URL of a database, for processes without a common folder (default: study.db in the folder)
@@ -263,7 +272,7 @@ def proxy_sweep(
     sweep = sweep_folder(
         path, space, trials, _home(out), sampler, metric, seed, storage, pruner, again, _home(config),
         _quietly if quiet or json else print, **settings)
-    if json: print(dumps(sweep.summary))
+    if json: print(_json(sweep.summary))
 
 # %% ../nbs/01_cli.ipynb #7ef8d00b
 @partial(command, pos=['path'], but=left_to_arms, needs=f'{_images}; or --resume RUN')
@@ -290,7 +299,7 @@ def proxy_compare(
     run = compare_folder(
         path, arms, seeds, tests, _home(out or 'runs'), _home(config), _home(resume), keep_models, n_jobs,
         _quietly if quiet or json else print, **settings)
-    if json: print(dumps(summary_of(run)))
+    if json: print(_json(summary_of(run)))
     elif quiet: print(f"{(run/'verdict.txt').read_text(encoding='utf-8').rstrip()}\nRun folder: {run}")
 
 # %% ../nbs/01_cli.ipynb #422bb9a0

@@ -457,6 +457,8 @@ def other_split(path, tmp_path):
     ('The weights of the model', dict(net=lambda: digits_net()), ()),
     ('The layers of the model', dict(net=lambda: nn.Sequential(*digits_net()[:-1], nn.Dropout(.4), nn.Linear(64,10))), ()),
     ('The optimizer, name: fastai.optimizer.Adam there, fastai.optimizer.SGD here', dict(opt_func=SGD), ()),
+    ('The weight decay: 0.01 there, 0.3 here', dict(wd=.3), ()),
+    ('The weight decay of biases and normalization: False there, True here', dict(wd_bn_bias=True), ()),
     ('ProxyAttention, p: 0.5 there, 0.9 here', dict(proxy=dict(p=.9)), ()),
     ('ProxyAttention: .* absent here', dict(proxy=False), ()),
     ('The transforms', 'augment', ()),
@@ -499,6 +501,31 @@ def test_other_releases_are_told(small, half, monkeypatch):
     monkeypatch.setattr('proxy_attention.experiment.checkpoint.versions', lambda: dict(versions(), torch='0.1'))
     said, = told(make(small, half))
     assert f'started with torch {versions()["torch"]} and continues with 0.1' in said
+
+def test_another_precision_is_told(small, half, tmp_path):
+    "With a GPU, mixed precision is usual, and a run may be continued on a machine without one"
+    kept = shutil.copytree(half, tmp_path/'kept')
+    said, = told(make(small, half).to_fp16())
+    assert 'started with full precision and continues with mixed precision' in said
+    with pytest.raises(KeyboardInterrupt): fit(make(small, tmp_path/'mixed', [Cut()]).to_fp16())
+    assert 'started with mixed precision and continues with full precision' in told(make(small, tmp_path/'mixed'))[0]
+    assert not told(make(small, kept))
+
+def test_a_checkpoint_of_an_earlier_release_goes_on(small, whole, half):
+    "It does not say the weight decay"
+    state = torch.load(half/'last.pth', weights_only=True)
+    assert state['what'].pop('the weight decay') and not state['what'].pop('the weight decay of biases and normalization')
+    torch.save(state, half/'last.pth')
+    assert ends(fit(make(small, half)))['model']==whole['model']
+
+def test_the_best_by_another_metric_is_no_best(small, half):
+    "A loss of 2.3 would never be exceeded by an accuracy"
+    before = {o:(half/o).read_bytes() for o in ('last.pth','best.pth')}
+    with pytest.raises(ValueError, match="best='valid_loss', but the best weights in .* by 'accuracy': resume with best='accuracy'"):
+        fit(make(small, half, best='valid_loss'))
+    assert before=={o:(half/o).read_bytes() for o in before}
+    fit(make(small, half, best=None))
+    assert (half/'best.pth').read_bytes()==before['best.pth'] and read_checkpoint(half/'last.pth')['epoch']==N
 
 def test_the_same_again_is_told_nothing(small, half): assert not told(make(small, half))
 

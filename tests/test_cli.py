@@ -348,6 +348,28 @@ def until(p, log, words):
         assert p.is_alive(), (log.parent/'stderr').read_text(encoding='utf-8')
         time.sleep(.02)
 
+def test_numbers_of_a_table_are_numbers():
+    "A loop over `np.arange`, or a row of a table, gives NumPy's own"
+    cfg = changed(Config(), epochs=np.int64(5), lr=np.float32(.5), pretrained=np.bool_(False), share=np.int32(7))
+    assert cfg==changed(Config(), epochs=5, lr=.5, pretrained=False, share=7) and 'epochs = 5' in to_toml(cfg)
+    with pytest.raises(TypeError, match='epochs=5.5 should be a whole number'): changed(Config(), epochs=np.float32(5.5))
+
+def test_what_is_not_a_number_is_null_in_json(tmp_path, monkeypatch, capsys):
+    "`NaN` is no JSON: other programs than Python's refuse the whole line"
+    run = tmp_path/'run'
+    run.mkdir()
+    (run/'history.csv').write_text('epoch,train_loss,valid_loss,accuracy\n0,inf,,0.5\n')
+    monkeypatch.setattr('proxy_attention.experiment.train.train_folder', lambda *args, **kwargs: run)
+    cli.run_line(proxy_train, ['photos','--json'])
+    def odd(o): raise ValueError(f'{o} is no JSON')
+    assert json.loads(capsys.readouterr().out, parse_constant=odd)==dict(run=str(run), train_loss=None, valid_loss=None, accuracy=.5)
+
+def test_a_package_that_is_missing_is_one_sentence(monkeypatch, capsys):
+    def train_folder(*args, **kwargs): raise ImportError('The option `find_bs` needs the package accelerate.')
+    monkeypatch.setattr('proxy_attention.experiment.train.train_folder', train_folder)
+    with pytest.raises(SystemExit) as e: cli.run_line(proxy_train, ['photos','--find-bs'])
+    assert e.value.code==2 and capsys.readouterr().err=='The option `find_bs` needs the package accelerate.\n'
+
 def test_ctrl_c(path, tmp_path):
     with warm.begin(warm.script, 'proxy-train', path, '--epochs', 50, *small_args, '--out', tmp_path/'runs', out=tmp_path) as p:
         until(p, tmp_path/'stdout', 'Epoch 2/')

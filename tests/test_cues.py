@@ -538,3 +538,7 @@ def test_waterbed(tmp_path):
     assert {k:len(v) for k,v in groups(path, 'train').items()}=={'landbird/land':13,'waterbird/water':13}
     before = files(path)
     assert bench.make(raw, tmp_path/'bed', rho=.5)==path and files(path)==before
+
+def test_a_label_that_is_missing_names_no_folder(tmp_path):
+    imgs = [np.full((20,20,3), 20*i, np.uint8) for i in range(4)]
+    with pytest.raises(ValueError, match='1 of 4 images have no label'): planted((imgs, ['a',np.nan,'b','b']), tmp_path/'bed')

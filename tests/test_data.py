@@ -2,6 +2,7 @@
 import pytest
 from fastai.vision.all import *
 from proxy_attention.all import *
+from proxy_attention.data.images import ImageSet
 from proxy_attention.data.loaders import refuse_among
 
 @pytest.fixture
@@ -60,6 +61,52 @@ def test_two_images_a_class_are_enough(tmp_path):
 def test_folders_that_cannot_work(photos, spoil, words):
     spoil(photos)
     with pytest.raises((ValueError,OSError), match=words): ImageFolder(photos)
+
+def test_photographs_of_a_phone_and_moving_pictures_are_told(tmp_path):
+    "A tag says how to rotate, which fastai ignores; of several pictures in a file, fastai takes the first. Damage there is no damage"
+    img,exif = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40,50,3), dtype=np.uint8)), Image.Exif()
+    exif[0x112] = 6
+    img.save(tmp_path/'turned.jpg', exif=exif)
+    exif[0x112] = 1
+    img.save(tmp_path/'upright.jpg', exif=exif)
+    img.save(tmp_path/'phone.mpo', save_all=True, append_images=[img])
+    for o in ('moving.gif','pages.tif'): img.save(tmp_path/o, save_all=True, append_images=[img.rotate(90), img.rotate(45)])
+    raw = (tmp_path/'pages.tif').read_bytes()
+    at = int.from_bytes(raw[4:8], 'little')
+    at += 2+12*int.from_bytes(raw[at:at+2], 'little') # where the first page says where the second is
+    (tmp_path/'late.tif').write_bytes(raw[:at]+(at-4).to_bytes(4, 'little')+raw[at+4:])
+    assert PILImage.create(tmp_path/'turned.jpg').size==PILImage.create(tmp_path/'late.tif').size==(50,40)
+    wrong = check_images(sorted(tmp_path.iterdir()))
+    assert {o.file.name:o.problem for o in wrong.itertuples()}=={'turned.jpg':'rotated', 'moving.gif':'animated', 'pages.tif':'animated'}
+    assert '3 pictures' in wrong.detail.iloc[0] and 'unrotated' in wrong.detail.iloc[2]
+
+@pytest.mark.parametrize('labels,parts,words', [
+    (['a','b',None,'b'], None, 'have no label, the first is .*2.png .its label is None'), (['a',np.nan,'b','b'], None, 'its label is nan'),
+    (['a',pd.NA,'b','b'], None, 'have no label'), (['a',' ','b','b'], None, 'have no label'),
+    (['a','b'], None, 'There are 2 labels for 4 images'), (['a','b']*2, ['train','valid'], 'There are 2 parts for 4 images'),
+    (['a','b']*2, ['train','train','valid','test'], "another part than 'train' and 'valid', the first is .*3.png, in 'test'.*add_test"),
+    (['a','b']*2, ['Train','Valid']*2, "in 'Train'")])
+def test_lists_that_would_train_on_something_else(tmp_path, labels, parts, words):
+    "An image of the test part was trained on, and a missing label was a class called nan"
+    with pytest.raises(ValueError, match=words): ImageSet(tmp_path, [tmp_path/f'{i}.png' for i in range(4)], labels, parts)
+
+def test_a_file_that_is_listed_twice_is_on_one_side(tmp_path):
+    with pytest.raises(ValueError, match='1 files are listed more than once, the first is .*0.png'):
+        ImageSet(tmp_path, [tmp_path/f'{i%3}.png' for i in range(4)], 'aabb')
+    with pytest.raises(ValueError, match='has no group .its group is <NA>'):
+        ImageSet(tmp_path, [tmp_path/f'{i}.png' for i in range(4)], 'abab', groups=['x','y',pd.NA,'z'])
+
+def test_cells_without_a_column_are_refused(photos):
+    "A label with a comma and no quotes lost its end, without a word"
+    files = [o.relative_to(photos).as_posix() for o in get_image_files(photos)]
+    (photos/'t.csv').write_text('file,label\n'+''.join(f'{o},{o[0]}, large\n' for o in files))
+    with pytest.raises(ValueError, match="have more cells than its first line has names: .* quotes around a name or label that contains ','"):
+        ImageTable(photos/'t.csv')
+    (photos/'t.csv').write_text('file,label\n'+''.join(f'{o},"{o[0]}, large"\n' for o in files))
+    assert set(ImageTable(photos/'t.csv').counts().index)=={f'{o[0]}, large' for o in files}
+    (photos/'t.csv').write_text('file,label\n'+''.join(f'{o},{o[0]},\n' for o in files)) # as some spreadsheets end a line
+    table = ImageTable(photos/'t.csv')
+    assert len(table)==len(files) and set(table.counts().index)=={o[0] for o in files}
 
 def test_all_kinds_of_images_train(photos, quiet):
     "Grey, palette, CMYK, alpha, 16-bit and a single pixel: counted, read as RGB, trained on and masked"
@@ -135,3 +182,8 @@ def test_accuracy_on_a_folder_without_images(path, tmp_path):
     learn = digits_learner(path)
     for o in (tmp_path, tmp_path/'nowhere', str(tmp_path)):
         with pytest.raises(ValueError, match='contains no image: give a folder with one folder of images per class'): accuracy_on(learn, o)
+
+@pytest.mark.parametrize('n,words', [(5,'n=5 should be 20 or more'), (20,'Of 20 digits'), (3000,'n=3000, but there are 1,797 digits'), (2.5,'whole number')])
+def test_numbers_of_digits_that_cannot_be(tmp_path, n, words):
+    with pytest.raises((ValueError,TypeError), match=words): digits(tmp_path/'d', n=n)
+    assert not (tmp_path/'d').exists()

@@ -100,6 +100,16 @@ def test_confusion_picture_counts(path):
     ax = show_confusion([0,99], [0,0], range(100))
     assert not ax.texts and not len(ax.get_xticks())
 
+def test_letters_that_no_font_has_are_told_once(monkeypatch):
+    "Class names in any script: no empty boxes, and not a warning of matplotlib for each letter"
+    monkeypatch.setattr('proxy_attention.core._installed', dict)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        ax = show_confusion([0,1], [0,1], ['猫','dog'])
+        ax.figure.canvas.draw()
+    assert [o.get_text() for o in ax.get_xticklabels()]==[o.get_text() for o in ax.get_yticklabels()]==[r'\u732b','dog']
+    assert [o.category for o in said]==[ProxyWarning]
+
 def test_steps_go_on_in_a_second_fit(fit, quiet, tmp_path):
     learn = fit(RunBoard(tmp_path/'log'), n=2)
     quiet(learn, 'fit', 1, 1e-4)

@@ -46,6 +46,24 @@ def says(e, *texts):
 
 boxes = st.lists(st.tuples(st.integers(0,10), st.integers(0,6), st.integers(1,5), st.integers(1,4)), min_size=1, max_size=4)
 
+def test_a_coco_file_with_a_polygon_elsewhere_or_no_size(tmp_path):
+    "A polygon of another image counted as an image without an object; a size in words was Python's own error"
+    Image.new('RGB', (30,20)).save(tmp_path/'0.png')
+    def coco(o, **size):
+        said = dict(images=[dict(id=0, file_name='0.png', **size)], annotations=[dict(image_id=0, segmentation=[o])])
+        return read_objects(json.dumps(said), tmp_path)
+    for o in ([100,100,120,100,120,120],[-9,2,-5,2,-5,9]):
+        with pytest.raises(ValueError, match=rf'The polygon that begins at \({o[0]}.0, {o[1]}.0\) .* is outside the image, which is 30×20'):
+            coco(o).known([tmp_path/'0.png'])
+    assert coco([20,5,120,5,120,15]).known([tmp_path/'0.png'])==[0] # some of it is inside
+    for width in ('x',-30,.5,True):
+        with pytest.raises(ValueError, match='width and height should be numbers of pixels'): coco([0,0,9,0,9,9], width=width, height=20)
+    assert coco([0,0,9,0,9,9], width=30., height=20).known([tmp_path/'0.png'])==[0]
+
+def test_a_table_of_boxes_with_tabs(tmp_path):
+    (tmp_path/'boxes.csv').write_text('file\tleft\ttop\twidth\theight\n0.png\t0\t0\t10\t10\n')
+    assert read_objects(tmp_path/'boxes.csv').files==['0.png']
+
 @drawn(boxes, st.integers(1,15), st.integers(1,15))
 @settings(max_examples=80, deadline=None, derandomize=True)
 def test_cover_is_an_exact_area(found, h, w):

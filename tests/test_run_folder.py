@@ -205,6 +205,20 @@ def test_a_suspect_that_was_moved_is_found_or_given(few, made, tmp_path):
     with pytest.raises(ValueError, match='did not start with the suspect'): resume_run(again, noop, suspect=made[1])
     assert finished(resume_run(again, noop, suspect=made[0]))
 
+@pytest.mark.parametrize('old,new,says', [
+    ('[fit]', '[fit]\nwd = 0.3', 'Wd: absent there, 0.3 here'), ('[fit]', '[fit]\nfp16 = true', 'Fp16: absent there, True here'),
+    ('[fit]', '[fit]\nprune = 0.5', 'Prune: absent there, 0.5 here'), ('seed = 42', 'seed = 7', 'Seed: 42 there, 7 here')])
+def test_a_run_whose_settings_were_edited_is_refused(few, tmp_path, old, new, says):
+    "It would end as neither of the two runs, and its folder would say that it is the second one"
+    run = interrupted(few, tmp_path/'runs')
+    before,toml = (run/'checkpoints'/'last.pth').read_bytes(),(run/'config.toml').read_text()
+    (run/'config.toml').write_text(toml.replace(old, new))
+    with pytest.raises(ValueError, match=f'The settings of .* have changed since it started. {says}. Restore .*config.toml'):
+        resume_run(run, noop)
+    assert (run/'checkpoints'/'last.pth').read_bytes()==before
+    (run/'config.toml').write_text(toml.replace('workers = 0', 'workers = 1')) # changes no result
+    assert finished(resume_run(run, noop))
+
 def test_what_was_moved_is_found_by_a_colon_too(few, tmp_path):
     "A colon may be part of a path, or stand between the name and the folder of a data set"
     shutil.copytree(few, tmp_path/'a'/'photos: few')

@@ -469,6 +469,7 @@ def test_notes_on_a_configuration():
     note, = notes_on(changed(Config(), steps='1,p,2', epochs=5))
     assert 'the steps 1,p,2 cover 3 epochs, but the fit has 5: 2 epochs at the end would have no proxy step' in note
     note, = notes_on(changed(Config(), size=4))
+    assert 'needs a GPU' in ''.join(notes_on(changed(Config(), fp16=True))) or torch.cuda.is_available()
     assert 'size=4 is small' in note and notes_on(changed(Config(), size=32))==[]
 
 def test_images_are_opened_once(few, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from proxy_attention.all import *
 from proxy_attention.cli import CliError, proxy_sweep
+from proxy_attention.data.beds import two_digits
 import proxy_attention.experiment.sweep as s
 from proxy_attention.experiment.config import Config, changed, to_toml
 from proxy_attention.experiment.runs import finished, run_state
@@ -352,6 +353,8 @@ def test_own_samplers_points_and_distributions(tmp_path):
         return optuna.samplers.RandomSampler(seed=seed)
     df = Sweep(quick, dict(a=(0.,1.), b='y'), tmp_path/'mine', mine).go(3, quiet=True).df
     assert len(set(seeds))==4 and df.a.nunique()==3 and set(df.b)=={'y'} and len(df.columns)==8
+    for o in ('fill=swap,,zero','fill=swap,','steps=1,p|'):
+        with pytest.raises(ValueError, match='has an empty value: remove it, or write none'): read_space(o)
     assert read_space('a=1..3 b=1..3:log c=no d=x')==dict(a=(1,3), b=(1,3,'log'), c=False, d='x')
     def typed(folder, a:float, n:int): return a
     sweep = Sweep(typed, dict(a=(0,1), n=(1,4)), tmp_path/'typed').go(3, quiet=True)
@@ -389,6 +392,15 @@ def test_a_folder_is_checked_before_the_first_trial(photos, tmp_path, fingerprin
     with pytest.raises(ValueError, match='No training images are given'): Sweep(folder_run(), 'area=.1,.2', tmp_path/'s')
     with pytest.raises(TypeError, match="did you mean 'arch'"): folder_run(photos, ach='resnet18')
     assert not (tmp_path/'s').exists() and fingerprint(photos.parent)==before
+
+def test_several_labels_have_metrics_of_their_own(tmp_path):
+    "There is no `accuracy` to choose by: each trial failed after its first epoch"
+    bed = two_digits(tmp_path/'bed', n_train=60, n_test=16)
+    run = folder_run(bed/'labels.csv', label_delim=' ', valid_col='part', tests=dict(plain=bed/'plain.csv'), **tiny)
+    with pytest.raises(ValueError, match="no metric 'accuracy', did you mean 'accuracy_multi'"): Sweep(run, 'seed=0,1', tmp_path/'s')
+    for metric,pruner in (('mean_ap','median'),('plain.mean_ap',None)):
+        sweep = Sweep(run, 'seed=0,1', tmp_path/metric, metric=metric, pruner=pruner).go(1, quiet=True)
+        assert 0<=sweep.best[metric]<=1 and list(sweep.df.state)==['complete']
 
 def test_metrics_of_test_sets_and_the_warning_without_them(photos, tmp_path):
     run = folder_run(photos, **tiny)

@@ -7,6 +7,7 @@ from proxy_attention.all import *
 from proxy_attention.attribution.layers import find_layers, outputs_of
 from proxy_attention.attribution.heatmap import HeatmapStore, normalize_heat, resize_heat
 from proxy_attention.attribution.tasks import PixelLabels, Task
+import proxy_attention.data.pixels as pixels
 from proxy_attention.data.pixels import PixelNet, pixel_bed, pixel_classes, pixel_learner
 from proxy_attention.masking.labels import by_area, ignored
 from proxy_attention.masking.masker import Masker
@@ -338,3 +339,22 @@ def test_a_unet_is_copied_with_what_it_has_stored(bed):
     net(torch.randn(2,3,32,32)).sum().backward() # its hooks now store outputs with gradients
     with pytest.raises(RuntimeError): deepcopy(net)
     assert Suspect(net).model is not net and net.sfs[0].stored is not None
+
+def test_a_bed_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
+    "Half of a bed was taken for the whole one"
+    made,left = pixels.pixel_image,[3]
+    def killed(*args):
+        left[0] -= 1
+        if not left[0]: raise KeyboardInterrupt
+        return made(*args)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(pixels, 'pixel_image', killed)
+        pixel_bed(tmp_path/'bed', n=8, size=32)
+    assert len(list((pixel_bed(tmp_path/'bed', n=8, size=32)/'images').iterdir()))==8
+    assert [o.name for o in tmp_path.iterdir()]==['bed']
+
+@pytest.mark.limit(20)
+def test_an_image_without_room_is_refused():
+    "It was drawn for ever"
+    with pytest.raises(ValueError, match='size=8 should be 12 or more: a vehicle'): pixels.pixel_image(np.random.default_rng(0), size=8)
+    assert pixels.pixel_image(np.random.default_rng(0), size=12)[0].size==(12,12)

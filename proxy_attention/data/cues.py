@@ -13,7 +13,7 @@ from warnings import warn
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from ..core import *
-from .images import ImageFolder, check_images, refuse_count, refuse_inside
+from .images import ImageFolder, check_images, refuse_count, refuse_inside, _missing
 from .digits import corner_box, palette, whole_folder, write_bed
 from .beds import deal, draw_groups, misleading_classes, refuse_conflict, stream
 
@@ -167,6 +167,7 @@ def _refuse_among(path, files):
 
 def _label_names(labels):
     "Return labels as text, after checking that they can name a folder"
+    if any(map(_missing, labels)): raise ValueError(f'{sum(map(_missing, labels))} of {len(labels)} images have no label: label them.')
     labels = [str(o) for o in labels]
     for o in labels:
         if o in ('','.','..') or '/' in o or os.sep in o: raise ValueError(f'The label {o!r} cannot name a folder: give it another name.')

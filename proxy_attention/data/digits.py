@@ -26,6 +26,7 @@ from fastai.metrics import AccumMetric, ActivationType, accuracy, accuracy_multi
 from fastai.torch_core import set_seed
 from fastai.vision.data import ImageDataLoaders
 from ..core import *
+from .images import refuse_count
 
 # %% ../../nbs/data/03_digits.ipynb #5dd329dd
 palette = np.array([
@@ -117,7 +118,12 @@ def digits(
     In `train` and `valid` the patch has the colour of the label. `plain` has the images of `valid` again, without a patch,
     and `flipped` has them with the colour of another label."""
     rng,(imgs,labels) = np.random.default_rng(seed), digit_images()
+    if n is not None: refuse_count(2*10, 'each digit has to be in training and in validation', n=n)
+    if n is not None and n>len(labels): raise ValueError(f'n={n}, but there are {len(labels):,} digits: ask for fewer.')
     at = np.arange(len(labels)) if n is None else np.sort(rng.choice(len(labels), n, replace=False))
+    if min(np.bincount(labels[at], minlength=10))<2 or not 10<=np.ceil(valid_pct*len(at))<=len(at)-10:
+        raise ValueError(f'Of {len(at)} digits, a fraction of valid_pct={valid_pct} cannot have each of the ten in training and in '
+                         'validation: ask for more digits, or for another fraction.')
     _,valid = train_test_split(at, test_size=valid_pct, stratify=labels[at], random_state=seed)
     def rows(valid=set(valid.tolist()), side=8):
         for i in at.tolist():

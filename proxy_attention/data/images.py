@@ -7,9 +7,10 @@ __all__ = ['refuse_inside', 'refuse_count', 'ImageSet', 'ImageFolder', 'ImageTab
            'check_images', 'same_images']
 
 # %% ../../nbs/data/00_images.ipynb #9767a059
-import hashlib, os, re
+import hashlib, os, re, struct, warnings
 from collections import Counter
 from copy import copy
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from warnings import warn
@@ -45,13 +46,30 @@ def _refuse_names(files):
         raise ValueError(f'{len(bad)} of {len(files)} image files have a name that is not written in UTF-8, '
                          f'the first is {clean_text(bad[0])}: rename them, or the folder that they are in.')
 
+def _missing(o): return o is None or o is pd.NA or o!=o # NaN, and the missing time of pandas, do not equal themselves
+
+def _refuse_lists(path, files, labels, parts, blank):
+    "Raise `ValueError` unless each file is listed once, with a label (`blank`: perhaps an empty one) and, if they are given, a part"
+    for k,o in dict(labels=labels, parts=parts).items():
+        if o is not None and len(o)!=len(files):
+            raise ValueError(f'There are {len(o)} {k} for {len(files)} images of {path}: give one per image.')
+    if gone := [(f,o) for f,o in zip(files, labels) if _missing(o) or not blank and not str(o).strip()]:
+        raise ValueError(f'{len(gone)} of {len(files)} images have no label, the first is {gone[0][0]} (its label is {gone[0][1]!r}): '
+                         'label them, or leave them out.')
+    if odd := [(f,o) for f,o in zip(files, parts or ()) if o not in ('train','valid')]:
+        raise ValueError(f"{len(odd)} of {len(files)} images are in another part than 'train' and 'valid', the first is {odd[0][0]}, in "
+                         f'{odd[0][1]!r}: leave these images out, and add images to test on with `add_test`.')
+    if twice := [f for f,n in Counter(map(str, files)).items() if n>1]:
+        raise ValueError(f'{len(twice)} files are listed more than once, the first is {twice[0]}: list each file once, '
+                         'because its copies could be in both training and validation.')
+
 def _group_names(groups, files, path):
     "Return the name of the group of each file"
     def kept(f): return next((groups[o] for o in (f, str(f), os.path.relpath(f, path).replace(os.sep, '/')) if o in groups), None)
     names = list(map(kept, files) if isinstance(groups, dict) else map(groups, files) if callable(groups) else groups)
     if len(names)!=len(files): raise ValueError(f'There are {len(names)} groups for {len(files)} images: give one group per image.')
     for f,o in zip(files, names):
-        if o is None or o!=o or not str(o).strip():
+        if _missing(o) or not str(o).strip():
             raise ValueError(f'The image {f} has no group (its group is {o!r}): give each image a group.')
     return [str(o).strip() for o in names]
 
@@ -127,12 +145,13 @@ class ImageSet:
         groups=None # Names of groups that stay on one side, such as patients: `file -> name`, a dictionary, or one name per image
     ):
         self.path,self.given,self.tests = Path(path).resolve(), parts is not None, {}
-        self.roots,files = [self.path], list(files)
+        self.roots,files,labels,parts = [self.path], list(files), list(labels), list(parts) if self.given else None
         store_attr('valid_pct,seed,subset,n_per_class')
         self._refuse()
         if not files: raise ValueError(f'There is no image in {self.path}.')
         _refuse_names(files)
-        self.df = pd.DataFrame(dict(file=files, label=[str(o) for o in labels], part=list(parts) if self.given else None))
+        _refuse_lists(self.path, files, labels, parts, self.label_delim is not None)
+        self.df = pd.DataFrame(dict(file=files, label=[str(o) for o in labels], part=parts))
         if groups is not None: self.df['group'] = _group_names(groups, files, self.path)
         self._thin()
         self._split()
@@ -315,13 +334,26 @@ def _parted_by(csv):
     with open(csv, encoding='utf-8-sig', errors='replace') as f: head = f.readline()
     return next((o for o in ',;\t' if o in head), ',')
 
+def _cells(csv, sep):
+    "Return the cells of a CSV file as text; raise `ValueError` if its rows have more cells than there are columns"
+    read = partial(pd.read_csv, csv, dtype=str, keep_default_na=False, sep=sep, encoding='utf-8-sig')
+    df = read()
+    if isinstance(df.index, pd.RangeIndex): return df
+    more = df.iloc[:,-df.index.nlevels:] # with too many cells, pandas takes the first ones as an index
+    if more.apply(lambda o: o.str.strip()!='').any(axis=None):
+        raise ValueError(f'The rows of {csv} have more cells than its first line has names: name every column, and put quotes '
+                         f'around a name or label that contains {sep!r}.')
+    with warnings.catch_warnings(): # each line ends with a separator
+        warnings.simplefilter('ignore', pd.errors.ParserWarning)
+        return read(index_col=False)
+
 def _read_csv(csv, sep=','):
     "Read a CSV file, with all cells as text"
     csv = Path(csv)
     if csv.is_dir(): raise IsADirectoryError(f'{csv} is a folder; give a CSV file, or use `ImageFolder`.')
     if not csv.exists(): raise FileNotFoundError(f'There is no CSV file {csv}.')
     if sep is None: sep = _parted_by(csv)
-    try: df = pd.read_csv(csv, dtype=str, keep_default_na=False, sep=sep, encoding='utf-8-sig', index_col=False)
+    try: df = _cells(csv, sep)
     except UnicodeDecodeError as e:
         raise ValueError(f'{csv} is not encoded in UTF-8 ({e.reason} at byte {e.start}): save it as "CSV UTF-8".') from e
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as e:
@@ -709,6 +741,18 @@ def test_table(self:ImageSet,
     return df.assign(file=self._named(df.file))
 
 # %% ../../nbs/data/00_images.ipynb #f924608b
+_damaged = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error) # of a header that Pillow reads late
+
+def _turned(im):
+    "Has an image file a tag with which viewers rotate or mirror it? A damaged tag counts as none"
+    try: return im.getexif().get(0x112, 1) not in (0,1)
+    except _damaged: return False
+
+def _n_frames(im):
+    "Return the number of pictures in a file, 1 if those after the first are damaged; in an MPO, they are previews of the first"
+    try: return 1 if im.format=='MPO' else getattr(im, 'n_frames', 1)
+    except _damaged: return 1
+
 def _problem(f):
     "Return what is wrong with an image file as (problem, detail), or None"
     try:
@@ -716,6 +760,7 @@ def _problem(f):
         with Image.open(f) as im:
             im.load()
             mode,size,alpha,form = im.mode,im.size,'transparency' in im.info,im.format
+            turned,n = _turned(im),_n_frames(im)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         return 'unreadable', str(e).split(str(f))[0].strip(" '") or type(e).__name__
     if mode.startswith('F'):
@@ -726,6 +771,8 @@ def _problem(f):
     if mode in ('RGBA','LA','PA','La','RGBa') or alpha:
         return 'transparent', f'mode {mode}: transparency is dropped, so hidden colours become visible'
     if mode=='CMYK': return 'CMYK', 'converted to RGB without a colour profile'
+    if turned: return 'rotated', 'its EXIF tag says so, but fastai ignores the tag: the model sees it unrotated'
+    if n>1: return 'animated', f'{n} pictures: only the first one is used'
     if min(size)<8: return 'tiny', f'{size[0]}×{size[1]} pixels'
     return None
 
@@ -735,7 +782,7 @@ def check_images(
     n_workers:int=None, # Number of processes; None: one per core for more than 1,000 files, else only this process
     progress:bool=True # Show a progress bar for more than 2,000 files?
 )->pd.DataFrame: # One row per file with a problem; columns file, problem, detail
-    "Open every image and list problems: 'unreadable', '16-bit', '32-bit', 'float', 'transparent', 'CMYK' or 'tiny'"
+    "Open every image and list problems: 'unreadable', '16-bit', '32-bit', 'float', 'transparent', 'CMYK', 'rotated', 'animated' or 'tiny'"
     files = list(files)
     if n_workers is None: n_workers = num_cpus() if len(files)>1000 else 0
     found = parallel(_problem, files, n_workers=n_workers, progress=progress and len(files)>2000)

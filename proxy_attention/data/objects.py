@@ -79,6 +79,10 @@ def _polygon_grid(polygons, side=1024):
     for o in polygons: ImageDraw.Draw(im).polygon([tuple(p) for p in o*side], fill=1)
     return _mask_grid(np.asarray(im))
 
+def _refuse_outside(said, file, scale):
+    raise ValueError(f"{said} of {file} is outside the image, which is {'×'.join(map(str, scale))} pixels: it belongs to another image, "
+                     'or to a larger version of this one.')
+
 class _Shapes:
     "Boxes and polygons of one image"
     def __init__(self, boxes, polygons=(), shares=None, size=None):
@@ -94,11 +98,13 @@ class _Shapes:
         scale = self._scale(file)
         boxes = np.where(self.shares[:,None], self.boxes, self.boxes/np.tile(scale, 2)).clip(0,1)
         if (out := (boxes[:,:2]>=boxes[:,2:]).any(1)).any():
-            raise ValueError(f'The box {tuple(self.boxes[out.argmax()].tolist())} (x0, y0, x1, y1) of {file} is outside the image, '
-                             f"which is {'×'.join(map(str, scale))} pixels: it belongs to another image, "
-                             'or to a larger version of this one.')
+            _refuse_outside(f'The box {tuple(self.boxes[out.argmax()].tolist())} (x0, y0, x1, y1)', file, scale)
         if not self.polygons: return _box_grid(boxes)
-        return _polygon_grid([o/scale for o in self.polygons] + [o[[0,1,2,1,2,3,0,3]].reshape(4,2) for o in boxes])
+        polygons = [o/scale for o in self.polygons]
+        for o,given in zip(polygons, self.polygons):
+            if (o.max(0)<=0).any() or (o.min(0)>=1).any():
+                _refuse_outside(f'The polygon that begins at {tuple(given[0].tolist())}', file, scale)
+        return _polygon_grid(polygons + [o[[0,1,2,1,2,3,0,3]].reshape(4,2) for o in boxes])
 
 # %% ../../nbs/data/07_objects.ipynb #d3d020a5
 def _drawn(im):
@@ -296,8 +302,7 @@ def _number(o, said):
     except ValueError as e: raise ValueError(f'{said} should be four numbers.') from e
 
 def _from_csv(csv, root):
-    df = _read_csv(csv)
-    if df.shape[1]==1 and ';' in df.columns[0]: df = _read_csv(csv, ';')
+    df = _read_csv(csv, None)
     df.columns = df.columns.str.strip().str.lower()
     names = next((o for o in _columns if set(o)<=set(df.columns)), None)
     if names is None:
@@ -329,11 +334,19 @@ def _polygons(segmentation, said):
             raise ValueError(f'{said} should be polygons of at least three points, x and y in turn, but one is {fit_text(str(o), 80)}.')
     return [np.array(o, dtype=float).reshape(-1,2) for o in segmentation]
 
+def _coco_size(o, name):
+    "Return the (width, height) that a COCO file gives for an image, or None"
+    size = o.get('width'),o.get('height')
+    if not all(size): return None
+    if not all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) and v>=1 for v in size):
+        raise ValueError(f"{name}: the size of {o['file_name']} is {size[0]!r}×{size[1]!r}, but width and height should be numbers of "
+                         'pixels: correct them, or leave them out.')
+    return tuple(map(int, size))
+
 def _from_coco(data, root, name):
     try:
         images = {o['id']:o for o in data['images']}
-        found = {_posix(o['file_name']):([],[],(int(o['width']),int(o['height'])) if o.get('width') and o.get('height') else None)
-                 for o in images.values()}
+        found = {_posix(o['file_name']):([],[],_coco_size(o, name)) for o in images.values()}
         for o in data['annotations']:
             if o['image_id'] not in images:
                 raise ValueError(f"{name}: an annotation is for the image {o['image_id']!r}, which is not among its images.")

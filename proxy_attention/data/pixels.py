@@ -18,6 +18,8 @@ from fastai.torch_core import set_seed
 from fastai.vision.augment import Resize
 from fastai.vision.data import SegmentationDataLoaders
 from ..core import *
+from .images import refuse_count
+from .digits import whole_folder
 
 # %% ../../nbs/data/10_pixels.ipynb #7b5c0107
 pixel_classes = ['ground','car','boat','tree']
@@ -36,6 +38,7 @@ def pixel_image(
     cue:str='car' # Class that the patch tells: 'car' or 'boat'
 )->tuple: # image and mask (PIL), and (top, left, side) of the patch
     "Draw an image with a car or a boat, a tree, and a patch that tells the car from the boat"
+    refuse_count(12, 'a vehicle, a tree and a patch have to fit in', size=size)
     img = rng.normal(110, 12, (size,size,3))
     mask = np.zeros((size,size), np.uint8)
     sides = size//4, size//4, size//4
@@ -55,15 +58,16 @@ def pixel_bed(
     size:int=64, # Height and width of the images
     seed:int=0 # Random seed
 )->Path:
-    "Make the bed: `images` and `masks`, with equally many cars and boats; a folder that exists is returned unchanged"
+    "Make the bed: `images` and `masks`, completely or not at all, with equally many cars and boats; one that exists is returned unchanged"
     path,rng = Path(path),np.random.default_rng(seed)
     if (path/'images').exists(): return path
-    for k in ('images','masks'): (path/k).mkdir(parents=True)
-    for i in range(n):
-        img,mask,at = pixel_image(rng, size, ('car','boat')[i%2])
-        name = f'{i:04}_'+'_'.join(map(str, at))+'.png'
-        img.save(path/'images'/name)
-        mask.save(path/'masks'/name)
+    with whole_folder(path) as (new,path):
+        for k in ('images','masks'): (new/k).mkdir()
+        for i in range(n):
+            img,mask,at = pixel_image(rng, size, ('car','boat')[i%2])
+            name = f'{i:04}_'+'_'.join(map(str, at))+'.png'
+            img.save(new/'images'/name)
+            mask.save(new/'masks'/name)
     return path
 
 def patch_of(

@@ -95,6 +95,8 @@ def what_of(
         'the weights of the model':{k:str(tuple(v.shape)) for k,v in model.state_dict().items()},
         'the layers of the model':digest(no_address(model)),
         'the optimizer':what_is(learn.opt_func),
+        'the weight decay':[h.get('wd') for h in opt.hypers],
+        'the weight decay of biases and normalization':learn.wd_bn_bias,
         'the loss function':what_is(learn.loss_func),
         'the parameters that are trained':[len(opt.param_lists), sum(p.requires_grad for p in model.parameters())],
         'the number of images':[len(plain_dl(o).dataset) for o in learn.dls.loaders],
@@ -104,7 +106,15 @@ def what_of(
         'ProxyAttention':[{k:what_is(v) for k,v in o.args.items() if k not in ('folder','save_images')}
             for o in learn.cbs if isinstance(o, ProxyAttention)]}
 
+_newer = ('the weight decay','the weight decay of biases and normalization') # fields that checkpoints of release 0.1 do not have
+
 def _refuse_other_run(file, there, here): refuse_other(f'{file} is the checkpoint of another run', there, here)
+
+def _refuse_other_best(folder, best, monitor):
+    "Refuse to compare one loss or metric with the best value of another"
+    if best and monitor and best['monitor']!=monitor:
+        raise ValueError(f"best={monitor!r}, but the best weights in {folder} were chosen by {best['monitor']!r}: "
+            f"resume with best={best['monitor']!r}, or with best=None, which writes no more of them.")
 
 # %% ../../nbs/experiment/03_checkpoint.ipynb #cdf5d894
 def _has_state(o): # also asked of a callback's attributes
@@ -266,6 +276,7 @@ def before_fit(self:Checkpoint):
     self.what = what_of(self.learn)
     self.start = self.start or weights_digest(get_model(self.learn.model).state_dict())
     state = read_checkpoint(self.last) if (self.resume or cut or not self.mine) and self.last.exists() else None
+    if state: state['what'] |= {k:self.what[k] for k in _newer if k not in state['what']}
     if state and (state['fit'],state['epoch'])==(1,0) and (not self.resume or differs(state['what'], self.what)):
         state = None # nothing was trained
     if state and not self.resume:
@@ -276,6 +287,7 @@ def before_fit(self:Checkpoint):
         self.take_first(state)
         return _pass_over(self.learn, self.n_epoch)
     _refuse_other_run(self.last, state['what'], self.what)
+    _refuse_other_best(self.folder, state['best'], self.monitor)
     self.go_on(state)
     _pass_over(self.learn, state['epoch'])
 
@@ -326,11 +338,15 @@ def go_on(self:Checkpoint, state):
 
 @patch
 def tell_other_start(self:Checkpoint, state):
-    "Warn about other initial weights and other releases; either can be intended or a mistake"
+    "Warn about other initial weights, another precision and other releases; each can be intended or a mistake"
     if state['start']!=self.start:
         warn(f'The run in {self.folder} started with other weights than this learner (another seed, or none): '
              'it continues with the weights and the RNG state of the checkpoint.', ProxyWarning)
         self.start = state['start']
+    mixed = lambda o: 'mixed' if o is not None else 'full'
+    if (was := mixed(state['scaler']))!=(now := mixed(getattr(self.learn, 'scaler', None))):
+        warn(f'The run in {self.folder} started with {was} precision and continues with {now} precision: '
+             'its result may differ from that of an uninterrupted run.', ProxyWarning)
     if d := differs(state['releases'], versions()):
         warn(f'The run in {self.folder} started with {d[0]} {d[1]} and continues with {d[2]}: '
              'its result may differ slightly from that of an uninterrupted run.', ProxyWarning)

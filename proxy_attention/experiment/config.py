@@ -8,6 +8,7 @@ __all__ = ['left_to_arms', 'number', 'yes', 'DataConfig', 'ModelConfig', 'FitCon
 
 # %% ../../nbs/experiment/00_config.ipynb #a06ca71a
 import inspect, os, re, tomli, tomli_w
+import numpy as np
 from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -146,6 +147,7 @@ def _refuse_no_text(k, v):
 def _typed(f, v):
     "The value of a field, converted to its type; raises a `TypeError` if it has another type"
     if v is None: return None
+    if isinstance(v, np.generic): v = v.item() # as in a loop over `np.arange`, or in a row of a table
     if f.type is str and f.name=='steps' and isinstance(v, (list,tuple)): return ','.join(map(str, v))
     ok = {str:(str,Path), int:int, float:(int,float), bool:bool, number:(int,float)}[f.type]
     if not isinstance(v, ok) or (isinstance(v, bool) and f.type is not bool):

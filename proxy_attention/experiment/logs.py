@@ -41,6 +41,10 @@ def show_confusion(
     shown = ConfusionMatrixDisplay(confusion_matrix(targs, preds, labels=range(n)), display_labels=names)
     shown.plot(ax=ax, include_values=n<=20, xticks_rotation='vertical', cmap='Blues', colorbar=n>20, values_format='d')
     if n>60: ax.set(xticks=[], yticks=[])
+    for axis in (ax.xaxis,ax.yaxis) if names else ():
+        told = axis.get_ticklabels()
+        legible(*told, warns=axis is ax.xaxis)
+        axis.set_ticklabels([o.get_text() for o in told])
     return ax
 
 # %% ../../nbs/experiment/04_logs.ipynb #e97d5b23

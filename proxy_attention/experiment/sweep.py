@@ -53,7 +53,9 @@ def read_space(
             raise ValueError(f'{part!r} in the space should be a name, given only once, and the values to try, '
                 'such as area=0.02..0.3, lr=1e-4..1e-2:log, fill=swap,zero or share=0.2.')
         ends = re.fullmatch(r'(.+?)\.\.(.+?)(?::(log))?', said)
-        values = [_value(o) for o in (ends.groups() if ends else said.split('|' if '|' in said else ',')) if o is not None]
+        pieces = ends.groups() if ends else said.split('|' if '|' in said else ',')
+        if '' in pieces: raise ValueError(f'{part!r} in the space has an empty value: remove it, or write none to try the default.')
+        values = [_value(o) for o in pieces if o is not None]
         space[name] = tuple(values) if ends else values if len(values)>1 else values[0]
     return space
 
@@ -112,7 +114,11 @@ class StopEarly(Callback):
 def _each_epoch(cfg):
     "The names of the values that a training has in each epoch"
     swapped = find_parts(cfg.fit.swapped) if cfg.fit.swapped else ()
-    return ['train_loss','valid_loss','accuracy', *map(swapped_column, swapped)]
+    return ['train_loss','valid_loss', *_accuracies(cfg), *map(swapped_column, swapped)]
+
+def _accuracies(cfg):
+    "The names of the metrics of a training, see `metrics_for`"
+    return ['accuracy_multi','mean_ap'] if cfg.data.label_delim else ['accuracy']
 
 class folder_run:
     "Trials that train on a folder of images, with `train_folder`"
@@ -160,7 +166,8 @@ class folder_run:
     def check(self, space:dict, metric:str, pruner, folder):
         "Raise an error for settings that cannot work; `Sweep` calls this before the first trial"
         self.recipes = getattr(space.get('recipe'), 'choices', self.recipes) # they are part of the identity
-        known = [*(each := _each_epoch(self.cfg)), *(f'{o}.{k}' for o in self.tests for k in ('accuracy','loss'))]
+        of_tests = ('accuracy','mean_ap','loss') if self.cfg.data.label_delim else ('accuracy','loss')
+        known = [*(each := _each_epoch(self.cfg)), *(f'{o}.{k}' for o in self.tests for k in of_tests)]
         if part := next((o for o in swapped_parts if swapped_column(o)==metric and metric not in known), None):
             raise ValueError(f'The metric {metric} is measured only if it is asked for: give swapped={part!r} (--swapped {part}), too.')
         if metric not in known:
@@ -173,7 +180,7 @@ class folder_run:
         for k,v in ((k,v) for k,vs in ends.items() for v in vs):
             whys = [*takewhile(bool, (self._why_not({q:rng.choice(o) for q,o in ends.items()}|{k:v}) for _ in range(20)))]
             if len(whys)==20: raise ValueError(f'{k}={v!r} fails in each of 20 random combinations: {max(whys, key=whys.count)}')
-        if metric in ('accuracy','valid_loss') and not self.tests and vars(ProxyConfig()).keys() & space.keys():
+        if metric in ('valid_loss',*_accuracies(self.cfg)) and not self.tests and vars(ProxyConfig()).keys() & space.keys():
             warn(f'The metric {metric} is measured on validation images, which have the same shortcut as the training images, so it '
                 'prefers networks that use the shortcut. Add a test set without the shortcut to the configuration, '
                 "and use its accuracy as the metric; without such images, give swapped='rest', and use rest_swapped.", ProxyWarning)

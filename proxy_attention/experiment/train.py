@@ -299,6 +299,8 @@ def notes_on(cfg:Config)->list: # Sentences
     if d.size<_least_size:
         res.append(f'Note: size={d.size} is small. Most architectures halve the image size five times, '
                    f'so that with fewer than {_least_size} pixels a heatmap has a single cell.')
+    if cfg.fit.fp16 and not torch.cuda.is_available():
+        res.append('Note: fp16 has no effect here, because mixed precision needs a GPU that CUDA finds: training is in full precision.')
     if not p.suspect and 'hot' in find_parts(cfg.fit.swapped or 'rest'):
         res.append(f'Note: swapped={cfg.fit.swapped!r} without a suspect swaps what each network attends to at that time, so hot_swapped '
                    'does not compare networks on the same images. `proxy-train --suspect RUN` swaps where one finished network looks.')
@@ -538,6 +540,8 @@ def _command():
     def told(o): return re.sub(r'(^|=|:)(/|[A-Za-z]:\\).*', lambda m: m[1]+'.../'+Path(o).name, o)
     return shlex.join([Path(sys.argv[0]).stem, *map(told, sys.argv[1:])])
 
+_places = ('path','split','suspect','objects','tests') # settings that say where something is, which may be moved
+
 def run_identity(
     cfg:Config,
     images:ImageSet, # The images, with their split
@@ -554,8 +558,7 @@ def run_identity(
     tests = {k:files_digest(images.tests[k].file, images.tests[k].label) for k in cfg.tests}
     what = dict(data=data, tests=tests, config=all_settings(cfg), versions=versions(), device=where,
         **_suspect_digest(cfg), **_objects_digest(cfg), **more)
-    places = ('path','split','suspect','objects','tests')
-    settings = {k:v for k,v in what['config'].items() if k not in places}
+    settings = {k:v for k,v in what['config'].items() if k not in _places}
     return what | dict(command=_command(), digest=digest(what|dict(config=settings)))
 
 def _file_digest(f): return hashlib.sha256(f.read_bytes()).hexdigest()[:16]
@@ -582,6 +585,13 @@ def _started_with(run):
         there['data']
     except (ValueError, TypeError, KeyError) as e: raise ValueError(f'{f} cannot be read: restore it, or start a new run.') from e
     return there
+
+def _refuse_other_settings(run, cfg):
+    "Refuse to resume a run whose `config.toml` was edited since it started, apart from places and from what changes no result"
+    here,free = all_settings(cfg),(*_places,'workers','save_images')
+    was = {k:v for k,v in _started_with(run).get('config', {}).items() if k in here and k not in free}
+    refuse_other(f'The settings of {run} have changed since it started', was, {k:here[k] for k in was},
+        f'Restore {Path(run)/"config.toml"}, or start a new run with it (`--config`).')
 
 def _refuse_others(run, cfg, images):
     "Refuse to resume a run with images, test sets, a suspect or places of objects other than those it started with"
@@ -638,6 +648,7 @@ def resume_run(
         return run
     cfg = found_again(from_toml(run/'config.toml'), run, say)
     cfg = suspect_found(cfg, run, suspect)
+    _refuse_other_settings(run, cfg)
     refuse_unasked(cfg, suspect)
     say(to_toml(cfg))
     images,_ = look_at(changed(cfg, split=''), say, run) # the run folder contains a copy of the split
