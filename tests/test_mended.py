@@ -12,7 +12,6 @@ from proxy_attention.interpret.heats import show_grid, show_heat, show_heats
 from proxy_attention.proxy.head import HeadInputs
 from proxy_attention.proxy.losses import losses_of
 from proxy_attention.proxy.peers import dac
-from proxy_attention.proxy.recipes import IfCarried
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 root = Path(__file__).parent.parent
@@ -605,3 +604,12 @@ def test_a_recipe_that_is_given_as_a_selection_is_named():
 
 def test_what_fit_head_returns_is_one_line_in_a_notebook():
     assert repr(HeadInputs(torch.zeros(1200,64), torch.zeros(1200)))=='HeadInputs of 1,200 images, 64 features'
+
+def test_the_accuracy_is_found_among_the_metrics(few):
+    from fastai.vision.all import F1Score
+    learn = digits_learner(few)
+    alone = accuracy_on(learn, few/'valid')
+    learn.metrics = [F1Score(average='macro'), *learn.metrics]
+    assert accuracy_on(learn, few/'valid')==alone!=learn.validate()[1]
+    learn.metrics = []
+    with pytest.raises(ValueError, match='is no accuracy'): accuracy_on(learn, few/'valid')

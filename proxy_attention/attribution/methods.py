@@ -211,7 +211,8 @@ class Suspect:
     ):
         if not isinstance(model, nn.Module): model = getattr(model, 'model', model) # a module may have a part of this name
         if not isinstance(model, nn.Module):
-            raise TypeError(f'A suspect is a trained Learner or a torch module, but this is a {type(model).__name__}.')
+            raise TypeError(f'A suspect is a trained Learner or a torch module, but this is a {type(model).__name__}: '
+                            'load a file with `load_learner`, or a run folder with `load_run`.')
         self.size = as_size(size)
         self.model,self.attribution,self.memory = copy_of(unwrap(model)),as_attribution(attribution),None
 

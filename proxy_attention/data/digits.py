@@ -215,12 +215,15 @@ def files_of_test(
     return files
 
 def accuracy_on(
-    learn:Learner,
+    learn:Learner, # One of its metrics is an accuracy
     path # Folder with one folder of images per class, or image files
 )->float:
     "Return the accuracy on the images of a folder, from 0 to 1"
     files = files_of_test(path) if isinstance(path, (str,Path)) else path
-    with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[1])
+    names = [o.name for o in learn.metrics]
+    if (at := next((i for i,o in enumerate(names, 1) if o.startswith('accuracy')), None)) is None:
+        raise ValueError(f"Among the learner's metrics ({', '.join(names) or 'none'}) is no accuracy: make it with `metrics=accuracy`.")
+    with learn.no_bar(): return float(learn.validate(dl=learn.dls.test_dl(files, with_labels=True))[at])
 
 # %% ../../nbs/data/03_digits.ipynb #5a30ee82
 def average_precisions(

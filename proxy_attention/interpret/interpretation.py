@@ -491,6 +491,8 @@ def compare_with(self:ProxyInterpretation,
         with keep_rng(): dl = other.dls.test_dl(self.items_at(), with_labels=True)
         other = type(self).from_learner(other, dl=dl, **self.how)
         other.task = self.task # the same centre
+    if not isinstance(other, ProxyInterpretation):
+        raise TypeError(f'{other!r} is of type {type(other).__name__}: give a Learner, or a ProxyInterpretation.')
     if not _same_items(self.items_at(), other.items_at()):
         raise ValueError('The two interpretations are of different images: '
             'pass the other learner instead, and it gets the images of this one.')

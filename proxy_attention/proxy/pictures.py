@@ -42,7 +42,8 @@ def show_served(
 ): # The axes
     "Show originals, heatmaps and proxy images: by default the items with the largest losses, from each class in turn"
     if not len(proxies.store):
-        raise ValueError('There is no proxy image to show: no proxy step has been made, or it found nothing (see `log`).')
+        raise ValueError('There is no proxy image to show: no proxy step has been made, or it found nothing that is masked. '
+                         'See `learn.proxy_attention.log` and the warnings of the fit.')
     if idxs is None: idxs = record.largest(interp.losses, proxies.store, n, interp.task.classes(interp.targs))
     if not len(idxs):
         raise ValueError('No proxy image has been served yet: '
