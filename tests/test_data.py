@@ -100,7 +100,8 @@ def test_cells_without_a_column_are_refused(photos):
     "A label with a comma and no quotes lost its end, without a word"
     files = [o.relative_to(photos).as_posix() for o in get_image_files(photos)]
     (photos/'t.csv').write_text('file,label\n'+''.join(f'{o},{o[0]}, large\n' for o in files))
-    with pytest.raises(ValueError, match="have more cells than its first line has names: .* quotes around a name or label that contains ','"):
+    says = "have more cells than its first line has names: .* quotes around a name or label that contains ','"
+    with pytest.raises(ValueError, match=says):
         ImageTable(photos/'t.csv')
     (photos/'t.csv').write_text('file,label\n'+''.join(f'{o},"{o[0]}, large"\n' for o in files))
     assert set(ImageTable(photos/'t.csv').counts().index)=={f'{o[0]}, large' for o in files}
@@ -183,7 +184,8 @@ def test_accuracy_on_a_folder_without_images(path, tmp_path):
     for o in (tmp_path, tmp_path/'nowhere', str(tmp_path)):
         with pytest.raises(ValueError, match='contains no image: give a folder with one folder of images per class'): accuracy_on(learn, o)
 
-@pytest.mark.parametrize('n,words', [(5,'n=5 should be 20 or more'), (20,'Of 20 digits'), (3000,'n=3000, but there are 1,797 digits'), (2.5,'whole number')])
+@pytest.mark.parametrize('n,words', [
+    (5,'n=5 should be 20 or more'), (20,'Of 20 digits'), (3000,'n=3000, but there are 1,797 digits'), (2.5,'whole number')])
 def test_numbers_of_digits_that_cannot_be(tmp_path, n, words):
     with pytest.raises((ValueError,TypeError), match=words): digits(tmp_path/'d', n=n)
     assert not (tmp_path/'d').exists()
