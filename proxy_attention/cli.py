@@ -255,7 +255,7 @@ def proxy_sweep(
     space:str=None, # Parameters to vary, such as "area=0.02..0.3 lr=1e-4..1e-2:log fill=swap,zero steps=1,p,2|2,p,1"; it has to be given
     trials:int=None, # Total number of trials, over all processes (default: 20, or the whole grid)
     sampler:str='tpe', # Sampler that chooses the parameters: {sampler}
-    metric:str='accuracy', # Metric to optimise: accuracy, mean_ap, valid_loss, train_loss, rest_swapped, or that of a test set (flipped.accuracy)
+    metric:str='accuracy', # Metric to optimise: accuracy, mean_ap, valid_loss, train_loss, rest_swapped, or of a test set: flipped.accuracy
     out:str='runs/sweep', # Folder of the sweep; run the same command again to resume it or to add a process
     seed:int=0, # Random seed for the parameters; the seed of the trainings is a parameter itself (seed=1 in the space)
     storage:str=None, # URL of a database, for processes without a common folder (default: study.db in the folder)

@@ -613,3 +613,8 @@ def test_the_accuracy_is_found_among_the_metrics(few):
     assert accuracy_on(learn, few/'valid')==alone!=learn.validate()[1]
     learn.metrics = []
     with pytest.raises(ValueError, match='is no accuracy'): accuracy_on(learn, few/'valid')
+
+def test_a_refused_demo_leaves_no_folder(tmp_path):
+    from proxy_attention.experiment.demo import run_demo
+    with pytest.raises(ValueError, match='n=5 should be 20 or more'): run_demo(tmp_path, n=5)
+    assert not [*tmp_path.iterdir()]

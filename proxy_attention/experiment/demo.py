@@ -101,7 +101,10 @@ def run_demo(
     "Train on digits with an artificial shortcut, without and with Proxy Attention; writes a table, a verdict and a picture"
     refuse_count(2, 'the proxy step comes after the first epoch, and the other epochs train with its proxies', epochs=epochs)
     run = new_run(out, 'demo')
-    path = digits(run/'digits', seed, n=n)
+    try: path = digits(run/'digits', seed, n=n)
+    except ValueError:
+        run.rmdir()
+        raise
     learns,rows = {},{}
     for name,arm in {'without':fit_plain, 'with proxies':with_proxies(recipe, folder=run)}.items():
         say('\nTraining without proxies …' if arm is fit_plain else f'\nTraining {name}: {with_proxies(recipe).__doc__}')

@@ -251,7 +251,7 @@ def _note(f, problem=None, detail=None):
     "Return a note about an image that can be read but has a problem"
     with Image.open(f) as im: turned = im.getexif().get(274, 1) not in (0,1)
     return '; '.join([f'{problem} ({detail})']*bool(problem)
-        + ['rotated by its EXIF tag, which fastai ignores: the model sees it as shown here']*turned)
+        + ['rotated by its EXIF tag, which fastai ignores: the model sees it as shown here']*(turned and problem!='rotated'))
 
 def explain_images(
     model, # Run folder, `Learner`, or exported learner (`.pkl`). Loading a `.pkl` runs the code in it: only open those you trust
