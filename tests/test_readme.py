@@ -251,3 +251,9 @@ def test_time_and_memory():
     assert f'takes {renewed.ratio.min():.2f} to {renewed.ratio.max():.2f} × the time of a plain one' in text
     own,plain = (fits.images_s[f'snapmix, {o}'] for o in ('heat renewed every fifth epoch','the plain epochs between'))
     assert f'`snapmix` {own:.1f} images per second instead of {plain:.1f}' in text
+
+def test_all_photographs_of_cifar():
+    df = by_heat('cifar4', 'cpu')
+    lost = {o:-100*paired(df[o]-df['one cycle'])['diff'] for o in ('attentive_cutmix','cutmix')}
+    assert len(df)==4
+    assert f"`attentive_cutmix` costs {lost['attentive_cutmix']:.1f} points and CutMix {lost['cutmix']:.1f} (four seeds)" in text
