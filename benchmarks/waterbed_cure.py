@@ -12,6 +12,7 @@ Rows of the beds 1.0, natural and 0.5, and those of own heat with `two grids` or
 `background`, renamed); those at 128 px on .95, with half of Otsu's threshold, the hottest 30 % of natural and the fine-tuned ones on two
 CPU cores, the others on an H100.
 Seeds 16 and 17 of the other beds are incomplete: the time was over.
+`one cycle`, `attentive_cutmix` and `erasing` on `natural` are in `gain_natural.csv` (`--accuracy-only`, two CPU cores).
 Every run is kept in OUT: the same command goes on where it was stopped."""
 import sys, warnings
 from functools import partial
