@@ -592,7 +592,8 @@ def test_the_demo_tells_a_loss_of_accuracy_in_points():
 
 def test_what_is_not_swapped_is_named_as_the_probe_names_it(monkeypatch):
     "The kind 'edge' is the border in every sentence of a probe"
-    monkeypatch.setattr('proxy_attention.proxy.successor.probe', lambda *o, **kw: SimpleNamespace(learned=True, in_short='Nothing follows.'))
+    found = SimpleNamespace(learned=True, in_short='Nothing follows.')
+    monkeypatch.setattr('proxy_attention.proxy.successor.probe', lambda *o, **kw: found)
     monkeypatch.setattr('proxy_attention.proxy.successor.treatment', lambda *o: False)
     cb = SimpleNamespace(suspect=None, settings=SimpleNamespace(masker=None))
     with pytest.warns(ProxyWarning, match=r'nothing that would be swapped \(a small place, the rest, the border\)'):
