@@ -29,6 +29,7 @@ def two_classes(path, n=60, c_out=1, loss_func=None, net=None, **kw):
 
 def test_one_logit_for_two_classes(few, quiet):
     "Predictions are (n,), right or wrong are told apart, and suspects are those that are wrong"
+    set_seed(0) # some networks are right about all digits
     learn = two_classes(few)
     learn.loss_func.activation,learn.loss_func.decodes = torch.sigmoid,lambda x: (x>.5).long()
     quiet(learn, 'fit_one_cycle', 4, 1e-2)
