@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'comma_list', 'by_name', 'names_in', 'fit_text', 'clean_text', 'short_text', 'counted',
-           'called', 'fonts_for', 'warn_of_letters', 'legible', 'takes', 'given', 'refuse_unknown', 'refuse_number',
-           'keep_rng', 'trains_for_real', 'better', 'write_whole', 'write_json', 'write_table', 'from_first',
-           'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes', 'new_run', 'hold_folder', 'is_held',
-           'let_go']
+           'called', 'fonts_for', 'warn_of_letters', 'legible', 'takes', 'given', 'refuse_call', 'refuse_unknown',
+           'refuse_number', 'keep_rng', 'trains_for_real', 'better', 'write_whole', 'write_json', 'write_table',
+           'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes', 'new_run',
+           'hold_folder', 'is_held', 'let_go']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import ast, difflib, inspect, json, os, sys
@@ -198,6 +198,20 @@ def given(f, *args, **kwargs):
     return f(*args, **{k:v for k,v in kwargs.items() if k in names or '**' in names})
 
 # %% ../nbs/00_core.ipynb #1cce9dd6
+def refuse_call(
+    f, # A function, or something else
+    said:str, # What it is called in the error message
+    as_what:str, # How it is called, such as 'with a seed'
+    how:str, # What to give instead
+    *args, # Arguments that it will be called with
+    but=() # Types that can be called, but not in this way
+):
+    "Raise `TypeError` unless `f` can be called with these arguments"
+    if isinstance(f, but) or not callable(f): raise TypeError(f'{said} is of type {type(f).__name__}: {how}')
+    try: inspect.signature(f).bind(*args)
+    except TypeError as e: raise TypeError(f'{said} is a function that cannot be called {as_what} ({e}): {how}') from e
+    except ValueError: pass # some builtins have no signature
+
 def refuse_unknown(
     f, # Strategy
     known, # Names of the arguments that a strategy can ask for

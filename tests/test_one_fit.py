@@ -14,7 +14,7 @@ from proxy_attention.experiment.identity import what_is
 from proxy_attention.experiment.runs import run_state
 from proxy_attention.experiment.train import check_config, config_learner, images_of, train_folder
 from proxy_attention.proxy.callback import ProxyAttention
-from proxy_attention.proxy.fits import head_first, one_probe_epoch
+from proxy_attention.proxy.fits import head_first
 from proxy_attention.proxy.recipes import recipes
 import proxy_attention.experiment.train as train_module
 

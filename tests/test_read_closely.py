@@ -1,5 +1,4 @@
 "What a close reading of `attribution` and `interpret` found, each with a test that failed then"
-from functools import partial
 import random
 from contextlib import suppress
 import pytest, torch

@@ -14,7 +14,6 @@ from proxy_attention.data.images import ImageLabels
 from proxy_attention.experiment.arms import arms, find_arm
 from proxy_attention.interpret.labels import LabelProbe, OneLabel
 from proxy_attention.interpret.probe import Probe
-from proxy_attention.proxy.recipes import recipes
 from proxy_attention.proxy.successor import treatment
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning') # an image without red has no heat for it

@@ -8,7 +8,7 @@ __all__ = ['controls', 'arms', 'fit_plain', 'more_steps', 'random_erasing', 'cut
            'repaired_with', 'named_arms']
 
 # %% ../../nbs/experiment/06_arms.ipynb #797ad072
-import ast, inspect
+import ast
 from collections.abc import Mapping
 from functools import partial
 import torch
@@ -205,16 +205,12 @@ def repaired_with(
     if repair is Learner.fit_head: _try_callback(**settings)
     return then_repaired(repair, **settings)
 
-
 # %% ../../nbs/experiment/06_arms.ipynb #cd05b882
 def _refuse_arm(name, arm):
     "Raise `TypeError` for something that cannot be called with a learner, epochs and a learning rate"
     how = ('give the name of a shipped arm, or a function `(learn, epochs, lr)` that trains a learner; '
            '`with_proxies` makes one of a recipe.')
-    if not callable(arm): raise TypeError(f'The arm {name!r} is of type {type(arm).__name__}: {how}')
-    try: inspect.signature(arm).bind(None, 1, 1.)
-    except TypeError as e: raise TypeError(f'The arm {name!r} is a function that cannot be called as an arm ({e}): {how}') from e
-    except ValueError: pass # some builtins have no signature
+    refuse_call(arm, f'The arm {name!r}', 'as an arm', how, None, 1, 1.)
 
 def named_arms(
     arms # Names of shipped arms and functions `(learn, epochs, lr)`: a list, or a dictionary that gives them other names
@@ -226,4 +222,3 @@ def named_arms(
         raise ValueError(f'Two of the arms {", ".join(k for k,_ in asked)} have the same name: give a dictionary, name -> arm.')
     for o in found.items(): _refuse_arm(*o)
     return found
-

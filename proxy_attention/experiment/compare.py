@@ -6,7 +6,7 @@
 __all__ = ['run_arm', 'compare', 'compare_folder', 'summary_of']
 
 # %% ../../nbs/experiment/09_compare.ipynb #7f70baa2
-import inspect, json, re, shutil, sys, time, warnings
+import json, re, shutil, sys, time, warnings
 from importlib import import_module
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +15,7 @@ from warnings import warn
 from pathlib import Path
 import pandas as pd, torch
 import matplotlib.pyplot as plt
-from fastcore.all import L, patch
+from fastcore.all import patch
 from fastprogress import progress_bar
 from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
@@ -87,11 +87,7 @@ def _refuse_maker(make_learner):
     "Raise `TypeError` for something that cannot be called with a seed to make a learner"
     how = ('give a function that makes a new learner for a seed, such as `lambda seed: vision_learner(dls, resnet18)`, '
            'since each arm begins with new weights.')
-    if isinstance(make_learner, Learner) or not callable(make_learner):
-        raise TypeError(f'make_learner is of type {type(make_learner).__name__}: {how}')
-    try: inspect.signature(make_learner).bind(0)
-    except TypeError as e: raise TypeError(f'make_learner is a function that cannot be called with a seed ({e}): {how}') from e
-    except ValueError: pass # some builtins have no signature
+    refuse_call(make_learner, 'make_learner', 'with a seed', how, 0, but=Learner)
 
 def _made(make_learner, seed):
     "Make the learner with which each arm of a seed begins"

@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np, optuna, pandas as pd
 from fastcore.all import L, noop, patch, store_attr
 from fastai.callback.core import Callback
+from fastai.learner import mk_metric
+from fastai.metrics import accuracy
 from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning, OptunaError, TrialPruned
@@ -27,6 +29,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_s
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from ..core import *
+from ..data.digits import label_metrics
 from ..data.images import check_images, refuse_count, refuse_inside
 from ..interpret.choosing import find_parts, swapped_column, swapped_parts
 from ..proxy.recipes import recipes
@@ -118,7 +121,7 @@ def _each_epoch(cfg):
 
 def _accuracies(cfg):
     "The names of the metrics of a training, see `metrics_for`"
-    return ['accuracy_multi','mean_ap'] if cfg.data.label_delim else ['accuracy']
+    return [mk_metric(o).name for o in (label_metrics() if cfg.data.label_delim else [accuracy])]
 
 class folder_run:
     "Trials that train on a folder of images, with `train_folder`"

@@ -142,13 +142,18 @@ def items_at(self:ProxyInterpretation,
     return getattr(items, 'iloc', L(items))[_numbers(idxs, len(items))]
 
 @patch
+def _heats(self:ProxyInterpretation, idxs, whole=False, **how):
+    "Return heatmaps in [0,1], with other arguments for `heat_on` than `explained`"
+    # your own function may return another scale
+    return normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=whole, **(self.explained|how)))
+
+@patch
 def heats(self:ProxyInterpretation,
     idxs=None, # Indices of items; None: all
     whole:bool=False # Use whole images? Otherwise the view that the model got
 )->Tensor: # (n,h,w) in [0,1]; all zeros for an uninformative heatmap
     "Return heatmaps of where the model looked in these items"
-    # your own function may return another scale
-    return normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=whole, **self.explained))
+    return self._heats(idxs, whole)
 
 @patch
 def decoded(self:ProxyInterpretation,
@@ -282,7 +287,7 @@ def show_heats(self:ProxyInterpretation,
     how = [self.how['attribution']] if attributions is None else L(attributions)
     rows = self.decoded(idxs)
     if labels is not None: return self._show_labels(idxs, L(labels), how, rows, **kwargs)
-    heats = [normalize_heat(heat_on(self.learn, self.items_at(idxs), whole=False, **(self.explained|dict(attribution=o)))) for o in how]
+    heats = [self._heats(idxs, attribution=o) for o in how]
     axs = _show_heats([o[0] for o in rows], heats, [called(o) for o in how], [_caption(*o[1:3]) for o in rows], **kwargs)
     for ax,row in zip(axs[0], rows): _draw_labels(self, ax, row)
     return axs

@@ -23,7 +23,7 @@ import fastai.callback.progress # `no_bar`
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from ..core import *
-from ..data.images import check_images, refuse_inside
+from ..data.images import check_images, is_turned, refuse_inside
 from ..data.loaders import has_items, placed, plain_dls, whole_dl
 from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat
@@ -249,9 +249,9 @@ def patient(
 
 def _note(f, problem=None, detail=None):
     "Return a note about an image that can be read but has a problem"
-    with Image.open(f) as im: turned = im.getexif().get(274, 1) not in (0,1)
+    with Image.open(f) as im: also = problem!='rotated' and is_turned(im)
     return '; '.join([f'{problem} ({detail})']*bool(problem)
-        + ['rotated by its EXIF tag, which fastai ignores: the model sees it as shown here']*(turned and problem!='rotated'))
+        + ['rotated by its EXIF tag, which fastai ignores: the model sees it as shown here']*also)
 
 def explain_images(
     model, # Run folder, `Learner`, or exported learner (`.pkl`). Loading a `.pkl` runs the code in it: only open those you trust
