@@ -14,7 +14,10 @@ from proxy_attention.experiment.config import Config, changed, from_toml, to_tom
 from proxy_attention.experiment.statistics import Comparison
 from proxy_attention.experiment.sweep import Sweep, folder_run
 from proxy_attention.experiment.runs import read_runs
-from proxy_attention.experiment.train import begun_with, config_learner, images_of, last_of, notes_on, resume_run, train_folder
+from proxy_attention.experiment.learner import config_learner
+from proxy_attention.experiment.settings import begun_with, notes_on
+from proxy_attention.experiment.inputs import images_of
+from proxy_attention.experiment.train import last_of, resume_run, train_folder
 from proxy_attention.interpret import choosing
 from proxy_attention.interpret.choosing import SwappedSet, find_parts, swapped_accuracies
 from test_checkpoint import Cut

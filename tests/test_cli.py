@@ -10,7 +10,9 @@ from proxy_attention.core import ProxyWarning, new_run
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.experiment.config import Config, DataConfig, FitConfig, all_settings, changed, from_toml, to_toml
 from proxy_attention.experiment.runs import run_state
-from proxy_attention.experiment.train import begun_with, check_config, fit_length, look_at, resume_run
+from proxy_attention.experiment.settings import begun_with, check_config, fit_length
+from proxy_attention.experiment.inputs import look_at
+from proxy_attention.experiment.train import resume_run
 import proxy_attention.cli as cli
 from proxy_attention.cli import CliError, asked, command, parser_of, proxy_compare, proxy_runs, proxy_train
 
@@ -156,7 +158,7 @@ def test_help_and_runs_need_no_torch_and_know_every_name(tmp_path):
     from proxy_attention.attribution.targets import targets
     from proxy_attention.experiment.arms import arms
     from proxy_attention.experiment.sweep import pruners, samplers
-    from proxy_attention.experiment.train import augments
+    from proxy_attention.data.networks import augments
     from proxy_attention.masking.donors import donors
     from proxy_attention.masking.labels import labelings
     from proxy_attention.masking.fills import fills
@@ -604,7 +606,7 @@ def test_a_tilde_is_the_home_of_whoever_runs_it(few, patients, tmp_path):
 
 def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
     "Each image is in validation once; a run that is stopped in its second fold ends with the same table"
-    import proxy_attention.experiment.train as t
+    import proxy_attention.experiment.learner as t
     told,usual,made = [],t.arch_learner,[]
     args = dict(steps='1,p,1', folds=2, bs=16, say=told.append, **small)
     o = train_folder(path/'valid', tmp_path/'runs', **args)
@@ -626,7 +628,8 @@ def test_folds_and_a_cut_in_the_second(path, tmp_path, monkeypatch):
 
 def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys):
     "`find_lr` asks fastai; `find_bs` halves until a step fits (here: no more than 8 images do)"
-    import proxy_attention.experiment.train as t
+    import proxy_attention.experiment.learner as t
+    import proxy_attention.experiment.train as train
     def small_memory(bs):
         learn = t.arch_learner(
             lambda: ImageFolder(path).dataloaders(bs=bs, num_workers=0, item_tfms=Resize(32)), 'test_resnet', 32, False)
@@ -650,7 +653,7 @@ def test_rate_and_batch_size_are_found(path, tmp_path, same, monkeypatch, capsys
     assert any('lr_find suggests a learning rate of' in o for o in told)
     assert not capsys.readouterr().out, 'no bar of `lr_find` either'
     with monkeypatch.context() as m: # another rate, such as a GPU may find the second time, would be another run
-        m.delattr(Learner, 'lr_find'); m.delattr(t, 'largest_batch')
+        m.delattr(Learner, 'lr_find'); m.delattr(train, 'largest_batch')
         (run/'model.safetensors').unlink()
         assert same(weights_of(resume_run(run, noop)), model)
     monkeypatch.setattr(t, 'arch_learner', None)

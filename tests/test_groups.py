@@ -462,7 +462,7 @@ def made(top, name):
 def test_the_command_line_opens_them_by_name(tmp_path, name):
     "The published split and the labels, without the test part; in a configuration as in `open_images`"
     from proxy_attention.experiment.config import Config, changed
-    from proxy_attention.experiment.train import images_of
+    from proxy_attention.experiment.inputs import images_of
     top,few = made(tmp_path, name),dict(total=10) if name=='spawrious' else {}
     own = grouped[name](top, **few).images
     got = open_images(f'{name}:{top}', **few)
@@ -487,7 +487,10 @@ def test_published_test_images_with_their_groups(tmp_path, name):
 def test_the_worst_group_of_a_run_is_that_of_the_data_set(tmp_path):
     "By hand: the accuracy of each group of the table; on the command line, in the table of the run"
     from proxy_attention.experiment.compare import compare_folder
-    from proxy_attention.experiment.train import config_learner, images_of, score_of, test_loader, tests_of, train_folder
+    from proxy_attention.experiment.learner import config_learner
+    from proxy_attention.experiment.inputs import images_of, test_loader, tests_of
+    from proxy_attention.experiment.scores import score_of
+    from proxy_attention.experiment.train import train_folder
     from proxy_attention.experiment.config import from_toml
     what = f"waterbirds:{made(tmp_path/'birds', 'waterbirds')}"
     kw = dict(arch='test_resnet', pretrained=False, size=32, workers=0, bs=2, augment='none', epochs=2, say=lambda o: None)

@@ -12,11 +12,14 @@ from proxy_attention.experiment.compare import compare, compare_folder, run_arm
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
 from proxy_attention.experiment.identity import what_is
 from proxy_attention.experiment.runs import run_state
-from proxy_attention.experiment.train import check_config, config_learner, images_of, train_folder
+from proxy_attention.experiment.learner import config_learner
+from proxy_attention.experiment.settings import check_config
+from proxy_attention.experiment.inputs import images_of
+from proxy_attention.experiment.train import train_folder
 from proxy_attention.proxy.callback import ProxyAttention
 from proxy_attention.proxy.fits import head_first
 from proxy_attention.proxy.recipes import recipes
-import proxy_attention.experiment.train as train_module
+import proxy_attention.experiment.learner as learner_module
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory): return digits(tmp_path_factory.mktemp('d')/'digits', n=80)
@@ -57,12 +60,12 @@ def test_the_command_and_the_arm(path, tmp_path, recipe, name):
 
 def freezes(monkeypatch):
     "Pretrained weights cannot be had here: the first weights stand for them, with the body frozen"
-    usual = train_module.arch_learner
+    usual = learner_module.arch_learner
     def made(make_dls, arch, size, pretrained):
         learn = usual(make_dls, arch, size, False)
         if pretrained: learn.freeze()
         return learn
-    monkeypatch.setattr(train_module, 'arch_learner', made)
+    monkeypatch.setattr(learner_module, 'arch_learner', made)
 
 class Phases(Callback):
     "Of each fit: epochs, the largest rates of the first and the last layers, and whether the body was frozen"
@@ -93,7 +96,7 @@ def test_fine_tune_proxy_is_the_command(path, tmp_path, monkeypatch):
     cfg = changed(Config(), path=str(path), **small|dict(pretrained=True))
     learn = config_learner(cfg, images_of(cfg), seed=3)
     torch.manual_seed(0)
-    train_module.set_seed(3)
+    set_seed(3)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune_proxy(3, 8e-3)
     assert same(theirs, learn.model.state_dict())
 
@@ -101,7 +104,7 @@ def test_fine_tune_proxy_is_the_command(path, tmp_path, monkeypatch):
 def test_fit_proxy_is_the_arm(path, name):
     cfg = changed(Config(), path=str(path), **small)
     learn = config_learner(cfg, images_of(cfg), seed=3)
-    train_module.set_seed(3)
+    set_seed(3)
     learn.add_cb(recipes[name]())
     with learn.no_bar(), learn.no_logging(): learn.fit_proxy(3, 4e-3)
     assert same(arm(path, name), learn.model.state_dict())
@@ -130,9 +133,9 @@ def test_an_arm_with_settings():
 def test_the_last_layer_with_settings(path):
     "From the command line it is the plain fit and then `fit_head`, bit for bit"
     def fitted(fit):
-        train_module.set_seed(3)
+        set_seed(3)
         learn = digits_learner(path, bs=16)
-        train_module.set_seed(3)
+        set_seed(3)
         with learn.no_bar(), learn.no_logging(): fit(learn)
         return learn.model.state_dict()
     def by_hand(learn, recipe='background'):
@@ -264,6 +267,6 @@ def test_what_is_refused_leaves_no_folder(path, tmp_path, kw):
 
 def test_a_failed_start_leaves_no_folder(path, tmp_path, monkeypatch):
     def fails(*args, **kwargs): raise RuntimeError('no memory')
-    monkeypatch.setattr(train_module, 'arch_learner', fails)
+    monkeypatch.setattr(learner_module, 'arch_learner', fails)
     with pytest.raises(RuntimeError): compared(path, tmp_path, 'no proxy', 1)
     assert not list((tmp_path/'runs').iterdir())

@@ -759,7 +759,7 @@ def test_kept_weights_say_what_the_exported_model_says(photos, tmp_path, kw):
 def test_kept_weights_of_a_pretrained_network(photos, tmp_path, monkeypatch):
     "Nothing is fetched for the report, and images are normalized as the weights want them"
     import torchvision.models as tv
-    from proxy_attention.experiment.train import _stats
+    from proxy_attention.experiment.learner import config_stats
     asked = []
     def weights(*a, **kw): return asked.append(a) or tv.resnet18().state_dict()
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', weights)
@@ -772,7 +772,7 @@ def test_kept_weights_of_a_pretrained_network(photos, tmp_path, monkeypatch):
     with mine.no_bar(), exported.no_bar():
         a,b = (l.get_preds(dl=l.dls.test_dl(get_image_files(photos)[:20], num_workers=0))[0] for l in (mine,exported))
     assert torch.equal(a, b)
-    stats = lambda arch,**kw: _stats(changed(Config(), arch=arch, **kw))
+    stats = lambda arch,**kw: config_stats(changed(Config(), arch=arch, **kw))
     assert stats('resnet18')==stats('xresnet18', pretrained=False)==imagenet_stats and stats('shufflenet_v2_x1_0') is None
     inception = stats('inception_v4')
     assert [tuple(v) for v in inception]==[(.5,.5,.5)]*2

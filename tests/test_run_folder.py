@@ -11,7 +11,9 @@ from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
 from proxy_attention.experiment.runs import finished, run_state, runs_done, runs_table
 from proxy_attention.experiment.sweep import folder_run
-from proxy_attention.experiment.train import found_again, largest_batch, last_of
+from proxy_attention.experiment.learner import largest_batch
+from proxy_attention.experiment.resuming import found_again
+from proxy_attention.experiment.train import last_of
 from proxy_attention.interpret.use import open_learner
 
 pytestmark = pytest.mark.limit(120)
@@ -58,7 +60,7 @@ def preds(learn, files):
     ids=['timm body','strong','timm head','fastai'])
 def test_a_run_predicts_as_the_learner_that_was_trained(few, tmp_path, monkeypatch, same, kw):
     "Bit for bit, made again from the folder alone: elsewhere, without the images"
-    import proxy_attention.experiment.train as t
+    import proxy_attention.experiment.learner as t
     usual,made = t.arch_learner,[]
     monkeypatch.setattr(t, 'arch_learner', lambda *a: made.append(usual(*a)) or made[-1])
     data = Path(shutil.copytree(few/'train', tmp_path/'photos'))

@@ -9,7 +9,10 @@ from proxy_attention.data.images import ImageSet, refuse_inside
 from proxy_attention.data.loaders import refuse_among
 from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.config import Config, all_settings, changed, from_toml, to_toml
-from proxy_attention.experiment.train import begun_with, images_of, last_of, look_at, notes_on, score_of, tests_of
+from proxy_attention.experiment.settings import begun_with, notes_on
+from proxy_attention.experiment.inputs import images_of, look_at, tests_of
+from proxy_attention.experiment.scores import score_of
+from proxy_attention.experiment.train import last_of
 
 small = dict(arch='test_resnet', pretrained=False, size=32, workers=0, augment='none')
 
@@ -474,7 +477,7 @@ def test_notes_on_a_configuration():
 
 def test_images_are_opened_once(few, tmp_path, monkeypatch):
     "A run that is gone on with, and each of its folds, opens only what has another size; also where the images have moved"
-    import proxy_attention.experiment.train as module
+    import proxy_attention.experiment.inputs as module
     seen,check = [],module.check_images
     monkeypatch.setattr(module, 'check_images', lambda files, *a, **k: (seen.append(list(files)), check(files, *a, **k))[1])
     shutil.copytree(few/'train', tmp_path/'photos')

@@ -10,7 +10,9 @@ from proxy_attention.proxy.successor import IfCarried
 from proxy_attention.experiment.arms import with_proxies
 from proxy_attention.experiment.compare import compare_folder, run_arm
 from proxy_attention.experiment.config import Config, ProxyConfig, from_toml
-from proxy_attention.experiment.train import check_config, config_learner, images_of
+from proxy_attention.experiment.learner import config_learner
+from proxy_attention.experiment.settings import check_config
+from proxy_attention.experiment.inputs import images_of
 from proxy_attention.interpret.choosing import swapped_accuracies
 from proxy_attention.interpret.use import open_learner
 from proxy_attention.proxy.step import Settings, heat_of_items

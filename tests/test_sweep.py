@@ -446,7 +446,7 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
 
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"
-    import proxy_attention.experiment.train as t
+    import proxy_attention.experiment.learner as t
     before,usual = fingerprint(photos.parent), t.arch_learner
     monkeypatch.setattr(s, '_beat', (1,2))
     class Killed(Callback):

@@ -18,7 +18,7 @@ from ..attribution.heatmap import HeatmapStore
 from ..experiment.config import Config, all_settings, from_toml
 from ..experiment.runs import Run, Runs, finished, run_state, runs_done
 from ..proxy.recipes import recipes
-from ..experiment.train import fit_length, proxy_args
+from ..experiment.settings import fit_length, proxy_args
 from ..experiment.arms import split_arms
 from ..experiment.compare import Comparison
 

@@ -24,7 +24,9 @@ from ..interpret.use import Looker, look_at_files, model_failures, open_learner,
 from ..proxy.schedule import time_of_step
 from ..proxy.record import last_served, read_proxies, remade
 from ..experiment.config import changed
-from ..experiment.train import images_of, kept_learner, moved_along
+from ..experiment.learner import kept_learner
+from ..experiment.inputs import images_of
+from ..experiment.resuming import moved_along
 from .page import fmt
 from .folder import RunFolder, group_runs, open_runs, run_titles
 
