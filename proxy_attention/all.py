@@ -3,7 +3,8 @@
 What is not here is imported from its module."""
 from types import ModuleType as _ModuleType
 from .core import ProxyWarning
-from .data.images import ImageFolder, ImageTable, check_images
+from .data.checks import check_images
+from .data.images import ImageFolder, ImageTable
 from .data.digits import accuracy_on, digits, digits_learner, digits_net, regions, test_sets
 from .data.beds import dominoes, no_shortcut, one_colour, swatches, two_colours, two_digits
 from .data.cues import on_places, place_test_sets, planted

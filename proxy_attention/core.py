@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'comma_list', 'by_name', 'names_in', 'fit_text', 'clean_text', 'short_text', 'counted',
            'called', 'fonts_for', 'warn_of_letters', 'legible', 'takes', 'given', 'refuse_call', 'refuse_unknown',
-           'refuse_number', 'keep_rng', 'trains_for_real', 'better', 'write_whole', 'write_json', 'write_table',
-           'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes', 'new_run',
-           'hold_folder', 'is_held', 'let_go']
+           'refuse_number', 'refuse_count', 'keep_rng', 'trains_for_real', 'better', 'write_whole', 'write_json',
+           'write_table', 'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes',
+           'new_run', 'refuse_inside', 'hold_folder', 'is_held', 'let_go']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import ast, difflib, inspect, json, os, sys
@@ -16,11 +16,12 @@ from html import escape
 import numpy as np
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from datetime import datetime
 from warnings import warn
 from weakref import WeakKeyDictionary
+from fastcore.foundation import L
 from filelock import FileLock, Timeout
 
 # %% ../nbs/00_core.ipynb #2e5dfe1a
@@ -235,6 +236,16 @@ def refuse_number(
         raise TypeError(f'{k}={v!r} should be a number from {lo} to {hi}.')
     if not lo<=v<=hi: raise ValueError(f'{k}={v} should be a number from {lo} to {hi}.')
 
+def refuse_count(
+    least:int, # Lower bound (inclusive)
+    why:str, # Reason for the bound, for the error message
+    **named # One argument with its value
+):
+    "Raise `TypeError` if the value is not a whole number, and `ValueError` if it is too small"
+    (k,v), = named.items()
+    if isinstance(v, bool) or not isinstance(v, Integral): raise TypeError(f'{k}={v!r} should be a whole number.')
+    if v<least: raise ValueError(f'{k}={v} should be {least} or more: {why}.')
+
 # %% ../nbs/00_core.ipynb #d2cd3293
 @contextmanager
 def keep_rng():
@@ -395,6 +406,18 @@ def new_run(
         except OSError as e:
             raise type(e)(f'No run folder can be made in {root} ({e.strerror}). Name another folder.') from e
     raise FileExistsError(f'{root} already has 1000 runs named {name}_{stamp}. Name another folder.')
+
+# %% ../nbs/00_core.ipynb #5d2f0a02
+def refuse_inside(
+    folder, # Folder that is to be written to
+    root # Folder of images, or several of them
+):
+    "Raise `ValueError` if a folder is inside a folder of images: nothing is ever written there"
+    folder = Path(folder).resolve()
+    for root in (Path(o).resolve() for o in L(root)):
+        if root in (folder, *folder.parents):
+            raise ValueError(f'The folder {folder} is inside {root}, among the images: nothing is ever written there. '
+                             'Name a folder elsewhere.')
 
 # %% ../nbs/00_core.ipynb #e00bec82
 def _lock(folder): return FileLock(Path(folder)/'.lock', thread_local=False, is_singleton=True) # one lock per process and folder

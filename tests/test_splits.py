@@ -5,7 +5,8 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.cli import parser_of, proxy_compare, proxy_sweep, proxy_train
 from proxy_attention.core import better
-from proxy_attention.data.images import ImageSet, refuse_inside
+from proxy_attention.core import refuse_inside
+from proxy_attention.data.images import ImageSet
 from proxy_attention.data.loaders import refuse_among
 from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.config import Config, all_settings, changed, from_toml, to_toml

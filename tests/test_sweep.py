@@ -419,7 +419,7 @@ def test_metrics_of_test_sets_and_the_warning_without_them(photos, tmp_path):
         Sweep(run, 'area=.1,.2', tmp_path/'y', metric='flipped.accuracy', pruner='median')
 
 def test_a_configuration_begins_it_and_images_are_decoded_once(photos, tmp_path, monkeypatch):
-    import proxy_attention.data.images as images
+    import proxy_attention.data.checks as images
     decoded,usual = [],images._problem
     monkeypatch.setattr(images, '_problem', lambda f: decoded.append(f) or usual(f))
     toml = tmp_path/'c.toml'

@@ -302,7 +302,7 @@ def test_ctrl_c_keeps_what_is_done(model, photos, tmp_path, monkeypatch):
         and pd.read_csv(o/'skipped.csv').file.str.endswith('00.png').all())
 
 def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tmp_path, monkeypatch):
-    import proxy_attention.data.images as data
+    import proxy_attention.data.checks as data
     asked,parallel = [],data.parallel
     monkeypatch.setattr(data, 'parallel', lambda f, o, n_workers, progress: (
         asked.append((n_workers,progress)) or parallel(f, o, n_workers=0, progress=False)))

@@ -24,7 +24,6 @@ from fastai.learner import Learner
 from fastai.torch_core import find_bs, set_seed
 from ..core import *
 from ..data.digits import files_of_test
-from ..data.images import refuse_count, refuse_inside
 from ..data.loaders import placed, refuse_no_batch
 from ..attribution.layers import unwrap
 from ..attribution.methods import Suspect

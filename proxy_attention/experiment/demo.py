@@ -13,7 +13,6 @@ import pandas as pd, torch
 import matplotlib.pyplot as plt
 from fastai.learner import Learner
 from ..core import *
-from ..data.images import refuse_count
 from ..data.digits import accuracy_on, digits, digits_learner, regions, test_sets
 from ..attribution.heatmap import heat_share
 from ..interpret.heats import heat_on, show_grid

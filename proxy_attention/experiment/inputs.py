@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 from fastai.learner import Learner
 from ..core import *
-from ..data.images import ImageSet, check_images
+from ..data.checks import check_images
+from ..data.images import ImageSet
 from ..data.datasets import open_images
 from ..data.groups import published_tests
 from .config import Config

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 import torch
 from ..core import *
-from ..data.images import refuse_count
 from ..data.groups import grouped, groups_at
 from ..data.networks import augments, find_arch, network_file
 from ..attribution.methods import Suspect

@@ -30,7 +30,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from ..core import *
 from ..data.digits import label_metrics
-from ..data.images import check_images, refuse_count, refuse_inside
+from ..data.checks import check_images
 from ..interpret.choosing import find_parts, swapped_column, swapped_parts
 from ..proxy.recipes import recipes
 from .config import ProxyConfig, all_settings, changed, flags, from_toml, number

@@ -18,7 +18,7 @@ from fastai.imports import noop
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from ..core import *
-from ..data.images import ImageSet, refuse_inside
+from ..data.images import ImageSet
 from ..data.objects import read_objects
 from ..data.networks import load_run, network_file, write_network
 from ..attribution.methods import Suspect, default_attribution

@@ -23,7 +23,7 @@ import fastai.callback.progress # `no_bar`
 from fastai.data.transforms import get_image_files
 from fastai.learner import Learner, load_learner
 from ..core import *
-from ..data.images import check_images, is_turned, refuse_inside
+from ..data.checks import check_images, is_turned
 from ..data.loaders import has_items, placed, plain_dls, whole_dl
 from ..data.networks import load_run
 from ..attribution.heatmap import agreement, heat_share, resize_heat

@@ -12,7 +12,6 @@ from fastcore.all import L, delegates
 from fastai.callback.schedule import ParamScheduler, SchedNo, combine_scheds, combined_cos
 from fastai.learner import Learner
 from ..core import *
-from ..data.images import refuse_count
 from .schedule import possible_epochs, proxy_epochs
 
 # %% ../../nbs/proxy/09_fits.ipynb #1ad4c0a7

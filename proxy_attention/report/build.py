@@ -12,7 +12,6 @@ from pathlib import Path
 from fastcore.all import patch
 from fastcore.xml import *
 from ..core import *
-from ..data.images import refuse_inside
 from ..attribution.methods import default_attribution, default_target
 from .page import asset, page_html, page_list
 from .look import Report
