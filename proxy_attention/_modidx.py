@@ -2759,6 +2759,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe._doubts': ( 'interpret/probe.html#_doubts',
                                                                                               'proxy_attention/interpret/probe.py'),
+                                                 'proxy_attention.interpret.probe._epochs': ( 'interpret/probe.html#_epochs',
+                                                                                              'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe._follow': ( 'interpret/probe.html#_follow',
                                                                                               'proxy_attention/interpret/probe.py'),
                                                  'proxy_attention.interpret.probe._held_out': ( 'interpret/probe.html#_held_out',

@@ -89,6 +89,7 @@ def test_more_than_there_are_and_one(learn):
     interp = ProxyInterpretation.from_learner(learn)
     assert len(interp.top_losses(100)[0])==len(interp.losses)==12
     assert len(interp.plot_top_losses(100))==12 and len(interp.plot_top_losses(1))==1
+    with pytest.raises(ValueError, match='k=0 asks for no item'): interp.plot_top_losses(0)
     assert interp.show_heats(3).shape==(2,1) and interp.compare_with(learn, idxs=[3]).shape==(3,1)
     assert len(interp.show_heats(torch.tensor([3,4]))[0])==2 and len(interp.plot_where(n=1))==1
     for bad in (12, -1, [0,99]):

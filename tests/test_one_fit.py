@@ -224,6 +224,16 @@ def test_a_refused_resume_leaves_the_comparison_as_it_was(path, suspects, tmp_pa
     with pytest.raises(ValueError, match="on another test set with the name 't'"): compare_folder(resume=run, say=quietly)
     assert contents(run)==before and run_state(run)=='finished'
 
+def test_two_processes_that_add_to_one_comparison(path, done, tmp_path):
+    "The second does not overwrite what the first has added; the same command adds to it"
+    run = shutil.copytree(done, tmp_path/'run')
+    was = json.loads((run/'asked.json').read_text())
+    def meanwhile(message):
+        if message.startswith('Run folder'): (run/'asked.json').write_text(json.dumps(was|dict(arms=was['arms']+',thesis')))
+    with pytest.raises(ValueError, match=r"Another process has added to .* \(arms .*thesis, seeds .*run this command again"):
+        compare_folder(arms='masktune', resume=run, say=meanwhile)
+    assert json.loads((run/'asked.json').read_text())['arms'].endswith(',thesis')
+
 def test_an_arm_that_cannot_be_trained_is_not_added(path, done, tmp_path):
     "It would fail again in each further resume"
     run = shutil.copytree(done, tmp_path/'run')

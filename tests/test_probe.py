@@ -226,6 +226,17 @@ def test_learner_and_random_numbers_are_as_before(cheats):
     assert len(a.preds)==40 and not torch.equal(a.heat, probe(cheats, n=40, seed=1).heat)
     m.zero_grad(); m.eval()
 
+def test_the_search_for_a_learning_rate_is_no_training(path):
+    "Its epochs are not those of a fit; those of a fit before it are not on record any more"
+    learn = digits_learner(path)
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(show_plot=False, num_it=40)
+        assert learn.n_epoch>1 and probe(learn, n=20).epoch is None
+        learn.fit(1)
+        assert probe(learn, n=20).epoch==1
+        learn.validate()
+    assert probe(learn, n=20).epoch==1
+
 def test_after_an_error_too(cheats):
     def broken(xb, yb): raise ZeroDivisionError('now')
     cheats.model.train()

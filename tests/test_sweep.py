@@ -1,6 +1,7 @@
 "Sweeps that are shared, killed and gone on with; no study is taken for another; failures kept, wrong words refused"
 import json, multiprocessing, os, shutil, signal, sqlite3, sys, time
 import optuna, pytest
+from fastai.test_utils import synth_learner
 from fastai.vision.all import *
 from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -443,6 +444,15 @@ def test_a_training_is_stopped_early_if_asked(photos, tmp_path):
     assert (list(sweep.study.trials[0].intermediate_values.values())==pytest.approx(pd.read_csv(one/'history.csv').valid_loss)
         and list(sweep.study.trials[1].intermediate_values)==[1])
     assert finished(one) and run_state(two)=='stopped' and not (two/'history.csv').exists()
+
+def test_a_suspect_and_its_successor_are_one_trial():
+    "Epochs are counted over both fits, so that the first epoch of the successor is not compared with that of other suspects"
+    study = optuna.create_study()
+    learn = synth_learner(cbs=s.StopEarly(trial := study.ask(), 'valid_loss'))
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(2): learn.fit(2)
+    study.tell(trial, 1.)
+    assert sorted(study.trials[0].intermediate_values)==[1,2,3,4]
 
 def test_a_round_on_the_command_line_killed_and_gone_on_with(photos, tmp_path, capsys, monkeypatch, fingerprint):
     "The trial that was cut off after its first epoch goes on from there; the same command ends with the table"

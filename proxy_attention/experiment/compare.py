@@ -393,7 +393,8 @@ def compare_folder(
     settings,named = dict(settings, path=None if path is None else str(path)),dict(arms=arms, seeds=seeds)
     if resume is not None and config is not None:
         raise ValueError('A comparison is resumed with its own settings: leave out --config, or --resume.')
-    if resume is not None: asked,cfg = _more(Path(resume), named, tests, settings, say)
+    before = None # what a comparison that is resumed was asked for
+    if resume is not None: before,asked,cfg = _more(Path(resume), named, tests, settings, say)
     else:
         asked = dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None}
         cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
@@ -425,7 +426,7 @@ def compare_folder(
             if resume is None:
                 images.save(run)
                 keep_checked(run, images, wrong)
-            _begin(run, cfg, said, asked)
+            _begin(run, cfg, said, asked, before)
             cmp = compare(
                 partial(_starts, cfg, images), which, asked['seeds'], epochs, test_dls, cfg.fit.lr, names[0], folder=run/'records',
                 n_jobs=n_jobs, bar=say is print, freeze_epochs=cfg.fit.freeze_epochs, lr_mult=cfg.fit.discriminative,
@@ -439,11 +440,15 @@ def compare_folder(
     say(f'\n{what} in %, and the cost\n{table.to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
     return run
 
-def _begin(run, cfg, said, asked):
-    "Save settings and identity of a comparison, before anything is trained"
-    write_json(run/'identity.json', said, indent=1, ensure_ascii=False)
-    write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
-    write_json(run/'asked.json', asked) # the last file: a folder with it can be resumed
+def _begin(run, cfg, said, asked, before):
+    "Save settings and identity of a comparison, before anything is trained; refuse if another process has added to it meanwhile"
+    with FileLock(run/'.asked.lock'):
+        if before is not None and (now := _read_json(run/'asked.json')) not in (before, asked):
+            raise ValueError(f"Another process has added to {run} meanwhile (arms {now['arms']}, seeds {now['seeds']}): "
+                             'run this command again.')
+        write_json(run/'identity.json', said, indent=1, ensure_ascii=False)
+        write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
+        write_json(run/'asked.json', asked) # the last file: a folder with it can be resumed
 
 @contextmanager
 def _undone(run):
@@ -472,7 +477,7 @@ def _refuse_another(run, said):
     refuse_other(f'{run} contains another comparison', same(there), same(said), 'Restore it, or begin a new comparison.')
 
 def _more(run, named, tests, settings, say):
-    "Combine what a comparison was started with and what is added now; also return its configuration"
+    "Return what a comparison was started with, the same with what is added now, and its configuration"
     if not (run/'asked.json').is_file():
         raise FileNotFoundError(f'{run} is not the folder of a comparison that can be resumed: it has no asked.json.')
     asked,cfg = _read_json(run/'asked.json'),found_again(from_toml(run/'config.toml'), run, say)
@@ -487,7 +492,7 @@ def _more(run, named, tests, settings, say):
     if twice := [k for k in new if new[k]!=cfg.tests.get(k, new[k])]:
         raise ValueError(f'{run} already has a test set {twice[0]!r}, {cfg.tests[twice[0]]}: give the new one another name.')
     arms = dict.fromkeys([*split_arms(asked['arms']), *split_arms(named['arms'] or '')])
-    return dict(arms=','.join(arms), seeds=named['seeds'] or asked['seeds']),changed(cfg, tests=cfg.tests|new)
+    return asked,dict(arms=','.join(arms), seeds=named['seeds'] or asked['seeds']),changed(cfg, tests=cfg.tests|new)
 
 # %% ../../nbs/experiment/14_compare.ipynb #57fee002
 def summary_of(

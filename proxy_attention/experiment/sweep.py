@@ -105,16 +105,19 @@ pruners = dict(median=MedianPruner, halving=SuccessiveHalvingPruner)
 class StopEarly(Callback):
     "Report each epoch's value to Optuna, and end the trial if its pruner decides so"
     order,_stateattrs = 80,('trial',)
-    def __init__(self, trial:optuna.Trial, metric:str): store_attr() # a loss or metric of the recorder
+    def __init__(self, trial:optuna.Trial, metric:str): # a loss or metric of the recorder
+        store_attr()
+        self.n = 0 # of all fits of the trial: a suspect and its successor are two
     def before_train(self):
         "Note that this epoch is trained"
         self._trained = not hasattr(self.learn, 'lr_finder')
     def after_epoch(self):
         "Report the value, if this epoch was trained"
         if not self.__dict__.pop('_trained', False): return
-        done,value = len(self.recorder.values), float(dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))[self.metric])
-        self.trial.report(value, done)
-        if self.trial.should_prune(): raise TrialPruned(f'{self.metric} {value:.3g} after {counted(done, "epoch")}')
+        self.n += 1
+        value = float(dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))[self.metric])
+        self.trial.report(value, self.n)
+        if self.trial.should_prune(): raise TrialPruned(f'{self.metric} {value:.3g} after {counted(self.n, "epoch")}')
 
 def _each_epoch(cfg):
     "The names of the values that a training has in each epoch"

@@ -245,6 +245,7 @@ def plot_top_losses(self:ProxyInterpretation,
     With several labels per image, each image has a row with a heatmap for each true or predicted label. Wrong ones are red."""
     idxs = self.top_losses(None, largest)[1] # indices of items in this order
     idxs = idxs[list(k)] if isinstance(k, (list,tuple,range,L)) else idxs[:k]
+    if not len(idxs): raise ValueError(f'k={k} asks for no item: give the number of items, or their positions in the order of losses.')
     if heatmap and self.task.per_label: return self._plot_labels(idxs, size, **kwargs)
     n = len(idxs)
     rows = nrows or -(-n//ncols if ncols else -n//max(1, round(n**.5)))

@@ -92,6 +92,11 @@ def _learned(preds, targs):
     "Return the result of `beats_chance`, or None if the labels are unknown or all the same"
     return beats_chance(preds, targs) if targs is not None and len(targs.unique())>1 else (None,)*3
 
+def _epochs(learn):
+    "Return the number of epochs of the last fit; None if there was none, or `lr_find` has replaced its record"
+    rows = getattr(learn, 'recorder', None) and learn.recorder.values
+    return None if not learn.opt or rows and all(len(o)==1 for o in rows) else learn.n_epoch # `lr_find` records the training loss alone
+
 probes = {} # Name of a task -> function that probes it, for other tasks than one class per image; the module that defines it adds it
 
 def _sample(dls, items, n, rng, objects=None):
@@ -168,7 +173,7 @@ def probe(
         dl = whole_dl(learn.dls, items, tuple(one.shape[-2:]), with_labels=what!='images' or asks_labels(target))
         show,bar = _bars(learn)
         if task.name in probes:
-            files,epoch = files_of(plain_dls(learn.dls).train.dataset, items),learn.n_epoch if learn.opt else None
+            files,epoch = files_of(plain_dls(learn.dls).train.dataset, items),_epochs(learn)
             return given(probes[task.name], model, task, dl, attribution, target, layer, areas, kept, donor, seed, what, show, bar,
                 label=label, most=most, known=None if objects is None else (objects,at,files), epoch=epoch)
         heat,bad,xs,ys = looked_at(as_attribution(attribution)(model, layer=layer, target=target), dl, **show)
@@ -182,7 +187,7 @@ def probe(
     vocab = getattr(learn.dls, 'vocab', None)
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==c else [str(i) for i in range(c)]
     held_out = _held_out(learn.dls, model, int(n), seed, tuple(one.shape[-2:])) if what=='training images' and targs is not None else None
-    return Probe(heat, preds, flips, names, what, learn.n_epoch if learn.opt else None, targs, swaps, known, followed, items, held_out)
+    return Probe(heat, preds, flips, names, what, _epochs(learn), targs, swaps, known, followed, items, held_out)
 
 def _kappa(accuracy, chance): return (accuracy-chance)/(1-chance)
 def _held_out(dls, model, n, seed, size):
