@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
 from proxy_attention.core import ProxyWarning
 from proxy_attention.data.digits import digits, digits_learner
 from proxy_attention.experiment.arms import *

@@ -229,6 +229,8 @@ def test_learner_and_random_numbers_are_as_before(cheats):
 def test_the_search_for_a_learning_rate_is_no_training(path):
     "Its epochs are not those of a fit; those of a fit before it are not on record any more"
     learn = digits_learner(path)
+    learn.unfreeze() # creates the optimizer
+    assert learn.opt and probe(learn, n=20).epoch is None
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(show_plot=False, num_it=40)
         assert learn.n_epoch>1 and probe(learn, n=20).epoch is None

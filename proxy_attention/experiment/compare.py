@@ -34,7 +34,7 @@ from .identity import digest, items_of, learner_of, refuse_other, versions, what
 from .arms import find_arm, named_arms, recipe_in, split_arms
 from .config import Config, all_settings, changed, from_toml, left_to_arms, to_toml
 from .learner import config_learner
-from .settings import begun_with, check_config, refuse_unasked, with_suspect
+from .settings import begun_with, check_config, refuse_unasked, resumable
 from .inputs import keep_checked, look_at, test_loader, tests_of
 from .scores import score_of
 from .resuming import found_again, run_identity, suspect_found
@@ -403,7 +403,7 @@ def compare_folder(
             cfg = changed(cfg, suspect='')
         cfg = _without_unused(cfg, config, say)
     refuse_unasked(cfg, settings.get('suspect'))
-    cfg = with_suspect(cfg)
+    cfg = resumable(cfg)
     names = split_arms(asked['arms'])
     _refuse_arms(names, cfg)
     read = cfg if resume is None else changed(cfg, split='') # the run folder contains a copy of the split

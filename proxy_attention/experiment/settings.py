@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_length', 'proxy_args', 'suspect_file', 'same_suspect', 'refuse_unasked', 'split_file', 'check_config', 'notes_on',
-           'with_suspect', 'begun_with']
+           'resumable', 'begun_with']
 
 # %% ../../nbs/experiment/08_settings.ipynb #4c1e0b04
 import math, shlex
@@ -101,43 +101,58 @@ def _refuse_no_test(k, o):
         f' No dataset with published groups is called {name!r}{nearest(name, grouped)}' if colon and Path(name).name==name else '')
     raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.{more}")
 
+def _refuse_unused(cfg, of_arms):
+    "Refuse settings that nothing would use: what only proxies need without proxies, and objects without a probe"
+    p = cfg.proxy
+    none = p.chosen=='none'
+    if none and (asked := proxy_args(cfg)):
+        raise ValueError(f"recipe='none' trains without proxies and cannot use {', '.join(asked)}: leave them out, or choose a recipe.")
+    if none and p.suspect and not (cfg.fit.swapped or of_arms):
+        raise ValueError("recipe='none' trains without proxies and cannot use a suspect: leave it out, choose a recipe, "
+                         "or use its heat to measure, for example with swapped='rest'.")
+    if none and p.save_images:
+        raise ValueError("recipe='none' trains without proxies, so save_images has no images to save: leave it out.")
+    if p.objects and (p.chosen not in ('probed','rehearsed') or p.steps):
+        raise ValueError(f'objects={p.objects!r} tells a probe where the objects are, but recipe={p.chosen!r} does not run a probe: '
+                         "use the recipe 'rehearsed' or 'probed', without steps.")
+
+def _refuse_no_files(cfg):
+    "Refuse a suspect, places of objects and test sets that do not exist"
+    p = cfg.proxy
+    if p.suspect and not suspect_file(p.suspect).is_file():
+        raise FileNotFoundError(f'There is no model {suspect_file(p.suspect)}: '
+                                'suspect should be the folder of a finished run, or the file of an exported learner.')
+    if p.objects and not Path(p.objects).expanduser().exists():
+        raise FileNotFoundError(f'There is no {p.objects}: objects should be a CSV file, a COCO file, or a folder of masks.')
+    for k,o in cfg.tests.items(): _refuse_no_test(k, o)
+
+def _refuse_no_step(cfg, epochs):
+    "Refuse a schedule that does not fit these epochs, or has no proxy step in them"
+    p = cfg.proxy
+    if p.steps: Steps(p.steps).check(epochs)
+    if p.chosen=='none': return
+    asked = proxy_args(cfg) | (dict(attribution=Suspect.placeholder()) if p.suspect else {})
+    schedule = recipes[p.chosen](**asked).schedule
+    early = p.suspect and getattr(schedule, 'at_start', False) # before the first epoch
+    if not early and not possible_epochs(schedule, epochs):
+        raise ValueError(f'A fit of {counted(epochs, "epoch")} has no proxy step: train for more epochs, or change the schedule.')
+
 def check_config(
     cfg:Config,
     of_arms:bool=False # Is it that of a comparison, whose arms use the suspect?
 )->int: # Number of epochs of the fit
     "Raise an error if a configuration cannot work, before any image is read"
-    d,f,p = cfg.data,cfg.fit,cfg.proxy
     _refuse_odd(cfg)
-    make = by_name(p.chosen, recipes|dict(none=None), 'recipe') if p.chosen!='none' else None
-    asked = proxy_args(cfg)
-    if make is None and asked:
-        raise ValueError(f"recipe='none' trains without proxies and cannot use {', '.join(asked)}: leave them out, or choose a recipe.")
-    if f.swapped: find_parts(f.swapped)
-    if make is None and p.suspect and not (f.swapped or of_arms):
-        raise ValueError("recipe='none' trains without proxies and cannot use a suspect: leave it out, choose a recipe, "
-                         "or use its heat to measure, for example with swapped='rest'.")
-    if p.suspect and not suspect_file(p.suspect).is_file():
-        raise FileNotFoundError(f'There is no model {suspect_file(p.suspect)}: '
-                                'suspect should be the folder of a finished run, or the file of an exported learner.')
-    if p.objects and (p.chosen not in ('probed','rehearsed') or p.steps):
-        raise ValueError(f'objects={p.objects!r} tells a probe where the objects are, but recipe={p.chosen!r} does not run a probe: '
-                         "use the recipe 'rehearsed' or 'probed', without steps.")
-    if p.objects and not Path(p.objects).expanduser().exists():
-        raise FileNotFoundError(f'There is no {p.objects}: objects should be a CSV file, a COCO file, or a folder of masks.')
-    if make is None and p.save_images:
-        raise ValueError("recipe='none' trains without proxies, so save_images has no images to save: leave it out.")
-    _refuse_two_splits(d)
-    for k,o in cfg.tests.items(): _refuse_no_test(k, o)
-    by_name(d.augment, augments, 'augmentation')
-    epochs = fit_length(cfg)
-    if f.prune is not None: Prune(f.prune)
-    if p.steps: Steps(p.steps).check(epochs)
+    by_name(cfg.proxy.chosen, recipes|dict(none=None), 'recipe')
+    by_name(cfg.data.augment, augments, 'augmentation')
     find_arch(cfg.model.arch)
-    if p.suspect: asked = asked|dict(attribution=Suspect.placeholder())
-    schedule = None if make is None else make(**asked).schedule
-    early = p.suspect and getattr(schedule, 'at_start', False) # before the first epoch
-    if make is not None and not early and not possible_epochs(schedule, epochs):
-        raise ValueError(f'A fit of {counted(epochs, "epoch")} has no proxy step: train for more epochs, or change the schedule.')
+    if cfg.fit.swapped: find_parts(cfg.fit.swapped)
+    if cfg.fit.prune is not None: Prune(cfg.fit.prune)
+    _refuse_unused(cfg, of_arms)
+    _refuse_two_splits(cfg.data)
+    _refuse_no_files(cfg)
+    epochs = fit_length(cfg)
+    _refuse_no_step(cfg, epochs)
     return epochs
 
 # %% ../../nbs/experiment/08_settings.ipynb #4c1e0b0d
@@ -160,7 +175,7 @@ def notes_on(cfg:Config)->list: # Sentences
     return res
 
 # %% ../../nbs/experiment/08_settings.ipynb #4c1e0b10
-def with_suspect(cfg:Config)->Config:
+def resumable(cfg:Config)->Config:
     "A copy of `cfg` that can be resumed from any working directory: it names its recipe, and has absolute paths"
     p = cfg.proxy
     cfg = changed(cfg, recipe=p.chosen)

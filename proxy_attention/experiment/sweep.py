@@ -35,7 +35,7 @@ from ..interpret.choosing import find_parts, swapped_column, swapped_parts
 from ..proxy.recipes import recipes
 from .config import ProxyConfig, all_settings, changed, flags, from_toml, number
 from .identity import refuse_other, versions, what_is
-from .settings import begun_with, check_config, refuse_unasked, with_suspect
+from .settings import begun_with, check_config, refuse_unasked, resumable
 from .inputs import images_of
 from .resuming import run_identity
 from .train import last_of, resume_run, train_folder
@@ -162,7 +162,7 @@ class folder_run:
         metric=None, # Metric that is reported to it each epoch
         **params # Fields of `Config`
     )->dict: # Losses and metrics of the last epoch
-        cfg = with_suspect(changed(self.cfg, **params))
+        cfg = resumable(changed(self.cfg, **params))
         cbs = StopEarly(trial, metric) if trial is not None and metric in _each_epoch(cfg) and not cfg.data.folds else None
         there = [o.parent for o in sorted(Path(folder).glob('train_*/config.toml')) if from_toml(o)==cfg] # the trial was interrupted
         run = (resume_run(there[-1], noop, cbs, suspect=cfg.proxy.suspect) if there

@@ -34,7 +34,7 @@ from .logs import RunBoard
 from .prune import Prune
 from .arms import fit_plain, with_proxies
 from .learner import config_learner, largest_batch
-from .settings import begun_with, check_config, proxy_args, refuse_unasked, split_file, with_suspect
+from .settings import begun_with, check_config, proxy_args, refuse_unasked, split_file, resumable
 from .inputs import keep_checked, look_at, test_loader, tests_of
 from .scores import score_of
 from .resuming import found_again, refuse_other_files, refuse_other_settings, run_identity, suspect_found
@@ -55,7 +55,7 @@ def train_folder(
     If an error occurs before the first epoch is complete, the folder is removed."""
     cfg = begun_with(config, say, path=None if path is None else str(path), **settings)
     refuse_unasked(cfg, settings.get('suspect'))
-    cfg = with_suspect(cfg)
+    cfg = resumable(cfg)
     epochs = check_config(cfg)
     say(to_toml(cfg))
     images,wrong = look_at(cfg, say, check=check)

@@ -94,8 +94,8 @@ def _learned(preds, targs):
 
 def _epochs(learn):
     "Return the number of epochs of the last fit; None if there was none, or `lr_find` has replaced its record"
-    rows = getattr(learn, 'recorder', None) and learn.recorder.values
-    return None if not learn.opt or rows and all(len(o)==1 for o in rows) else learn.n_epoch # `lr_find` records the training loss alone
+    rows = getattr(getattr(learn, 'recorder', None), 'values', ()) if learn.opt else () # no fit, no values
+    return learn.n_epoch if any(len(o)>1 for o in rows) else None # `lr_find` records the training loss alone
 
 probes = {} # Name of a task -> function that probes it, for other tasks than one class per image; the module that defines it adds it
 
