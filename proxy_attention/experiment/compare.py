@@ -395,13 +395,7 @@ def compare_folder(
         raise ValueError('A comparison is resumed with its own settings: leave out --config, or --resume.')
     before = None # what a comparison that is resumed was asked for
     if resume is not None: before,asked,cfg = _more(Path(resume), named, tests, settings, say)
-    else:
-        asked = dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None}
-        cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
-        if cfg.proxy.suspect and not settings.get('suspect'):
-            say(f'Left out because its recipe is, too: suspect of {config}. Give it yourself if the arms should use it.')
-            cfg = changed(cfg, suspect='')
-        cfg = _without_unused(cfg, config, say)
+    else: asked,cfg = _new(config, named, tests, settings, say)
     refuse_unasked(cfg, settings.get('suspect'))
     cfg = resumable(cfg)
     names = split_arms(asked['arms'])
@@ -435,10 +429,18 @@ def compare_folder(
     except Exception: # not after Ctrl-C
         if resume is None and not any((run/'records').glob('*_*.json')): shutil.rmtree(run) # there are no results
         raise
-    what = metric_names[cmp.metric].capitalize()
     table = cmp.table(diff=False).join(cmp.swapped_table(diff=False))
-    say(f'\n{what} in %, and the cost\n{table.to_string()}\n\n{cmp.verdict()}\n\nPicture: {run/"comparison.png"}')
+    say(f'\n{metric_names[cmp.metric].capitalize()} in %, and the cost\n{table.to_string()}\n\n{cmp.verdict()}\n\n'
+        f'Picture: {run/"comparison.png"}')
     return run
+
+def _new(config, named, tests, settings, say):
+    "Return what a new comparison is asked for, and its configuration"
+    cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
+    if cfg.proxy.suspect and not settings.get('suspect'):
+        say(f'Left out because its recipe is, too: suspect of {config}. Give it yourself if the arms should use it.')
+        cfg = changed(cfg, suspect='')
+    return dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None},_without_unused(cfg, config, say)
 
 def _begin(run, cfg, said, asked, before):
     "Save settings and identity of a comparison, before anything is trained; refuse if another process has added to it meanwhile"

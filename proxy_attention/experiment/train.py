@@ -215,13 +215,9 @@ def _measuring(learn, cfg, suspect):
     try: yield
     finally: learn.metrics = was
 
-def _fit(cfg, images, run, epochs, say, cbs, export):
-    "Train once, skipping complete epochs; returns the last row of the recorder"
-    d,f,p = cfg.data,cfg.fit,cfg.proxy
-    if finished(run):
-        say(f'{run} is finished.')
-        return _last_row(run)
-    run.mkdir(exist_ok=True)
+def _learner_and_rate(cfg, images, run, say):
+    "The learner of a run, and the learning rate; the batch size and the rate that were found are stored"
+    d,f = cfg.data,cfg.fit
     def make(bs):
         learn = config_learner(cfg, images, bs)
         learn.path = run
@@ -234,30 +230,44 @@ def _fit(cfg, images, run, epochs, say, cbs, export):
     if f.find_lr:
         lr = _found(run/'lr.txt', lambda: make(bs).lr_find(show_plot=False).valley)
         say(f'lr_find suggests a learning rate of {lr:.2g}')
-    learn = make(bs)
+    return make(bs),lr
+
+def _tell(last, learn, cfg, run, epochs, say):
+    "Say what came of a run"
+    metric,name = ('mean_ap','mean average precision') if 'mean_ap' in last else ('accuracy','accuracy')
+    say(f"Validation loss {last['valid_loss']:.3f}, {name} {last[metric]:.1%} after {counted(epochs, 'epoch')}")
+    for k,said in _part_said.items():
+        if (column := swapped_column(k)) in last: say(f'Validation images with the {said} of another class: accuracy {last[column]:.1%}')
+    for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, {name} {last[f'{k}.{metric}']:.1%}")
+    if cfg.proxy.chosen=='none': return
+    h = learn.proxy_attention.history
+    say(f'{counted(len(h), "proxy step")} made {counted(int(h.made.sum()), "proxy image")}; see {run/"proxies.png"}'
+        if len(h) and h.made.sum() else 'No proxy image was made; see the warnings above')
+
+def _fit(cfg, images, run, epochs, say, cbs, export):
+    "Train once, skipping complete epochs; returns the last row of the recorder"
+    f = cfg.fit
+    if finished(run):
+        say(f'{run} is finished.')
+        return _last_row(run)
+    run.mkdir(exist_ok=True)
+    learn,lr = _learner_and_rate(cfg, images, run, say)
     learn.add_cbs([
         Checkpoint(run/'checkpoints', resume=True),
         RunBoard(run/'tensorboard', resume=True, **{k:v for k,v in all_settings(cfg).items() if v is not None})])
     suspect = suspect_of(cfg, learn)
     arm = arm_of(cfg, images, learn, run, suspect)
     with _measuring(learn, cfg, suspect):
-        set_seed(d.seed)
+        set_seed(cfg.data.seed)
         rates = head_first(learn, lr, f.freeze_epochs, f.discriminative)
         if f.prune: learn.add_cb(Prune(f.prune, start=.5))
         with learn.added_cbs(cbs): arm(learn, epochs, rates)
     _test(learn, cfg, images, run)
     _keep(learn, run, cfg, export)
     last = _last_row(run)
-    metric,name = ('mean_ap','mean average precision') if 'mean_ap' in last else ('accuracy','accuracy')
-    say(f"Validation loss {last['valid_loss']:.3f}, {name} {last[metric]:.1%} after {counted(epochs, 'epoch')}")
-    for k,said in _part_said.items():
-        if (column := swapped_column(k)) in last: say(f'Validation images with the {said} of another class: accuracy {last[column]:.1%}')
-    for k in cfg.tests: say(f"Test set {k}: loss {last[f'{k}.loss']:.3f}, {name} {last[f'{k}.{metric}']:.1%}")
-    if p.chosen!='none':
-        h = learn.proxy_attention.history
-        say(f'{counted(len(h), "proxy step")} made {counted(int(h.made.sum()), "proxy image")}; see {run/"proxies.png"}'
-            if len(h) and h.made.sum() else 'No proxy image was made; see the warnings above')
+    _tell(last, learn, cfg, run, epochs, say)
     return last
+
 def _test(learn, cfg, images, run):
     "Evaluate every test set and write `tests.csv`"
     if not cfg.tests: return
