@@ -31,7 +31,7 @@ class Card:
     cost:str
     source:str # Whose idea it is
     settings:str='' # Suggested settings
-    evidence:list=field(default_factory=list) # Sentences: what was measured, on which bed, with how many seeds
+    evidence:list=field(default_factory=list) # Sentences: what was measured, on which data, with how many seeds
     needs = ('does','call','use','avoid','cost','source') # Fields that are never empty
 
     def _repr_markdown_(self):
