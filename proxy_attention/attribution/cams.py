@@ -33,6 +33,7 @@ def _plain(o):
 
 attributions = {} # Name -> class of each method; a subclass of `Explainer` registers itself
 
+# %% ../../nbs/attribution/03_cams.ipynb #6e1f1e01
 class Explainer:
     "Heatmaps for a batch of images. A subclass defines how they are made, in `explain`"
     def __init_subclass__(cls,
@@ -131,13 +132,16 @@ class Explainer:
 def mean_heat(heats):
     "Return the mean of several heatmaps"
     return torch.stack(heats).mean(0)
+
 def max_heat(heats):
     "Return the maximum of several heatmaps at each place"
     return torch.stack(heats).amax(0)
+
 def product_heat(heats):
     "Return the product of several heatmaps at each place; an empty one says nothing about places, so it counts as 1"
     x = torch.stack(heats)
     return torch.where(x.amax((-2,-1), keepdim=True)>0, x, 1.).prod(0)
+
 fine_enough = 6 # Minimum number of cells per side for a place that is found by heat
 wide_cell = 24 # Side of a cell in pixels above which it is wider than many objects: networks end in cells of about 32 pixels
 def is_coarse(
@@ -146,8 +150,10 @@ def is_coarse(
 )->bool:
     "Has a grid few cells, or wide ones?"
     return min(grid)<fine_enough or max(a/b for a,b in zip(size, grid))>wide_cell
+
 fuses = dict(mean=mean_heat, max=max_heat, product=product_heat)
 
+# %% ../../nbs/attribution/03_cams.ipynb #6e1f1e02
 @delegates()
 class CAM(Explainer, base=True):
     "Class activation map. A subclass defines the formula in `heat`"

@@ -243,6 +243,7 @@ def _seen(model, xb, grid=None):
     return [(o,g) for o,g in zip(seen, grads) if ran[o.module]==1
             and not (o.kind!='tokens' and (o.shape[2] in inner or o.shape[1] in inner and o.kind=='nhwc'))], out
 
+# %% ../../nbs/attribution/02_layers.ipynb #6e1f1f01
 def _noise(model):
     w = next((p for p in model.parameters() if p.ndim==4), None)
     if w is None:

@@ -72,6 +72,7 @@ class AttentionMaps(TorchFunctionMode):
         out = F.linear(out.permute(2,0,1,3).flatten(2), out_w, out_b)
         return out, (a.mean(1) if kwargs.get('average_attn_weights', True) else a) if kwargs.get('need_weights', True) else None
 
+# %% ../../nbs/attribution/05_transformers.ipynb #6e1f1d01
 class NoAttention(ValueError):
     "The attention of this network cannot be read: not over all tokens of the image, or not in blocks that return them"
 

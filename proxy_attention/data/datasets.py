@@ -283,6 +283,7 @@ known_sets = {o.name:o for o in [*_nette,
             'or get the version with folders.'}),
 ]}
 
+# %% ../../nbs/data/08_datasets.ipynb #6e1f2001
 more_sets = {} # Name -> `KnownData` of other modules, which add themselves; `data.groups` adds those with known groups
 
 def known_table()->pd.DataFrame:

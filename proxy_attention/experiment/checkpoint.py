@@ -258,6 +258,7 @@ def _pass_no_more(learn):
     if now.under is None: del learn._with_events
     else: learn._with_events = now.under
 
+# %% ../../nbs/experiment/03_checkpoint.ipynb #6e1f0f01
 @patch
 def before_fit(self:Checkpoint):
     "Resume from the checkpoint, or write the first one"
@@ -291,6 +292,7 @@ def before_fit(self:Checkpoint):
     self.go_on(state)
     _pass_over(self.learn, state['epoch'])
 
+# %% ../../nbs/experiment/03_checkpoint.ipynb #6e1f0f03
 @patch
 def write_first(self:Checkpoint):
     "Write the first checkpoint of a fit; before that of a later fit, also the weights that it begins with"
@@ -309,6 +311,7 @@ def take_first(self:Checkpoint, state):
     same = {k:v.shape for k,v in there['model'].items()}=={k:v.shape for k,v in model.state_dict().items()} # else `go_on` is refused
     if there['fit']==state['fit'] and same: model.load_state_dict(there['model'])
 
+# %% ../../nbs/experiment/03_checkpoint.ipynb #6e1f0f05
 @patch
 def go_on(self:Checkpoint, state):
     "Restore the state after `state['epoch']` epochs"

@@ -312,6 +312,7 @@ def compare(
             _refuse_unequal(recs, rec['seed'])
     return Comparison.of([_of_tests(recs[a,s], tests) for a in arms for s in seeds], baseline)
 
+# %% ../../nbs/experiment/14_compare.ipynb #6e1f0b02
 def _valid(learn): return learn.dls.valid
 def _of_tests(rec, tests): return rec|dict(tests={k:rec['tests'][k] for k in tests})
 
@@ -349,6 +350,8 @@ def _refuse_unequal(recs, seed):
             "`make_learner(seed)` should draw both from `seed`, or fix them.")
 
 # %% ../../nbs/experiment/14_compare.ipynb #8b00efa5
+_usual_arms = 'no proxy,random mask,cutout,shortcut'
+
 def _starts(cfg, images, seed): return config_learner(cfg, images, seed=seed)
 
 def _refuse_arms(names, cfg):
@@ -371,8 +374,71 @@ def _swapping(parts, suspect):
     if not parts or suspect is None: return dict(swapped=parts)
     return dict(measure=partial(swapped_accuracies, parts=parts, suspect=suspect))
 
-_usual_arms = 'no proxy,random mask,cutout,shortcut'
+def _new(config, named, tests, settings, say):
+    "Return what a new comparison is asked for, and its configuration"
+    cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
+    if cfg.proxy.suspect and not settings.get('suspect'):
+        say(f'Left out because its recipe is, too: suspect of {config}. Give it yourself if the arms should use it.')
+        cfg = changed(cfg, suspect='')
+    return dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None},_without_unused(cfg, config, say)
 
+# %% ../../nbs/experiment/14_compare.ipynb #6e1f0b04
+def _more(run, named, tests, settings, say):
+    "Return what a comparison was started with, the same with what is added now, and its configuration"
+    if not (run/'asked.json').is_file():
+        raise FileNotFoundError(f'{run} is not the folder of a comparison that can be resumed: it has no asked.json.')
+    asked,cfg = _read_json(run/'asked.json'),found_again(from_toml(run/'config.toml'), run, say)
+    cfg,settings = suspect_found(cfg, run, settings.get('suspect')),settings|dict(suspect=None)
+    was,now = all_settings(cfg),all_settings(changed(cfg, **settings))
+    if other := [f'{k}={was[k]!r} there, {now[k]!r} here' for k in was if was[k]!=now[k]]:
+        raise ValueError(f"--resume continues {run} with its own settings ({'; '.join(other)}). Arms, seeds and test sets can be added; "
+                         f'for anything else begin a new comparison, with --config {run/"config.toml"}.')
+    if named['seeds'] is not None and named['seeds']<asked['seeds']:
+        raise ValueError(f"{run} has {asked['seeds']} seeds, and seeds={named['seeds']} would remove some: give more, or leave it out.")
+    new = changed(Config(), tests=tests).tests
+    if twice := [k for k in new if new[k]!=cfg.tests.get(k, new[k])]:
+        raise ValueError(f'{run} already has a test set {twice[0]!r}, {cfg.tests[twice[0]]}: give the new one another name.')
+    arms = dict.fromkeys([*split_arms(asked['arms']), *split_arms(named['arms'] or '')])
+    return asked,dict(arms=','.join(arms), seeds=named['seeds'] or asked['seeds']),changed(cfg, tests=cfg.tests|new)
+
+def _refuse_another(run, said):
+    "Raise an error if images, releases or the code of an arm have changed, before anything is written"
+    if not (run/'identity.json').is_file(): return # from an earlier release
+    there = _read_json(run/'identity.json')
+    def same(o): return o['data']|dict(versions=o['versions'], arms={k:o['arms'][k] for k in there['arms'].keys()&said['arms'].keys()})
+    refuse_other(f'{run} contains another comparison', same(there), same(said), 'Restore it, or begin a new comparison.')
+
+# %% ../../nbs/experiment/14_compare.ipynb #6e1f0b06
+def _begin(run, cfg, said, asked, before):
+    "Save settings and identity of a comparison, before anything is trained; refuse if another process has added to it meanwhile"
+    with FileLock(run/'.asked.lock'):
+        if before is not None and (now := _read_json(run/'asked.json')) not in (before, asked):
+            raise ValueError(f"Another process has added to {run} meanwhile (arms {now['arms']}, seeds {now['seeds']}): "
+                             'run this command again.')
+        write_json(run/'identity.json', said, indent=1, ensure_ascii=False)
+        write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
+        write_json(run/'asked.json', asked) # the last file: a folder with it can be resumed
+
+@contextmanager
+def _undone(run):
+    "If an error occurs in this context before anything new is recorded, the settings and the identity of the folder stay as they were"
+    def recorded(): return {f:f.stat().st_mtime_ns for f in (run/'records').glob('*_*.json')}
+    was,before = {f:f.read_bytes() for o in ('identity.json','config.toml','asked.json') if (f := run/o).is_file()},recorded()
+    try: yield
+    except Exception: # not after Ctrl-C
+        if recorded()==before:
+            for f,said in was.items(): write_whole(f, lambda o: o.write(said))
+        raise
+
+def _keep(cmp, run):
+    "Save the results: a table, a picture and, as the last file, the verdict"
+    write_table(run/'comparison.csv', cmp.df)
+    fig = cmp.plot()[0].figure
+    fig.savefig(run/'comparison.png', dpi=120)
+    plt.close(fig)
+    write_whole(run/'verdict.txt', lambda f: f.write((cmp.verdict()+'\n').encode()))
+
+# %% ../../nbs/experiment/14_compare.ipynb #6e1f0b08
 def compare_folder(
     path=None, # A folder, a CSV file, or a known data set
     arms:str=None, # Arms, the baseline first, such as "no proxy,shortcut,shortcut(area=0.2)"; None: the default arms
@@ -433,68 +499,6 @@ def compare_folder(
     say(f'\n{metric_names[cmp.metric].capitalize()} in %, and the cost\n{table.to_string()}\n\n{cmp.verdict()}\n\n'
         f'Picture: {run/"comparison.png"}')
     return run
-
-def _new(config, named, tests, settings, say):
-    "Return what a new comparison is asked for, and its configuration"
-    cfg = begun_with(config, say, recipe='none', tests=tests, **settings)
-    if cfg.proxy.suspect and not settings.get('suspect'):
-        say(f'Left out because its recipe is, too: suspect of {config}. Give it yourself if the arms should use it.')
-        cfg = changed(cfg, suspect='')
-    return dict(arms=_usual_arms, seeds=5)|{k:v for k,v in named.items() if v is not None},_without_unused(cfg, config, say)
-
-def _begin(run, cfg, said, asked, before):
-    "Save settings and identity of a comparison, before anything is trained; refuse if another process has added to it meanwhile"
-    with FileLock(run/'.asked.lock'):
-        if before is not None and (now := _read_json(run/'asked.json')) not in (before, asked):
-            raise ValueError(f"Another process has added to {run} meanwhile (arms {now['arms']}, seeds {now['seeds']}): "
-                             'run this command again.')
-        write_json(run/'identity.json', said, indent=1, ensure_ascii=False)
-        write_whole(run/'config.toml', lambda f: f.write(to_toml(cfg).encode()))
-        write_json(run/'asked.json', asked) # the last file: a folder with it can be resumed
-
-@contextmanager
-def _undone(run):
-    "If an error occurs in this context before anything new is recorded, the settings and the identity of the folder stay as they were"
-    def recorded(): return {f:f.stat().st_mtime_ns for f in (run/'records').glob('*_*.json')}
-    was,before = {f:f.read_bytes() for o in ('identity.json','config.toml','asked.json') if (f := run/o).is_file()},recorded()
-    try: yield
-    except Exception: # not after Ctrl-C
-        if recorded()==before:
-            for f,said in was.items(): write_whole(f, lambda o: o.write(said))
-        raise
-
-def _keep(cmp, run):
-    "Save the results: a table, a picture and, as the last file, the verdict"
-    write_table(run/'comparison.csv', cmp.df)
-    fig = cmp.plot()[0].figure
-    fig.savefig(run/'comparison.png', dpi=120)
-    plt.close(fig)
-    write_whole(run/'verdict.txt', lambda f: f.write((cmp.verdict()+'\n').encode()))
-
-def _refuse_another(run, said):
-    "Raise an error if images, releases or the code of an arm have changed, before anything is written"
-    if not (run/'identity.json').is_file(): return # from an earlier release
-    there = _read_json(run/'identity.json')
-    def same(o): return o['data']|dict(versions=o['versions'], arms={k:o['arms'][k] for k in there['arms'].keys()&said['arms'].keys()})
-    refuse_other(f'{run} contains another comparison', same(there), same(said), 'Restore it, or begin a new comparison.')
-
-def _more(run, named, tests, settings, say):
-    "Return what a comparison was started with, the same with what is added now, and its configuration"
-    if not (run/'asked.json').is_file():
-        raise FileNotFoundError(f'{run} is not the folder of a comparison that can be resumed: it has no asked.json.')
-    asked,cfg = _read_json(run/'asked.json'),found_again(from_toml(run/'config.toml'), run, say)
-    cfg,settings = suspect_found(cfg, run, settings.get('suspect')),settings|dict(suspect=None)
-    was,now = all_settings(cfg),all_settings(changed(cfg, **settings))
-    if other := [f'{k}={was[k]!r} there, {now[k]!r} here' for k in was if was[k]!=now[k]]:
-        raise ValueError(f"--resume continues {run} with its own settings ({'; '.join(other)}). Arms, seeds and test sets can be added; "
-                         f'for anything else begin a new comparison, with --config {run/"config.toml"}.')
-    if named['seeds'] is not None and named['seeds']<asked['seeds']:
-        raise ValueError(f"{run} has {asked['seeds']} seeds, and seeds={named['seeds']} would remove some: give more, or leave it out.")
-    new = changed(Config(), tests=tests).tests
-    if twice := [k for k in new if new[k]!=cfg.tests.get(k, new[k])]:
-        raise ValueError(f'{run} already has a test set {twice[0]!r}, {cfg.tests[twice[0]]}: give the new one another name.')
-    arms = dict.fromkeys([*split_arms(asked['arms']), *split_arms(named['arms'] or '')])
-    return asked,dict(arms=','.join(arms), seeds=named['seeds'] or asked['seeds']),changed(cfg, tests=cfg.tests|new)
 
 # %% ../../nbs/experiment/14_compare.ipynb #57fee002
 def summary_of(

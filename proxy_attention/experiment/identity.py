@@ -74,6 +74,7 @@ def _is_installed(o):
 
 def _name(o): return f"{getattr(o, '__module__', '')}.{getattr(o, '__qualname__', type(o).__name__)}"
 
+# %% ../../nbs/experiment/02_identity.ipynb #6e1f2101
 class _Teller:
     "Describes objects; an object that contains itself, or is nested too deeply, is described by its name only"
     def __init__(self, deepest=12): self.inside,self.told,self.deepest = [],{},deepest
@@ -166,9 +167,11 @@ def _settings_of(m):
 def _names_in(code):
     inside = (n for c in code.co_consts if isinstance(c, CodeType) for n in _names_in(c))
     return {n for n in (*code.co_names,*inside) if not n.startswith('__')} # `__file__` says where code is, not what it does
+
 def _counts(o): return isinstance(o, (FunctionType,type,bool,int,float,str,Path,tuple,list,dict,partial)) and not _is_installed_name(o)
 def _is_installed_name(o): return isinstance(o, (FunctionType,type)) and _is_installed(o)
 
+# %% ../../nbs/experiment/02_identity.ipynb #6e1f2102
 def weights_digest(
     state:dict # Name → tensor, as returned by `state_dict`
 )->str:

@@ -91,6 +91,7 @@ def keep_checked(
     rows = [(n,_size(f),*said.get(f, ('',''))) for n,f in zip(images._named(files), files)]
     write_table(Path(run)/'checked.csv', pd.DataFrame(rows, columns=_checked))
 
+# %% ../../nbs/experiment/09_inputs.ipynb #6e1f1301
 def _leave_out_unreadable(images, wrong, say):
     "Report all problems, and leave out unreadable images"
     for what,files in wrong.groupby('problem').file:

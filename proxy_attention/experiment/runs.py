@@ -398,6 +398,7 @@ def final(self:Runs)->pd.DataFrame:
     df = pd.DataFrame({c:pd.Series([r.get(c) for r in rows], dtype=object) for c in cols})
     return _whole(df).infer_objects().assign(when=pd.to_datetime(df.when))
 
+# %% ../../nbs/experiment/01_runs.ipynb #6e1f2201
 @patch(as_prop=True)
 def per_epoch(self:Runs)->pd.DataFrame:
     "One row per epoch of each run; one row per step where a log has no epochs"

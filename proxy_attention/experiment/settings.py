@@ -76,6 +76,7 @@ def _refuse_odd(cfg):
         elif k in _between: refuse_number(*_between[k], **{k:v})
         elif isinstance(v, float) and not math.isfinite(v): raise ValueError(f'{k}={v} should be a finite number.')
 
+# %% ../../nbs/experiment/08_settings.ipynb #6e1f1202
 def split_file(
     split # A run folder, or a table
 )->Path:
@@ -93,14 +94,6 @@ def _refuse_two_splits(d):
     if d.valid_col and d.folds:
         raise ValueError(f'folds={d.folds} draws its own split, but valid_col={d.valid_col!r} gives one: leave one of them out.')
 
-def _refuse_no_test(k, o):
-    "Refuse a test set that does not exist"
-    if Path(o).expanduser().exists() or groups_at(o) is not None: return
-    name,colon,_ = o.partition(':')
-    more = (f' The published test images of {name} are given with their folder: {k}={name}:folder.' if name in grouped else
-        f' No dataset with published groups is called {name!r}{nearest(name, grouped)}' if colon and Path(name).name==name else '')
-    raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.{more}")
-
 def _refuse_unused(cfg, of_arms):
     "Refuse settings that nothing would use: what only proxies need without proxies, and objects without a probe"
     p = cfg.proxy
@@ -115,6 +108,15 @@ def _refuse_unused(cfg, of_arms):
     if p.objects and (p.chosen not in ('probed','rehearsed') or p.steps):
         raise ValueError(f'objects={p.objects!r} tells a probe where the objects are, but recipe={p.chosen!r} does not run a probe: '
                          "use the recipe 'rehearsed' or 'probed', without steps.")
+
+# %% ../../nbs/experiment/08_settings.ipynb #6e1f1204
+def _refuse_no_test(k, o):
+    "Refuse a test set that does not exist"
+    if Path(o).expanduser().exists() or groups_at(o) is not None: return
+    name,colon,_ = o.partition(':')
+    more = (f' The published test images of {name} are given with their folder: {k}={name}:folder.' if name in grouped else
+        f' No dataset with published groups is called {name!r}{nearest(name, grouped)}' if colon and Path(name).name==name else '')
+    raise FileNotFoundError(f"There is no folder and no CSV file {o} for the test set '{k}'.{more}")
 
 def _refuse_no_files(cfg):
     "Refuse a suspect, places of objects and test sets that do not exist"
@@ -137,6 +139,7 @@ def _refuse_no_step(cfg, epochs):
     if not early and not possible_epochs(schedule, epochs):
         raise ValueError(f'A fit of {counted(epochs, "epoch")} has no proxy step: train for more epochs, or change the schedule.')
 
+# %% ../../nbs/experiment/08_settings.ipynb #6e1f1206
 def check_config(
     cfg:Config,
     of_arms:bool=False # Is it that of a comparison, whose arms use the suspect?

@@ -158,7 +158,7 @@ def _right(rec, test):
             'do not agree with its accuracy. Remove it, and the same call trains that run again.')
     return bits[:t['n']]
 
-# %% ../../nbs/experiment/13_statistics.ipynb #3f1c8a25
+# %% ../../nbs/experiment/13_statistics.ipynb #6e1f1002
 _small = 20 # a group with fewer images is mentioned
 
 def _image(df, metric):
@@ -208,6 +208,7 @@ def _over_images(self:Comparison, arm, test, both, low):
     n = _worst_n(low).groupby(low.arm).min()[[arm,self.baseline]]
     return None if n.isna().any() else _of_groups(*both[[arm,self.baseline]].to_numpy().T, n.tolist(), self.level)
 
+# %% ../../nbs/experiment/13_statistics.ipynb #6e1f1004
 @patch
 def _difference(self:Comparison, arm, test, wide, low, image, limit):
     "Compare an arm with the baseline on one test set: over seeds, and over images if their results are known"
@@ -333,6 +334,7 @@ def table(self:Comparison,
     flat = [f'{a} {b}' if (a,b) in cost else f'which {a}' if b=='which' else a for a,b in res.columns]
     return res if diff else res.set_axis(flat, axis=1)
 
+# %% ../../nbs/experiment/13_statistics.ipynb #6e1f1006
 @patch
 def overcorrected(self:Comparison,
     plain:str='plain', # The test set without the cue
@@ -359,6 +361,7 @@ def corrects_too_much(self:Comparison)->list: # Sentences
         'there is none (plain), so it uses the cue as counter-evidence. A smaller area or `fill=\'swap\'` corrects less.'
         for arm,diff in self.overcorrected()['diff'].items()]
 
+# %% ../../nbs/experiment/13_statistics.ipynb #6e1f1008
 @patch
 def verdict(self:Comparison)->str:
     "Return the verdict on each arm as text"

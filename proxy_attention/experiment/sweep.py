@@ -119,6 +119,7 @@ class StopEarly(Callback):
         self.trial.report(value, self.n)
         if self.trial.should_prune(): raise TrialPruned(f'{self.metric} {value:.3g} after {counted(self.n, "epoch")}')
 
+# %% ../../nbs/experiment/15_sweep.ipynb #6e1f1a01
 def _each_epoch(cfg):
     "The names of the values that a training has in each epoch"
     swapped = find_parts(cfg.fit.swapped) if cfg.fit.swapped else ()
@@ -387,6 +388,7 @@ def _objective(self:Sweep, trial, turn):
     trial.set_user_attr('metrics', metrics)
     return metrics[self.metric]
 
+# %% ../../nbs/experiment/15_sweep.ipynb #6e1f1a02
 @patch
 def _one(self:Sweep, n)->bool: # Was a trial run?
     "Run a trial, unless `n` trials have been started"

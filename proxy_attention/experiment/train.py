@@ -181,6 +181,7 @@ def _found(file, look):
         write_whole(file, lambda f: f.write(repr(found).encode()))
     return float(file.read_text())
 
+# %% ../../nbs/experiment/12_train.ipynb #6e1f1102
 def suspect_of(
     cfg:Config,
     learn:Learner # Learner to be trained
@@ -204,6 +205,7 @@ def arm_of(
     if p.suspect: own['attribution'] = suspect or suspect_of(cfg, learn)
     return with_proxies(p.chosen, **own)
 
+# %% ../../nbs/experiment/12_train.ipynb #6e1f1104
 _part_said = dict(hot='hottest part', rest='rest')
 
 @contextmanager

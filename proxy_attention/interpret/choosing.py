@@ -61,6 +61,7 @@ def refuse_unswappable(
     if len(learn.dls.loaders)<2 or not len(learn.dls.valid.dataset):
         raise ValueError('The learner has no validation images to choose with: add some to its loaders.')
 
+# %% ../../nbs/interpret/06_choosing.ipynb #6e1f1402
 class SwappedSet:
     "Validation images in which a part comes from an image of another class"
     def __init__(self,
@@ -103,6 +104,7 @@ class SwappedSet:
         right = predicted(model, self.images.split(bs))[0]==self.targs
         return float(torch.stack([right[self.targs==c].float().mean() for c in self.targs.unique()]).mean())
 
+# %% ../../nbs/interpret/06_choosing.ipynb #6e1f1404
 @delegates(SwappedSet.of)
 def swapped_accuracy(
     learn:Learner, # Learner with validation images

@@ -170,6 +170,7 @@ def decoded(self:ProxyInterpretation,
     rows = [(s[0], _text(s[1]), _text(o[1]), float(p.max()), float(l)) for s,o,p,l in zip(its, outs, preds, losses)]
     return rows if self.task.has_classes else _of_numbers(self, rows, its, outs, targs[0], dec[0])
 
+# %% ../../nbs/interpret/01_interpretation.ipynb #6e1f0c02
 def _text(o): return ';'.join(map(str, o)) if isinstance(o, L) else str(o)
 
 @patch
@@ -195,6 +196,7 @@ def _draw_labels(self, ax, row):
     self.task.draw(ax, row.own)
     self.task.draw(ax, row.said, said=True)
 
+# %% ../../nbs/interpret/01_interpretation.ipynb #6e1f0c04
 def _of_pixels(task, its, targs, dec, preds, losses):
     "Return rows with the names of the classes in each mask, the mean probability of the predicted class, and both masks"
     maps = [(y.squeeze(0) if y.ndim>2 else y).cpu() for o in zip(targs, dec) for y in o]
@@ -229,6 +231,7 @@ def _where_pixels(self:ProxyInterpretation, by, idxs, **kwargs):
         counts.append(ok.sum())
     return plot_class_heat(maps, names, counts, **kwargs)
 
+# %% ../../nbs/interpret/01_interpretation.ipynb #6e1f0c06
 @patch
 def plot_top_losses(self:ProxyInterpretation,
     k, # Number of items, or their positions in the order of losses

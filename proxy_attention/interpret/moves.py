@@ -193,6 +193,7 @@ class Moves:
         said = [f'of {_names[k]}: {v:.0%} (minimum: {moving[k]:.0%})' for k,v in self.carried.fillna(0).items()]
         return f"Of the way to the donor, predictions move after a swap {', '.join(said)}.{' '+_little(self) if self.unsure else ''}"
 
+# %% ../../nbs/interpret/07_moves.ipynb #6e1f1501
 _names = dict(place='a small place', rest='the rest', edge='the border', look='the look')
 _cures = dict(place='ProxyAttention.shortcut(area={:g})', rest='ProxyAttention.background()',
               edge='ProxyAttention(rule="border", fill="swap", select="all", p=1.)', look='ProxyAttention.look()')
@@ -251,5 +252,6 @@ def plot(self:Moves,
 def _repr_html_(self:Moves):
     table = '' if self.table is None else self.table.to_html(border=0, float_format='{:.0%}'.format)
     return f'<p>{escape(self.verdict())}</p>{table}'
+
 @patch
 def __repr__(self:Moves): return f'Probe of {len(self.preds)} {self.what}: {self.verdict()}'

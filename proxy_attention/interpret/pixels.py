@@ -145,6 +145,7 @@ class ContextProbe:
         shown = self.table.round(2).to_html(border=0, na_rep='')
         return f'<p>{escape(self.verdict())}</p>{shown}'
 
+# %% ../../nbs/interpret/09_pixels.ipynb #6e1f1601
 def _asked(label, names):
     "Return the indices of the classes to probe"
     if label is None: return range(len(names))

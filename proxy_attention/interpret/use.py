@@ -310,6 +310,7 @@ def explain_images(
     elif not quiet: say(_told(table, run))
     return Explained(table, run, lost)
 
+# %% ../../nbs/interpret/05_use.ipynb #6e1f0e02
 def _row(f, said, lookers, note):
     "Return one row of the table"
     row,heats = dict(file=clean_text(f)),[]

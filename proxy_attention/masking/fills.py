@@ -224,6 +224,7 @@ def _made_of(o):
     own = {k:v for k,v in vars(o).items() if not k.startswith('_')} | dict(o.named_children())
     return dict(a=type(o), weights=dict(o.state_dict()), **{k:_made_of(v) for k,v in own.items()})
 
+# %% ../../nbs/masking/01_fills.ipynb #6e1f1b02
 @contextmanager
 def _drawn_by(rng):
     "A context in which Python, NumPy and torch are seeded from `rng`; their RNG states are restored afterwards"
@@ -262,6 +263,7 @@ def _changed(tfm, x):
                          'a fill keeps height, width and channels, so choose one that does not crop or resize.')
     return new.as_subclass(Tensor)
 
+# %% ../../nbs/masking/01_fills.ipynb #6e1f1b04
 class Augmented:
     "A fill: the augmented image, so that only the pixels under the mask are augmented"
     def __init__(self,
@@ -294,6 +296,7 @@ class Augmented:
         return dict(a=type(self).__name__, tfms=_made_of(self.tfms))
     def __repr__(self): return f"Augmented({', '.join(map(_told, self.tfms))})"
 
+# %% ../../nbs/masking/01_fills.ipynb #6e1f1b06
 _rectangle = (0.,.3),(.3,1/.3) # fraction of the image, aspect ratio
 
 def erase(img, rng=None):
@@ -317,6 +320,7 @@ def erased(img, rng=None):
     new,drawn = img.copy(),noise.permute(1,2,0).numpy()*std+mean
     new.paste(Image.fromarray(drawn.clip(0, 255).round().astype(np.uint8).squeeze(2 if shape[0]==1 else ())), (left,top))
     return new
+
 erase.pasted = erased
 
 # %% ../../nbs/masking/01_fills.ipynb #5075908f

@@ -131,6 +131,7 @@ def parted(
     serving = ('donor','balance')
     return {k:v for k,v in how.items() if k not in (*serving,'target')}, {k:how[k] for k in serving if k in how}
 
+# %% ../../nbs/proxy/08_callback.ipynb #6e1f1901
 class ProxyAttention(Callback):
     "Between epochs: select items, find out where the model looks in them, and continue training with these pixels masked"
     order,remove_on_fetch = TrackerCallback.order+10,False # after the row is printed and the trackers have run

@@ -156,6 +156,7 @@ def largest(self:Record,
         before[c] += 1
     return [worst[k] for k in np.argsort(turn, kind='stable')[:n]]
 
+# %% ../../nbs/proxy/04_record.ipynb #6e1f1802
 @patch
 def serving_of(self:Record,
     i:int # Index of the item
@@ -266,6 +267,7 @@ def keep_images(
     old = _texts(manifest) if manifest.exists() else pd.DataFrame()
     write_table(manifest, pd.concat([old, pd.DataFrame(rows)]))
 
+# %% ../../nbs/proxy/04_record.ipynb #6e1f1804
 def read_proxies(
     folder # Folder in which a run has saved its proxies
 )->Proxies: # None: a rule or a fill is the user's own function, which is not saved

@@ -66,6 +66,7 @@ def labeling_for(
     raise TypeError(f"labels='ignore' leaves out the labels of replaced pixels, but here an image has {task.said}: "
                     "choose labels='own' or 'mix'.")
 
+# %% ../../nbs/proxy/03_serving.ipynb #6e1f1701
 modes = ('replace','augment')
 _most = 32_768 # maximum number of items whose masks are cached, with at most 2 kB per mask
 

@@ -68,6 +68,7 @@ def _asked_of(f):
         raise ValueError('it does not describe a comparison')
     return asked
 
+# %% ../../nbs/report/01_folder.ipynb #6e1f1c01
 class RunFolder:
     "The contents of one run folder; `missing` lists what it lacks"
     def __init__(self,

@@ -326,6 +326,7 @@ def what_was_run(rep:Report):
             for o in rep.runs if o.told]
     return tuple(out) or None
 
+# %% ../../nbs/report/03_sections.ipynb #6e1f0d01
 def curves(rep:Report):
     """Losses and metrics by epoch; for a group of runs, their mean with a band of one standard deviation
 
@@ -345,6 +346,7 @@ def curves(rep:Report):
             if not one else None,
         Div(*(o for o in charts if o is not None), cls='charts'))
 
+# %% ../../nbs/report/03_sections.ipynb #6e1f0d03
 def _group_line(name, runs, c):
     "The mean curve of a group of runs, over the epochs that all of them have"
     runs = [o.epochs.set_index('epoch')[c] for o in runs if c in o.epochs and len(o.epochs)]
@@ -455,6 +457,7 @@ def _card(shot, rep, keys):
         data_loss=f'{np.nan_to_num(shot.loss):.4f}',
         data_prob=f'{1 if prob is None else prob:.4f}')
 
+# %% ../../nbs/report/03_sections.ipynb #6e1f0d05
 def _choice(name, label, options):
     "A labelled drop-down list"
     return Label(label, Select(*(Option(clean_text(t), value=clean_text(v)) for v,t in options), name=name))
