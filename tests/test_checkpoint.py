@@ -8,7 +8,7 @@ import pytest, torch
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     from fastai.vision.all import *
-    from fastai.callback.training import GradientAccumulation
+    from fastai.callback.training import GradientAccumulation, GradientClip
     from proxy_attention.all import *
 from proxy_attention.core import write_whole
 from proxy_attention.attribution.heatmap import HeatmapStore
@@ -476,6 +476,18 @@ def test_another_run(small, half, tmp_path, says, kw, args):
     was = bits(learn.model.state_dict())
     with pytest.raises(ValueError, match=f'(?s)is the checkpoint of another run. {says}'): fit(learn, 'fit_one_cycle', *args)
     assert bits(learn.model.state_dict())==was and (half/'last.pth').read_bytes()==before
+
+@pytest.mark.parametrize('kind,there,here,says', [
+    (MixUp, .4, .9, 'mix_up: 0.4 there, 0.9 here'), (CutMix, .4, None, 'cut_mix: 0.4 there, absent here'),
+    (GradientAccumulation, 32, 64, 'gradient_accumulation: 32 there, 64 here'), (GradientClip, None, 1., 'gradient_clip: absent there')])
+def test_another_callback_that_changes_a_step(small, tmp_path, kind, there, here, says):
+    def made(arg): return make(small, tmp_path/'c', [] if arg is None else [kind(arg)], proxy=False)
+    class Cut(Callback):
+        def before_batch(self):
+            if self.training and self.epoch==1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(made(there).add_cb(Cut()))
+    with pytest.raises(ValueError, match=f'(?s)checkpoint of another run. The callbacks that change a step, {says}'): fit(made(here))
+    assert fit(made(there)).epoch==N-1
 
 def test_data_may_have_moved(small, whole, half, tmp_path):
     "The same files in another place are the same split"

@@ -15,6 +15,8 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.all import L, patch
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.callback.schedule import ParamScheduler
 from fastai.imports import noop
 from fastai.learner import Learner
@@ -83,6 +85,10 @@ def read_checkpoint(
     return _unplain(state)
 
 # %% ../../nbs/experiment/03_checkpoint.ipynb #2ae99841
+_of_a_step = { # fastai's callbacks that change a step -> the arguments that they were made with
+    MixHandler:lambda o: round(float(o.distrib.concentration1), 5), GradientAccumulation:lambda o: o.n_acc,
+    GradientClip:lambda o: [o.max_norm,o.norm_type]}
+
 def what_of(
     learn:Learner # A learner whose fit is about to start or is running
 )->dict: # Field → plain data
@@ -103,10 +109,12 @@ def what_of(
         **{f'the {k}':v for k,v in data.items()},
         'the batch size':plain_dl(learn.dls.train).bs,
         'the schedule':scheds or [float(h['lr']) for h in opt.hypers],
+        'the callbacks that change a step':{o.name:f(o) for o in learn.cbs for cls,f in _of_a_step.items() if isinstance(o, cls)},
         'ProxyAttention':[{k:what_is(v) for k,v in o.args.items() if k not in ('folder','save_images')}
             for o in learn.cbs if isinstance(o, ProxyAttention)]}
 
-_newer = ('the weight decay','the weight decay of biases and normalization') # fields that checkpoints of release 0.1 do not have
+# fields that checkpoints of release 0.1 do not have
+_newer = ('the weight decay','the weight decay of biases and normalization','the callbacks that change a step')
 
 def _refuse_other_run(file, there, here): refuse_other(f'{file} is the checkpoint of another run', there, here)
 
