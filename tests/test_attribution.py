@@ -1,5 +1,5 @@
 "Oracles: captum, pytorch-grad-cam and torchcam on trained networks; what must not break, and what must be left alone"
-import contextlib, io
+import contextlib, gc, inspect, io, weakref
 from copy import deepcopy
 from functools import partial
 import pytest, torch, timm, torchvision, torchcam.methods, pytorch_grad_cam
@@ -13,10 +13,11 @@ from proxy_attention.data.loaders import whole_dl
 from proxy_attention.attribution.cams import first_component, half_type
 from proxy_attention.attribution.heatmap import agreement, degenerate, normalize_heat, points_at, resize_heat
 from proxy_attention.attribution.methods import as_attribution, attributions, captum_methods, fast_agrees, heat_of
-from proxy_attention.attribution.targets import Margin
+from proxy_attention.attribution.targets import Index, Margin, Region
 from proxy_attention.interpret.metrics import iou
 from proxy_attention.proxy.serving import modes
 from proxy_attention.experiment.config import flags, number
+from shared_fixtures import small_net
 
 @pytest.fixture
 def batch(trained): 
@@ -653,3 +654,122 @@ def test_a_step_goes_fast_where_it_agrees(path, quiet):
         quiet(learn, 'fit', 2, 1e-3)
         methods.append('half precision' in learn.proxy_attention.log.method[0])
     assert methods==[True,False,False,True,False]
+
+class Frozen(nn.Module):
+    "Features that nobody may train"
+    def __init__(self):
+        super().__init__()
+        self.body,self.head = nn.Sequential(*digits_net()[:5]),nn.Sequential(AdaptiveAvgPool(), Flatten(), nn.Linear(64,10))
+    def forward(self, x):
+        with torch.no_grad(): x = self.body(x)
+        return self.head(x)
+
+@pytest.mark.parametrize('how', ['LayerCAM','GradCAM','GradCAMPlusPlus'])
+def test_a_body_under_no_grad(few, how):
+    "Heat as if gradients flowed, and no gradient is left anywhere"
+    torch.manual_seed(0)
+    model = Frozen().eval()
+    x = torch.stack([image2tensor(PILImage.create(f))/255 for f in get_image_files(few/'valid').sorted()[:6]])
+    cam = globals()[how]
+    heat = cam(model, layer='body', target='pred')(x)
+    free = nn.Sequential(model.body, model.head).eval()
+    assert torch.allclose(heat, cam(free, layer='0', target='pred')(x), atol=1e-6) and (heat.amax((1,2))>0).any()
+    assert all(p.grad is None for p in model.parameters())
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0)
+    learn = Learner(dls, Frozen(), cbs=ProxyAttention(attribution=how, start=1))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3)
+    assert len(learn.proxy_attention.store)
+
+def test_an_own_attribution_may_ask_autograd(few, quiet):
+    "In a step and in a look, outside of `no_grad`"
+    def gradients(xb, yb):
+        x = xb.detach().clone().requires_grad_()
+        out = learn.model(x)
+        return torch.autograd.grad(out.amax(1).sum(), x)[0].abs().sum(1)
+    learn = digits_learner(few, cbs=ProxyAttention(attribution=gradients, start=1))
+    quiet(learn, 'fit', 2, 1e-3)
+    assert len(learn.proxy_attention.store)
+    assert heat_on(learn, learn.dls.valid_ds.items[:2], gradients).shape[0]==2
+
+def test_a_cam_registers_itself(few, quiet):
+    "One class, and its name is known in the callback, in a look, on the command line"
+    from proxy_attention.attribution.cams import attributions
+    class Brightest(CAM):
+        "The largest channel"
+        def heat(self, act, grad): return act.amax(1)
+    assert attributions['Brightest'] is Brightest
+    try:
+        learn = quiet(digits_learner(few, cbs=ProxyAttention(attribution='Brightest', start=1)), 'fit', 2, 1e-3)
+        assert len(learn.proxy_attention.store) and heat_on(learn, learn.dls.valid_ds.items[:2], 'Brightest').shape[0]==2
+    finally: attributions.pop('Brightest')
+
+def test_one_default_of_target_and_attribution(few, quiet):
+    "What a step saw, a look shows, the probe swaps and the metrics measure: the same heat, bit for bit"
+    from proxy_attention.attribution.methods import default_attribution, default_target
+    from proxy_attention.proxy.step import Settings, step
+    learn = quiet(digits_learner(few), 'fit_one_cycle', 2, 3e-3)
+    files = learn.dls.train_ds.items[:8]
+    found = step(learn, Settings(select='all', fast=False))
+    rows = heat_on(learn, files)
+    assert torch.allclose(found.heat[:8].half().float(), rows.half().float(), atol=2e-3)
+    for f in (ProxyAttention, probe, AttentionOn, explanation_scores, heat_on, show_where, explain_images, randomised, HeatDrift):
+        for k,usual in (('target',default_target),('attribution',default_attribution)):
+            params = inspect.signature(f).parameters
+            if k in params and params[k].default is not inspect._empty: assert params[k].default==usual, (f, k)
+
+def test_a_layer_is_found_once_per_model_and_not_held():
+    import proxy_attention.attribution.cams as cams
+    model,seen = digits_net().eval(),[]
+    model.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    x = torch.rand(16,3,32,32)
+    for _ in range(3):
+        with GradCAM(model, target='pred') as attr: attr(x)
+    finding = [n for n in seen if n==1]
+    assert len(seen)-len(finding)<=3+1 and len(finding)<=2, f'batches of {seen}: found from one image, once'
+    ref = weakref.ref(model)
+    del model, attr
+    gc.collect()
+    assert ref() is None
+
+@pytest.mark.parametrize('how', ['GradCAM','LayerCAM','Saliency'])
+@pytest.mark.parametrize('target', ['label','tensor'])
+def test_labels_from_inference_mode(how, target):
+    "Labels and indices made there can be explained, as images can"
+    x,y,net = torch.randn(2,3,16,16),torch.tensor([1,2]),small_net()
+    made = as_attribution(how)
+    should = made(net, target='label')(x, y)
+    with torch.inference_mode():
+        i = y+0
+        heat = made(net, target='label')(x+0, i) if target=='label' else made(net, target=i)(x+0)
+    assert i.is_inference() and torch.equal(heat, should)
+
+def test_a_captum_method_finds_its_layer_for_each_image_size():
+    "The layer of 64×64 images is not kept for those of 224×224; one that is given is"
+    import timm
+    net = timm.create_model('resnet10t', num_classes=4).eval()
+    xs = [torch.randn(1,3,o,o) for o in (64,224)]
+    layers = [find_layer(net, x).module for x in xs]
+    attr = as_attribution('GuidedGradCam')(net, target='pred')
+    found = []
+    for x in xs: found.append(attr(x) is None or attr.layer)
+    assert layers[0] is not layers[1] and found[0] is layers[0] and found[1] is layers[1]
+    asked = as_attribution('GuidedGradCam')(net, layer='layer2', target='pred')
+    for x in xs: assert asked(x) is None or asked.layer is net.layer2
+
+def test_a_suspect_is_the_whole_module():
+    "Also if a part of it is called `model`, as in many wrappers"
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model,self.head = small_net(n_out=8),nn.Linear(8, 2)
+        def forward(self, x): return self.head(self.model(x))
+    net,x = Wrapped().eval(),torch.rand(2,3,16,16)
+    suspect = Suspect(net, 'GradCAM')
+    assert isinstance(suspect.model, Wrapped)
+    assert torch.equal(suspect(small_net(), target=1)(x), GradCAM(net, target=1)(x))
+
+def test_which_targets_ask_for_labels():
+    from proxy_attention.attribution.targets import asks_labels
+    for o in ('label', Margin('label'), Region(of='label')): assert asks_labels(o)
+    for o in ('pred', 'margin', 'finer', 3, torch.tensor([1,2]), Index(1), Margin(), Region(2), lambda out,yb: out[:,0]):
+        assert not asks_labels(o)

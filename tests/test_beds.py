@@ -326,3 +326,12 @@ def test_beds_of_the_benchmarks(bed_data, mnist, tmp_path):
     assert (len(same)==1 and len(pd.read_csv(same.pop()/'about.csv'))==64+16+3*32
             and not [o for o in (tmp_path/'out').iterdir() if o.name.startswith('.')])
     with pytest.raises(ValueError, match="No bed is called 'masktun', did you mean 'masktune"): make('masktun')
+
+def test_the_accuracy_is_found_among_the_metrics(few):
+    from fastai.vision.all import F1Score
+    learn = digits_learner(few)
+    alone = accuracy_on(learn, few/'valid')
+    learn.metrics = [F1Score(average='macro'), *learn.metrics]
+    assert accuracy_on(learn, few/'valid')==alone!=learn.validate()[1]
+    learn.metrics = []
+    with pytest.raises(ValueError, match='is no accuracy'): accuracy_on(learn, few/'valid')

@@ -118,3 +118,7 @@ def test_the_page_shows_all_cards_and_their_pictures():
             seen[last] = False
     assert [*seen]==[o for _,o in named], 'run nbs/03_cards.ipynb again'
     assert all(seen[o] for o in (*recipes,*ours,*captum_methods,'cutout','random mask','random rest','random box'))
+
+def test_the_thesis_says_what_is_not_the_authors():
+    card = recipes['thesis']._repr_markdown_()
+    assert 'predicted' in card and 'label' in card and 'His code differs' in card

@@ -237,3 +237,21 @@ def test_a_sweep_can_choose_by_it(bed, tmp_path):
         Sweep(run, 'wd=.01,.1', tmp_path/'t', metric='hot_swapped')
     with pytest.raises(ValueError, match="did you mean 'rest_swapped'"): Sweep(run, 'wd=.01,.1', tmp_path/'t', metric='rest_swaped')
     with pytest.raises(ValueError, match="did you mean 'rest'"): Sweep(folder_run(bed, swapped='rset', **tiny), 'wd=.01,.1', tmp_path/'t')
+
+def test_swapped_images_have_the_present_size(few, quiet, trained):
+    "The images that a suspect has swapped are made again for other loaders"
+    def sized(o): return ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, item_tfms=Resize(o))
+    small,large = map(sized, (28,40))
+    suspect = Suspect(trained)
+    learn = Learner(small, digits_net(), metrics=[accuracy, SwappedAccuracy('rest', suspect=suspect)])
+    quiet(learn, 'fit', 2, 3e-3)
+    learn.dls = large
+    quiet(learn, 'fit', 1, 3e-3)
+    assert learn.metrics[-1].set.images.shape[-2:]==(40,40)
+    assert learn.recorder.values[-1][-1]==swapped_accuracy(learn, 'rest', suspect=suspect)
+
+def test_a_part_of_ones_own(trained):
+    def frame(share): return Masker('border', 'swap', width=share)
+    with pytest.raises(TypeError, match='The part frame is a function of your own.*give `share`, too'): swapped_accuracy(trained, frame)
+    assert 0<=swapped_accuracy(trained, frame, share=.1)<=1
+    assert SwappedAccuracy(frame, share=.1).name=='frame_swapped'

@@ -15,6 +15,7 @@ from proxy_attention.experiment.inputs import look_at
 from proxy_attention.experiment.train import resume_run
 import proxy_attention.cli as cli
 from proxy_attention.cli import CliError, asked, command, parser_of, proxy_compare, proxy_runs, proxy_train
+from proxy_attention.experiment.demo import verdict
 
 pytestmark = pytest.mark.limit(170)
 root = Path(__file__).parent.parent
@@ -673,3 +674,12 @@ def test_a_run_begins_with_the_recipe_probed(few, tmp_path):
         warnings.simplefilter('ignore', ProxyWarning)
         run = train_folder(few, tmp_path/'runs', epochs=2, say=noop, **small)
     assert from_toml(run/'config.toml').proxy.recipe=='probed'
+
+def test_the_demo_tells_a_loss_of_accuracy_in_points():
+    table = pd.DataFrame([dict(flipped=.02, plain=.99), dict(flipped=.99, plain=.9)], index=['without','with proxies'])
+    assert 'loses 9.0 points of accuracy' in verdict(table)
+
+def test_a_refused_demo_leaves_no_folder(tmp_path):
+    from proxy_attention.experiment.demo import run_demo
+    with pytest.raises(ValueError, match='n=5 should be 20 or more'): run_demo(tmp_path, n=5)
+    assert not [*tmp_path.iterdir()]

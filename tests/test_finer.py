@@ -10,8 +10,10 @@ from proxy_attention.attribution.cams import formulas, product_heat
 from proxy_attention.attribution.finer import Smoothed, back, image_views, moved, view_of
 from proxy_attention.attribution.heatmap import agreement, degenerate, normalize_heat, resize_heat
 from proxy_attention.attribution.methods import as_attribution, heat_of, view_size
+from proxy_attention.attribution.targets import Region
 from proxy_attention.data.loaders import whole_dl
 from proxy_attention.proxy.step import Settings, heat_of_items
+from shared_fixtures import small_net
 
 @pytest.fixture
 def batch(trained):
@@ -296,3 +298,20 @@ def test_layers_are_looked_for_once(pics):
     for how in ('auto','LayerCAM','RefineCAM'): as_attribution(how)(net, target='pred')(pics)
     finding = [n for n in ran if n==1]
     assert len(finding)<=2 and ran.count(2)==3 # for the layers, and for channels last
+
+def test_smoothed_moves_labels_of_pixels():
+    "A mirrored view has mirrored labels, so the heat of a mirrored image is the mirrored heat"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    x,y = torch.rand(1,3,16,16),torch.zeros(1,16,16, dtype=torch.long)
+    y[:,:,:5] = 1
+    seen = []
+    class Seen(Region):
+        def fix(self, out, yb=None):
+            seen.append(yb)
+            return super().fix(out, yb)
+    Smoothed(net, layer='3', target=Seen(1, 'label'), of='GradCAM')(x, y)
+    assert torch.equal(seen[0], y) and torch.equal(seen[1], y.flip(2))
+    points = torch.rand(1,3,2)
+    Smoothed(small_net(), target=lambda out,yb: seen.append(yb) or out[:,0], of='GradCAM')(x, points)
+    assert torch.equal(seen[-1], points) # only labels of pixels have a place in the image

@@ -5,6 +5,7 @@ from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, Learner, MixUp, 
 from torch import nn
 from proxy_attention.all import *
 from proxy_attention.proxy.head import *
+from proxy_attention.proxy.head import HeadInputs
 
 @pytest.fixture(scope='module')
 def bed(tmp_path_factory): return digits(tmp_path_factory.mktemp('head'), n=300)
@@ -158,3 +159,32 @@ def test_refusals(learn):
 def test_another_attribution_is_that_of_the_model_itself(learn):
     learn.fit_head('shortcut', passes=1, attribution='GradCAM', fill='swap')
     assert 'GradCAM' in learn.proxy_attention.fit_state.record.steps[-1]['method']
+
+def test_fit_head_leaves_epochs_and_rates(few, quiet, trained):
+    "A network that was only loaded has no epochs and no optimizer afterwards, and one that was trained has its own"
+    fresh = digits_learner(few)
+    fresh.model.load_state_dict(trained.model.state_dict())
+    quiet(fresh, 'fit_head', None, passes=2)
+    assert fresh.opt is None and probe(fresh).epoch is None
+    learn = digits_learner(few)
+    quiet(learn, 'fit', 1, 3e-4)
+    quiet(learn, 'fit_head', None, passes=2)
+    assert learn.n_epoch==1 and [o['lr'] for o in learn.opt.hypers]==[3e-4] and probe(learn).epoch==1
+
+def test_any_fit_may_follow_that_of_the_head(few, trained, quiet):
+    "`fit(1)` was refused because of steps that the user had not given"
+    learn = digits_learner(few, bs=8)
+    learn.model.load_state_dict(trained.model.state_dict())
+    quiet(learn, 'fit_head', 'background')
+    assert list(learn.proxy_attention.history.served)==[256]
+    quiet(learn, 'fit', 1)
+    assert list(learn.proxy_attention.history.served)==[256,64]
+
+def test_a_layer_is_not_left_alone_because_no_batch_is_full(few):
+    "`fit_head` returned None, as if nothing had to be swapped"
+    for recipe in ('background',None):
+        with pytest.raises(ValueError, match='64 training images do not fill a batch of 100.*such as `bs=16`'):
+            digits_learner(few, bs=100).fit_head(recipe)
+
+def test_what_fit_head_returns_is_one_line_in_a_notebook():
+    assert repr(HeadInputs(torch.zeros(1200,64), torch.zeros(1200)))=='HeadInputs of 1,200 images, 64 features'

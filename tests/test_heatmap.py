@@ -1,6 +1,7 @@
 "The store: whole or not at all, and nothing unpickled"
 import os, pickle, subprocess, sys, textwrap
-import pytest
+from contextlib import suppress
+import pytest, torch
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.core import write_whole
@@ -47,3 +48,14 @@ def test_stretched_as_pil_does(size):
     x = torch.rand(4,7)
     want = np.asarray(Image.fromarray(x.numpy()).resize(size[::-1], Image.BILINEAR))
     assert np.abs(resize_heat(x, size).numpy()-want).max()<1e-5
+
+def test_a_damaged_store_is_told(tmp_path):
+    "A file that was cut off, or that has lost bytes, is no store: a sentence says so"
+    file = HeatmapStore([1,2], torch.rand(2,7,7)).save(tmp_path/'heat.npz')
+    whole = file.read_bytes()
+    for n in (10, 100, len(whole)//2, len(whole)-5):
+        file.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match='is not a heatmap store'): HeatmapStore.load(file)
+    for i in range(0, len(whole), 11):
+        file.write_bytes(whole[:i]+bytes([whole[i]^255])+whole[i+1:])
+        with suppress(ValueError): HeatmapStore.load(file)

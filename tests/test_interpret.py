@@ -7,7 +7,8 @@ from proxy_attention.proxy.step import step
 from proxy_attention.attribution.heatmap import heat_share, points_at, resize_heat
 from proxy_attention.attribution.methods import as_attribution
 from proxy_attention.attribution.targets import Margin
-from proxy_attention.interpret.heats import show_heat
+from proxy_attention.interpret.heats import show_grid, show_heat, show_heats
+from shared_fixtures import small_net
 
 class Corner(nn.Module):
     "Class 0 if the pixel at the top left is bright, class 1 if that at the bottom right is; through a layer that can be looked into"
@@ -390,3 +391,115 @@ def test_heat_is_bright_on_any_image(grey, eye):
     heat = torch.linspace(0,1,64).expand(64,64)
     light = luminance(as_seen(axes_image(show_heat(Image.fromarray(np.full((64,64,3), grey, np.uint8)), heat)), eye))[0]
     assert (np.diff(light)>-.05).all() and light[-1]-light[0]>15
+
+@pytest.mark.parametrize('n', [1, 2, 4, 6])
+def test_heat_over_any_number_of_channels(n):
+    x,heat = torch.rand(n,12,12),torch.rand(4,4)
+    ax = show_heat(x, heat)
+    assert ax.images[0].get_array().shape==(12,12,3)
+    shown = show_heat(x, None).images[0].get_array()
+    assert np.allclose(shown, (x[:3] if n>2 else x[:1].expand(3,-1,-1)).permute(1,2,0))
+
+def test_attention_is_followed_again_after_an_export(few, tmp_path, quiet):
+    "The callback of a loaded learner stopped the fit with an `AttributeError`"
+    learn = digits_learner(few, bs=8, cbs=HeatDrift(n=2))
+    learn.path = tmp_path
+    quiet(learn, 'fit', 1)
+    learn.export()
+    new = load_learner(tmp_path/'export.pkl')
+    new.dls = learn.dls
+    quiet(new, 'fit', 2)
+    assert list(new.heat_drift.moved().index)==[1,2] and len(learn.heat_drift.maps)==1
+
+@pytest.mark.parametrize('look', [probe, show_where, heat_on, lambda learn,o: heats_of_labels(learn, o, '3')])
+def test_a_folder_is_not_an_image(few, trained, look):
+    with pytest.raises(IsADirectoryError, match='is a folder: give the files in it, such as `get_image_files'): look(trained, few/'valid')
+
+_long = ['Labrador retriever (golden retriever)', 'n02085620-Chihuahua', 'bg;red one 0.30, bg;blue 0.70', 'cat', 'a'*200]
+
+@pytest.mark.parametrize('size', [.8,1.1,2.])
+@pytest.mark.parametrize('cells', [False,True])
+def test_captions_do_not_cover_each_other(size, cells):
+    "Long names of classes were drawn over those of the next image"
+    img = Image.new('RGB', (40,30))
+    if cells: axs = show_grid([[(img,None,o) for o in _long]]*2, ['row']*2, size=size)
+    else: axs = show_heats([img]*5, torch.rand(5,4,4), captions=_long, size=size)
+    fig = axs[0][0].figure
+    fig.canvas.draw()
+    for row in axs[:2 if cells else 1]:
+        boxes = [ax.title.get_window_extent() for ax in row]
+        assert all(a.x1<=b.x0 for a,b in zip(boxes, boxes[1:])) and max(o.y1 for o in boxes)<=fig.bbox.height
+    if cells: assert max(ax.title.get_window_extent().y1 for ax in axs[1])<=min(ax.get_window_extent().y0 for ax in axs[0])
+
+def test_a_name_is_no_formula():
+    "A class called so stopped the drawing"
+    name,img = r'$\fifty{', Image.new('RGB', (8,8))
+    axs = show_heats([img], torch.rand(1,4,4), [name+'$'], captions=[name+'$'])
+    show_heat(img, title=name+'$')
+    axs[0][0].figure.canvas.draw()
+    plt.gcf().canvas.draw()
+
+def fitted(path, learn=None, epochs=2, **kwargs):
+    "A learner of digits below five or not, with a single output"
+    files = get_image_files(path/'train').sorted()
+    dls = ImageDataLoaders.from_path_func(path, files, lambda f: int(f.parent.name)>=5, valid_pct=.3, seed=1, bs=8, num_workers=0)
+    learn = Learner(dls, small_net(n_out=1), loss_func=BCEWithLogitsLossFlat())
+    learn.loss_func.activation,learn.loss_func.decodes = torch.sigmoid,lambda x: (x>.5).long()
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-2)
+    return learn
+
+@pytest.fixture(scope='module')
+def sides(tmp_path_factory): return fitted(digits(tmp_path_factory.mktemp('sides')/'digits', n=80))
+
+@pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning') # of heatmaps without heat
+def test_a_single_output_has_a_prediction_and_its_probability(sides):
+    "The prediction is named as the label is, and its probability is that of the predicted side"
+    interp = ProxyInterpretation.from_learner(sides)
+    n = len(interp.losses)
+    rows = interp.decoded(range(n))
+    with torch.no_grad(): p = torch.cat([sides.model.eval()(b[0]) for b in sides.dls.valid]).sigmoid()[:,0]
+    assert [o[2] for o in rows]==[str(bool(o>.5)) for o in p] and {o[1] for o in rows}=={'False','True'}
+    assert [o[3] for o in rows]==pytest.approx(torch.maximum(p, 1-p).tolist(), abs=1e-5)
+    axs = interp.plot_where()
+    assert [o.get_title() for o in axs]==[f'{k} ({v})' for k,v in zip(*np.unique([o[2] for o in rows], return_counts=True))]
+    names = [o.get_title() for o in interp.compare_with(sides, k=n)[1]]
+    assert names==[rows[i][2] for i in (interp.losses*0).topk(n).indices]
+
+@pytest.mark.parametrize('ask', ['confusion_matrix','print_classification_report','most_confused'])
+def test_counting_restores_the_rng_and_the_learner(trained, ask, capsys):
+    "As every other pass of an interpretation"
+    interp = ProxyInterpretation.from_learner(trained)
+    trained.model.train()
+    was,rng,py = dict(trained.__dict__),torch.get_rng_state(),random.getstate()
+    getattr(interp, ask)()
+    assert torch.equal(torch.get_rng_state(), rng) and random.getstate()==py and trained.model.training
+    assert trained.__dict__.keys()==was.keys() and all(trained.__dict__[k] is was[k] for k in ('dl','pred','xb') if k in was)
+
+def test_all_pictures_of_numbers_explain_the_same(few, monkeypatch):
+    "`show_heats` explains the distance from the same centre as `heats`"
+    import proxy_attention.interpret.interpretation as module
+    files = get_image_files(few/'train').sorted()[:24]
+    dls = DataBlock((ImageBlock,RegressionBlock), get_y=lambda f: float(f.parent.name), splitter=IndexSplitter(range(8))).dataloaders(
+        files, bs=8, num_workers=0)
+    learn = Learner(dls, small_net(n_out=1), loss_func=MSELossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-2)
+    interp,got = ProxyInterpretation.from_learner(learn),[]
+    monkeypatch.setattr(module, '_show_heats', lambda imgs,heats,*args,**kwargs: got.extend(heats) or np.empty((2,8), object))
+    monkeypatch.setattr(module, '_draw_labels', lambda *args: None)
+    interp.show_heats(range(8))
+    assert torch.equal(got[0], interp.heats(range(8)))
+
+def test_where_is_drawn_over_what_is_explained(few):
+    "With `whole=False`, the picture is the view of the heatmap, a crop"
+    files = get_image_files(few/'train').sorted()[:12]
+    dls = ImageDataLoaders.from_path_func(few, files, lambda f: f.parent.name, bs=4, num_workers=0, item_tfms=CropPad(16))
+    learn = Learner(dls, small_net(n_out=dls.c), loss_func=CrossEntropyLossFlat())
+    for whole,side in ((True,32),(False,16)):
+        axs = show_where(learn, files[:2], whole=whole)
+        assert axs[0,0].images[0].get_array().shape[:2]==axs[1,0].images[0].get_array().shape[:2]==(side,side)
+    seen = axs[0,0].images[0].get_array()
+    should = np.asarray(PILImage.create(files[0]))[8:24,8:24]/255
+    assert np.abs(seen-should).max()<.01
+
+def test_a_heatmap_with_a_gradient_is_shown():
+    assert show_heat(torch.rand(3,8,8), torch.rand(4,4, requires_grad=True)) is not None

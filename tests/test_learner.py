@@ -6,6 +6,8 @@ from fastai.callback.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.masking.fills import fills
+from proxy_attention.proxy.losses import losses_of
+from proxy_attention.proxy.peers import dac
 
 pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')]
 
@@ -362,3 +364,65 @@ def test_the_thesis_values(few, quiet, fill):
     value = dict(zero=0, mean=a.mean(), max=a.max(), min=a.min(), halfmax=a.max()/2).get(fill)
     if value is not None: assert np.abs(b[hot]-value).max()<=.5
     if fill=='blend': assert np.abs(b[hot] - ((1-.8*pa.store[i].numpy()[...,None])*a)[hot]).max()<=.5+1e-3
+
+def test_the_exact_pass_reads_each_item_once(path, quiet):
+    "Not all items before each one"
+    learn = digits_learner(path)
+    class Counting(L):
+        asked = 0
+        def __getitem__(self, i):
+            Counting.asked += len(i) if is_iter(i) else 1
+            return super().__getitem__(i)
+    learn.dls.train_ds.tls[0].items = learn.dls.train_ds.tls[1].items = Counting(learn.dls.train_ds.items)
+    interpret_train(learn)
+    n = len(learn.dls.train_ds)
+    assert Counting.asked<=6*n, f'{Counting.asked} look-ups for {n} items'
+
+def test_a_loss_keeps_its_mean_after_an_error():
+    "A loss function whose `reduction` we change for a moment has its own again, also where it refuses a batch"
+    loss = nn.CrossEntropyLoss()
+    with pytest.raises(IndexError): losses_of(loss, torch.zeros(2,3), torch.tensor([0,7]))
+    assert loss.reduction=='mean'
+
+class Away(nn.Sequential):
+    "A network that refuses batches until it is moved to the device of its learner"
+    here = False
+    def to(self, *args, **kwargs):
+        self.here = True
+        return super().to(*args, **kwargs)
+    def forward(self, x):
+        if not self.here: raise RuntimeError('Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same')
+        return super().forward(x)
+
+some = dict(
+    probe=probe, fit_head=lambda learn: learn.fit_head(None, passes=1), fit_proxy=lambda learn: learn.fit_proxy(2, 1e-3),
+    swapped_accuracy=lambda learn: swapped_accuracy(learn, 'rest', n=8), heat_on=lambda learn: heat_on(learn, learn.dls.valid_ds.items[:2]),
+    scores=lambda learn: explanation_scores(learn, learn.dls.valid_ds.items[:2]),
+    recipe=lambda learn: learn.fit(2, 1e-3, cbs=ProxyAttention.shortcut()))
+
+@pytest.mark.parametrize('what', some)
+def test_a_network_is_moved_to_the_device_of_its_batches(few, quiet, what):
+    "`Away` stands for a GPU: every way in works on a learner that was never fitted"
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0)
+    learn = Learner(dls, Away(*digits_net()), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): some[what](learn)
+    assert learn.model.here
+
+class Both(nn.Module):
+    "Two images as inputs"
+    def __init__(self):
+        super().__init__()
+        self.net = digits_net()
+    def forward(self, a, b): return self.net(a)+self.net(b)
+
+ways = dict(some, show_where=lambda learn: show_where(learn, learn.dls.valid_ds.items[:2]),
+            randomised=lambda learn: randomised(learn, learn.dls.valid_ds.items[:2]),
+            metric=lambda learn: SwappedAccuracy('rest').look(learn), dac=dac, interp=ProxyInterpretation.from_learner)
+
+@pytest.mark.parametrize('what', ways)
+def test_several_inputs_are_refused_in_a_sentence(few, quiet, what):
+    files = get_image_files(few/'train').sorted()[:40]
+    dls = DataBlock((ImageBlock,ImageBlock,CategoryBlock), n_inp=2, getters=[noop,noop,parent_label],
+                    splitter=RandomSplitter(.4, seed=1)).dataloaders(files, bs=8, num_workers=0)
+    learn = Learner(dls, Both(), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match='The model (takes|has) 2 inputs'): ways[what](learn)

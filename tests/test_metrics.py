@@ -1,6 +1,6 @@
 "Scores of explanations: against other packages, by hand, and on a model that is known to read one corner"
 from contextlib import nullcontext
-import pytest
+import pytest, torch
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.core import keep_rng
@@ -534,3 +534,11 @@ def test_attention_on_what_cannot_be_is_refused(path):
     with pytest.raises(TypeError, match='give the items'), learn.no_bar(): learn.validate()
     learn.metrics = AttentionOn(by_hand, items=train_items(learn.dls), n=None)
     with learn.no_bar(): assert learn.validate()[1]==pytest.approx(1)
+
+@pytest.mark.parametrize('kind', [torch.float16,torch.bfloat16])
+def test_pixels_are_imputed_in_full_precision(kind):
+    "Sums over a large image overflow in half precision"
+    torch.manual_seed(0)
+    x,mask = (torch.randn(1,3,448,448)+1).to(kind),torch.rand(1,448,448)<.5
+    made = impute(x, mask, noise=0)
+    assert made.dtype==kind and torch.allclose(made, impute(x.float(), mask, noise=0).to(kind))

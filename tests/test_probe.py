@@ -1,10 +1,12 @@
 "The probe: a planted patch is found where it is, an honest network is not accused, a swap brings the donor's pixels"
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.data.digits import digit_images, palette, plant
 from proxy_attention.data.loaders import train_items
+from proxy_attention.attribution.targets import Margin
 from proxy_attention.interpret.probe import (Probe, draw_donors, leaning, leans_on, likely_to_help, probe_donors, zone_energy,
                                              zones)
 from proxy_attention.masking.donors import alike
@@ -375,3 +377,43 @@ def test_as_shown(cheats):
     one = Probe(p.heat, torch.zeros(60).long(), p.flips*np.nan, names)
     assert '<b>0' not in one._repr_html_() and '&lt;b&gt;0' in one._repr_html_()
     assert one.where[1:].isnan().all()
+
+def test_one_class_is_no_question(few):
+    "`fit_proxy` found that predictions depend on the background, with a single class"
+    files = get_image_files(few/'train'/'3')
+    dls = ImageDataLoaders.from_path_func(few, files, lambda f: 'three', bs=2, num_workers=0)
+    with pytest.raises(ValueError, match="There is only one class, 'three'"): probe(Learner(dls, digits_net(), loss_func=F.cross_entropy))
+
+def test_places_of_objects_are_not_doubted_if_they_are_known(trained):
+    "The verdict said that no probe can find out whether the object is at the edge, although objects were given"
+    files = list(trained.dls.valid_ds.items[:40])
+    found = probe(trained, files, objects={str(f):(.4,.4,.6,.6) for f in files})
+    for table in (found.flips,found.swaps): table['carried'] = 0. # nothing is found
+    assert found.energy.hottest['edge']>=.5 and not found.leans and not found.on_object
+    said = found.verdict()
+    assert 'no probe can find out' not in said
+    assert f'on the object in {found.known.hottest:.0%} of the images whose object is known' in said
+    found.known = None
+    assert 'no probe can find out' in found.verdict()
+
+def test_one_known_object_is_too_few(trained):
+    f = str(trained.dls.valid_ds.items[0])
+    with pytest.raises(ValueError, match='The object is known in 1 of the .* name at least two of them as the learner does, such as '):
+        probe(trained, objects={f:(.1,.1,.5,.5)})
+
+def test_what_is_not_swapped_is_named_as_the_probe_names_it(monkeypatch):
+    "The kind 'edge' is the border in every sentence of a probe"
+    found = SimpleNamespace(learned=True, in_short='Nothing follows.')
+    monkeypatch.setattr('proxy_attention.proxy.successor.probe', lambda *o, **kw: found)
+    monkeypatch.setattr('proxy_attention.proxy.successor.treatment', lambda *o: False)
+    cb = SimpleNamespace(suspect=None, settings=SimpleNamespace(masker=None))
+    with pytest.warns(ProxyWarning, match=r'nothing that would be swapped \(a small place, the rest, the border\)'):
+        IfCarried().ask(SimpleNamespace(proxy_attention=cb))
+
+def test_a_probe_explains_a_margin_of_the_label(trained):
+    "Of given items, whose labels are then loaded"
+    files = trained.dls.valid_ds.items[:20]
+    with trained.no_bar():
+        a = probe(trained, files, target=Margin('label'), areas=.1, kept=.3)
+        b = probe(trained, areas=.1, kept=.3, target=Margin('label'))
+    assert a.targs is not None and torch.equal(a.heat, b.heat[:20])

@@ -418,3 +418,84 @@ def test_classes_called_None_or_NA_stay_so_in_what_was_saved(tmp_path):
     (tmp_path/'proxy_log.csv').write_text(text)
     put_back(tmp_path, Record(steps=[dict(fit=0, epoch=1)]))
     assert (tmp_path/'proxy_log.csv').read_text()==text.removesuffix('0,2,5,cat,0.3\n')
+
+@pytest.mark.parametrize('n_most', [12,40])
+def test_beside_their_originals_in_a_loader_of_ones_own_order(few, quiet, n_most):
+    "`augment` adds to the items that the loader would have drawn"
+    learn = digits_learner(few, cbs=ProxyAttention(mode='augment', select='all', p=1., start=1, fill='zero'))
+    dl,seen = learn.dls.train,[]
+    dl.get_idxs = lambda: list(range(0, n_most, 2))
+    dl.n,dl.drop_last = n_most//2,False
+    class Count(Callback):
+        def before_batch(self):
+            if self.training: seen.append((self.epoch, len(self.yb[0])))
+    learn.add_cb(Count())
+    quiet(learn, 'fit', 2, 0.)
+    n = [sum(k for e,k in seen if e==o) for o in (0,1)]
+    assert n==[n_most//2, n_most] and learn.proxy_attention.served['item'].tolist()!=[] and len(learn.proxy_attention.served)==n_most//2
+    assert set(learn.proxy_attention.served['item'])==set(range(0, n_most, 2))
+    assert dl.get_idxs()==list(range(0, n_most, 2)) and dl.n==n_most//2
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_nothing_shadows_an_attribute_of_the_learner(few, quiet):
+    "fastai warns where a callback sets, in a fit, what the learner or its model has"
+    learn = digits_learner(few, cbs=(pa := ProxyAttention(start=1, share=.5)))
+    for k in (*vars(pa), *'store interp proxies real size attr data masker told serves history served'.split()):
+        if k!='learn' and not hasattr(learn.model, k): object.__setattr__(learn.model, k, 'that of the model')
+    quiet(learn, 'fit', 2, 1e-3)
+    assert len(pa.store)
+
+@pytest.mark.parametrize('kind', ['a crop of ones own', 'torchvision', 'batch'])
+def test_transforms_that_hide_a_part_are_refused(few, quiet, kind):
+    from torchvision import transforms as T
+    class Own(Transform):
+        def __init__(self, f): self.f = f
+        def encodes(self, x:PILImage): return PILImage(self.f(x))
+    class Batch(Transform):
+        order = 99
+        def encodes(self, x:TensorImage): return x[...,8:,:24]
+    tfms = dict(batch=dict(batch_tfms=Batch()), torchvision=dict(item_tfms=Own(T.CenterCrop(20)))).get(
+        kind, dict(item_tfms=Own(lambda x: x.crop((0,0,20,32)).resize((32,32)))))
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, **tfms)
+    with pytest.raises(ValueError, match='do not show the whole image'):
+        quiet(Learner(dls, digits_net(), cbs=ProxyAttention(start=1)), 'fit', 2)
+
+@pytest.mark.parametrize('tfms', [
+    dict(item_tfms=Resize(24)), dict(item_tfms=RandomResizedCrop(24)), dict(item_tfms=[Resize(40), CropPad(32)]),
+    dict(batch_tfms=aug_transforms(size=24)), dict(batch_tfms=[Normalize.from_stats(*imagenet_stats), RandomResizedCropGPU(28)])])
+def test_fastais_own_transforms_are_no_trouble(few, quiet, tfms):
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0, **tfms)
+    learn = quiet(Learner(dls, digits_net(), cbs=ProxyAttention(start=1)), 'fit', 2, 1e-3)
+    assert len(learn.proxy_attention.store)
+
+def test_statistics_are_those_of_the_data_set(few, quiet):
+    "In a second step, too, when the loader serves proxies already"
+    learn = digits_learner(few, cbs=ProxyAttention(select='all', p=1., steps=[1,'p',1,'p',1], fill='dataset_max', across=6))
+    quiet(quiet(learn, 'fit', 3, 0.), 'fit', 3, 0.)
+    imgs = np.stack([np.asarray(o[0]) for o in learn.dls.train_ds])
+    pa = learn.proxy_attention
+    assert pa.fit_state.proven.data.max==imgs.max()
+    assert np.allclose(pa.fit_state.proven.data.mean, imgs.mean((0,1,2)), atol=.01)
+
+def test_the_bytes_of_kept_donors_are_counted_once(few, quiet, monkeypatch):
+    "One image per class is kept for donors; what they hold is a running sum, and stays under the limit"
+    import proxy_attention.proxy.serving as serving
+    dls = ImageDataLoaders.from_folder(few, train='train', valid='valid', bs=16, num_workers=0)
+    learn,asked,real = Learner(dls, digits_net()),[],serving._bytes
+    def counted(img):
+        asked.append(1)
+        return real(img)
+    monkeypatch.setattr(serving, '_bytes', counted)
+    seen,keep = [],serving.ServedItem.keep
+    def watched(self, i, item):
+        keep(self, i, item)
+        seen.append((self.held, sum(real(serving.image_of(o)) for _,o in self.images.values()), len(self.images)))
+    monkeypatch.setattr(serving.ServedItem, 'keep', watched)
+    def fitted(): quiet(learn, 'fit', 2, 1e-3, cbs=ProxyAttention(select='all', p=.5, fill='swap', donor='other_class', start=1))
+    fitted()
+    assert all(held==holds for held,holds,_ in seen) and max(n for *_,n in seen)>1 and len(asked)<=2*len(seen)
+    monkeypatch.setattr(serving, '_at_hand', 2*seen[0][0])
+    seen.clear()
+    fitted()
+    assert all(held==holds<=2*seen[0][0] for held,holds,_ in seen)

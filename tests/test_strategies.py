@@ -1,5 +1,7 @@
 "Every strategy, every loader, every transform: the promises hold for all of them"
+import ast, inspect, warnings
 import pandas as pd, pytest, torch
+from pathlib import Path
 from types import SimpleNamespace
 from fastai.vision.all import *
 from fastai.callback.all import *
@@ -16,6 +18,9 @@ from proxy_attention.proxy.successor import IfCarried, treatment
 from proxy_attention.proxy.losses import loss_sources
 from proxy_attention.proxy.selection import selections
 from proxy_attention.proxy.serving import modes
+from proxy_attention.experiment.config import changed
+
+root = Path(__file__).parent.parent
 
 pytestmark = [pytest.mark.limit(40), pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')]
 
@@ -510,3 +515,109 @@ def test_probed_without_a_shortcut_is_the_plain_fit(tmp_path, weights, same, qui
             with pytest.warns(ProxyWarning, match='nothing yet|depend on nothing'): quiet(learn, 'fit_proxy', 3, 1e-3)
         ends.append(weights(learn))
     assert same(*ends)
+
+def test_a_share_that_would_change_nothing(few):
+    with pytest.raises(TypeError, match='share=0.05 would change nothing'): ProxyAttention(select='all', share=.05)
+    assert ProxyAttention(select='all').args['share'] is None
+
+@pytest.mark.filterwarnings('always::proxy_attention.core.ProxyWarning')
+@pytest.mark.parametrize('select,share,warns', [('all',None,True), ('top_losses',.01,False), ('top_losses',None,False)])
+def test_memory_is_that_of_the_items_chosen(few, quiet, monkeypatch, select, share, warns):
+    "80 maps of 3,000 × 3,000 cells take 1.4 GB, a fifth of them 0.3"
+    monkeypatch.setattr('proxy_attention.attribution.heatmap.HeatmapStore.update', lambda *args: 0)
+    big = lambda xb, yb: torch.zeros(1).expand(len(xb), 3000, 3000)
+    learn = digits_learner(few, cbs=ProxyAttention(select=select, share=share, attribution=big, steps=lambda e,n: False))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        quiet(learn, 'fit', 1, 0.)
+    assert any('need 1 GB' in str(o.message) for o in said)==warns
+
+def test_the_usual_value_can_be_asked_for(few):
+    "`area=.1` is an area like any other: with a rule that takes none it is refused, as `area=.2` is"
+    for area in (.1,.2):
+        with pytest.raises(TypeError, match='area'): ProxyAttention(rule='mean_std', area=area)
+    with pytest.raises(ValueError, match='Give either'): ProxyAttention(steps=[1,'p',1], start=.3)
+    assert ProxyAttention(rule='mean_std', k=1.).masker.kwargs==dict(k=1.)
+
+class Twin:
+    "What `Plateau` does, by somebody else: a step when the loss has not fallen for an epoch"
+    def possible(self, n_epoch): return list(range(1, n_epoch-1))
+    def __call__(self, epoch, n_epoch, values=None): return values is not None and epoch in self.possible(n_epoch)
+
+@pytest.mark.parametrize('how,args,kw', [
+    ('fit',(4,),{}), ('fit_one_cycle',(4,),{}), ('fit_proxy',(4,),dict(probe=1)), ('fine_tune',(3,),{})])
+def test_a_twin_of_plateau_works_everywhere(few, quiet, how, args, kw):
+    pa = ProxyAttention(steps=Twin(), share=.5, **(dict(across=4) if how=='fine_tune' else {}))
+    quiet(digits_learner(few, cbs=pa), how, *args, **kw)
+    assert len(pa.history)==2
+
+def test_nobody_asks_for_the_class_of_a_schedule():
+    for f in (root/'proxy_attention').rglob('*.py'):
+        for o in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
+            if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='isinstance': assert 'Plateau' not in ast.dump(o.args[1]), f
+
+def test_the_callback_is_thin():
+    "Arguments, and events of a line or a few"
+    src = inspect.getsource(ProxyAttention)
+    assert len(src.splitlines())<=150
+    from proxy_attention.proxy import step
+    assert not inspect.isclass(step.step) and len(inspect.getsource(step.step).splitlines())<40
+
+def test_a_recipe_is_one_object(few, quiet):
+    "A new one is known to the class, the table, the command line, the arms, and `fit_proxy` at once"
+    from proxy_attention.proxy.recipes import Recipe, recipe_table
+    from proxy_attention.experiment.arms import arms
+    from proxy_attention.experiment.config import flags
+    mine = Recipe('mine', 'To try it out', dict(select='all', every=None, start=1, fill='noise', p=1.), cost='nothing', fails='always')
+    try:
+        assert '| `ProxyAttention.mine()` | To try it out | nothing | always |' in recipe_table()
+        assert 'To try it out' in mine._repr_markdown_() and ProxyAttention.mine.__doc__=='To try it out. always'
+        learn = digits_learner(few, cbs=ProxyAttention.mine(area=.2))
+        quiet(learn, 'fit_one_cycle', 3, 1e-3)
+        assert len(learn.proxy_attention.store)==len(learn.dls.train_ds) and learn.proxy_attention.masker.kwargs['area']==.2
+        learn = digits_learner(few)
+        with learn.no_bar(), learn.no_logging(): arms['mine'](learn, 2, 1e-3)
+        assert learn.proxy_attention.args['fill']=='noise'
+        recipe = next(o for o in flags() if o.name=='recipe')
+        assert 'mine' in recipe.annotation.__metadata__[0]
+    finally:
+        recipes.pop('mine')
+        del ProxyAttention.mine
+
+@pytest.mark.parametrize('name', ['shortcut','late','probed','keep','vitamin','thesis','masktune'])
+def test_recipes_can_be_completed(name):
+    "What `?` and the tab key show is what can be given, with the recipe's own values"
+    params = inspect.signature(getattr(ProxyAttention, name)).parameters
+    usual = recipes[name].settings
+    assert {'select','p','fill','attribution'}<=set(params) and ('area' in params)==(name!='probed')
+    for k,v in usual.items(): assert params[k].default==v or params[k].default is v
+    for k in ('select','p'): assert getattr(ProxyAttention, name)().args[k]==params[k].default
+
+@pytest.mark.parametrize('area,most', [(.1,.4), (.3,.4), (.4,.4), (.15,.2)])
+def test_both_places_are_within_the_largest_area(area, most):
+    "By itself, without a callback; and never more than `max_area` (it was 68 % once)"
+    g = torch.Generator().manual_seed(0)
+    m = Masker(fill='swap_both', area=area, max_area=most)
+    for _ in range(20):
+        img,other,heat,theirs = torch.rand(3,40,40, generator=g),torch.rand(3,40,40, generator=g),*torch.rand(2,5,5, generator=g)
+        new = m(img, heat, other, other_heat=theirs)
+        changed = (new!=img).any(0)
+        assert changed.float().mean()<=most+1/1600
+        alone = (m(img, heat, other)!=img).any(0)
+        if 2*area<=most: assert (changed&alone).sum()==alone.sum() and changed.sum()>alone.sum()
+
+def test_a_fill_of_ones_own_says_where(few, quiet):
+    "Where only the donor was looked at"
+    def theirs_alone(other): return other
+    theirs_alone.where = lambda own, theirs: theirs
+    img,other,heat,theirs = torch.rand(3,20,20),torch.rand(3,20,20),*torch.rand(2,4,4)
+    m = Masker(fill=theirs_alone, area=.1)
+    assert torch.equal(m(img, heat, other, other_heat=theirs), Masker(area=.1)(img, theirs, other))
+    pa = ProxyAttention(select='all', p=1., start=1, fill=theirs_alone)
+    quiet(digits_learner(few, cbs=pa), 'fit', 2, 1e-3)
+    served = pa.served
+    assert served.area.between(.05,.15).all() and len(served)>40
+
+def test_a_recipe_that_is_given_as_a_selection_is_named():
+    with pytest.raises(ValueError, match=r"'shortcut' is a recipe and no selection: write `ProxyAttention.shortcut\(\)`"):
+        ProxyAttention('shortcut')

@@ -406,3 +406,42 @@ def test_a_suspect_is_asked_at_its_end_and_as_it_was_after_its_first_epoch(at, b
     said = [str(o.message) for o in told if issubclass(o.category, ProxyWarning)]
     assert any(o=='It leans on nothing. The result was the same after its first epoch.' for o in said)==(at==3)
     assert same(torch.load(tmp_path/'suspect_young.pth', weights_only=True), ends[0])
+
+def tuned(path):
+    dls = ImageDataLoaders.from_folder(path, train='train', valid='valid', bs=16, num_workers=0)
+    return vision_learner(dls, 'test_resnet', pretrained=False, metrics=accuracy)
+
+unfit = [dict(suspect='model.pkl'), dict(objects={'elsewhere.png':[0,0,5,5]}), dict(area=.1), dict(lr_max=1e-3),
+         dict(probe=2), dict(probe=0)]
+
+said = ('suspect is a trained Learner|name at least two training|fit_proxy takes no `area`.* to the callback|give `base_lr`'
+        '|too short for 2 probe|probe=0 should be')
+
+@pytest.mark.parametrize('args', unfit, ids=lambda o: next(iter(o)))
+def test_the_head_is_not_trained_before_an_argument_is_refused(few, quiet, weights, same, args):
+    learn = tuned(few)
+    before = weights(learn)
+    with pytest.raises((TypeError,ValueError), match=said): quiet(learn, 'fine_tune_proxy', 2, **args)
+    assert same(weights(learn), before) and not hasattr(learn, 'proxy_attention')
+
+def test_the_head_is_not_trained_before_a_loss_is_refused(few, quiet, weights, same):
+    learn = tuned(few)
+    learn.loss_func = lambda out,y: F.cross_entropy(out, y)
+    before = weights(learn)
+    with pytest.raises(TypeError, match='cannot return per-sample losses'): quiet(learn, 'fine_tune_proxy', 2)
+    assert same(weights(learn), before)
+
+@pytest.mark.parametrize('args', [dict(area=.1), dict(probe=2)], ids=lambda o: next(iter(o)))
+def test_a_refused_learner_keeps_its_callbacks(few, quiet, args):
+    learn = digits_learner(few)
+    with pytest.raises((TypeError,ValueError), match=said): quiet(learn, 'fit_proxy', 2, **args)
+    assert not hasattr(learn, 'proxy_attention')
+
+@pytest.mark.parametrize('fit', ['fit_head','fit_proxy'])
+def test_an_exported_learner_has_no_training_images(few, tmp_path, fit):
+    learn = digits_learner(few, bs=8)
+    learn.path = tmp_path
+    learn.export()
+    args = () if fit=='fit_head' else (2,)
+    with pytest.raises(ValueError, match='There are no training images. An exported learner has none'):
+        getattr(load_learner(tmp_path/'export.pkl'), fit)(*args)

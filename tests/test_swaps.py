@@ -209,3 +209,23 @@ def test_groups_of_a_table(tmp_path):
     rec = run_arm(make, arms['classes equally'], 'x', 0, 2, 1e-3, dict(plain=df[df.file.str.contains('/plain/')]),
                   groups=lambda f: f'even {int(f.stem)%2==0}')
     assert set(rec['tests']['plain']['groups'])=={'even True','even False'}
+
+@pytest.fixture
+def diverged(few, quiet):
+    "A network that returns NaN"
+    learn = digits_learner(few, bs=8)
+    learn.remove_cb(ProgressCallback)
+    with torch.no_grad(): learn.model[-1].weight.fill_(torch.nan)
+    return learn
+
+@pytest.mark.parametrize('ask', [
+    probe, lambda learn: probe(learn, 'train'), lambda learn: swapped_accuracy(learn, 'rest'), lambda learn: learn.fit_head(),
+    lambda learn: digits_learner(learn.dls.path, bs=8).fit_proxy(2, suspect=learn)])
+def test_a_network_that_returns_nan_has_learned_something_else_than_nothing(diverged, ask):
+    "It needs a lower learning rate, and not more epochs or another attribution"
+    with pytest.raises(ValueError, match=r'returns NaN for (\d+) of \1 images.*lower learning rate'): ask(diverged)
+
+def test_a_metric_does_not_stop_a_fit_that_diverges(diverged, quiet):
+    diverged.metrics = [SwappedAccuracy('rest')]
+    quiet(diverged, 'fit', 1, 0.)
+    assert np.isnan(diverged.recorder.values[-1][-1])

@@ -420,3 +420,52 @@ def test_recipes(squares, quiet, recipe):
     learn = learner(squares, 'numbers', getattr(ProxyAttention, recipe)())
     quiet(learn, 'fit_proxy', 4, 3e-3)
     if recipe!='probed': assert len(learn.proxy_attention.served)==32
+
+def two_classes(path, n=60, c_out=1, loss_func=None, net=None, **kw):
+    "Digits below five, or not"
+    files = get_image_files(path/'train').sorted()[:n]
+    def get_y(f): return int(f.parent.name)>=5
+    dls = DataBlock((ImageBlock,CategoryBlock), get_y=get_y, splitter=RandomSplitter(.2, seed=1)).dataloaders(
+        files, bs=8, num_workers=0, **kw)
+    net = net or nn.Sequential(*digits_net()[:-1], nn.Linear(64, c_out))
+    return Learner(dls, net, loss_func=loss_func or BCEWithLogitsLossFlat())
+
+def test_one_logit_for_two_classes(few, quiet):
+    "Predictions are (n,), right or wrong are told apart, and suspects are those that are wrong"
+    set_seed(0) # some networks are right about all digits
+    learn = two_classes(few)
+    learn.loss_func.activation,learn.loss_func.decodes = torch.sigmoid,lambda x: (x>.5).long()
+    quiet(learn, 'fit_one_cycle', 4, 1e-2)
+    interp = interpret_train(learn)
+    assert interp.preds.shape==interp.targs.shape==(len(learn.dls.train_ds),)
+    x = torch.stack([image2tensor(o[0])/255 for o in learn.dls.train_ds])
+    with torch.no_grad(): out = learn.model.eval()(x)[:,0]
+    assert torch.equal(interp.preds.long(), (out>0).long())
+    learn.add_cb(pa := ProxyAttention(select='misclassified', share=1., start=1))
+    quiet(learn, 'fit', 2, 0.)
+    wrong = (pa.interp.preds!=pa.interp.targs).nonzero()[:,0].tolist()
+    assert sorted(pa.suspects()['item'])==sorted(pa.log['item'])==wrong and 0<len(wrong)<len(interp.targs)/2
+
+def test_a_regression_is_seen_by_its_labels():
+    "Whole numbers in one chunk are labels all the same: their type decides, not which ones are there"
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), AdaptiveAvgPool(), Flatten(), nn.Linear(3, 1))
+    x = torch.rand(4, 1, 8, 8)
+    some = GradCAM(model, layer='1', target='label')
+    whole = some(x, torch.tensor([0.,1.,2.5,7.]))
+    parts = torch.cat([some(x[:2], torch.tensor([0.,1.])), some(x[2:], torch.tensor([2.5,7.]))])
+    assert torch.equal(whole, parts)
+
+def test_numbers_that_go_together_count_once():
+    "A network that has learned nothing is said to have learned in about one of twenty cases, however many numbers there are"
+    from scipy.stats import pearsonr
+    rng = np.random.default_rng(2)
+    def drawn(k, n=60): return torch.from_numpy(rng.normal(size=(n,1))+.05*rng.normal(size=(n,k))).float()
+    for k in (1,10): assert .03<np.mean([fit_of(drawn(k), drawn(k))[0] for _ in range(1000)])<.07
+    wrong = np.mean([fit_of(*torch.from_numpy(rng.normal(size=(2,60,10))).float())[0] for _ in range(1000)])
+    assert .03<wrong<.07 # numbers that have nothing to do with each other
+    for _ in range(20):
+        a,b = drawn(1),drawn(1)
+        assert fit_of(a, b)[0]==(pearsonr(a[:,0], b[:,0], alternative='greater').pvalue<.05)
+    targs = torch.from_numpy(rng.normal(size=(60,4))).float()
+    assert fit_of(targs+2*torch.from_numpy(rng.normal(size=(60,4))).float(), targs)[0]
+    assert fit_of(targs, targs)==(True,1.) and not fit_of(-targs, targs)[0]

@@ -13,6 +13,8 @@ from proxy_attention.masking.labels import by_area, ignored
 from proxy_attention.masking.masker import Masker
 from proxy_attention.proxy.record import served_image
 from proxy_attention.proxy.serving import Proxies, ServedItem, labeling_for, serving
+from proxy_attention.interpret.swaps import probe_donors
+from proxy_attention.interpret.pixels import ContextProbe, probe_pixels
 
 pytestmark = pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning')
 usual = dict(select='all', area=.3, start=1, every=None, p=1.)
@@ -358,3 +360,49 @@ def test_an_image_without_room_is_refused():
     "It was drawn for ever"
     with pytest.raises(ValueError, match='size=8 should be 12 or more: a vehicle'): pixels.pixel_image(np.random.default_rng(0), size=8)
     assert pixels.pixel_image(np.random.default_rng(0), size=12)[0].size==(12,12)
+
+@pytest.fixture(scope='module')
+def looked_at(tmp_path_factory):
+    "A network that predicts the classes of pixels, the files, and the masks of one class"
+    bed = pixel_bed(tmp_path_factory.mktemp('pixels')/'bed', n=24, size=32)
+    learn = pixel_learner(bed, widths=(4,8,8))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    return learn,learn.dls.valid_ds.items[:4]
+
+def test_scores_of_pixels(looked_at):
+    "The region of the label can be explained, and metrics of the model are refused in a sentence"
+    learn,files = looked_at
+    masks = [torch.rand(32,32)>.5 for _ in files]
+    scored = explanation_scores(learn, files, masks=masks, metrics='energy', target='label')
+    assert scored.energy.between(0, 1).all()
+    for kw in ({}, dict(masks=masks), dict(target='label')):
+        with pytest.raises(TypeError, match='need the probability of a class of the image, and this data has a label for each pixel'):
+            explanation_scores(learn, files, **kw)
+
+class Halves(nn.Module):
+    "Predicts class 1 in the left half; in the right half class 2 if an image is bright, else class 0"
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 3, 1)
+    def forward(self, x):
+        bright = (x.mean((1,2,3))>1).float()[:,None,None]
+        left = (torch.arange(x.shape[-1])<x.shape[-1]//2).float().expand(x.shape[2:])
+        return 1e-3*self.c(x) + torch.stack([(1-left)*(1-bright), left.expand(len(x), -1, -1), (1-left)*bright], 1)
+
+def test_pixels_that_the_loss_leaves_out_do_not_count():
+    "In the overlap of a class with its label, whatever is predicted there"
+    x,y = torch.rand(12,3,32,32),torch.zeros(12,32,32, dtype=torch.long)
+    x[6:] += 1
+    y[:,:16,:16],y[:,16:,:16] = 1,255 # the lower left is left out, and predicted as class 1
+    def asked(ignored):
+        task = PixelLabels(['ground','left','bright'], ignored=ignored)
+        return probe_pixels(Halves(), task, [(x,y)], 'GradCAM', None, 'c', (.1,), (.3,), probe_donors['alike'], 0, 'images',
+                            {}, iter, label='left')
+    assert asked(255).iou('left')==1 and asked(None).iou('left')==.5
+
+def test_a_class_of_few_pixels_is_told():
+    "No percentage is made of nothing"
+    table = pd.DataFrame(dict(images=6, iou=.9, masked=.5, changes=[np.nan]*4, control=np.nan, carried=np.nan, to=''),
+                         index=pd.MultiIndex.from_product([['dot'],['around','hot','border','look']], names=['class','kind']))
+    said = ContextProbe(table, dict(dot=6), 6).verdict()
+    assert 'nan' not in said and "'dot' covers too few pixels" in said

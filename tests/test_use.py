@@ -6,7 +6,7 @@ from fastai.vision.all import *
 from proxy_attention.all import *
 from proxy_attention.data.loaders import whole_dl
 from proxy_attention.attribution.methods import heat_of
-from proxy_attention.interpret.use import find_images, heat_border, heat_spread, open_learner
+from proxy_attention.interpret.use import Looker, find_images, heat_border, heat_spread, open_learner
 from proxy_attention.experiment.config import number
 import proxy_attention.interpret.use as use
 
@@ -333,3 +333,11 @@ def test_pictures_are_whole_or_absent(model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(plt.Figure, 'savefig', half)
     with pytest.raises(Fail): run(model, photos, out=tmp_path/'runs')
     assert not [o for o in (tmp_path/'runs').rglob('*') if o.is_file()] and not plt.get_fignums()
+
+def test_finer_cam_of_the_prediction_stays_finer_cam(trained):
+    "The looker of `proxy-explain` leaves a target that contrasts classes as it is"
+    files = list(trained.dls.valid_ds.items[:4])
+    finer = Looker(trained, 'FinerCAM', 'pred')(files)[1]
+    assert torch.equal(finer, heat_on(trained, files, 'FinerCAM', 'pred'))
+    probs,grad = Looker(trained, 'GradCAM', 'pred')(files)
+    assert torch.equal(grad, heat_on(trained, files, 'GradCAM', 'pred')) and not torch.equal(finer, grad)
