@@ -59,7 +59,7 @@ def _mutants():
     m('the view of heat keeps the crop', 'data/loaders.py', 'if not isinstance(o, _crops)]', 'if o is not None]',
       'promises::test_heat_is_over_the_whole_image', 'strategies::test_the_mask_covers_the_mark')
     m('a cropping transform is not noticed', 'data/loaders.py', '<= 1.5/min(h, w, side)+.02: return', '<= 1: return',
-      'mended::test_transforms_that_hide_a_part_are_refused')
+      'served::test_transforms_that_hide_a_part_are_refused')
     m('LayerCAM lets negative gradients in', 'attribution/cams.py', '(grad.relu()*act).sum(1).relu()', '(grad*act).sum(1).relu()',
       'attribution::test_agrees_with_torchcam')
     m("a channel's weight is its largest gradient", 'attribution/cams.py', '(grad.mean((2,3), keepdim=True)*act)',
@@ -76,7 +76,7 @@ def _mutants():
       'masking::test_outside_of_the_mask_nothing_changes[swap-RGB]', 'masking::test_swap_both_takes_the_places_of_both')
     m('swap_both masks the own place twice', 'masking/masker.py', 'theirs = self.mask(large[1], other, rng)',
       'theirs = self.mask(large[0], heat, rng)', 'masking::test_swap_both_takes_the_places_of_both',
-      'mended::test_both_places_are_within_the_largest_area')
+      'strategies::test_both_places_are_within_the_largest_area')
     m('a fill draws the same each epoch', 'proxy/serving.py', '(seed*1_000_003+i)%2**63', 'i',
       'masking::test_a_fill_that_draws_is_drawn_anew_each_epoch_and_the_same_in_any_worker')
     # donors
@@ -113,7 +113,7 @@ def _mutants():
       'def split_idx(self, i): pass', 'served::test_numbers_change_nothing')
     # when
     m('a step comes an epoch late', 'proxy/schedule.py', 'return epoch+1 in self.ends(n_epoch)', 'return epoch in self.ends(n_epoch)',
-      'mended::test_the_usual_value_can_be_asked_for', 'learner::test_second_fit_starts_afresh',
+      'strategies::test_the_usual_value_can_be_asked_for', 'learner::test_second_fit_starts_afresh',
       'learner::test_recipes_run_and_can_be_overridden')
     m('a schedule across fits counts each fit as an epoch', 'proxy/callback.py', 's.earlier+self.n_epoch,False,False',
       's.earlier+1,False,False', 'strategies::test_one_schedule_across_fine_tune')
@@ -142,7 +142,7 @@ def _mutants():
       'attribution::test_in_the_middle_of_gradient_accumulation', 'promises::test_a_step_leaves_everything_as_it_was')
     m('a loss stays without its mean after an error', 'proxy/losses.py',
       '        try: loss = loss_func(pred, *yb)\n        finally: loss_func.reduction = was',
-      '        loss = loss_func(pred, *yb)\n        loss_func.reduction = was', 'mended::test_a_loss_keeps_its_mean_after_an_error')
+      '        loss = loss_func(pred, *yb)\n        loss_func.reduction = was', 'learner::test_a_loss_keeps_its_mean_after_an_error')
     return made
 
 mutants = _mutants()
