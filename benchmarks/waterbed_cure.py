@@ -8,10 +8,10 @@ five settings were tried there. Nobody looked at the seeds from 11 on for it.
 Rows before 27 November have heat of one grid, 4×4 or 7×7; those with `128 px` in their names, and `fine-tuned` ones, of two grids.
 The heat at 128 px, and the last layer after it, were looked at on seed 1; the rows of `background, ImageNet heat at 128 px` are the tests
 of the same fits before their last layer was fitted again.
-Rows of the beds 1.0, natural and 0.5, and those of own heat with `two grids` or `otsu`, ran on an H200 (`two grids` is the arm
-`background`, renamed); those at 128 px on .95, with half of Otsu's threshold, the hottest 30 % of natural and the fine-tuned ones on two
+Rows of the beds 1.0, natural and 0.5 ran on an H200 up to seed 15 (16 on 0.5, `no proxy` 17), the others on two CPU cores, from seed 18 on
+with `--accuracy-only`. Those of own heat with `two grids` or `otsu` ran on an H200 (`two grids` is the arm `background`, renamed);
+those at 128 px on .95, with half of Otsu's threshold, the hottest 30 % of natural and the fine-tuned ones on two
 CPU cores, the others on an H100.
-Seeds 16 and 17 of the other beds are incomplete: the time was over.
 `one cycle`, `attentive_cutmix` and `erasing` on `natural` are in `gain_natural.csv` (`--accuracy-only`, two CPU cores).
 Every run is kept in OUT: the same command goes on where it was stopped."""
 import sys, warnings

@@ -42,7 +42,7 @@ def test_the_figures_of_its_docstring_are_those_of_the_benchmark():
     df = pd.read_csv(Path(__file__).parents[1]/'benchmarks'/'waterbed_cure.csv', dtype=dict(bed=str))
     worst = df[df.test!='valid'].groupby(['bed','arm','seed']).accuracy.min().rename('worst_of_all')
     df = df[df.test=='valid'].merge(worst.reset_index(), on=['bed','arm','seed'])
-    df = df[~df.arm.str.endswith('half of otsu')] # later still
+    df = df[~df.arm.str.endswith('half of otsu')].dropna(subset='rest_swapped') # later still; not measured from seed 18 on
     late = df.bed.isin(['1.0','natural','0.5']) | (df.arm.str.contains('otsu|two grids') & (df.bed=='0.95'))
     fits = df[(df.bed=='0.95')&(df.arm!='rehearsed')&~late&~df.arm.str.contains('128 px')]
     said = swapped_accuracy.__doc__

@@ -195,8 +195,8 @@ Recipe('vitamin', 'No shortcut is known: the attended part is kept, and the rest
        'with p=0.5; on 1,000 digits it cost 0.2 points',
     dict(_attended, fill='swap', donor='same_class', p=0.5), one_cycle,
     cost=_fifth,
-    fails='On 2,000 images of CIFAR-10 it cost 3.7 points (with p=0.25 1.5). It has no effect on a background that is typical of the class. '
-          'If the attended part is a shortcut, it protects the shortcut.',
+    fails='On 2,000 images of CIFAR-10 it cost 3.7 points (with p=0.25 1.5). It has no effect on a background that is typical of the '
+          'class. If the attended part is a shortcut, it protects the shortcut.',
     evidence='points to one cycle, and to a rest in a random place: '
              'MNIST, 1,000 images −0.2 [−0.4, −0.0], −0.0 [−0.2, +0.2] (10 seeds); birds (CUB) +1.1 [+0.0, +2.2], −0.5 [−1.5, +0.4]; '
              'ten photographs per species +0.8 [+0.4, +1.2], −0.6 [−1.2, −0.0] (5 seeds). '
