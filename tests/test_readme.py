@@ -164,7 +164,7 @@ def test_results_of_the_background():
     natural = natural.groupby(['arm','seed']).accuracy.min().unstack('arm')
     natural = natural[['no proxy','background, ImageNet heat at 128 px, otsu']].dropna()
     before,after = 100*natural.mean()
-    assert f'rose from {before:.1f} to {after:.1f} % (five seeds)' in text and len(natural)==5
+    assert f'rose from {before:.1f} to {after:.1f} % (ten seeds)' in text and len(natural)==10
     by_name = measured('suspect').query("bed=='clean, by name' and test=='plain'").groupby('arm').accuracy.mean()
     lost = f"{100*(by_name['no proxy']-by_name['background']):.1f}"
     assert f'and on photographs without one, `background()` {lost};' in text

@@ -115,7 +115,7 @@ def swapped_accuracy(
 
     The part has to contain the suspected cue: 'rest' if that is the background, 'hot' if it is a small place. This was
     measured on one data set, in which the background is the cue (Waterbed, 47 fits, `benchmarks/waterbed_cure.csv`): 'rest' ranks networks
-    nearly as their worst group does (Spearman 0.86 with their own heatmaps, 0.89 with those for the ImageNet classes; 0.70 to 0.86 with the
+    nearly as their worst group does (Spearman 0.86 with their own heatmaps, 0.89 with those for the ImageNet classes; 0.70 to 0.87 with the
     latter in four other sets of fits, one of them of original photographs), and 'hot' ranks them the wrong way round (-0.71 with their own
     heatmaps, a fifth of the image), because it swaps the object."""
     return SwappedSet.of(learn, part, **kwargs).accuracy(learn.model)
