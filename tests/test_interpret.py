@@ -439,17 +439,17 @@ def test_a_name_is_no_formula():
     axs[0][0].figure.canvas.draw()
     plt.gcf().canvas.draw()
 
-def fitted(path, learn=None, epochs=2, **kwargs):
-    "A learner of digits below five or not, with a single output"
+@pytest.fixture(scope='module')
+def sides(tmp_path_factory):
+    "A learner of digits below five or not, with a single output; it predicts both"
+    path = digits(tmp_path_factory.mktemp('sides')/'digits', n=80)
+    set_seed(3)
     files = get_image_files(path/'train').sorted()
     dls = ImageDataLoaders.from_path_func(path, files, lambda f: int(f.parent.name)>=5, valid_pct=.3, seed=1, bs=8, num_workers=0)
     learn = Learner(dls, small_net(n_out=1), loss_func=BCEWithLogitsLossFlat())
     learn.loss_func.activation,learn.loss_func.decodes = torch.sigmoid,lambda x: (x>.5).long()
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 1e-2)
+    with learn.no_bar(), learn.no_logging(): learn.fit(8, 1e-2)
     return learn
-
-@pytest.fixture(scope='module')
-def sides(tmp_path_factory): return fitted(digits(tmp_path_factory.mktemp('sides')/'digits', n=80))
 
 @pytest.mark.filterwarnings('ignore::proxy_attention.core.ProxyWarning') # of heatmaps without heat
 def test_a_single_output_has_a_prediction_and_its_probability(sides):
@@ -458,7 +458,7 @@ def test_a_single_output_has_a_prediction_and_its_probability(sides):
     n = len(interp.losses)
     rows = interp.decoded(range(n))
     with torch.no_grad(): p = torch.cat([sides.model.eval()(b[0]) for b in sides.dls.valid]).sigmoid()[:,0]
-    assert [o[2] for o in rows]==[str(bool(o>.5)) for o in p] and {o[1] for o in rows}=={'False','True'}
+    assert [o[2] for o in rows]==[str(bool(o>.5)) for o in p] and {o[1] for o in rows}=={o[2] for o in rows}=={'False','True'}
     assert [o[3] for o in rows]==pytest.approx(torch.maximum(p, 1-p).tolist(), abs=1e-5)
     axs = interp.plot_where()
     assert [o.get_title() for o in axs]==[f'{k} ({v})' for k,v in zip(*np.unique([o[2] for o in rows], return_counts=True))]
