@@ -745,7 +745,6 @@ def test_labels_from_inference_mode(how, target):
 
 def test_a_captum_method_finds_its_layer_for_each_image_size():
     "The layer of 64×64 images is not kept for those of 224×224; one that is given is"
-    import timm
     net = timm.create_model('resnet10t', num_classes=4).eval()
     xs = [torch.randn(1,3,o,o) for o in (64,224)]
     layers = [find_layer(net, x).module for x in xs]

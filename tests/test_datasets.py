@@ -84,6 +84,7 @@ def test_absolute_names_and_names_without_end(pets, tmp_path):
     (lambda t: t.replace('images/dog3.jpg',''), {}, "empty cell in the column 'file', the first is row 11"),
     (lambda t: '\n'+t.replace('images/dog3.jpg','').replace('images/dog1','\n  \nimages/dog1'), {}, "the first is row 14"),
     (lambda t: t.replace('images/dog1.jpg','"images/\ndog1.jpg"').replace('images/dog3.jpg',''), {}, "the first is row 11"),
+    (lambda t: t+'""\n', {}, "empty cell in the column 'file', the first is row 12"),
     (lambda t: t+'images/./cat0.jpg,dog,False\n', {}, "is listed in row 2 as 'cat' and again in row 12 .* as 'dog'"),
     (lambda t: t.partition('\n')[2], {}, 'The first line of .* names an image, images/cat0.jpg: write a line with the names'),
     (lambda t: t.replace('cat0.jpg','cat00.jpg'), {}, '1 of 10 files .* do not exist.*give the folder of the files as `path`'),

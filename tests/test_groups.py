@@ -92,6 +92,7 @@ def test_kwargs_go_to_the_images_and_leave_the_tests_whole(birds):
     (lambda t: t.replace('bird_001.jpg,0,0,0','bird_001.jpg,0,7,0'), ValueError,
      "'7' in row 3 of .*metadata.csv, column 'split', should be one of 0, 1, 2"),
     (lambda t: t.replace('bird_001.jpg,0,0,0','bird_001.jpg,0,,0'), ValueError, "'' in row 3 of .*column 'split'"),
+    (lambda t: t.replace('bird_001.jpg,0,0,0','bird_001.jpg,0,,0').replace('\n','\n\n',1), ValueError, "'' in row 4 of .*column 'split'"),
     (lambda t: t.replace('bird_000.jpg,0','bird_000.jpg,2'), ValueError, "'2' in row 2 of .*column 'y', should be one of 0, 1"),
     (lambda t: t.replace('bird_023.jpg,1,2,1','bird_023.jpg,1,2,9'), ValueError, "'9' in row 25 of .*column 'place'"),
     (lambda t: t.replace('split','spilt'), ValueError, "has no column 'split', did you mean 'spilt'"),

@@ -5,7 +5,6 @@ from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, Learner, MixUp, 
 from torch import nn
 from proxy_attention.all import *
 from proxy_attention.proxy.head import *
-from proxy_attention.proxy.head import HeadInputs
 
 @pytest.fixture(scope='module')
 def bed(tmp_path_factory): return digits(tmp_path_factory.mktemp('head'), n=300)

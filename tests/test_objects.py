@@ -350,6 +350,7 @@ def test_names_are_counted_from_the_table_or_from_images(tmp_path):
     ('file,x0,y0,x1,y1\ncat.png,1,2,5,4\ncat.png,5,5,5,9\n', ('row 3','it is 0 wide and 4 high')),
     ('file,x,y,w,h\ncat.png,1,2,-5,4\n', ('w=-5','it is -5 wide')), ('file,x,y,w,h\ncat.png,1,2,0,4\n', ('it is 0 wide',)),
     ('file,x0,y0,x1,y1\ncat.png,.1,.1,.5,1.01\n', ('less than a pixel',)), ('file,x0,y0,x1,y1\n ,1,2,3,4\n', ('Row 2','has no file name')),
+    ('file,x0,y0,x1,y1\n\n \n""\n', ('Row 4','has no file name')),
     ('file,x0,y0,x1,y1\ncat.png,,,,\n', ('No object is known',)),
     ('file,x0,y0,x1,y1\n', ('has no rows',)), ('', ('cannot be read as a table',))])
 def test_tables_that_cannot_be_meant(tmp_path, text, texts):

@@ -144,7 +144,7 @@ def test_what_is_recommended_where_nothing_is_wrong_costs_little():
     assert [o for o,v in costs.items() if max(v)<=.3]==['keep'] and f'up to {max(map(max, costs.values())):.1f} points on some' in text
     mixed = [costs[o][-1] for o in ('snapmix','saliencymix','attentive_cutmix')]
     assert all(f'cost {min(mixed):.1f} to {max(mixed):.1f} points' in ours.recipes[o].fails for o in ('snapmix','attentive_cutmix'))
-    later = pd.read_csv(root/'benchmarks'/'gain_later.csv').query("bed=='cifar2000' and arm=='vitamin(p=0.25)'").set_index('seed')
+    later = measured('gain_later').query("bed=='cifar2000' and arm=='vitamin(p=0.25)'").set_index('seed')
     less = f"{-100*paired(later.test-by_heat('cifar2000', 'cpu')['one cycle'])['diff']:.1f}"
     assert f'on a quarter of them it loses {less} points on CIFAR-10' in text
     assert f"On 2,000 images of CIFAR-10 it cost {costs['vitamin'][-1]:.1f} points (with p=0.25 {less})" in ours.recipes['vitamin'].fails

@@ -361,17 +361,10 @@ def test_an_image_without_room_is_refused():
     with pytest.raises(ValueError, match='size=8 should be 12 or more: a vehicle'): pixels.pixel_image(np.random.default_rng(0), size=8)
     assert pixels.pixel_image(np.random.default_rng(0), size=12)[0].size==(12,12)
 
-@pytest.fixture(scope='module')
-def looked_at(tmp_path_factory):
-    "A network that predicts the classes of pixels, the files, and the masks of one class"
-    bed = pixel_bed(tmp_path_factory.mktemp('pixels')/'bed', n=24, size=32)
-    learn = pixel_learner(bed, widths=(4,8,8))
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
-    return learn,learn.dls.valid_ds.items[:4]
-
-def test_scores_of_pixels(looked_at):
+def test_scores_of_pixels(bed):
     "The region of the label can be explained, and metrics of the model are refused in a sentence"
-    learn,files = looked_at
+    learn = fitted(bed, 1)
+    files = learn.dls.valid_ds.items[:4]
     masks = [torch.rand(32,32)>.5 for _ in files]
     scored = explanation_scores(learn, files, masks=masks, metrics='energy', target='label')
     assert scored.energy.between(0, 1).all()

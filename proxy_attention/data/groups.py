@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from fastcore.all import L
 from fastai.data.transforms import get_files
 from ..core import *
-from .tables import column_in, read_csv
+from .tables import column_in, read_csv, row_of
 from .images import ImageSet
 from .datasets import KnownData, more_sets, _dirs, _images
 
@@ -128,12 +128,13 @@ def grouped_table()->pd.DataFrame:
 # %% ../../nbs/data/11_groups.ipynb #dda098ab
 _split = {'0':'train', '1':'valid', '2':'test'}
 
-def _spelt(col, words, file, first=2):
-    "Replace the numbers of a column with words; `first` is the number of its first row in the file"
+def _spelt(col, words, file, first=None):
+    "Replace the numbers of a column with words; `first` is the number of its first row in a text file, None: `read_csv` has read it"
     res = col.str.strip().map(words)
     if (odd := res.isna()).any():
-        i = int(odd.to_numpy().argmax())
-        raise ValueError(f"{col.iloc[i]!r} in row {i+first} of {file}, column {col.name!r}, should be one of {', '.join(words)}.")
+        i = odd.idxmax()
+        where = row_of(i, file) if first is None else f'row {i+first} of {file}'
+        raise ValueError(f"{col[i]!r} in {where}, column {col.name!r}, should be one of {', '.join(words)}.")
     return res
 
 def _matched(paths, pattern, such):
@@ -172,10 +173,10 @@ def _beside(root, name):
     raise FileNotFoundError(f'{root} has neither {name}.csv nor {name}.txt: this file is published with the images, so put it there.')
 
 def _read_list(file, columns, header):
-    "Return `image_id` and `columns` of a list, and the number of its first row; a text file has names in line `header`, or none"
+    "Return `image_id` and `columns` of a list, and the number of its first row as `_spelt` asks; a text file has names in line `header`"
     if file.suffix=='.csv':
         df = read_csv(file)
-        return df[[column_in(df, o, file) for o in ('image_id',*columns)]],2
+        return df[[column_in(df, o, file) for o in ('image_id',*columns)]],None
     lines = [o.split() for o in file.read_text(encoding='utf-8-sig').splitlines()]
     if len(lines)<=header: raise ValueError(f'{file} has no rows.')
     names = pd.DataFrame(columns=['image_id', *(lines[header-1] if header else columns)])

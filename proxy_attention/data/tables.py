@@ -82,8 +82,12 @@ def row_numbers(
     csv # CSV file
 )->list:
     "The number of each row in the file, as an editor counts: row 1 has the names of the columns, and empty rows count"
-    with open(csv, encoding='utf-8-sig', newline='') as f:
-        return [n for n,o in enumerate(csv_rows(f, delimiter=_parted_by(csv)), 1) if len(o)>1 or ''.join(o).strip()][1:]
+    with open(csv, encoding='utf-8-sig', newline='') as f: lines = list(f)
+    rows,res,at = csv_rows(lines, delimiter=_parted_by(csv)),[],0
+    for n,cells in enumerate(rows, 1):
+        if len(cells)>1 or ''.join(lines[at:rows.line_num]).strip(): res.append(n) # an empty cell in quotes is a row for pandas, too
+        at = rows.line_num
+    return res[1:]
 
 def row_of(
     i:int, # Index of a row in a table that `read_csv` has read
@@ -155,9 +159,9 @@ def files_in(
     files = pd.Series([Path(os.path.normpath(top.resolve()/(o+suffix))) for o in df[fn]], index=df.index)
     if (twice := files.duplicated()).any():
         i = twice.idxmax()
-        first = files.index[files==files[i]][0]
-        raise ValueError(f"{df[fn][i]} is listed in row {row_numbers(csv)[first]} as '{df[lab][first]}' "
-                         f"and again in {row_of(i, csv)} as '{df[lab][i]}': "
+        first,rows = files.index[files==files[i]][0],row_numbers(csv)
+        raise ValueError(f"{df[fn][i]} is listed in row {rows[first]} as '{df[lab][first]}' "
+                         f"and again in row {rows[i]} of {csv} as '{df[lab][i]}': "
                          f"{twice.sum()} rows repeat a file, and each file may be listed once.")
     gone = ~files.map(Path.is_file)
     if gone.any():

@@ -91,8 +91,8 @@ def suspect_found(
                      'resume it with the same suspect.')
 
 def refuse_other_settings(
-    run, # A run folder
-    cfg:Config # Its configuration
+    cfg:Config, # Configuration of a run that is resumed
+    run # Its run folder
 ):
     "Refuse to resume a run whose `config.toml` was edited since it started, apart from places and from what changes no result"
     here,free = all_settings(cfg),(*_places,'workers','save_images')

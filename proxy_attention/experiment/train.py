@@ -34,7 +34,7 @@ from .logs import RunBoard
 from .prune import Prune
 from .arms import fit_plain, with_proxies
 from .learner import config_learner, largest_batch
-from .settings import begun_with, check_config, proxy_args, refuse_unasked, split_file, resumable
+from .settings import begun_with, check_config, proxy_args, refuse_unasked, resumable, split_file
 from .inputs import keep_checked, look_at, test_loader, tests_of
 from .scores import score_of
 from .resuming import found_again, refuse_other_files, refuse_other_settings, run_identity, suspect_found
@@ -337,7 +337,7 @@ def resume_run(
         return run
     cfg = found_again(from_toml(run/'config.toml'), run, say)
     cfg = suspect_found(cfg, run, suspect)
-    refuse_other_settings(run, cfg)
+    refuse_other_settings(cfg, run)
     refuse_unasked(cfg, suspect)
     say(to_toml(cfg))
     images,_ = look_at(changed(cfg, split=''), say, run) # the run folder contains a copy of the split
