@@ -235,6 +235,16 @@ def test_two_processes_that_add_to_one_comparison(path, done, tmp_path):
         compare_folder(arms='masktune', resume=run, say=meanwhile)
     assert json.loads((run/'asked.json').read_text())['arms'].endswith(',thesis')
 
+def test_an_error_does_not_undo_what_another_process_has_added(path, done, tmp_path, monkeypatch):
+    run = shutil.copytree(done, tmp_path/'run')
+    def fails(*args, **kwargs):
+        asked = json.loads((run/'asked.json').read_text())
+        (run/'asked.json').write_text(json.dumps(asked|dict(arms=asked['arms']+',thesis')))
+        raise RuntimeError('no memory')
+    monkeypatch.setattr('proxy_attention.experiment.compare.compare', fails)
+    with pytest.raises(RuntimeError, match='no memory'): compare_folder(arms='masktune', resume=run, say=quietly)
+    assert json.loads((run/'asked.json').read_text())['arms'].endswith('masktune,thesis')
+
 def test_an_arm_that_cannot_be_trained_is_not_added(path, done, tmp_path):
     "It would fail again in each further resume"
     run = shutil.copytree(done, tmp_path/'run')

@@ -420,14 +420,15 @@ def _begin(run, cfg, said, asked, before):
         write_json(run/'asked.json', asked) # the last file: a folder with it can be resumed
 
 @contextmanager
-def _undone(run):
-    "If an error occurs in this context before anything new is recorded, the settings and the identity of the folder stay as they were"
+def _undone(run, asked):
+    "If an error occurs in this context before anything new is recorded, the folder is as before, unless another process has added to it"
     def recorded(): return {f:f.stat().st_mtime_ns for f in (run/'records').glob('*_*.json')}
     was,before = {f:f.read_bytes() for o in ('identity.json','config.toml','asked.json') if (f := run/o).is_file()},recorded()
     try: yield
     except Exception: # not after Ctrl-C
-        if recorded()==before:
-            for f,said in was.items(): write_whole(f, lambda o: o.write(said))
+        with FileLock(run/'.asked.lock'):
+            if was and recorded()==before and _read_json(run/'asked.json')==asked:
+                for f,said in was.items(): write_whole(f, lambda o: o.write(said))
         raise
 
 def _keep(cmp, run):
@@ -482,7 +483,7 @@ def compare_folder(
     if resume is not None: _refuse_another(run, said)
     say(f'Run folder: {run}')
     try:
-        with at_work(run, 'proxy-compare --resume', shared=True), _undone(run): # `_Records.claim` locks each training
+        with at_work(run, 'proxy-compare --resume', shared=True), _undone(run, asked): # `_Records.claim` locks each training
             if resume is None:
                 images.save(run)
                 keep_checked(run, images, wrong)
