@@ -18,7 +18,7 @@ from .attribution.perturbation import AblationCAM, ScoreCAM
 from .attribution.transformers import AttentionRollout, GradRollout, LeGrad
 from .attribution.methods import Captum, Suspect
 from .attribution.targets import Region
-from .attribution.finer import Enlarged
+from .attribution.finer import Enlarged, Smoothed
 from .attribution.tasks import Distance, find_task
 from .attribution.clusters import heat_clusters
 from .masking.fills import Augmented

@@ -93,7 +93,7 @@ _attributions = dict(
         'three to four forward passes', ''),
     LeGrad=('A ViT, for one class; it is what `ProxyAttention` and `probe` use there by default', 'In a CNN: it reads attention',
         'two to three forward passes', ''),
-    Saliency=('Single pixels; the thesis uses it', 'Places are wanted: it is noisy', _pass, ''),
+    Saliency=('Single pixels; the recipe `thesis` uses it', 'Places are wanted: it is noisy', _pass, ''),
     InputXGradient=('Single pixels', 'Dark evidence: a black pixel gets nothing', _pass, ''),
     IntegratedGradients=('Pixels whose attributions add up to the score, in any network', 'There is little time, or black is evidence',
         '50 forward and backward passes', ''),

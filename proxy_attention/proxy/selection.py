@@ -29,7 +29,7 @@ def n_of(
 
 # %% ../../nbs/proxy/01_selection.ipynb #434436e9
 def top_losses(losses, share=0.2):
-    "The items with the largest losses (the choice of the thesis)"
+    "The items with the largest losses (the choice that the thesis describes)"
     return losses.argsort(descending=True)[:n_of(share, len(losses))]
 def low_losses(losses, share=0.2):
     "The items with the smallest losses"
