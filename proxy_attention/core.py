@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ProxyWarning', 'nearest', 'comma_list', 'by_name', 'names_in', 'fit_text', 'clean_text', 'short_text', 'counted',
            'called', 'fonts_for', 'warn_of_letters', 'legible', 'takes', 'given', 'refuse_call', 'refuse_unknown',
-           'refuse_number', 'refuse_count', 'keep_rng', 'trains_for_real', 'better', 'write_whole', 'write_json',
-           'write_table', 'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html', 'keep_modes',
-           'new_run', 'refuse_inside', 'hold_folder', 'is_held', 'let_go']
+           'refuse_number', 'refuse_count', 'keep_rng', 'trains_for_real', 'validating', 'better', 'write_whole',
+           'write_json', 'write_table', 'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html',
+           'keep_modes', 'new_run', 'refuse_inside', 'hold_folder', 'is_held', 'let_go']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import ast, difflib, inspect, json, os, sys
@@ -262,6 +262,12 @@ def trains_for_real(
 )->bool: # False in `get_preds` and `lr_find`; True also in `validate`, which has no `before_train` event
     "Is this a fit whose result is wanted, rather than `get_preds` or `lr_find`?"
     return not hasattr(learn, 'lr_finder') and not hasattr(learn, 'gather_preds')
+
+def validating(
+    learn # `Learner`
+)->bool:
+    "Is this `validate` or `get_preds`, perhaps in the middle of a fit? They fire the events of a fit, too, and hold the learner's lock"
+    return learn.lock.locked()
 
 # %% ../nbs/00_core.ipynb #a884ed81
 def better(

@@ -129,6 +129,11 @@ def _combinations(rows):
     "Return a number for each row: the same one for equal rows"
     return rows.unique(dim=0, return_inverse=True)[1]
 
+def _mixed(own, theirs, weights):
+    "Return the weighted mean of two labels; weights by heat need not add up to 1"
+    total = sum(weights)
+    return (own*weights[0] + theirs*weights[1])/total if total else own
+
 class SeveralLabels(Task, name='several'):
     "Several classes per image (`MultiCategoryBlock`)"
     said,mixes_losses,per_label = 'several labels per image',False,True
@@ -148,7 +153,7 @@ class SeveralLabels(Task, name='several'):
         return ';'.join(str(i if self.vocab is None else self.vocab[i]) for i in at)
     def target(self, target):
         return PredictedLabels(self.thresh) if isinstance(target, str) and target in ('margin','pred') else super().target(target)
-    def travel(self, own, theirs, mask, weights): return own*weights[0] + theirs*weights[1]
+    def travel(self, own, theirs, mask, weights): return _mixed(own, theirs, weights)
 
 # %% ../../nbs/attribution/08_tasks.ipynb #7a5c000d
 def _share_of(at, n):
@@ -257,7 +262,7 @@ class Numbers(Task, name='numbers'):
         "How far has a prediction moved towards that of the donor?"
         way = theirs-was
         return ((new-was)*way).sum(1)/way.square().sum(1).clamp(min=1e-12)
-    def travel(self, own, theirs, mask, weights): return own*weights[0] + theirs*weights[1]
+    def travel(self, own, theirs, mask, weights): return _mixed(own, theirs, weights)
 
 class Points(Numbers, name='points'):
     "The coordinates of points (`PointBlock`): x and y of the first point, of the second, …, from -1 (left, top) to 1 (right, bottom)"

@@ -22,7 +22,7 @@ import proxy_attention.data.groups # its datasets can be opened by name in every
 from ..core import *
 from ..data.passes import own_attributes
 from ..attribution.methods import Suspect
-from ..attribution.tasks import need_one_label
+from ..attribution.tasks import find_task, need_one_label
 from ..masking.rules import rules
 from ..masking.fills import fills
 from ..proxy.selection import is_wrong
@@ -74,7 +74,12 @@ def upweighted_errors(learn, epochs, lr,
     times:float=20. # Factor by which misclassified images are drawn more often
 ):
     "JTT (Liu et al. 2021, arXiv 2107.09044) in the same number of steps: after an epoch, misclassified images are drawn more often"
-    learn.fit(1, slice(lr.start/3, lr.stop/3) if isinstance(lr, slice) else lr/3)
+    task = find_task(learn)
+    if not task.has_classes or task.per_pixel:
+        raise TypeError(f"The arm 'upweighted errors' needs images that are right or wrong, but this data has {task}: leave this arm out.")
+    refuse_count(2, 'images are drawn by weights after the first', epochs=epochs)
+    if lr is None: lr = learn.lr
+    learn.fit(1, slice(lr.start and lr.start/3, lr.stop/3) if isinstance(lr, slice) else lr/3)
     seen = interpret_train(learn)
     _weigh(learn, 1+(times-1)*is_wrong(seen.preds, seen.targs).float())
     learn.fit_one_cycle(epochs-1, lr)
@@ -88,7 +93,11 @@ def _weigh(learn, wgts):
 def classes_equally(learn, epochs, lr):
     "The plain fit, in which all classes are drawn equally often"
     need_one_label(learn, "The arm 'classes equally'", 'leave this arm out')
-    labels = torch.tensor([int(o) for o in learn.dls.train_ds.tls[-1]])
+    ds = learn.dls.train_ds
+    if not hasattr(ds, 'tls'):
+        raise TypeError(f"The arm 'classes equally' reads all labels from a dataset of fastai, and this is a {type(ds).__name__}: "
+                        'leave this arm out.')
+    labels = torch.tensor([int(o) for o in ds.tls[-1]])
     _weigh(learn, 1/labels.bincount()[labels])
     fit_plain(learn, epochs, lr)
 
@@ -101,6 +110,9 @@ def with_proxies(
     if isinstance(recipe, str): recipe = by_name(recipe, recipes, 'recipe')
     if recipe is ProxyAttention: recipe = recipes['default']
     if getattr(recipe, '__self__', None) is ProxyAttention: recipe = recipes[recipe.__name__]
+    if isinstance(recipe, ProxyAttention):
+        raise TypeError('Each training of a comparison needs a callback of its own: give the recipe and its arguments, '
+                        'such as `with_proxies(ProxyAttention, area=.2)`.')
     made = recipe(**kwargs) # raises errors here instead of during a comparison
     def arm(learn, epochs, lr):
         if isinstance(recipe, Recipe): recipe.train(learn, epochs, lr, kwargs)

@@ -178,7 +178,7 @@ class Checkpoint(Callback):
     @property
     def inner(self):
         "Is this `validate`, `get_preds` or `lr_find`? fastai fires the events of a fit for them, too; `validate` holds the learner's lock"
-        return self.learn.lock.locked() or not trains_for_real(self.learn)
+        return validating(self.learn) or not trains_for_real(self.learn)
     def _init_state(self): self.held,self.what = None,None
     def __repr__(self): return f'Checkpoint({str(self.folder)!r})'
 

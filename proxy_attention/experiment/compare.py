@@ -53,15 +53,16 @@ class _Work(Callback):
     remove_on_fetch = True # images in `get_preds` are only looked at
     def __init__(self): self.steps,self.trained,self.validated,self.seen,self.in_fit,self.handles = 0,0,0,_Seen(),False,[]
     def before_fit(self):
+        if validating(self.learn): return
         self.in_fit = True
         self.watch(self.learn.model)
         suspect = getattr(getattr(self.learn, 'proxy_attention', None), 'suspect', None)
         if suspect is not None: self.watch(suspect.model)
-    def after_fit(self): self.in_fit = False
+    def after_fit(self): self.in_fit = self.in_fit and validating(self.learn) # they may be in the middle of a fit
     def after_step(self): self.steps += 1
     def after_backward(self): self.trained += find_bs(self.xb)
     def after_pred(self):
-        if self.in_fit and not self.training: self.validated += find_bs(self.xb)
+        if self.in_fit and not self.training and not validating(self.learn): self.validated += find_bs(self.xb)
 
     def watch(self, net):
         "Count the images that go through a network, each pass once"

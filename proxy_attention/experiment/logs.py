@@ -82,6 +82,7 @@ def _closing(board, learn, f, event_type, ex, final=noop):
 @patch
 def before_fit(self:RunBoard):
     "Prepare a new fit; the log is opened later"
+    if validating(self.learn): return
     self.real = trains_for_real(self.learn)
     if not self.real: return
     self.close() # if a fit was interrupted before its first epoch
@@ -191,7 +192,7 @@ def picture(self:RunBoard):
 @patch
 def after_epoch(self:RunBoard):
     "Log the recorder's row and the proxy step of this epoch"
-    if self.begun: self.catch_up()
+    if self.begun and not validating(self.learn): self.catch_up()
 
 @patch
 def catch_up(self:RunBoard):
@@ -248,7 +249,7 @@ def introduce(self:RunBoard):
 @patch
 def after_fit(self:RunBoard):
     "Write the confusion matrix and the report, then close the log"
-    if hasattr(self.learn, 'gather_preds'): return # these are predictions, perhaps in the middle of a fit
+    if validating(self.learn): return # perhaps in the middle of a fit
     if self.begun: self.catch_up()
     if self.writer is not None:
         with _writing(self):

@@ -128,6 +128,7 @@ class Prune(Callback):
 @patch
 def before_fit(self:Prune):
     "Note whether this is a real fit; only a real fit is pruned"
+    if validating(self.learn): return
     self.real,self.begun,self._trained = trains_for_real(self.learn),False,False
 
 @patch
@@ -182,6 +183,7 @@ def after_step(self:Prune):
 @patch
 def after_epoch(self:Prune):
     "Prune, if the schedule has a step after this epoch"
+    if validating(self.learn): return
     if self._trained and self.epoch in self.ends:
         with keep_rng(): self.step()
     self._trained = False
@@ -189,7 +191,7 @@ def after_epoch(self:Prune):
 @patch
 def after_fit(self:Prune):
     "Warn if the model is no longer as it was pruned"
-    if not self.begun: return
+    if not self.begun or validating(self.learn): return
     self.busy = self.begun = False
     if self.masks and any(w[~self.masks[k]].any() for k,w in self.weights().items()):
         warn(f'The weights are no longer pruned as in the last pruning step ({self.sparsity():.0%} are zero instead of '

@@ -371,7 +371,7 @@ class HeatDrift(Callback):
 
     def before_fit(self):
         "Check if this is a real fit"
-        self.real,self._trained = trains_for_real(self.learn),False
+        if not validating(self.learn): self.real,self._trained = trains_for_real(self.learn),False
     def before_train(self):
         "Find the images, before the first training epoch"
         self._trained = self.real
@@ -379,7 +379,7 @@ class HeatDrift(Callback):
         if self.real and not self.pictures: self.find()
     def after_epoch(self):
         "Compute heatmaps, if this epoch was a training epoch"
-        if not self._trained: return
+        if not self._trained or validating(self.learn): return
         self._trained,self.done = False,self.done+1
         if self.done%self.every==0 or self.epoch==self.n_epoch-1: self.look()
 

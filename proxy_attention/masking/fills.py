@@ -148,6 +148,9 @@ def _resampling(n, m, device):
 
 def move(img, mask, other, theirs):
     "The donor's part inside the bounding box of its own mask, resized to that of this mask; the whole donor if a mask is empty"
+    if img.ndim>3: # a batch: each image has its own boxes
+        each = img, mask, other.expand(*img.shape[:-3], *other.shape[-3:]), theirs.expand(*img.shape[:-3], *theirs.shape[-2:])
+        return torch.stack([move(*o) for o in zip(*each)])
     frames,(h,w) = [_frame(o) for o in (mask,theirs)],img.shape[-2:]
     if None in frames: return other
     (l,t,r,b),(x0,y0,x1,y1) = _at(frames[0], h, w),_at(frames[1], *other.shape[-2:])

@@ -29,7 +29,8 @@ def _covered(mask, cells):
     "Return the fraction of each of (h',w') cells that is under a mask (h,w)"
     return F.adaptive_avg_pool2d(mask.float()[None,None], cells)[0,0]
 def _share(heat, part):
-    "Return the fraction of the heat (h',w') that is under a mask that covers a fraction of each cell"
+    "Return the fraction of the heat (h',w') that is under a mask that covers a fraction of each cell; heat below 0 is shifted to 0"
+    heat = heat-heat.amin().clamp(max=0)
     return float((part*heat).sum()/heat.sum().clamp(min=1e-12))
 
 def by_heat(mask, heat, taken, donor_heat):
@@ -64,7 +65,12 @@ class MixedLoss:
             if y.ndim==1: return loss(pred, y) # `MixUp` needs the loss of each sample
             own,other = (loss(pred, o.contiguous()) for o in y[:,:2].unbind(1))
         weight = y[:,2:].as_subclass(Tensor).to(own.dtype)/_whole
-        return reduce_loss(weight[:,0]*own + weight[:,1]*other, self.reduction)
+        return self._scale(pred, y[:,0], own)*reduce_loss(weight[:,0]*own + weight[:,1]*other, self.reduction)
+    def _scale(self, pred, y, each):
+        "What the plain loss multiplies the mean of the losses with: not 1 with class weights, since it divides by their sum"
+        if self.reduction!='mean' or getattr(getattr(self.plain, 'func', self.plain), 'weight', None) is None: return 1.
+        mean = each.mean()
+        return (self.plain(pred, y.contiguous())/torch.where(mean==0, 1., mean)).detach()
     def __getattr__(self, k):
         if k.startswith('__') or k=='plain': raise AttributeError(k)
         return getattr(self.plain, k)

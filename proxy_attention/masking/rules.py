@@ -87,6 +87,7 @@ def everything(heat):
     "The whole image; independent of the heat"
     return torch.ones_like(heat, dtype=torch.bool)
 rest.most = rest_of_otsu.most = border.most = everything.most = 1.
+rest.hot = rest_of_otsu.hot = False # the mask is where the heat is low
 border.by_heat = everything.by_heat = False
 
 # %% ../../nbs/masking/00_rules.ipynb #5b0c9a12
@@ -144,7 +145,7 @@ def bound_area(
     least:float=0., # Minimum fraction of the pixels
     most:float=usual_most # Maximum fraction of the pixels
 )->Tensor: # (…,h,w) bool
-    "Reduce a mask that covers more than `most` to its hottest part; enlarge one that covers less than `least` to the hottest `least`"
+    "Reduce a mask that covers more than `most` to its hottest part; replace one that covers less than `least` by the hottest `least`"
     if least<=0 and most>=1: return mask
     area = mask.float().mean((-2,-1), keepdim=True)
     if (big := area>most).any():

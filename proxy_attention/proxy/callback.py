@@ -8,6 +8,7 @@ __all__ = ['FitState', 'parted', 'ProxyAttention', 'check_schedule', 'prove_call
 
 # %% ../../nbs/proxy/08_callback.ipynb #87daf2de
 import inspect, pickle
+from hashlib import sha256
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -28,7 +29,7 @@ from ..attribution.methods import Suspect, default_attribution, default_target, 
 from ..attribution.tasks import find_task
 from ..masking.donors import Classes
 from ..masking.fills import fills
-from ..masking.masker import Masker
+from ..masking.masker import Masker, fill_asks
 from ..masking.rules import rules
 from .schedule import Every, Steps, depends, possible_epochs, proxy_epochs, refuse_at_start
 from .losses import interpretation_of
@@ -48,9 +49,12 @@ class FitState:
     "The state of a `ProxyAttention`; each field is kept for a run, a fit or a step"
     fits:int=_lives('run', 0) # Number of fits that have begun
     earlier:int=_lives('run', 0) # Number of epochs of earlier fits under the same schedule (`across`)
+    values:dict=_lives('run', dict) # Name → values of the recorder in these fits, one per epoch
+    data:str=_lives('run', '') # Identity of the training items of these fits
     going:bool=_lives('run', False) # Does the schedule continue in the next fit?
     record:Record=_lives('run', Record) # Record of what was chosen and served
     begun:bool=_lives('fit', False) # Has this fit passed its checks without having ended yet?
+    trained:int=_lives('fit', 0) # Number of epochs of this fit that are complete, or were skipped
     idle:bool=_lives('fit', False) # Is the fit too short for the schedule, so that it makes no step?
     told:bool=_lives('fit', False) # Has there been a warning about wrong labels?
     coarse:bool=_lives('fit', False) # Has there been a warning about coarse heatmaps?
@@ -109,7 +113,7 @@ def _masker(area, kwargs):
     "Make a `Masker` of these arguments; an unknown one is an error"
     rule,fill = (kwargs.get(k, p.default) for k,p in inspect.signature(Masker).parameters.items() if k in ('rule','fill'))
     own = takes(by_name(rule, rules, 'rule')) | takes(by_name(fill, fills, 'fill'))
-    known = {*inspect.signature(ProxyAttention).parameters, *own} - {'kwargs','heat','grid','img','mask','other','data','rng'}
+    known = {*inspect.signature(ProxyAttention).parameters, *own} - {'kwargs','grid',*fill_asks}
     if unknown := [k for k in kwargs if k not in known and '**' not in own]:
         takes_ = ', '.join(sorted(own & known - {'area'}))
         others = [k for k,f in (rules|fills).items() if unknown[0] in takes(f)]
@@ -183,6 +187,7 @@ class ProxyAttention(Callback):
 
     def before_fit(self):
         "Serve nothing yet, unless the schedule continues from an earlier fit"
+        if validating(self.learn): return
         real,s = trains_for_real(self.learn),self.fit_state
         s.begun = False
         vars(self.now).update(real=real, trained=False, loss=self.loss_func, proxies=self.proxies() if real and s.going else None)
@@ -190,7 +195,7 @@ class ProxyAttention(Callback):
 
     def before_epoch(self):
         "Prepare the training part of this epoch to serve proxies"
-        if self.now.real: around_training(self.learn, lambda: _training(self))
+        if self.now.real and not validating(self.learn): around_training(self.learn, lambda: _training(self))
 
     def after_loss(self):
         "Pass the losses of a training batch to the loss source, if it watches them"
@@ -199,16 +204,18 @@ class ProxyAttention(Callback):
 
     def after_epoch(self):
         "Make a proxy step, if the schedule says so"
+        if validating(self.learn): return
         trained,self.now.trained = self.now.trained,False
         if trained and (due := self.due()):
             with _in_words(), keep_rng(): make_step(self, due if isinstance(due, dict) else {}, self.epoch)
 
     def after_fit(self):
         "Stop serving proxies; store, record and interpretation are kept"
+        if validating(self.learn): return
         leave_training(self.learn)
         self.now.proxies,s = None,self.fit_state
         if not s.begun: return
-        s.earlier,s.begun,s.serves = s.earlier+self.n_epoch,False,False
+        s.values,s.earlier,s.begun,s.serves = self.values() or {},s.earlier+s.trained,False,False
         s.going = self.across is not None and s.earlier<self.across
 
     def due(self,
@@ -216,13 +223,17 @@ class ProxyAttention(Callback):
     ):
         "Does this epoch end with a proxy step? True, False, or arguments of the rule for the step"
         s,at = self.fit_state,self.fit_state.earlier+(self.epoch if epoch is None else epoch)
-        rec = getattr(self.learn, 'recorder', None)
-        values = dict(zip(rec.metric_names[1:], zip(*rec.values))) if rec and rec.values else None
-        due = not s.idle and on_first(lambda: given(self.schedule, at, self.across or self.n_epoch, values=values, learn=self.learn))
+        due = not s.idle and on_first(lambda: given(self.schedule, at, self.across or self.n_epoch, values=self.values(), learn=self.learn))
         if not due or at+1<(self.across or self.n_epoch): return due
         if not depends(self.schedule):
             warn('The schedule has a proxy step after the last epoch; nothing would be trained on its result, so it is left out.',
                  ProxyWarning)
+
+    def values(self):
+        "Return name → values of the recorder, one per epoch, of all fits under this schedule; None: there are none"
+        rec,before = getattr(self.learn, 'recorder', None),self.fit_state.values
+        now = dict(zip(rec.metric_names[1:], zip(*rec.values))) if rec and rec.values else {}
+        return {k:(*before.get(k, ()),*now.get(k, ())) for k in before|now} or None
 
     @property
     def suspect(self):
@@ -266,7 +277,7 @@ def served(self:ProxyAttention)->pd.DataFrame:
 def log(self:ProxyAttention)->pd.DataFrame:
     "A table with one row per chosen item: its values at the last step that chose it, and how it was served since then"
     if self.interp is None: return self.fit_state.record.log()
-    return self.fit_state.record.log(lambda o: label_name(self.interp, o), lambda o: item_files(self.interp.learn.dls, o))
+    return self.fit_state.record.log(lambda o: label_name(self.interp, o), lambda o: item_files(self.interp.dls, o))
 
 @patch
 def show(self:ProxyAttention,
@@ -280,7 +291,8 @@ def proxy_images(self:ProxyAttention,
     idxs # Indices of items
 )->list: # Proxy images
     "Return the proxy images of training items, as they were served last"
-    return [served_image(self.fit_state.record, self.proxies(), self.interp.learn.dls.train_ds, i) for i in idxs]
+    if self.interp is None: raise ValueError('No proxy step has been made yet, so there are no proxy images.')
+    return [served_image(self.fit_state.record, self.proxies(), self.interp.dls.train_ds, i) for i in idxs]
 @patch
 def suspects(self:ProxyAttention)->pd.DataFrame:
     "Return the rows of the last step with misclassified items, those with the largest losses first"
@@ -328,7 +340,8 @@ def check_schedule(
     own,n,s = cb.schedule,cb.n_epoch,cb.fit_state
     total = cb.across or n
     if s.earlier+n>total:
-        raise ValueError(f'across={cb.across}, but earlier fits had {s.earlier} epochs and this fit has {n}: give their sum.')
+        raise ValueError(f'across={cb.across}, but earlier fits had {s.earlier} epochs and this fit has {n}: give their sum, '
+                         'or begin the schedule again, `learn.proxy_attention.forget()`.')
     if cb.across is None and getattr(own, 'n_epoch', 0)>n and getattr(cb.opt, 'frozen_idx', 0)>0: # the frozen phase of `fine_tune`
         warn(f'The body is frozen, and this fit of {counted(n, "epoch")} is too short for the steps {own}: there is no proxy step in it. '
              f'The next fit, such as the second phase of `fine_tune`, follows the steps from their beginning; '
@@ -367,6 +380,23 @@ def begin(cb:ProxyAttention):
     on_all(lambda: _begin(cb))
 
 def _begin(cb):
+    was = vars(cb.fit_state).copy()
+    try: _checked(cb)
+    except BaseException: # as if this fit had not been tried
+        vars(cb.fit_state).update(was)
+        raise
+
+def _same_items(cb, going):
+    "Return the identity of the training items; an error if they are others than in the fits that this one continues"
+    files = item_files(cb.learn.dls)
+    now = f"{len(files)} items {sha256(chr(10).join(files).encode()).hexdigest()[:16]}"
+    if going and cb.fit_state.data not in ('', now):
+        raise ValueError('The training items are others than in the earlier fits under the same schedule (`across`), whose heatmaps would '
+                         'be used for them: fit the same items, or begin again, `learn.proxy_attention.forget()`.')
+    return now
+
+def _checked(cb):
+    "Check everything, and begin the state of a fit"
     s,learn = cb.fit_state,cb.learn
     going,s.going = s.going,False
     if cb.lost:
@@ -378,13 +408,14 @@ def _begin(cb):
     s.forget('fit')
     if not going:
         s.forget('step')
-        s.earlier = 0
+        s.earlier,s.values = 0,{}
     s.fits += 1
+    s.data = _same_items(cb, going)
     s.idle = check_schedule(cb)
     s.proven = prove_callback(cb, learn, cb.now.loss)
     if not going: cb.settings.losses.check(learn)
-    s.record.of(len(plain_dls(learn.dls).train_ds))
     if cb.folder: check_folder(cb.folder, learn.dls, fresh=s.fits==1 and not cb.now.resumed)
+    s.record.of(len(plain_dls(learn.dls).train_ds))
     s.begun = True
 
 # %% ../../nbs/proxy/08_callback.ipynb #8fc37931
@@ -430,7 +461,7 @@ def _training(cb):
         if proxies: s.record.begin_epoch(s.fits, cb.learn.epoch, proxies.seed)
         try:
             yield
-            whole = True
+            whole,s.trained = True,cb.learn.epoch+1
         finally:
             if proxies: s.record.end_epoch(whole)
             cb.now.notes = None
@@ -471,7 +502,7 @@ def load_state_dict(self:ProxyAttention,
 # %% ../../nbs/proxy/08_callback.ipynb #85e86504
 def _pickles(o):
     try: return bool(pickle.dumps(o))
-    except (pickle.PicklingError, AttributeError, TypeError): return False
+    except Exception: return False # pickling runs code of the object, which may raise anything
 
 @patch
 def __getstate__(self:ProxyAttention):

@@ -78,14 +78,14 @@ def head_first(
     lr:float, # Maximum learning rate of the following fit
     freeze_epochs:int=1, # Number of epochs for the head only, at twice that learning rate; 0: none
     lr_mult:float=100., # In the following fit, the learning rate of the first layers is `lr` divided by this
-    cbs=None # Callbacks for the epochs of the head
+    **kwargs # Passed to the fit of the head: `cbs`, `wd`, `reset_opt`
 ): # Learning rates of the following fit, for `lr_max`
     """If the body is frozen, train the head and then unfreeze the body; otherwise do nothing
 
     The phases and learning rates are those of fastai's `fine_tune`, whose `base_lr` is twice `lr`."""
     if learn.opt is None or not learn.opt.frozen_idx: return lr
     with learn.removed_cbs(L(getattr(learn, 'proxy_attention', None))):
-        if freeze_epochs: learn.fit_one_cycle(freeze_epochs, slice(2*lr), pct_start=.99, cbs=cbs)
+        if freeze_epochs: learn.fit_one_cycle(freeze_epochs, slice(2*lr), pct_start=.99, **kwargs)
     learn.unfreeze()
     return slice(lr/lr_mult, lr)
 

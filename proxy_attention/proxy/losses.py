@@ -56,11 +56,12 @@ def interpretation_of(
     targs:Tensor, # (n,…) labels
     known:Tensor=None, # (n,) bool: is the loss of this item known? None: all losses are known
     task:Task=None # Task of the learner; None: it is found
-)->Interpretation: # with the additional attributes `preds`, `targs`, `known` and `task`
+)->Interpretation: # with the additional attributes `preds`, `targs`, `known`, `task` and `dls`
     "Make an `Interpretation` of the training items from their losses, predictions and labels"
     dl = items_dl(learn.dls, train_items(learn.dls))
     res = (ClassificationInterpretation if hasattr(dl, 'vocab') else Interpretation)(learn, dl, losses)
     res.preds,res.targs = preds.as_subclass(Tensor),targs.as_subclass(Tensor)
+    res.dls = learn.dls # the learner may get other data later
     res.known = torch.ones(len(losses), dtype=torch.bool) if known is None else known
     res.task = (task or find_task(learn)).seen(res.targs[res.known])
     return res

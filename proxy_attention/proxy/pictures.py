@@ -48,7 +48,7 @@ def show_served(
     if not len(idxs):
         raise ValueError('No proxy image has been served yet: '
                          'the epoch after a step is the first one that can serve proxies (none, if `p` is small).')
-    ds = interp.learn.dls.train_ds
+    ds = interp.dls.train_ds
     axs = show_proxies([image_of(ds[i]) for i in idxs], [normalize_heat(proxies.store[i][None])[0] for i in idxs],
                        [served_image(record, proxies, ds, i) for i in idxs],
                        captions=[served_label(interp, record, i) for i in idxs], **kwargs)
@@ -74,6 +74,6 @@ def show_suspected(
     "Show misclassified items and their heatmaps; the captions are the label and, in brackets, the prediction"
     if not len(rows): raise ValueError('No item of the last step is misclassified.')
     heat = [normalize_heat(store[i][None])[0] if i in store else None for i in rows['item']]
-    ds = interp.learn.dls.train_ds
+    ds = interp.dls.train_ds
     said = [f'{r.targ} ({r.pred})' for r in rows.itertuples()]
     return show_heats([image_of(ds[i]) for i in rows['item']], [heat], captions=said, **kwargs)

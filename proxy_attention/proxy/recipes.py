@@ -13,6 +13,7 @@ from warnings import warn
 from fastcore.all import delegates, patch
 from fastai.learner import Learner
 from ..core import *
+from ..masking.fills import fills
 from ..masking.rules import rules
 from .schedule import possible_epochs
 from .callback import ProxyAttention, prove_callback
@@ -22,7 +23,7 @@ from .successor import *
 # %% ../../nbs/proxy/11_recipes.ipynb #1a89e589
 recipes = {} # Name → `Recipe`
 # settings of a recipe that are dropped when the setting before them is overridden, unless a new rule takes them
-_belongs = dict(steps=('start','finish','every'), select=('share',), rule=('keep','margin'))
+_belongs = dict(steps=('start','finish','every'), select=('share',))
 
 @dataclass
 class Recipe:
@@ -48,13 +49,23 @@ class Recipe:
         if d in kwargs and kwargs.get('steps') is None:
             raise TypeError(f'`{self.name}` sets its {d} itself: leave `{d}={kwargs[d]!r}` out, or use another recipe, '
                             f'such as `ProxyAttention.shortcut({d}={kwargs[d]!r})`.')
-        rule = kwargs.get('rule')
-        stays = () if rule is None else takes(by_name(rule, rules, 'rule')) # settings that the new rule takes as well
-        out = [k for o,ks in _belongs.items() if kwargs.get(o) is not None for k in ks if k not in stays]
+        own,when = self.settings.get('steps'),[k for k in _belongs['steps'] if kwargs.get(k) is not None]
+        if own is not None and when and kwargs.get('steps') is None:
+            raise TypeError(f"`{self.name}` has a schedule of its own ({own}): give another one as `steps`, "
+                            f"such as `steps={type(own).__name__}({when[0]}={kwargs[when[0]]!r})`, and leave `{when[0]}` out.")
+        out = {k for o,ks in _belongs.items() if kwargs.get(o) is not None for k in ks}|self._left_over(kwargs)
         usual = {k:v for k,v in self.settings.items() if k not in out}
         made = (_cls or ProxyAttention)(**(deepcopy(usual)|kwargs)) # copied, because a schedule may have a state
         made.fit_by = self.fit
         return made
+
+    def _left_over(self, kwargs):
+        "Return the settings that belong to a rule or a fill that is overridden, and that the new ones do not take"
+        new = {k:kwargs[k] for k in ('rule','fill') if kwargs.get(k) is not None}
+        def taken(o): return takes(by_name(o['rule'], rules, 'rule'))|takes(by_name(o['fill'], fills, 'fill'))
+        own = dict(rule='area', fill='swap')|self.settings
+        now = taken(own|new)
+        return set() if '**' in now else {k for k in self.settings if k in taken(own)-now}
 
     def train(self,
         learn:Learner,
@@ -125,7 +136,8 @@ _once = dict(_kept, every=None)
 
 Recipe('shortcut', 'A small shortcut that is learned first (a watermark, a patch): all items get a mask after the first epochs and keep it',
     dict(_once, target='margin', rule='area', area=0.1, fill='swap_both', start=0.1, p=1.), probe_to_the_step,
-    cost='a pass over the training set; 13 points of accuracy on 1,000 digits without a shortcut (on 245 photographs no cost is shown, ±5)',
+    cost='a pass over the training set; 13 points of accuracy on 1,000 digits without a shortcut '
+         '(on 245 photographs no cost is shown, ±5)',
     evidence='two colours: 93.9 ± 1.0 % where the shortcut is misleading (no proxy 0.0, MaskTune\'s rule 4.6; 5 seeds)',
     fails='On data without a shortcut it hides the object. '
           'If the background is the shortcut, it masks the object and makes the shortcut stronger.')
@@ -206,7 +218,8 @@ Recipe('vitamin', 'No shortcut is known: the attended part is kept, and the rest
 
 # %% ../../nbs/proxy/11_recipes.ipynb #5d1c7a31
 _short = ('A fit that is too short to learn from mixed images ends below the plain one: on 2,000 images of CIFAR-10, '
-          'the three recipes that mix labels cost 0.5 to 1.3 points (the 0.5 of `attentive_cutmix` do not count after the correction).')
+          'the three recipes that mix labels cost 0.5 to 1.3 points '
+          '(the 0.5 of `attentive_cutmix` do not count after the correction).')
 
 Recipe('snapmix', 'No shortcut is known (its paper: fine-grained classes): '
        'a box of another image is pasted, and both labels are weighted by visible heat; on 1,000 digits it cost 0.8 points',
@@ -263,12 +276,15 @@ Recipe('masktune', 'For comparison: MaskTune, which masks all items with black, 
     source='Asgari et al. 2022, arXiv 2210.00055')
 
 # %% ../../nbs/proxy/11_recipes.ipynb #804699ab
+_with_probe = (one_probe_epoch, probe_to_the_step, rehearsed) # their learning rates are those of `probe_cycle`
+
 def _refuse_args(fit, kwargs):
     "Raise `TypeError` for an argument that `fit_proxy` does not pass on"
     known = takes(fit)-{'learn','n_epoch','lr_max','probe','wd','cbs','reset_opt'}
     for k in kwargs:
         if k in known: continue
-        raise TypeError(f'fit_proxy takes no `{k}`{nearest(k, known)} Besides its own arguments it takes {", ".join(sorted(known))}. '
+        raise TypeError(f'fit_proxy takes no `{k}`{nearest(k, known)} Besides its own arguments it takes '
+                        f'{", ".join(sorted(known)) or "nothing with this recipe, which sets its own learning rates"}. '
                         'Arguments of the proxies are given to the callback, such as `learn.add_cb(ProxyAttention.shortcut(area=.2))`.')
 
 def _callback_for(learn, n_epoch, suspect=None, objects=None, probe=None, wd=None, cbs=None, reset_opt=False, **kwargs):
@@ -286,7 +302,10 @@ def _callback_for(learn, n_epoch, suspect=None, objects=None, probe=None, wd=Non
         cb = recipes['rehearsed'](steps=IfCarried(objects=objects), **asked)
         cb.added_by_fit = True
         cb.schedule.refuse(learn)
-    _refuse_args(one_cycle if probe is None and cb.fit_by is one_cycle else probe_cycle, kwargs)
+    fit_by = cb.fit_by or one_probe_epoch
+    if probe is not None and fit_by not in (*_with_probe, one_cycle):
+        raise TypeError(f'This recipe is fitted by `{called(fit_by)}`, which has no probe epochs: leave `probe={probe}` out.')
+    _refuse_args(probe_cycle if fit_by in _with_probe or probe is not None else fit_by, kwargs)
     if cb.suspect is None and not possible_epochs(cb.schedule, n_epoch): epochs_to_step(cb.schedule, n_epoch) # raises the error
     if probe is not None: refuse_probe(n_epoch, probe)
     return cb
@@ -312,7 +331,7 @@ def fit_proxy(self:Learner,
              'and then all layers, `learn.unfreeze()` makes all layers trainable, and `learn.fit_head(…)` fits the last one in minutes.',
              ProxyWarning)
     fit_by,how = cb.fit_by or one_probe_epoch, dict(wd=wd, cbs=cbs, reset_opt=reset_opt)
-    if probe is None and (not kwargs or fit_by is one_cycle): return fit_by(self, n_epoch, lr_max, **how, **kwargs)
+    if probe is None and (not kwargs or fit_by not in _with_probe): return fit_by(self, n_epoch, lr_max, **how, **kwargs)
     if probe is None: probe = epochs_to_step(cb.schedule, n_epoch) if fit_by is probe_to_the_step and cb.suspect is None else 1
     def fit(): fit_with(self, n_epoch, probe_cycle(self, n_epoch, probe, lr_max, **kwargs), **how)
     if fit_by is rehearsed: suspect_and_successor(self, fit)
@@ -332,4 +351,7 @@ def fine_tune_proxy(self:Learner,
     if 'lr_max' in kwargs: raise TypeError('fine_tune_proxy sets `lr_max` itself, to half of `base_lr`: give `base_lr` instead.')
     with keep_rng(): prove_callback(_callback_for(self, epochs, **kwargs), self, self.loss_func) # before the head is trained
     self.freeze()
-    self.fit_proxy(epochs, head_first(self, base_lr/2, freeze_epochs, lr_mult, kwargs.get('cbs')), **kwargs)
+    if not self.opt.frozen_idx:
+        warn('All parameters of this model are in one group, so no head is trained first: the first phase is left out.', ProxyWarning)
+    own = {k:kwargs[k] for k in ('wd','cbs','reset_opt') if k in kwargs}
+    self.fit_proxy(epochs, head_first(self, base_lr/2, freeze_epochs, lr_mult, **own), **kwargs)

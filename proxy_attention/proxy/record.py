@@ -74,7 +74,7 @@ def begin_epoch(self:Record, fit:int, epoch:int, seed:int):
 
 @patch
 def note(self:Record,
-    notes:Tensor # (bs,7) notes of a batch that was trained on, see `ServedItem.note`
+    notes:Tensor # (bs,7) notes of a batch that was trained on (or skipped by a callback), see `ServedItem.note`
 ):
     "Record a batch"
     if notes is not None and len(new := notes[notes[:,1]==1]): self.rows.append(new.numpy())

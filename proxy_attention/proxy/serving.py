@@ -175,9 +175,10 @@ def mask(self:Proxies,
 def _weights(self:Proxies, m, row, donor, mask, theirs):
     "Return the weights of the item's label and of the donor's label"
     if not self.mixes: return 1.,0.
-    taken = theirs if theirs is not None and m.where is None else mask # `move` takes the part in the donor's own mask
+    soft = m.weights(mask)
+    taken = theirs if theirs is not None and m.where is None else soft # `move` takes the part in the donor's own mask
     donor_heat = None if donor is None else self.store.at(donor)
-    found = given(self.labels, mask=m.weights(mask), heat=self.store.at(row), taken=taken, donor_heat=donor_heat)
+    found = given(self.labels, mask=soft, heat=self.store.at(row), taken=taken, donor_heat=donor_heat)
     if not (isinstance(found, (tuple,list)) and len(found)==2 and all(0<=o<=1 for o in found)):
         raise ValueError(f'The labels strategy {called(self.labels)} returned {found!r}: it should be two weights from 0 to 1, '
                          "for the item's own label and for the label of the donor.")

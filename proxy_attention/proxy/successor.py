@@ -192,10 +192,13 @@ class _Young(Callback):
 
 def _one_leans(learn, cb, ask, young):
     "Probe the suspect and, if it depends on nothing, its weights after the first epoch; the callback then uses the heat of that network"
-    how = cb.settings.attribution
+    how,before = cb.settings.attribution,cb.settings
     def leans(whose):
         cb.settings = replace(cb.settings, attribution=Suspect(whose, how))
-        return given(ask, learn=learn, warns=False) is not False
+        try: return given(ask, learn=learn, warns=False) is not False
+        except BaseException: # also Ctrl-C: nothing is known, and the next call begins anew
+            cb.settings = before
+            raise
     if leans(learn): return True
     old,said,first = cb.settings,cb.schedule.said,young.of(learn.model)
     if first is not None and leans(first): return True
