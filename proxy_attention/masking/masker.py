@@ -129,7 +129,7 @@ class Masker:
         fill=None, # Another fill
         **kwargs # Other arguments for the rule and the fill; `max_area`, `min_area`, `edge`
     ):
-        "Return a masker with these changes, without the arguments that only the old rule or fill takes, and without the bounds of an old rule"
+        "Return a masker with these changes; arguments of an old rule or fill, and the bounds of an old rule, are dropped"
         if rule is None and fill is None and not kwargs: return self
         new = by_name(rule or self.rule, rules, 'rule'),by_name(fill or self.fill, fills, 'fill')
         known = takes(new[0])|takes(new[1])
