@@ -468,3 +468,35 @@ def test_what_is_no_arm_is_refused_before_anything_is_made(arms, says):
     def never(seed): raise AssertionError('a learner was made')
     with pytest.raises((TypeError,ValueError)) as e: compare(never, arms, seeds=1, epochs=2)
     assert says in str(e.value)
+
+def test_rates_of_upweighted_errors(make):
+    "As fastai takes them"
+    for lr in (slice(1e-3), slice(1e-4,1e-3), None):
+        learn = make(0)
+        with learn.no_bar(), learn.no_logging(): upweighted_errors(learn, 2, lr)
+    with pytest.raises(ValueError, match='epochs=1 should be 2 or more'): upweighted_errors(make(0), 1, 1e-3)
+
+def test_a_callback_is_no_arm():
+    with pytest.raises(TypeError, match='needs a callback of its own: give the recipe and its arguments'):
+        with_proxies(ProxyAttention(area=.2))
+
+def test_names_that_a_table_has_already_are_refused(make, tmp_path):
+    for k in ('accuracy','steps','arm'):
+        with pytest.raises(ValueError, match=f'returned {k}, which every comparison has already'):
+            compare(make, ['no proxy'], 1, 2, measure=lambda learn: {k:1.}, folder=tmp_path/k, bar=False)
+        assert not [*(tmp_path/k).glob('*_*.json')]
+    never = lambda seed: pytest.fail('a learner was made')
+    with pytest.raises(ValueError, match="can be called 'worst group'"): compare(never, ['no proxy'], 1, 2, {'worst group':[]})
+    with pytest.raises(ValueError, match='has no test set'): compare(never, ['no proxy'], 1, 2, {})
+
+def test_two_comparisons_that_begin_at_the_same_time_are_not_mixed(make, tmp_path):
+    "The second finds the identity that the first has saved meanwhile"
+    begun = []
+    def late(seed):
+        learn = make(seed)
+        if not begun:
+            begun.append(True)
+            compare(make, ['no proxy'], 1, 2, lr=1e-3, folder=tmp_path/'cmp', bar=False)
+        return learn
+    with pytest.raises(ValueError, match='contains another comparison'):
+        compare(late, ['no proxy'], 1, 2, lr=1e-1, folder=tmp_path/'cmp', bar=False)

@@ -267,3 +267,39 @@ def test_a_rule_that_draws_does_so_for_a_place_that_asks_for_heat():
     proxies = Proxies(store, Masker('box', fill))
     made = [proxies.make(img, 0, lambda: (1,other), seed=s)[1] for s in (0,0,1,2,3)]
     assert made[0]==made[1] and len(set(made))>2
+
+@pytest.mark.parametrize('block,label', [(MultiCategoryBlock(encoded=True, vocab=['a','b']), [1.,0.]), (RegressionBlock, 50.)])
+def test_a_proxy_of_two_equal_labels_keeps_that_label(few, block, label):
+    "Weights by heat need not add up to 1: added up as they are, two images of age 50 had up to 100"
+    block = block if isinstance(block, TransformBlock) else block()
+    dls = DataBlock((ImageBlock,block), get_items=get_image_files, get_y=lambda o: label, splitter=RandomSplitter(seed=0)).dataloaders(few, bs=16)
+    watch,n = Watch(),2 if isinstance(label, list) else 1
+    learn = Learner(dls, digits_net(n_out=n), lr=1e-3, cbs=[watch, ProxyAttention.snapmix(every=1, p=1.)])
+    with learn.no_bar(), learn.no_logging(): learn.fit(3)
+    assert learn.proxy_attention.served.label_weight.lt(1).any()
+    for *_,y in watch.got: assert torch.allclose(y, torch.tensor(label).expand_as(y), atol=1e-4)
+
+@pytest.mark.parametrize('weight', [torch.full((4,), 5.), torch.tensor([1.,1,1,20])])
+@pytest.mark.parametrize('plain', [CrossEntropyLossFlat, nn.CrossEntropyLoss])
+def test_with_class_weights_a_mixed_row_does_not_change_the_scale(plain, weight):
+    torch.manual_seed(0)
+    pred,y = torch.randn(8,4),torch.tensor([0,1,2,3,0,1,2,3])
+    rows = torch.stack([y, y.flip(0), torch.full_like(y, 10**6), torch.zeros_like(y)], 1)
+    loss = plain(weight=weight)
+    assert torch.isclose(MixedLoss(loss)(pred, rows), loss(pred, y))
+    rows[0,2:] = torch.tensor([10**6-1000, 1000])
+    assert torch.isclose(MixedLoss(loss)(pred, rows), loss(pred, y), rtol=.01)
+
+def test_a_soft_edge_counts_for_both_labels():
+    store = HeatmapStore(torch.arange(2), torch.ones(2,8,8))
+    p = Proxies(store, Masker('centre', 'swap', area=.3, edge=.2), p=1., labels='mix', size=(64,64))
+    p.draw(0)
+    _,_,_,(own,theirs) = p.make(torch.rand(3,64,64), 0, lambda: (1, torch.rand(3,64,64)))
+    assert own+theirs==pytest.approx(1, abs=.01) and own>.75
+
+def test_heat_below_zero_has_shares_from_0_to_1():
+    torch.manual_seed(0)
+    mask = torch.zeros(16,16, dtype=torch.bool)
+    mask[:8] = True
+    for heat,other in ((torch.randn(8,8), torch.randn(8,8)), (torch.full((8,8), -2.), -torch.rand(8,8))):
+        assert all(0<=o<=1 for o in by_heat(mask, heat, mask, other))

@@ -6,6 +6,7 @@ from fastai.callback.all import *
 from proxy_attention.all import *
 from proxy_attention.attribution.heatmap import HeatmapStore
 from proxy_attention.masking.fills import fills
+from proxy_attention.masking.rules import rules
 from proxy_attention.proxy.losses import losses_of
 from proxy_attention.proxy.peers import dac
 
@@ -426,3 +427,90 @@ def test_several_inputs_are_refused_in_a_sentence(few, quiet, what):
                     splitter=RandomSplitter(.4, seed=1)).dataloaders(files, bs=8, num_workers=0)
     learn = Learner(dls, Both(), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
     with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match='The model (takes|has) 2 inputs'): ways[what](learn)
+
+class Asks(Callback):
+    "Asks the learner something in the middle of a fit, without `inner=True`"
+    def __init__(self, how, event): self.how,self.event = how,event
+    def __call__(self, name):
+        if name==self.event and self.training is not None and not self.learn.lock.locked(): getattr(self.learn, self.how)()
+
+@pytest.mark.parametrize('how,event', [('get_preds','after_train'), ('validate','after_train'), ('get_preds','after_epoch')])
+def test_predictions_in_the_middle_of_a_fit_do_not_end_it(few, quiet, how, event):
+    learn = digits_learner(few, seed=0, cbs=[ProxyAttention(start=1, select='all', p=1.), Asks(how, event)])
+    quiet(learn, 'fit', 4, 1e-3)
+    pa = learn.proxy_attention
+    assert pa.history.epoch.tolist()==[0,1,2] and pa.history.fit.eq(1).all()
+    assert [(o['fit'],o['epoch']) for o in pa.fit_state.record.epochs]==[(1,1),(1,2),(1,3)] and plain(learn)
+
+def test_a_fit_that_is_refused_has_not_begun(few, quiet, tmp_path):
+    "A second try is refused as the first was, and the proxies of another run stay as they are"
+    quiet(digits_learner(few, seed=0, cbs=ProxyAttention(start=1, p=1., folder=tmp_path/'p')), 'fit', 2, 1e-3)
+    was = {o.name:o.read_bytes() for o in (tmp_path/'p').iterdir()}
+    learn = digits_learner(few, seed=1, cbs=ProxyAttention(start=1, p=1., folder=tmp_path/'p'))
+    for _ in range(2):
+        with pytest.raises(FileExistsError, match='contains the proxies of another run'): quiet(learn, 'fit', 2, 1e-3)
+    assert {o.name:o.read_bytes() for o in (tmp_path/'p').iterdir()}==was
+
+def test_a_refused_fit_does_not_forget_the_schedule_over_several_fits(few, quiet):
+    learn = digits_learner(few, seed=0, cbs=ProxyAttention(steps=[1,'p',5], across=6, select='all', p=1.))
+    quiet(learn, 'fit', 1, 1e-3)
+    with pytest.raises(ValueError, match='earlier fits had 1 epochs and this fit has 7: give their sum'): quiet(learn, 'fit', 7, 1e-3)
+    quiet(learn, 'fit', 5, 1e-3)
+    pa = learn.proxy_attention
+    assert len(pa.history)==1 and [(o['fit'],o['epoch']) for o in pa.fit_state.record.epochs]==[(2,k) for k in range(5)]
+
+def test_a_fit_that_stops_early_counts_the_epochs_it_had(few, quiet):
+    class Stop(Callback):
+        def after_epoch(self):
+            if self.learn.stops: raise CancelFitException
+    learn = digits_learner(few, seed=0, cbs=[Stop(), ProxyAttention(steps=[2,'p',6], across=8)])
+    learn.stops = True
+    quiet(learn, 'fit', 4, 1e-3) # one epoch
+    learn.stops = False
+    quiet(learn, 'fit', 4, 1e-3)
+    assert learn.proxy_attention.history[['fit','epoch']].values.tolist()==[[2,0]]
+
+def test_a_plateau_over_two_fits_is_that_of_one_fit(few, quiet):
+    "The values of the first fit count in the second"
+    def steps(*fits):
+        plateau = Plateau(monitor='train_loss', min_delta=100., patience=2, steps=1)
+        learn = digits_learner(few, seed=0, cbs=ProxyAttention(steps=plateau, across=6))
+        for o in fits: quiet(learn, 'fit', o, 1e-3)
+        h = learn.proxy_attention.history
+        return [e+(3 if f==2 and len(fits)==2 else 0) for f,e in zip(h.fit, h.epoch)]
+    assert steps(3,3)==steps(6) and len(steps(6))==1
+
+def test_other_data_in_the_learner_does_not_get_the_heat_of_the_old(few, path, quiet):
+    learn = digits_learner(few, seed=0, cbs=ProxyAttention(start=1, select='all', across=4, clear=False, p=1.))
+    quiet(learn, 'fit', 2, 1e-3)
+    files = learn.proxy_attention.log.file.tolist()
+    learn.dls = digits_learner(path, seed=1).dls
+    assert learn.proxy_attention.log.file.tolist()==files
+    learn.proxy_attention.show(2)
+    with pytest.raises(ValueError, match='The training items are others than in the earlier fits'): quiet(learn, 'fit', 2, 1e-3)
+
+def test_no_proxy_images_before_a_step(learn):
+    with pytest.raises(ValueError, match='No proxy step has been made yet'): learn.proxy_attention.proxy_images([0])
+
+@pytest.mark.parametrize('recipe,kwargs', [
+    ('thesis', dict(rule='area')), ('masktune', dict(rule='area')), ('snapmix', dict(rule='area')), ('attentive_cutmix', dict(rule='box')),
+    ('shortcut', dict(rule='rest')), ('late', dict(rule='otsu')), ('keep', dict(rule='area', fill='swap')), ('background', dict(fill='zero'))])
+def test_settings_of_an_overridden_rule_are_dropped(recipe, kwargs):
+    made = getattr(ProxyAttention, recipe)(**kwargs)
+    for k,v in kwargs.items(): assert getattr(made.masker, k) is (fills if k=='fill' else rules)[v]
+
+def test_a_recipe_with_a_schedule_of_its_own_says_so():
+    with pytest.raises(TypeError, match=r'`probed` has a schedule of its own .* `steps=IfCarried\(start=0.2\)`'): ProxyAttention.probed(start=.2)
+
+@pytest.mark.parametrize('kwargs', [dict(pct_start=.25), dict(probe=1), dict(div=10.)])
+def test_a_recipe_that_sets_its_rates_takes_no_others(few, kwargs):
+    learn = digits_learner(few, cbs=ProxyAttention.masktune())
+    with pytest.raises(TypeError, match='masked_at_the_end|sets its own learning rates'): learn.fit_proxy(4, 1e-2, **kwargs)
+
+def test_the_head_is_trained_with_the_same_weight_decay(few, quiet):
+    class Decay(Callback):
+        seen = []
+        def before_train(self): self.seen.append((len(self.opt.hypers)-self.opt.frozen_idx, self.opt.hypers[-1]['wd']))
+    learn = vision_learner(digits_learner(few).dls, resnet18, pretrained=False, cbs=[Decay(), ProxyAttention(start=1)])
+    quiet(learn, 'fine_tune_proxy', 2, wd=.3)
+    assert {wd for _,wd in Decay.seen}=={.3} and Decay.seen[0][0]<Decay.seen[-1][0]

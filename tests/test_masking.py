@@ -170,3 +170,21 @@ def test_where_a_strategy_names_no_donor_it_is_any_other_item():
     rng = random.Random(0)
     assert {choose_donor(lambda i: None, 1, 4, rng) for _ in range(100)}=={0,2,3}
     assert {choose_donor(donors['previous'], 1, 4, rng) for _ in range(100)}=={0,2,3} # nothing was read before
+
+@pytest.mark.parametrize('rule', ['rest','rest_of_otsu','border','everything','random','random_rest','centre','box'])
+def test_a_least_area_is_refused_where_others_than_the_hottest_pixels_are_masked(rule):
+    with pytest.raises(ValueError, match='min_area=0.12 enlarges masks to the hottest pixels'): Masker(rule, min_area=.12)
+
+def test_a_schedule_can_change_the_bounds_and_the_edge():
+    m = Masker('area', area=.1, min_area=.05)
+    assert m.having(max_area=.3, edge=.1).max_area==.3 and m.having(edge=.1).edge==.1 and m.having(min_area=.01).min_area==.01
+    new = m.having(rule='rest', keep=.2)
+    assert (new.max_area,new.min_area)==(1.,0.)
+
+def test_a_batch_is_filled_as_its_images_are():
+    torch.manual_seed(0)
+    img,other,mask,theirs = torch.rand(3,3,16,16),torch.rand(3,3,20,24),torch.rand(3,16,16)>.9,torch.rand(3,16,16)>.9
+    for fill in ('swap','move','swap_theirs'):
+        m = Masker('area', fill)
+        one = [m.fill_in(*o[:2], other=o[2], theirs=o[3]) for o in zip(img, mask, other, theirs)]
+        assert torch.allclose(m.fill_in(img, mask, other=other, theirs=theirs), torch.stack(one), atol=1e-6)

@@ -445,3 +445,12 @@ def test_an_exported_learner_has_no_training_images(few, tmp_path, fit):
     args = () if fit=='fit_head' else (2,)
     with pytest.raises(ValueError, match='There are no training images. An exported learner has none'):
         getattr(load_learner(tmp_path/'export.pkl'), fit)(*args)
+
+def test_ctrl_c_in_the_probe_leaves_no_suspect(bed, monkeypatch):
+    "The next call begins anew, instead of a successor that starts from the weights of the suspect"
+    def stops(*args, **kwargs): raise KeyboardInterrupt
+    learn = bed_learner(bed, seed=0, bs=16)
+    with monkeypatch.context() as m, learn.no_bar(), learn.no_logging(), pytest.raises(KeyboardInterrupt):
+        m.setattr('proxy_attention.proxy.successor.probe', stops)
+        learn.fit_proxy(2, 1e-2)
+    assert learn.proxy_attention.suspect is None

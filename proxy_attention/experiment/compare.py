@@ -145,7 +145,7 @@ def run_arm(
         seconds = time.perf_counter()-began
         scores = _scores(learn, tests, groups)
         more = swapped_accuracies(learn, parts) if parts else {}
-        if measure is not None: more |= {k:float(v) for k,v in measure(learn).items()}
+        if measure is not None: more |= _refuse_columns({k:float(v) for k,v in measure(learn).items()})
     for o in told:
         if not issubclass(o.category, ProxyWarning):
             warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
@@ -162,6 +162,14 @@ def run_arm(
     return rec
 
 def _weights(file): return file.with_suffix('.pth')
+
+_columns = {'arm','seed','test','n','accuracy','mean_ap','loss','worst','worst_n','worst_group',
+            'steps','seconds','trained','looked','proxies','proxy_seconds'} # of a table of a comparison
+def _refuse_columns(measured):
+    "Raise `ValueError` for a measure that has the name of another column"
+    if taken := _columns & set(measured):
+        raise ValueError(f'`measure` returned {comma_list(sorted(taken))}, which every comparison has already: give it another name.')
+    return measured
 
 # %% ../../nbs/experiment/14_compare.ipynb #5d1c0a77
 class _Records:
@@ -200,7 +208,9 @@ class _Records:
         if was is not None: return refuse_other(f'{self.folder} contains another comparison', was, asked)
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise type(e)(f'The folder {self.folder} cannot be made ({e.strerror}): give another folder.') from e
-        write_json(self.folder/'comparison.json', asked)
+        with FileLock(self.folder/'.comparison.lock'): # another process may begin at the same time
+            if (was := self.held()) is not None: return self.hold(was, asked)
+            write_json(self.folder/'comparison.json', asked)
 
     def read(self, arm, seed):
         "Read the record of a run; None: there is none"
@@ -295,6 +305,8 @@ def compare(
     refuse_count(2, 'an arm may mask after the first and train on', epochs=epochs)
     if keep_models and folder is None: raise ValueError('keep_models=True saves weights in a folder: give one, `folder=…`.')
     tests = {'valid':_valid} if test_dls is None else dict(test_dls)
+    if not tests: raise ValueError('test_dls={} has no test set: name some, or leave it out to test on the validation images.')
+    refuse_test_names(tests)
     parts = find_parts(swapped) if swapped else []
     fit = dict(epochs=epochs, lr=lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult)
     records = None if folder is None else _Records(folder, make_learner, arms, seeds, tests, groups, measure, parts, fit)

@@ -183,7 +183,7 @@ class ProxyAttention(Callback):
     def forget(self):
         "Reset the store, the record and the interpretation"
         self.fit_state = FitState()
-        self.now = SimpleNamespace(real=False, trained=False, resumed=False, interp=None, proxies=None, notes=None, loss=None)
+        self.now = SimpleNamespace(real=False, trained=False, resumed=False, epoch=0, interp=None, proxies=None, notes=None, loss=None)
 
     def before_fit(self):
         "Serve nothing yet, unless the schedule continues from an earlier fit"
@@ -195,7 +195,9 @@ class ProxyAttention(Callback):
 
     def before_epoch(self):
         "Prepare the training part of this epoch to serve proxies"
-        if self.now.real and not validating(self.learn): around_training(self.learn, lambda: _training(self))
+        if not self.now.real or validating(self.learn): return
+        self.now.epoch = self.epoch # predictions in the middle of an epoch set that of the learner to 0
+        around_training(self.learn, lambda: _training(self))
 
     def after_loss(self):
         "Pass the losses of a training batch to the loss source, if it watches them"
@@ -207,7 +209,7 @@ class ProxyAttention(Callback):
         if validating(self.learn): return
         trained,self.now.trained = self.now.trained,False
         if trained and (due := self.due()):
-            with _in_words(), keep_rng(): make_step(self, due if isinstance(due, dict) else {}, self.epoch)
+            with _in_words(), keep_rng(): make_step(self, due if isinstance(due, dict) else {}, self.now.epoch)
 
     def after_fit(self):
         "Stop serving proxies; store, record and interpretation are kept"
@@ -222,7 +224,7 @@ class ProxyAttention(Callback):
         epoch=None # Epoch of the fit, -1: before the first one; None: the present epoch
     ):
         "Does this epoch end with a proxy step? True, False, or arguments of the rule for the step"
-        s,at = self.fit_state,self.fit_state.earlier+(self.epoch if epoch is None else epoch)
+        s,at = self.fit_state,self.fit_state.earlier+(self.now.epoch if epoch is None else epoch)
         due = not s.idle and on_first(lambda: given(self.schedule, at, self.across or self.n_epoch, values=self.values(), learn=self.learn))
         if not due or at+1<(self.across or self.n_epoch): return due
         if not depends(self.schedule):
@@ -461,7 +463,7 @@ def _training(cb):
         if proxies: s.record.begin_epoch(s.fits, cb.learn.epoch, proxies.seed)
         try:
             yield
-            whole,s.trained = True,cb.learn.epoch+1
+            whole,s.trained = True,cb.now.epoch+1
         finally:
             if proxies: s.record.end_epoch(whole)
             cb.now.notes = None
