@@ -800,6 +800,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'proxy_attention.core.validating': ('core.html#validating', 'proxy_attention/core.py'),
                                       'proxy_attention.core.warn_of_letters': ('core.html#warn_of_letters', 'proxy_attention/core.py'),
                                       'proxy_attention.core.write_json': ('core.html#write_json', 'proxy_attention/core.py'),
+                                      'proxy_attention.core.write_picture': ('core.html#write_picture', 'proxy_attention/core.py'),
                                       'proxy_attention.core.write_table': ('core.html#write_table', 'proxy_attention/core.py'),
                                       'proxy_attention.core.write_whole': ('core.html#write_whole', 'proxy_attention/core.py')},
             'proxy_attention.data.beds': { 'proxy_attention.data.beds._counts': ('data/beds.html#_counts', 'proxy_attention/data/beds.py'),

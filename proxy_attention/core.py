@@ -6,8 +6,8 @@
 __all__ = ['ProxyWarning', 'nearest', 'comma_list', 'by_name', 'names_in', 'fit_text', 'clean_text', 'short_text', 'counted',
            'called', 'fonts_for', 'warn_of_letters', 'legible', 'takes', 'given', 'refuse_call', 'refuse_unknown',
            'refuse_number', 'refuse_count', 'keep_rng', 'trains_for_real', 'validating', 'better', 'write_whole',
-           'write_json', 'write_table', 'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank', 'as_html',
-           'keep_modes', 'new_run', 'refuse_inside', 'hold_folder', 'is_held', 'let_go']
+           'write_json', 'write_table', 'write_picture', 'from_first', 'from_all', 'on_all', 'on_first', 'dist_rank',
+           'as_html', 'keep_modes', 'new_run', 'refuse_inside', 'hold_folder', 'is_held', 'let_go']
 
 # %% ../nbs/00_core.ipynb #eeb9b554
 import ast, difflib, inspect, json, os, sys
@@ -310,6 +310,17 @@ def write_table(
     "Write a table as CSV, completely or not at all"
     return write_whole(path, lambda f: df.to_csv(f, **dict(index=False)|kwargs))
 
+def write_picture(
+    path, # PNG file to write
+    fig, # Figure of matplotlib; it is closed afterwards
+    dpi:int=110, # Pixels per inch
+    **kwargs # Passed to `Figure.savefig`
+)->Path:
+    "Save a figure, completely or not at all"
+    from matplotlib.pyplot import close # as in `_fonts`
+    try: return write_whole(path, lambda f: fig.savefig(f, format='png', dpi=dpi, **kwargs))
+    finally: close(fig)
+
 # %% ../nbs/00_core.ipynb #44640d80
 def _processes():
     "Return `torch.distributed` if this is one of several processes, else None"
@@ -399,7 +410,7 @@ def new_run(
     name:str='run', # Kind of run, the start of the folder's name
 )->Path: # New, empty folder
     "Make a new folder for a run, named by kind and time"
-    root,stamp = Path(root),datetime.now().strftime('%Y-%m-%d_%H-%M-%S')
+    root,stamp = Path(root).expanduser(),datetime.now().strftime('%Y-%m-%d_%H-%M-%S')
     try: root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise type(e)(f'The folder for runs, {root}, cannot be made ({e.strerror}). Name another folder.') from e
@@ -419,8 +430,8 @@ def refuse_inside(
     root # Folder of images, or several of them
 ):
     "Raise `ValueError` if a folder is inside a folder of images: nothing is ever written there"
-    folder = Path(folder).resolve()
-    for root in (Path(o).resolve() for o in L(root)):
+    folder = Path(folder).expanduser().resolve()
+    for root in (Path(o).expanduser().resolve() for o in L(root)):
         if root in (folder, *folder.parents):
             raise ValueError(f'The folder {folder} is inside {root}, among the images: nothing is ever written there. '
                              'Name a folder elsewhere.')

@@ -13,6 +13,7 @@ from proxy_attention.data.beds import two_colours
 from proxy_attention.experiment.compare import *
 from proxy_attention.experiment.statistics import *
 from proxy_attention.data.digits import bed_learner, test_sets
+from proxy_attention.proxy.callback import ProxyAttention
 
 @pytest.fixture(scope='module')
 def bed(tmp_path_factory): return two_colours(tmp_path_factory.mktemp('bed')/'bed', n_train=96, n_test=24)

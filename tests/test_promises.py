@@ -275,3 +275,9 @@ def test_unreadable_file_is_an_error_with_its_name(path, quiet, tmp_path):
     bad = sorted((tmp_path/'d'/'train'/'3').iterdir())[0]
     bad.write_bytes(b'no image')
     with pytest.raises(UnidentifiedImageError, match=bad.name): quiet(digits_learner(tmp_path/'d', cbs=ProxyAttention(start=1)), 'fit', 2)
+
+def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.chdir(tmp_path)
+    assert new_run('~/runs').is_relative_to(tmp_path/'home'/'runs') and not (tmp_path/'~').exists()
+    with pytest.raises(ValueError, match='among the images'): refuse_inside('~/photos/runs', tmp_path/'home'/'photos')

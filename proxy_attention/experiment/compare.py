@@ -14,7 +14,6 @@ from numbers import Integral
 from warnings import warn
 from pathlib import Path
 import pandas as pd, torch
-import matplotlib.pyplot as plt
 from fastcore.all import patch
 from fastprogress import progress_bar
 from filelock import FileLock, Timeout
@@ -175,7 +174,7 @@ def _refuse_columns(measured):
 class _Records:
     "The runs of a comparison in a folder, with one file per run"
     def __init__(self, folder, make_learner, arms, seeds, tests, groups, measure, swapped, fit):
-        self.folder,self.arms,self.seeds,self.tests,self.groups = Path(folder),arms,seeds,tests,groups
+        self.folder,self.arms,self.seeds,self.tests,self.groups = Path(folder).expanduser(),arms,seeds,tests,groups
         if len({self.file(a, 0) for a in arms})<len(arms):
             raise ValueError(f'Two of the arms {", ".join(arms)} would be saved in the same file: give them different names.')
         self.make_learner,self.what,self.images = make_learner,{k:what_is(v) for k,v in arms.items()},{}
@@ -447,9 +446,7 @@ def _undone(run, asked):
 def _keep(cmp, run):
     "Save the results: a table, a picture and, as the last file, the verdict"
     write_table(run/'comparison.csv', cmp.df)
-    fig = cmp.plot()[0].figure
-    fig.savefig(run/'comparison.png', dpi=120)
-    plt.close(fig)
+    write_picture(run/'comparison.png', cmp.plot()[0].figure, 120)
     write_whole(run/'verdict.txt', lambda f: f.write((cmp.verdict()+'\n').encode()))
 
 # %% ../../nbs/experiment/14_compare.ipynb #6e1f0b08
@@ -471,10 +468,11 @@ def compare_folder(
         raise ValueError(f"A comparison cannot use {', '.join(unused)}: the settings of each arm are given with its name, "
                          'as in --arms "no proxy,shortcut(area=0.2)".')
     settings,named = dict(settings, path=None if path is None else str(path)),dict(arms=arms, seeds=seeds)
+    resume = None if resume is None else Path(resume).expanduser()
     if resume is not None and config is not None:
         raise ValueError('A comparison is resumed with its own settings: leave out --config, or --resume.')
     before = None # what a comparison that is resumed was asked for
-    if resume is not None: before,asked,cfg = _more(Path(resume), named, tests, settings, say)
+    if resume is not None: before,asked,cfg = _more(resume, named, tests, settings, say)
     else: asked,cfg = _new(config, named, tests, settings, say)
     refuse_unasked(cfg, settings.get('suspect'))
     cfg = resumable(cfg)
@@ -488,11 +486,11 @@ def compare_folder(
     images,wrong = look_at(read, say, resume)
     test_dls = {'valid':_valid} | {k:partial(test_loader, table=o) for k,o in tests_of(cfg, images).items()}
     if resume is None: refuse_inside(out, images.roots)
-    else: images.load(Path(resume))
+    else: images.load(resume)
     suspect = suspect_of(cfg, _starts(cfg, images, 0)) if cfg.proxy.suspect else None
     which = {o:find_arm(o, suspect) for o in names}
     said = run_identity(cfg, images, arms={k:what_is(v) for k,v in which.items()}, seeds=asked['seeds'])
-    run = new_run(out, 'compare') if resume is None else Path(resume)
+    run = new_run(out, 'compare') if resume is None else resume
     if resume is not None: _refuse_another(run, said)
     say(f'Run folder: {run}')
     try:

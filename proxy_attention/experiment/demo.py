@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from textwrap import fill
 import pandas as pd, torch
-import matplotlib.pyplot as plt
 from fastai.learner import Learner
 from ..core import *
 from ..data.digits import accuracy_on, digits, digits_learner, regions, test_sets
@@ -113,9 +112,7 @@ def run_demo(
     write_table(run/'table.csv', table, index=True, index_label='arm')
     write_whole(run/'verdict.txt', lambda f: f.write((text+'\n').encode()))
     if len(learns['with proxies'].proxy_attention.store):
-        fig = demo_picture(learns, table)
-        fig.savefig(run/'demo.png', dpi=130)
-        plt.close(fig)
+        write_picture(run/'demo.png', demo_picture(learns, table), 130)
     say(f'\n{format_table(table)}\n\n{fill(text, 100)}\n\nPicture: {run/"demo.png"}')
     return run
 

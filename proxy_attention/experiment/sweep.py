@@ -527,8 +527,6 @@ def sweep_folder(
     if left := sweep._done('running'): say(f'{left} trials still run in other processes. Run the same command later to see their results.')
     if sweep._done('complete'):
         for name in ('parallel_coordinate','slice'):
-            fig = np.ravel(sweep.plot(name))[0].figure
-            fig.savefig(sweep.folder/f'{name}.png', dpi=130, bbox_inches='tight')
-            plt.close(fig)
+            write_picture(sweep.folder/f'{name}.png', np.ravel(sweep.plot(name))[0].figure, 130, bbox_inches='tight')
         say(f"Plots: {sweep.folder/'parallel_coordinate.png'}, {sweep.folder/'slice.png'}")
     return sweep

@@ -10,7 +10,6 @@ import shlex, shutil, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 import pandas as pd
-import matplotlib.pyplot as plt
 from optuna.exceptions import TrialPruned
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
@@ -302,9 +301,7 @@ def _keep_records(learn, run):
     write_whole(run/'recipe.txt', lambda f: f.write(_as_served(pa).encode()))
     write_table(run/'proxy_steps.csv', pa.history)
     if not pa.history.served.sum(): return
-    fig = pa.show(size=1.6)[0,0].figure
-    fig.savefig(run/'proxies.png', dpi=110)
-    plt.close(fig)
+    write_picture(run/'proxies.png', pa.show(size=1.6)[0,0].figure)
 
 def _as_served(pa):
     "The arguments of the callback and the settings that it finally used, one per line"
