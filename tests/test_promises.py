@@ -4,6 +4,7 @@ import pytest, torch
 from fastai.vision.all import *
 from PIL import UnidentifiedImageError
 from proxy_attention.all import *
+from proxy_attention.core import new_run, refuse_inside
 from proxy_attention.data.loaders import input_size, train_items, whole_dl
 from proxy_attention.attribution.heatmap import resize_heat
 from proxy_attention.attribution.methods import heat_of
