@@ -3245,8 +3245,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'proxy_attention/proxy/callback.py'),
                                                 'proxy_attention.proxy.callback._begin': ( 'proxy/callback.html#_begin',
                                                                                            'proxy_attention/proxy/callback.py'),
-                                                'proxy_attention.proxy.callback._checked': ( 'proxy/callback.html#_checked',
-                                                                                             'proxy_attention/proxy/callback.py'),
                                                 'proxy_attention.proxy.callback._in_words': ( 'proxy/callback.html#_in_words',
                                                                                               'proxy_attention/proxy/callback.py'),
                                                 'proxy_attention.proxy.callback._lives': ( 'proxy/callback.html#_lives',

@@ -50,7 +50,7 @@ class FitState:
     fits:int=_lives('run', 0) # Number of fits that have begun
     earlier:int=_lives('run', 0) # Number of epochs of earlier fits under the same schedule (`across`)
     values:dict=_lives('run', dict) # Name → values of the recorder in these fits, one per epoch
-    data:str=_lives('run', '') # Identity of the training items of these fits
+    data:str=_lives('run', '') # Identity of the training items of these fits; empty without `across`
     going:bool=_lives('run', False) # Does the schedule continue in the next fit?
     record:Record=_lives('run', Record) # Record of what was chosen and served
     begun:bool=_lives('fit', False) # Has this fit passed its checks without having ended yet?
@@ -378,18 +378,16 @@ def prove_callback(
     return prove(learn, cb.settings, loss_func, cb.labels)
 
 def begin(cb:ProxyAttention):
-    "Check everything before a fit; an error in one process is an error in all"
-    on_all(lambda: _begin(cb))
-
-def _begin(cb):
+    "Check everything before a fit; an error in one process is an error in all, which are then as if this fit had not been tried"
     was = vars(cb.fit_state).copy()
-    try: _checked(cb)
-    except BaseException: # as if this fit had not been tried
+    try: on_all(lambda: _begin(cb))
+    except BaseException:
         vars(cb.fit_state).update(was)
         raise
 
 def _same_items(cb, going):
-    "Return the identity of the training items; an error if they are others than in the fits that this one continues"
+    "Return the identity of the training items for `across`; an error if they are others than in the fits that this one continues"
+    if cb.across is None: return ''
     files = item_files(cb.learn.dls)
     now = f"{len(files)} items {sha256(chr(10).join(files).encode()).hexdigest()[:16]}"
     if going and cb.fit_state.data not in ('', now):
@@ -397,8 +395,7 @@ def _same_items(cb, going):
                          'be used for them: fit the same items, or begin again, `learn.proxy_attention.forget()`.')
     return now
 
-def _checked(cb):
-    "Check everything, and begin the state of a fit"
+def _begin(cb):
     s,learn = cb.fit_state,cb.learn
     going,s.going = s.going,False
     if cb.lost:
