@@ -307,7 +307,7 @@ def test_a_folder_that_resuming_would_not_use_is_refused(run, tmp_path):
     (dict(wd=np.inf), 'wd=inf should be a number from 0 to'), (dict(workers=-1), 'workers=-1 should be 0 or more'),
     (dict(lr=np.nan), 'lr=nan should be a number from'), (dict(lr=-1e-3), 'lr=-0.001 should be a number from'),
     (dict(lr=np.inf), 'lr=inf should be a number from'), (dict(discriminative=np.nan), 'discriminative=nan should be a number from'),
-    (dict(bs=-2), 'bs=-2 should be 2 or more'), (dict(size=0), 'size=0 should be 1 or more'),
+    (dict(bs=-2), 'bs=-2 should be 2 or more'), (dict(size=1), 'size=1 should be 2 or more'),
     (dict(folds=1), 'folds=1 should be 2 or more'),
     (dict(freeze_epochs=-1), 'freeze_epochs=-1 should be 0 or more'), (dict(seed=-1), 'seed=-1 should be a number from 0 to'),
     (dict(seed=2**32), 'seed=4294967296 should be a number from 0 to'), (dict(n_per_class=0), 'n_per_class=0 should be 1 or more'),

@@ -63,7 +63,7 @@ def refuse_unasked(
 _least = dict( # minimum of each integer setting, and the reason
     epochs=(1, 'a fit has at least one epoch'), freeze_epochs=(0, 'it is the number of epochs that train the head alone'),
     folds=(2, 'one fold validates and the others train'), n_per_class=(1, 'each class needs images'),
-    size=(1, 'it is the side of an image in pixels'), bs=(2, 'batch norm needs several images'),
+    size=(2, 'it is the side of an image in pixels, and one pixel cannot be augmented'), bs=(2, 'batch norm needs several images'),
     workers=(0, '0 loads images in the main process'))
 _between = dict(valid_pct=(0,1), subset=(0,1), seed=(0,2**32-1), lr=(1e-9,1e3), discriminative=(1,1e9), wd=(0,1e3), prune=(0,1))
 
