@@ -1,5 +1,6 @@
 "A run folder is complete in itself, says what state it is in, and is never unpickled unless somebody asks"
 import errno, json, os, pickle, re, shutil, subprocess, sys, warnings
+from types import SimpleNamespace
 import pytest, warm
 from fastai.vision.all import *
 from safetensors.torch import save_file
@@ -10,6 +11,7 @@ from proxy_attention.data.networks import network_file, read_network
 from proxy_attention.experiment.compare import compare_folder
 from proxy_attention.experiment.config import Config, changed, from_toml, to_toml
 from proxy_attention.experiment.runs import finished, run_state, runs_done, runs_table
+from proxy_attention.experiment.settings import check_config
 from proxy_attention.experiment.sweep import folder_run
 from proxy_attention.experiment.learner import largest_batch
 from proxy_attention.experiment.resuming import found_again
@@ -582,3 +584,32 @@ def test_the_batch_that_is_tried_is_trained_with(few):
 def test_a_method_that_does_not_fit_says_so_in_a_sentence(made, few, tmp_path):
     with pytest.raises(CliError) as e: proxy_explain(str(made[0]), str(few/'plain'/'3'), attribution='LeGrad', out=str(tmp_path))
     assert 'choose a CAM, such as LayerCAM. The skipped images are listed in' in str(e.value)
+
+# Before the training
+
+def test_an_image_of_one_pixel_is_refused_before_it_is_read(tmp_path):
+    "fastai's augmentations would divide by zero, after all images have been read"
+    cfg = changed(Config(), size=1)
+    with pytest.raises(ValueError, match='size=1 should be 2 or more: .* one pixel cannot be augmented'): check_config(cfg)
+    aug = setup_aug_tfms(aug_transforms(size=2, p_affine=1., p_lighting=1.))
+    assert compose_tfms(TensorImage(torch.rand(2,3,9,9)), aug, split_idx=0).shape[-2:]==(2,2)
+
+def test_the_time_to_check_images_again_grows_with_their_number(tmp_path, monkeypatch):
+    "How often a name is looked up, for each file; half of the files were checked before"
+    import proxy_attention.experiment.inputs as module
+    looked = Counter()
+    class Named(str):
+        def __hash__(self):
+            looked[n] += 1
+            return super().__hash__()
+    monkeypatch.setattr(module, 'check_images', lambda files, workers: pd.DataFrame(
+        [(f,'transparent','it is') for f in files], columns=['file','problem','detail']))
+    for n in (50,400):
+        files = [Named(tmp_path/f'{i}.png') for i in range(n)]
+        pd.DataFrame([(f'{i}.png', '', 'unreadable' if i==4 else '', '') for i in range(0, n, 2)]
+            + [('1.png','7','','')], columns=module._checked).to_csv(tmp_path/'checked.csv', index=False)
+        images = SimpleNamespace(df=SimpleNamespace(file=files), _names=lambda: [Path(f).name for f in files])
+        wrong = module._check_again(images, tmp_path, 0)
+        assert wrong.file.tolist()==[f for i,f in enumerate(files) if i%2 or i==4], 'in their order; those that are gone have no size'
+        assert Counter(wrong.problem)==dict(unreadable=1, transparent=n//2)
+    assert looked[400]<12*looked[50], 'eight times as many files'

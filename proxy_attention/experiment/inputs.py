@@ -74,10 +74,10 @@ def _checked_before(run):
 def _check_again(images, run, workers):
     "`check_images`, except for images that the run has checked before and whose size has not changed"
     was,names = _checked_before(run), dict(zip(images.df.file, images._names()))
-    new = [f for f,name in names.items() if name not in was or was[name][0]!=_size(f)]
-    found = {f:rest for f,*rest in check_images(new, workers).itertuples(index=False, name=None)}
-    kept = {f:was[name][1:] for f,name in names.items() if f not in set(new) and was[name][1]}
-    return pd.DataFrame([(f,*(found|kept)[f]) for f in names if f in found|kept], columns=['file','problem','detail'])
+    same = {f:was[name][1:] for f,name in names.items() if name in was and was[name][0]==_size(f)}
+    new = check_images([f for f in names if f not in same], workers)
+    said = {f:rest for f,rest in same.items() if rest[0]} | {f:rest for f,*rest in new.itertuples(index=False, name=None)}
+    return pd.DataFrame([(f,*said[f]) for f in names if f in said], columns=['file','problem','detail'])
 
 def keep_checked(
     run, # A run folder
