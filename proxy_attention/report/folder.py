@@ -25,7 +25,7 @@ from ..experiment.compare import Comparison
 # %% ../../nbs/report/01_folder.ipynb #39b41676
 _log_cols = 'file pred targ method fit# epoch# item# loss# area# degenerate'
 _step_cols = 'fit# epoch# chosen# made# degenerate# mean_loss? area? seconds?'
-_test_cols = 'test n# accuracy? loss? worst_group worst?'
+_test_cols = 'test n# accuracy? mean_ap? loss? worst_group worst?'
 
 def _names(cols): return [o.rstrip('#?') for o in cols.split()]
 
@@ -45,7 +45,9 @@ def _table_of(f, cols):
         cols)
 
 def _tests_of(f):
-    df = _typed(pd.read_csv(f, dtype=str, keep_default_na=False), _test_cols)
+    df = pd.read_csv(f, dtype=str, keep_default_na=False)
+    if 'mean_ap' not in df: df['mean_ap'] = '' # one label per image
+    df = _typed(df, _test_cols)
     if len(twice := df.test[df.test.duplicated()]): raise ValueError(f'it contains the test set {twice.iloc[0]!r} twice')
     return df.assign(test=df.test.map(clean_text)).set_index('test')
 
@@ -69,6 +71,14 @@ def _asked_of(f):
     return asked
 
 # %% ../../nbs/report/01_folder.ipynb #6e1f1c01
+def _runs_in(path, missing):
+    "Path → run, for all runs in a folder; a sentence for each file that cannot be read completely is added to `missing`"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ProxyWarning)
+        runs = Runs(path)
+    missing += [f'{f.name} of {f.parent.name} cannot be read completely ({why}).' for f,why in runs.broken.items()]
+    return {o.path:o for o in runs}
+
 class RunFolder:
     "The contents of one run folder; `missing` lists what it lacks"
     def __init__(self,
@@ -77,7 +87,8 @@ class RunFolder:
         cfg:Config=None # For a fold: the configuration in the folder above
     ):
         self.path,self.missing = Path(path),[]
-        self.run,self.fold = run or Run(self.path, self.path.name), cfg is not None
+        self.run = run or _runs_in(self.path, self.missing).get(self.path) or Run(self.path, self.path.name)
+        self.fold = cfg is not None
         self.cfg = cfg or self._try('config.toml', from_toml)
         self.log,self.split,self.problems = (
             self._try(o, _table_of, cols=cols) for o,cols in (
@@ -95,9 +106,11 @@ class RunFolder:
 
     @cached_property
     def tests(self):
-        "One row per test set: n, accuracy, loss, worst_group, worst; images: the digest of its images, or their number if unknown"
+        """One row per test set: n, accuracy, loss, worst_group, worst; images: the digest of its images, or their number if unknown
+
+        With several labels per image also mean_ap; otherwise, that is NaN."""
         df = self._try('tests.csv', _tests_of)
-        if df is None: return pd.DataFrame(columns=['n','accuracy','loss','worst_group','worst','images'])
+        if df is None: return pd.DataFrame(columns=['n','accuracy','mean_ap','loss','worst_group','worst','images'])
         known = self._try('../identity.json' if self.fold else 'identity.json', _digests_of) or {}
         return df.assign(images=[str(known.get(t, n)) for t,n in df.n.items()])
 
@@ -183,11 +196,25 @@ def _proxies_of(folder):
     except (ValueError, TypeError, KeyError) as e:
         folder.missing.append(f'The proxy settings of {folder.name} are not valid ({e}).')
 
+# %% ../../nbs/report/01_folder.ipynb #5b7e0a32
+_ways = dict(running='it is running', stopped='it was stopped')
+
+@patch
+def why_incomplete(self:RunFolder,
+    state:str # From `run_state`; None (for a log without settings): unknown
+)->str:
+    "Why a run is not complete, in words, with the reason for an error"
+    if state!='failed': return _ways.get(state, 'it is running, or was stopped')
+    said = self._try('../failed.txt' if self.fold else 'failed.txt', lambda f: f.read_text(encoding='utf-8').strip())
+    said = short_text(said or '', 300).replace('`', "'").rstrip('.') # backticks mark code on the page
+    return 'it ended with an error' + (f' ({said})' if said else '')
+
 # %% ../../nbs/report/01_folder.ipynb #7e7c3769
 @patch
 def comparison(self:RunFolder): # A `Comparison`; None: there is none yet
     "The results of a comparison so far"
-    then = 'it is running' if run_state(self.path)=='running' else f'resume it with `proxy-compare --resume {shlex.quote(str(self.path))}`'
+    state,again = run_state(self.path),f'resume it with `proxy-compare --resume {shlex.quote(str(self.path))}`'
+    then = self.why_incomplete(state)+f'; {again}'*(state=='failed') if state in ('running','failed') else again
     arms = split_arms(self.asked_for['arms'])
     try: cmp = Comparison.kept(self.path/'records', arms, arms[0])
     except (ValueError, KeyError) as e:
@@ -205,14 +232,10 @@ def comparison(self:RunFolder): # A `Comparison`; None: there is none yet
 # %% ../../nbs/report/01_folder.ipynb #403e4d40
 def _below(path, missing):
     "The runs in a folder"
-    if any((path/o).is_file() for o in ('asked.json','verdict.txt')): return [RunFolder(path)]
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ProxyWarning)
-        runs = Runs(path)
-    missing += [f'{f.name} of {f.parent.name} cannot be read completely ({why}).' for f,why in runs.broken.items()]
-    found = {o.path:o for o in runs}
+    if any((path/o).is_file() for o in ('asked.json','verdict.txt')): return [RunFolder(path, Run(path, path.name))] # no training
+    found = _runs_in(path, missing)
     folds = {o:o.parent for o in found if o.parent in found and re.fullmatch(r'fold_\d+', o.name)}
-    res = [RunFolder(p, o, RunFolder(folds[p]).cfg if p in folds else None)
+    res = [RunFolder(p, o, RunFolder(folds[p], found[folds[p]]).cfg if p in folds else None)
            for p,o in found.items() if p not in folds.values()]
     if not res:
         raise ValueError(

@@ -27,6 +27,7 @@ from ..experiment.config import changed
 from ..experiment.learner import kept_learner
 from ..experiment.inputs import images_of
 from ..experiment.resuming import moved_along
+from ..experiment.runs import run_state
 from .page import fmt
 from .folder import RunFolder, group_runs, open_runs, run_titles
 
@@ -114,11 +115,13 @@ class Report:
         self.titles = run_titles(self.runs)
         self.groups = group_runs(self.trainings, self.titles)
         for o in self.trainings:
-            if o.finished: continue
+            state = run_state(o.path)
+            if o.finished and state!='failed': continue # an error can also come after the last epoch
             of = f' of {o.asked}' if o.asked else ''
+            again = o.cfg and not o.fold and state!='running'
             self.missing.append(
-                f'{self.title(o)} has trained {len(o.epochs)}{of} epochs: it is running, or was stopped' +
-                (f'; resume it with `proxy-train --resume {shlex.quote(str(o.path))}`.' if o.cfg and not o.fold else '.'))
+                f'{self.title(o)} has trained {len(o.epochs)}{of} epochs: {o.why_incomplete(state)}' +
+                (f'; resume it with `proxy-train --resume {shlex.quote(str(o.path))}`.' if again else '.'))
 
     def title(self,
         run:RunFolder # One of `runs`
