@@ -18,7 +18,7 @@ from proxy_attention.core import hold_folder, let_go, short_text
 from proxy_attention.report import build, page, sections
 from proxy_attention.report.build import usual_sections
 from proxy_attention.report.folder import RunFolder, open_runs, run_titles
-from proxy_attention.experiment.runs import Runs, runs_table
+from proxy_attention.experiment.runs import Runs, run_state, runs_table
 from proxy_attention.report.look import Shot, heat_moved
 from proxy_attention.report.sections import foremost, run_again
 from proxy_attention.cli import CliError, proxy_report
@@ -563,6 +563,80 @@ def test_runs_are_judged_by_their_test_sets(tmp_path):
     assert 'corrected for 2 groups (Holm)' in said
     assert {r[0]:r[1] for r in cells(t, 'Settings that all runs share')}['test sets']=='plain 200, flipped 200'
 
+def test_why_a_run_is_not_complete(tmp_path):
+    "Running, stopped, or ended with an error, also after the last epoch; a log without settings does not say"
+    d = written(tmp_path/'a', 0, [.1,.2], recipe='none')
+    report = lambda: words(report_runs(d, quiet=True))
+    assert 'What is missing' not in report()
+    (d/'failed.txt').write_text('ValueError: The `tests` cannot be read.\n')
+    said = report()
+    assert "has trained 2 of 2 epochs: it ended with an error (ValueError: The 'tests' cannot be read); resume it with proxy-train" in said
+    (d/'history.csv').unlink()
+    assert 'has trained 0 of 2 epochs: it ended with an error (ValueError' in report()
+    (d/'failed.txt').unlink()
+    assert 'has trained 0 of 2 epochs: it was stopped; resume it with proxy-train' in report()
+    lock = hold_folder(d)
+    assert 'has trained 0 of 2 epochs: it is running.' in report() and lock.is_locked
+    let_go(d)
+    (d/'failed.txt').write_bytes(b'\xff')
+    assert 'epochs: it ended with an error; resume' in report()
+    c = comparison(tmp_path/'compare', ['no proxy','shortcut'], 2)
+    (c/'identity.json').write_text(json.dumps(dict(arms=['no proxy','shortcut'], seeds=2, tests={})))
+    (c/'records'/'shortcut_1.json').unlink()
+    (c/'failed.txt').write_text('OSError: The disk is full\n')
+    said = words(report_runs(c, quiet=True))
+    assert 'compare are complete: it ended with an error (OSError: The disk is full); resume it with proxy-compare' in said
+    (d/'config.toml').unlink()
+    assert RunFolder(d).why_incomplete(run_state(d))=='it is running, or was stopped'
+
+def test_a_run_folder_reads_its_run(run, tmp_path):
+    alone,found = RunFolder(run),open_runs(run)[0]
+    assert len(alone.epochs) and alone.epochs.equals(found.epochs) and alone.run.when==found.run.when and not alone.missing
+    d = written(tmp_path/'a', 0, [.1,.2])
+    (d/'history.csv').write_bytes(b'\xff')
+    assert 'history.csv of a cannot be read completely' in ' '.join(RunFolder(d).missing)
+    assert not len(RunFolder(tmp_path).epochs), 'that of the folder itself, and not of one below'
+
+def of_labels(d, recipe, acc, ap, **tests):
+    "A run with several labels per image: the accuracy over labels, and the mean of their average precisions"
+    written(d, 0, [.1,acc], recipe=recipe)
+    df = pd.read_csv(d/'history.csv').rename(columns=dict(accuracy='accuracy_multi')).assign(mean_ap=[.1,ap])
+    df.to_csv(d/'history.csv', index=False)
+    rows = [dict(test=t, n=200, accuracy=acc, mean_ap=v, loss=.5, worst_group='cup', worst=v-.1) for t,v in tests.items()]
+    if rows: pd.DataFrame(rows).to_csv(d/'tests.csv', index=False)
+    return d
+
+def test_several_labels_are_judged_by_their_mean_average_precision(tmp_path):
+    "As in a comparison and in the training; most labels are absent, so the accuracy over labels says little"
+    a,b = of_labels(tmp_path/'a', 'none', .95, .3),of_labels(tmp_path/'b', 'late', .94, .8)
+    t = tree(report_runs([a,b], tmp_path/'x.html', quiet=True))
+    said = ' '.join(t.text(o) for o in t('main'))
+    assert re.search('The best run is late on photos[^:]*: mean average precision 0.800 after 2 epochs', said)
+    assert 'late: mean average precision 0.800 (1 run)' in said and '+0.500 compared with no proxies' in said
+    assert 'mean average precision minus no proxies' in cells(t, 'Last epoch')[0]
+    assert 'mean average precision 80.0% on the validation images after 2 epochs.' in words(report_runs(b, quiet=True))
+
+def test_test_sets_of_several_labels_too(tmp_path):
+    a = of_labels(tmp_path/'a', 'none', .95, .3, plain=.3, flipped=.31)
+    b = of_labels(tmp_path/'b', 'late', .94, .8, plain=.8, flipped=.9)
+    t = tree(report_runs([a,b], tmp_path/'x.html', quiet=True))
+    said = ' '.join(t.text(o) for o in t('main'))
+    assert re.search('The best run is late on photos[^:]*: mean average precision 0.800 on plain and 0.900 on flipped', said)
+    assert 'the lowest of their mean average precisions on the test sets plain and flipped' in said
+    assert 'Over-corrected: late is 10.0 points' in said
+    head,*rows = cells(t, 'Last epoch')
+    row = {r[0]:dict(zip(head, r)) for r in rows}['late']
+    assert (row['accuracy on plain'],row['mean average precision on plain'],row['worst group on plain'])==('0.940','0.800','0.700')
+    assert row['mean average precision on plain minus no proxies'].startswith('+0.500')
+    one = words(report_runs(b, quiet=True))
+    assert 'Test set plain: mean average precision 80.0% on 200 images, lowest in cup (70.0%).' in one
+    c = measured(tmp_path/'c', 0, .9, dict(recipe='shortcut'), plain=.6, flipped=.6)
+    mixed = tree(report_runs([a,b,c], tmp_path/'x.html', quiet=True)) # of one label: by what all of them have
+    head,*rows = cells(mixed, 'Last epoch')
+    row = {r[0]:dict(zip(head, r)) for r in rows}
+    assert row['shortcut']['mean average precision on plain']=='–' and 'accuracy on plain minus no proxies' in head
+    assert not any('precision' in o for o in cells(tree(report_runs(c, quiet=True)), 'Last epoch')[0])
+
 def test_groups_are_read_together(tmp_path):
     "One of five that would be told of alone; without test sets, of validation"
     rng = np.random.default_rng(1)
@@ -618,7 +692,7 @@ def test_run_cut_off(copy_of, made):
     pd.concat([log[:5].assign(fit=0, item=range(900, 905), loss=9.), log]).to_csv(d/'proxy_log.csv', index=False) # of an earlier fit
     t,full = tree(report_runs(d, quiet=True)),tree(made)
     said = words(d/'report.html')
-    assert 'it is running, or was stopped; resume it with proxy-train --resume' in said and 'has no model yet' in said
+    assert ': it was stopped; resume it with proxy-train --resume' in said and 'has no model yet' in said
     early,*rows = cells(t, 'Proxy steps of')[1:]
     assert early[:5]==['after epoch 0','5','5','0','9.000'] and [r[:5] for r in rows]==[r[:5] for r in cells(full, 'Proxy steps of')[1:]]
     assert [r[-1] for r in cells(t, 'accuracy')]==[r[-1] for r in cells(full, 'accuracy')]

@@ -2,6 +2,7 @@
 import json
 from itertools import combinations
 import numpy as np, pandas as pd, pytest
+import matplotlib.pyplot as plt
 from scipy import stats
 from proxy_attention.experiment.compare import *
 from proxy_attention.experiment.statistics import *
@@ -346,3 +347,16 @@ def test_arms_in_any_order_of_rows_give_the_same(right):
     mixed = cmp.df.sample(frac=1, random_state=0)
     again = Comparison(mixed, right=cmp.right, groups=cmp.groups).stats().set_index(['arm','test']).sort_index()
     pd.testing.assert_frame_equal(again, cmp.stats().set_index(['arm','test']).sort_index())
+
+@pytest.mark.parametrize('metric,says', [
+    ('valid_loss','harms'), ('loss','harms'), ('error_rate','harms'), ('plain.train_loss','harms'), ('ece','harms'), ('f1','helps')])
+def test_a_larger_loss_or_error_is_no_help(metric, says):
+    "As in a sweep, a checkpoint and a report; what is smaller for the better is no part of 100 %"
+    noise = [.01,.03,.02,.04,.03]
+    df = pd.DataFrame([o|{metric:m*(.1+e)} for a,m in (('no proxy',1),('x',3)) for o,e in zip(rows(a, [.5]*5), noise)])
+    cmp = Comparison(df)
+    r, = cmp.stats(metric).query("arm=='x'").to_dict('records')
+    assert r['verdict']==says and smaller_is_better(metric)==(says=='harms') and r['diff']>0 and r['lo']>0
+    ax, = cmp.plot(metric)
+    assert ax.get_xlabel()==(metric if says=='harms' else f'{metric}, %')
+    plt.close(ax.figure)

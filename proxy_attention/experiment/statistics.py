@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metric_names', 'less_is_better', 'of_a_step', 'paired', 'verdict_on', 'holm', 'bootstrap', 'refuse_test_names',
-           'Comparison']
+           'Comparison', 'smaller_is_better']
 
 # %% ../../nbs/experiment/13_statistics.ipynb #4ca893e4
 from collections import Counter
@@ -241,6 +241,12 @@ metric_names = dict(accuracy='accuracy', mean_ap='mean average precision') # wha
 
 less_is_better = ('loss','ece','steps','seconds','trained','looked','busy') # columns of which a larger value is worse
 
+def smaller_is_better(
+    metric:str # A column of the table, or the name of a loss or metric
+)->bool:
+    "Is a smaller value better? That holds for `less_is_better`, and for losses and errors, see `better`"
+    return metric in less_is_better or better(metric) is np.less
+
 @patch
 def stats(self:Comparison,
     metric:str=None # A column of `df`; None: `self.metric`
@@ -248,8 +254,8 @@ def stats(self:Comparison,
     """Mean and standard deviation of each arm on each test set, and the paired difference to the baseline
 
     `lo` and `hi` are from `paired`, over seeds; `lo_images` and `hi_images` from `bootstrap`, over seeds and images, if all runs have
-    results for single images. An arm helps or harms if both intervals exclude zero: `p` is the larger of both p values, and `p_holm`
-    is `p` corrected by `holm` for the arms on a test set."""
+    results for single images. An arm helps (is better, see `smaller_is_better`) or harms if both intervals exclude zero: `p` is the
+    larger of both p values, and `p_holm` is `p` corrected by `holm` for the arms on a test set."""
     df,metric = self.df,metric or self.metric
     if metric not in df: raise ValueError(f'A comparison has no column {metric!r}{nearest(metric, df.columns)}')
     wide = df.pivot(index='seed', columns=['test','arm'], values=metric)
@@ -262,7 +268,7 @@ def stats(self:Comparison,
     limit = 1. if metric in ('accuracy','mean_ap','worst') else np.inf
     s = pd.DataFrame([o for test,v,image in rows
         for o in self._of_test(test, v.reindex(columns=self.arms), one, image, limit)], columns=_columns)
-    if metric in less_is_better: s['verdict'] = s.verdict.replace(dict(helps='harms', harms='helps'))
+    if smaller_is_better(metric): s['verdict'] = s.verdict.replace(dict(helps='harms', harms='helps'))
     if metric==self.metric:
         s['which'] = [_which(low[low.arm==a]) if t=='worst group' and (low.arm==a).any() else None for a,t in zip(s.arm, s.test)]
     return s
@@ -422,7 +428,7 @@ def plot(self:Comparison,
 ): # The axes
     "Plot each seed as a dot and the mean as a bar, with one panel per test set; the dashed line is the mean of the baseline"
     df,tests,metric = self.df,self.tests,metric or self.metric
-    part = metric not in less_is_better and df[metric].dropna().between(0, 1).all() # a fraction, shown in percent
+    part = not smaller_is_better(metric) and df[metric].dropna().between(0, 1).all() # a fraction, shown in percent
     times,unit = (100,', %') if part else (1,'')
     fig,axs = plt.subplots(
         1, len(tests), figsize=(1.6+size*len(tests), .6+.34*len(self.arms)),

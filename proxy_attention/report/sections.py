@@ -26,18 +26,18 @@ from ..proxy.successor import rehearsed
 from ..proxy.recipes import recipes
 from ..experiment.config import Config, all_settings, left_to_arms, to_toml
 from ..experiment.compare import Comparison
-from ..experiment.statistics import metric_names
+from ..experiment.statistics import metric_names, smaller_is_better
 from .page import *
 from .folder import RunFolder, settings_that_differ
 from .look import Report, open_small, telling
 
 # %% ../../nbs/report/03_sections.ipynb #0b6a5bdc
 def _main_metric(runs):
-    "The metric to compare by: accuracy, or else the first metric that all runs have"
+    "The metric to compare by: mean average precision (several labels per image), accuracy, or else the first metric that all runs have"
     cols = [c for c in runs[0].epochs if c!='epoch'] if runs else []
     cols = [c for c in cols if all(c in o.epochs for o in runs)]
     return next(
-        (c for c in ['accuracy', *(c for c in cols if 'loss' not in c), 'valid_loss', *cols] if c in cols),
+        (c for c in ['mean_ap', 'accuracy', *(c for c in cols if 'loss' not in c), 'valid_loss', *cols] if c in cols),
         None)
 
 def _done(runs): return [o for o in runs if o.finished and len(o.epochs)]
@@ -50,17 +50,25 @@ def _tests(runs):
     same = [t for t in names if len({o.get(t) for o in found})==1]
     return same,[t for t in names if t not in same]
 
+def _test_metric(runs, tests):
+    "What runs are compared by on test sets: 'mean_ap' where it is known (several labels per image), or else 'accuracy'"
+    known = [v for o in runs for v in o.tests.mean_ap[o.tests.index.isin(tests)]]
+    return 'mean_ap' if known and not np.isnan(known).any() else 'accuracy'
+
+def _metric_name(metric): return metric_names.get(metric, metric)
+
 def _judged(rep):
     "The metric and the test sets that runs are compared by; without a common test set, the validation images are used"
     done = _done(rep.trainings)
     tests = _tests(done)[0]
-    return ('accuracy',tests) if tests else (_main_metric(done), [])
+    return (_test_metric(done, tests),tests) if tests else (_main_metric(done), [])
 
 def _valid_n(run): return int((run.split.part=='valid').sum()) if run.split is not None else np.nan
 
 def _measured(run, metric, tests):
     "The results of a run on each test set; without test sets, those of its last epoch"
-    if tests: return {t:dict(run.tests.loc[t, ['accuracy','n','worst','worst_group']]) for t in tests if t in run.tests.index}
+    cols = list(dict.fromkeys(['accuracy',metric,'n','worst','worst_group']))
+    if tests: return {t:dict(run.tests.loc[t, cols]) for t in tests if t in run.tests.index}
     v = float(run.epochs[metric].iloc[-1]) if metric in run.epochs else None
     return {} if v is None else {'validation':dict(accuracy=v, worst=v, n=_valid_n(run)) | {metric:v}}
 
@@ -79,14 +87,11 @@ def _against(rep):
 def _differences(df, base, metric):
     "(group, test set) → the row of `Comparison.stats` for its difference from the baseline; n: the number of shared seeds"
     if not len(df) or base not in set(df.arm): return {}
-    sign = -1 if better(metric) is np.less else 1 # larger values are better
-    stats = Comparison(df.assign(**{metric:sign*df[metric]}), base).stats(metric)
+    stats = Comparison(df, base).stats(metric)
     seeds = df.groupby(['arm','test']).seed.agg(set)
     res = {}
     for r in stats[stats.test!='worst group'].dropna(subset='diff').to_dict('records'):
-        lo,hi = sorted((sign*r['lo'], sign*r['hi']))
-        n = len(seeds[r['arm'],r['test']] & seeds[base,r['test']])
-        res[r['arm'],r['test']] = r|dict(diff=sign*r['diff'], lo=lo, hi=hi, n=n)
+        res[r['arm'],r['test']] = r|dict(n=len(seeds[r['arm'],r['test']] & seeds[base,r['test']]))
     return res
 
 # %% ../../nbs/report/03_sections.ipynb #3a0f1d02
@@ -97,14 +102,15 @@ def _one_run(rep, run):
     v,n = float(e[metric].iloc[-1]), 0 if run.split is None else _valid_n(run)
     ci = (binomtest(round(np.clip(v, 0, 1)*n), n).proportion_ci(method='wilson')
           if metric=='accuracy' and n and np.isfinite(v) else None)
-    said = f'{metric} {v:.1%}' if metric=='accuracy' else f'{metric} {fmt(v)}'
+    said = f'{_metric_name(metric)} {v:.1%}' if metric in metric_names else f'{metric} {fmt(v)}'
     lines = [
         f"{title}: {said} on {n or 'the'} validation images after {counted(len(e), 'epoch')}" +
         (f' (95 % interval for images like these: {ci.low:.1%} to {ci.high:.1%}).' if ci else '.')]
     if len(run.tests): lines.append(_shared)
     for t,r in run.tests.iterrows():
-        lines.append(f"Test set {t}: accuracy {r.accuracy:.1%} on {counted(int(r.n), 'image')}" +
-            (f', lowest in {clean_text(r.worst_group)} ({r.worst:.1%}).' if r.worst<r.accuracy else '.'))
+        what = _test_metric([run], [t])
+        lines.append(f"Test set {t}: {_metric_name(what)} {r[what]:.1%} on {counted(int(r.n), 'image')}" +
+            (f', lowest in {clean_text(r.worst_group)} ({r.worst:.1%}).' if r.worst<r[what] else '.'))
     if len(s := run.steps):
         lines.append(f"{counted(int(s.made.sum()), 'proxy image')} were made in {counted(len(s), 'step')}.")
     return lines
@@ -112,11 +118,11 @@ def _one_run(rep, run):
 def _lowest(df, metric):
     "The mean of each group on its worst test set"
     means = df.groupby(['arm','test'])[metric].mean().groupby('arm')
-    return (means.max() if better(metric) is np.less else means.min()).to_dict()
+    return (means.max() if smaller_is_better(metric) else means.min()).to_dict()
 
 def _first_best(names, value, metric):
     "The names, best first; those without a value come last"
-    sign = 1 if metric and better(metric) is np.less else -1
+    sign = 1 if metric and smaller_is_better(metric) else -1
     return sorted(names, key=lambda k: sign*value[k] if np.isfinite(value.get(k, np.nan)) else np.inf)
 
 def _on(values, tests): return _and([f'{values[t]} on {t}' for t in tests]) if tests else values['validation']
@@ -124,13 +130,13 @@ def _on(values, tests): return _and([f'{values[t]} on {t}' for t in tests]) if t
 def _best(rep, metric, tests):
     "The best single run"
     ends = {o.path:{t:float(v[metric]) for t,v in _measured(o, metric, tests).items()} for o in _done(rep.trainings)}
-    low = {k:(max if better(metric) is np.less else min)(v.values()) for k,v in ends.items() if v}
+    low = {k:(max if smaller_is_better(metric) else min)(v.values()) for k,v in ends.items() if v}
     first = next(iter(_first_best(low, low, metric)), None)
     if first is None or not np.isfinite(low[first]): return []
     run = next(o for o in rep.trainings if o.path==first)
     means = ', so compare the means below' if any(len(v)>1 for v in rep.groups.values()) else ''
     said = _on({t:fmt(v) for t,v in ends[first].items()}, tests)
-    return [f"The best run is {rep.title(run)}: {metric} {said} after {counted(len(run.epochs), 'epoch')}. "
+    return [f"The best run is {rep.title(run)}: {_metric_name(metric)} {said} after {counted(len(run.epochs), 'epoch')}. "
             f'The best of several runs is partly due to chance{means}.']
 
 def _apart(d, base, test=''):
@@ -144,14 +150,15 @@ def _apart(d, base, test=''):
 _shared = ('Validation images have the same source as the training images, and thus the same shortcut: '
     'the accuracy on them does not show whether the shortcut is cured.')
 
-def _how_judged(rep, tests):
+_several = dict(accuracy='accuracies', mean_ap='mean average precisions')
+
+def _how_judged(rep, metric, tests):
     "Sentences on the images that the runs are compared by"
     other = _tests(_done(rep.trainings))[1]
     lines = []
     if tests:
-        lines.append(
-            f"Runs are ranked and compared by {'the lowest of their accuracies on the test sets' if len(tests)>1 else 'the test set'} "
-            f'{_and(tests)}. {_shared}')
+        by = f'the lowest of their {_several[metric]} on the test sets' if len(tests)>1 else 'the test set'
+        lines.append(f'Runs are ranked and compared by {by} {_and(tests)}. {_shared}')
     elif len(rep.groups)>1 and any(o.settings.get('recipe') not in (None,'none') for o in rep.trainings):
         lines.append(f'{_shared} A test set without the shortcut shows it (`--tests plain=FOLDER`).')
     if other:
@@ -171,17 +178,18 @@ def _groups(rep):
             continue
         mine = df[df.arm==k]
         said = _on({t:_spread(v.tolist()) for t,v in mine.groupby('test', sort=False)[metric]}, tests)
-        lines.append(f"{clean_text(k)}: {metric} {said} ({counted(mine.seed.nunique(), 'run')})." +
+        lines.append(f"{clean_text(k)}: {_metric_name(metric)} {said} ({counted(mine.seed.nunique(), 'run')})." +
             ''.join(_apart(apart[k,t], base, f' on {t}' if tests else '') for t in tests or ['validation'] if (k,t) in apart))
     compared = len({k for (k,_),d in apart.items() if d['verdict'] in ('helps','harms','no effect shown')})
     if compared>1: lines.append(f'Verdicts are corrected for {compared} groups (Holm); the intervals are not.')
     if len({len(o.epochs) for o in rep.trainings if o.finished})>1:
         lines.append('The runs have different numbers of epochs, so a difference may be due to the training time.')
-    return [*(_best(rep, metric, tests) if metric else []), *_how_judged(rep, tests), *lines]
+    return [*(_best(rep, metric, tests) if metric else []), *_how_judged(rep, metric, tests), *lines]
 
 def _corrects_too_much(rep):
     "Sentences on groups of runs that are more accurate with a misleading cue than without a cue"
-    df = _results(rep, 'accuracy', ['plain','flipped'])
+    tests = ['plain','flipped']
+    df = _results(rep, _test_metric(_done(rep.trainings), tests), tests)
     return Comparison(df, df.arm[0]).corrects_too_much() if len(df) else []
 
 # %% ../../nbs/report/03_sections.ipynb #3a0f1d04
@@ -379,8 +387,10 @@ def _last_values(rep, done):
     cols = dict.fromkeys(c for v in done.values() for o in v for c in o.epochs if c!='epoch')
     ends = {c:{k:[float(o.epochs[c].iloc[-1]) for o in v if c in o.epochs] for k,v in done.items()} for c in cols}
     named = [o for same in _tests(_done(rep.trainings)) for o in same]
-    return ends | {f'{said} on {t}':{k:[float(o.tests[c][t]) for o in v if t in o.tests.index] for k,v in done.items()}
-                   for t in named for c,said in dict(accuracy='accuracy', worst='worst group').items()}
+    tested = {f'{said} on {t}':{k:[float(o.tests[c][t]) for o in v if t in o.tests.index] for k,v in done.items()}
+              for t in named for c,said in (metric_names|dict(worst='worst group')).items()}
+    known = {c:{k:[x for x in v if x==x] for k,v in of.items()} for c,of in tested.items()}
+    return ends | {c:of for c,of in known.items() if any(of.values())}
 
 def _minus(d):
     "The difference of a group from the baseline, with its interval; empty if it is unknown"
@@ -393,7 +403,7 @@ def _of_groups(rep):
     base,(metric,tests) = _against(rep),_judged(rep)
     apart = _differences(_results(rep, metric, tests), base, metric)
     minus = [t for t in tests or ['validation'] if any(o==t for _,o in apart)]
-    head = ['settings','runs','seeds','epochs',*ends,*(f"{metric}{f' on {t}' if tests else ''} minus {base}" for t in minus)]
+    head = ['settings','runs','seeds','epochs',*ends,*(f"{_metric_name(metric)}{f' on {t}' if tests else ''} minus {base}" for t in minus)]
     each = lambda said: ', '.join(dict.fromkeys(map(str, said))) or '–' # each value once
     rows = [
         (bdi(k), str(len(v)), each(o.settings.get('seed', '–') for o in v), each(len(o.epochs) for o in v),
