@@ -272,7 +272,8 @@ def test_a_rule_that_draws_does_so_for_a_place_that_asks_for_heat():
 def test_a_proxy_of_two_equal_labels_keeps_that_label(few, block, label):
     "Weights by heat need not add up to 1: added up as they are, two images of age 50 had up to 100"
     block = block if isinstance(block, TransformBlock) else block()
-    dls = DataBlock((ImageBlock,block), get_items=get_image_files, get_y=lambda o: label, splitter=RandomSplitter(seed=0)).dataloaders(few, bs=16)
+    data = DataBlock((ImageBlock,block), get_items=get_image_files, get_y=lambda o: label, splitter=RandomSplitter(seed=0))
+    dls = data.dataloaders(few, bs=16)
     watch,n = Watch(),2 if isinstance(label, list) else 1
     learn = Learner(dls, digits_net(n_out=n), lr=1e-3, cbs=[watch, ProxyAttention.snapmix(every=1, p=1.)])
     with learn.no_bar(), learn.no_logging(): learn.fit(3)

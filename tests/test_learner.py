@@ -493,14 +493,16 @@ def test_no_proxy_images_before_a_step(learn):
     with pytest.raises(ValueError, match='No proxy step has been made yet'): learn.proxy_attention.proxy_images([0])
 
 @pytest.mark.parametrize('recipe,kwargs', [
-    ('thesis', dict(rule='area')), ('masktune', dict(rule='area')), ('snapmix', dict(rule='area')), ('attentive_cutmix', dict(rule='box')),
-    ('shortcut', dict(rule='rest')), ('late', dict(rule='otsu')), ('keep', dict(rule='area', fill='swap')), ('background', dict(fill='zero'))])
+    ('thesis', dict(rule='area')), ('masktune', dict(rule='area')), ('snapmix', dict(rule='area')),
+    ('attentive_cutmix', dict(rule='box')), ('shortcut', dict(rule='rest')), ('late', dict(rule='otsu')),
+    ('keep', dict(rule='area', fill='swap')), ('background', dict(fill='zero'))])
 def test_settings_of_an_overridden_rule_are_dropped(recipe, kwargs):
     made = getattr(ProxyAttention, recipe)(**kwargs)
     for k,v in kwargs.items(): assert getattr(made.masker, k) is (fills if k=='fill' else rules)[v]
 
 def test_a_recipe_with_a_schedule_of_its_own_says_so():
-    with pytest.raises(TypeError, match=r'`probed` has a schedule of its own .* `steps=IfCarried\(start=0.2\)`'): ProxyAttention.probed(start=.2)
+    with pytest.raises(TypeError, match=r'`probed` has a schedule of its own .* `steps=IfCarried\(start=0.2\)`'):
+        ProxyAttention.probed(start=.2)
 
 @pytest.mark.parametrize('kwargs', [dict(pct_start=.25), dict(probe=1), dict(div=10.)])
 def test_a_recipe_that_sets_its_rates_takes_no_others(few, kwargs):

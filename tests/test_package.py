@@ -96,7 +96,7 @@ everything = """
     EigenCAM EigenGradCAM Enlarged FinerCAM GradCAM GradCAMPlusPlus HeatDrift IfCarried
     GradRollout HiResCAM ImageFolder ImageTable LayerCAM LeGrad Masker PerClass Plateau
     ProxyAttention ProxyInterpretation ProxyWarning Prune RefineCAM Report RunBoard
-    ScoreCAM Suspect Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
+    ScoreCAM Smoothed Suspect Sweep XGradCAM accuracy_on check_images compare digits digits_learner digits_net
     Distance dominoes explain_images explanation_scores find_layer find_task
     find_layers heat_clusters heat_on heats_of_labels interpret_train known_sets load_best load_run no_shortcut one_colour open_images
     pitfalls probe randomised read_runs read_sweep Region

@@ -216,7 +216,8 @@ def test_how_often_the_probe_is_right():
 def test_what_was_not_found():
     found = measured('confirmed').query("arm=='rehearsed' and test=='flipped'").assign(found=lambda o: o.proxies>0).groupby('bed').found
     assert found.agg(['sum','size']).loc[['decoy','dominoes_95','dominoes_100']].values.tolist()==[[0,10],[5,10],[7,10]]
-    assert 'missed Decoy MNIST, whose cue is learned after the digit, on ten of ten seeds, and Dominoes, whose cue fills half of the image, on eight of twenty' in text
+    assert ('missed Decoy MNIST, whose cue is learned after the digit, on ten of ten seeds, '
+            'and Dominoes, whose cue fills half of the image, on eight of twenty') in text
 
 def test_photographs():
     df = measured('suspect').query('seed<=30')
@@ -244,7 +245,8 @@ def test_time_and_memory():
     df = measured('attribution').query("net=='resnet18' and case=='gradient'").set_index(['batch','way'])
     some = {k:df.loc[32,k] for k in ('GradCAM','forward','torchcam GradCAM','captum LayerGradCam','pytorch-grad-cam GradCAM')}
     ours,plain,torchcam,captum,grad_cam = some.values()
-    assert (f'{ours.ratio:.2f} × the time of a plain forward pass (less, since it computes with channels last), and {ours.peak_mb:.0f} MB in addition to its {plain.peak_mb:.0f} MB '
+    assert (f'{ours.ratio:.2f} × the time of a plain forward pass (less, since it computes with channels last), '
+            f'and {ours.peak_mb:.0f} MB in addition to its {plain.peak_mb:.0f} MB '
             f'(torchcam {torchcam.ratio:.2f} × and {torchcam.peak_mb:.0f} MB, captum {captum.ratio:.2f} × and {captum.peak_mb:.0f} MB, '
             f'pytorch-grad-cam {grad_cam.ratio:.1f} × and {grad_cam.peak_mb:.0f} MB)') in text
     assert f"({df.loc[1,'torchcam GradCAM'].ratio:.1f} × against {df.loc[1,'GradCAM'].ratio:.1f} ×)" in text

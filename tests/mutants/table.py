@@ -115,7 +115,7 @@ def _mutants():
     m('a step comes an epoch late', 'proxy/schedule.py', 'return epoch+1 in self.ends(n_epoch)', 'return epoch in self.ends(n_epoch)',
       'strategies::test_the_usual_value_can_be_asked_for', 'learner::test_second_fit_starts_afresh',
       'learner::test_recipes_run_and_can_be_overridden')
-    m('a schedule across fits counts each fit as an epoch', 'proxy/callback.py', 's.earlier+self.n_epoch,False,False',
+    m('a schedule across fits counts each fit as an epoch', 'proxy/callback.py', 's.earlier+s.trained,False,False',
       's.earlier+1,False,False', 'strategies::test_one_schedule_across_fine_tune')
     # the record
     m('every item counts as a proxy', 'proxy/record.py', 'notes[notes[:,1]==1]', 'notes[notes[:,1]>=0]',
