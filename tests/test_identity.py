@@ -1,13 +1,18 @@
 "The identity of an experiment: everything that matters changes it, and nothing else does"
-import json, shutil, sys
+import importlib, json, os, random, shutil, subprocess, sys, time
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-import numpy as np, pytest, torch
+from types import SimpleNamespace
+import numpy as np, pandas as pd, pytest, timm, torch
 from torch import nn
+from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
+from fastai.data.load import DataLoader
+from fastai.data.core import DataLoaders, Datasets
 from fastai.losses import CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropy
-from fastai.vision.augment import Flip, Resize
+from fastai.vision.augment import Brightness, Flip, RandomResizedCropGPU, Resize, Rotate, Warp, Zoom, aug_transforms
+from fastai.vision.core import PILImage
 from fastai.vision.data import ImageDataLoaders
 from fasttransform import Transform
 from PIL import Image
@@ -159,8 +164,6 @@ def test_what_a_learner_is(path):
     assert json.loads(json.dumps(one))==one
 
 def test_data_that_has_no_files():
-    from fastai.data.core import DataLoaders
-    from fastai.data.load import DataLoader
     def dls(k): return DataLoaders(*(DataLoader([(torch.full((3,8,8), k+i), i%2) for i in range(n)], bs=2) for n in (6,4)))
     assert data_of(dls(0.))==data_of(dls(0.))!=data_of(dls(1.))
 
@@ -181,3 +184,181 @@ def test_callbacks_count(path, cbs, other):
     assert learner_of(digits_learner(path, cbs=deepcopy(cbs)))==told[0]
 
 def test_batch_size_counts(path): assert differs(*(learner_of(digits_learner(path, bs=o)) for o in (4,8)))[0]=='batch size'
+
+# Settings that a text does not show
+
+@pytest.mark.parametrize('make,one,two', [
+    (Rotate,10,90), (partial(Zoom, 1.),1.1,2.), (Warp,.1,.5), (Brightness,.1,.9), (Flip,.5,.9),
+    (lambda o: aug_transforms(max_rotate=o)[0],10,90), (lambda o: aug_transforms(max_zoom=o)[0],1.1,2.),
+    (lambda o: aug_transforms(max_warp=o)[0],.1,.2), (lambda o: RandomResizedCropGPU(8, min_scale=o),.1,.9),
+    (lambda o: Rotate(draw=lambda x: x.new_full((len(x),), o)),1.,2.)])
+def test_settings_of_augmentations_count_and_what_was_drawn_does_not(path, make, one, two):
+    dls = loaders(path, batch_tfms=make(one))
+    was = data_of(dls)
+    assert was==data_of(loaders(path, batch_tfms=make(one)))
+    for o in (dls.train,dls.valid): o.one_batch()
+    assert data_of(dls)==was and json.loads(json.dumps(was))==was
+    assert differs(was, data_of(loaders(path, batch_tfms=make(two))))[0]=='transforms'
+
+def test_settings_of_own_transforms_count(path):
+    class Turned(Transform):
+        def __init__(self, by): self.by,self.last = by,None
+        def encodes(self, x:PILImage):
+            self.last = random.random()
+            return x.rotate(self.by)
+    dls = loaders(path, item_tfms=[Turned(90),Resize(8)])
+    was = data_of(dls)
+    dls.one_batch()
+    assert data_of(dls)==was!=data_of(loaders(path, item_tfms=[Turned(180),Resize(8)]))
+
+NET = """class Net(nn.Module):
+    def __init__(self, p):
+        super().__init__()
+        self.p,self.seen,self.act,self.body = p,0,torch.{},nn.Linear(4, 2)
+    def forward(self, x):
+        self.seen += 1
+        return self.act(self.body(x))*self.p{}
+"""
+def net(p=1., act='relu', more=''):
+    torch.manual_seed(0)
+    return written(NET.format(act, more), 'Net', nn=nn, torch=torch)(p)
+
+def test_settings_and_code_of_networks_count():
+    one = network_of(net())
+    assert one==network_of(net()) and 'weights' not in one
+    for o in (net(.5), net(more='+1'), net(act='tanh')): assert network_of(o)!=one and what_is(o)!=what_is(net())
+    used = net()
+    used(torch.zeros(1, 4))
+    assert used.seen==1 and network_of(used)==one, 'what a forward pass leaves is no setting'
+    a,b = (timm.create_model('resnet18', drop_rate=o) for o in (0.,.8))
+    start = time.perf_counter()
+    assert network_of(a)!=network_of(b)
+    assert time.perf_counter()-start<1
+
+@pytest.fixture
+def helpers(tmp_path, monkeypatch):
+    "A module of one's own, `own_helpers`, and how to write it anew"
+    monkeypatch.syspath_prepend(tmp_path)
+    def write(n):
+        (tmp_path/'own_helpers.py').write_text(f'N = {n}\ndef train(x): return x*N\ndef other(x): return x\n')
+        importlib.invalidate_caches()
+        sys.modules.pop('own_helpers', None)
+    yield write
+    sys.modules.pop('own_helpers', None)
+
+@pytest.mark.parametrize('code', [
+    'import own_helpers\ndef f(x): return own_helpers.train(x)', 'import own_helpers as o\ndef f(x): return o.train(x)',
+    'def f(x):\n    import own_helpers\n    return own_helpers.train(x)', 'def f(x):\n    from own_helpers import train\n    return train(x)',
+    'from own_helpers import train\ndef f(x): return train(x)'])
+def test_other_modules_count_if_they_are_not_installed(helpers, code):
+    def told(n):
+        helpers(n)
+        f = written(code)
+        said = what_is(f)
+        f(1)
+        assert what_is(f)==said, 'what a function imports when it runs is known before'
+        return said
+    assert told(10)==told(10)!=told(20)
+
+def test_an_import_that_fails_is_left_to_the_function():
+    assert what_is(written('def f():\n    try: import no_such_module\n    except ImportError: return 1'))
+
+class Scaled:
+    def __init__(self, by): self.by = by
+
+@pytest.mark.parametrize('make', [lambda o: SimpleNamespace(lr=o), lambda o: np.array([0,o]), lambda o: torch.tensor([0.,o]), Scaled,
+    lambda o: pd.DataFrame(dict(a=np.r_[np.zeros(500), o, np.zeros(500)])), lambda o: {o}, lambda o: CrossEntropyLossFlat(label_smoothing=o)])
+def test_values_of_many_kinds_count(make):
+    one,same,other = (what_is(written('def f(): return V', V=make(o))) for o in (.1,.1,.2))
+    assert one==same!=other
+
+def test_base_classes_and_lists_of_a_class_count():
+    code = 'class A:\n    def f(self): return {}\nclass C(A):\n    steps = [{}]\n    name = "x"'
+    told = [digest(what_is(written(code.format(*o), 'C'))) for o in ((1,1),(1,1),(2,1),(1,2))]
+    assert told[0]==told[1] and len(set(told))==3
+
+def test_an_attribute_may_be_called_as_a_field_of_the_description():
+    class A:
+        def __init__(self, a): self.a = a
+    assert what_is(A(1))==what_is(A(1))!=what_is(A(2)) and what_is(A(1))['a']==what_is(A)
+
+@pytest.mark.parametrize('dtype', ['float','object','str'])
+def test_a_table_of_pixels_counts_by_its_values(dtype):
+    def made(v=0):
+        df = pd.DataFrame(np.zeros((300,64))).astype(dtype)
+        df.iloc[150,30] = str(v) if dtype=='str' else v
+        return items_of(Datasets(df, tfms=[lambda row: torch.tensor(1.)]))
+    assert made()==made()!=made(1)
+
+def test_arrays_in_a_table_count_by_their_values():
+    told = lambda v: what_is(pd.DataFrame(dict(a=[np.r_[np.zeros(5000), v, np.zeros(5000)], 1])))
+    assert told(0)==told(0)!=told(1)
+
+def test_nan_equals_nan():
+    assert differs(dict(a=float('nan'), b=[np.nan]), dict(a=float('nan'), b=[float('nan')])) is None
+    assert differs(dict(a=float('nan')), dict(a=1.)) and differs(dict(a=1.), dict(a=float('nan')))
+
+# What a learner trains with
+
+class Noise(Callback):
+    def __init__(self, sigma=.1): self._sigma,self.seen = sigma,0
+    def after_batch(self): self.seen += 1
+
+def other_noise():
+    class Noise(Callback):
+        def __init__(self, sigma=.1): self._sigma,self.seen = sigma,0
+        def after_batch(self): self.seen += 2
+    return Noise()
+
+@pytest.mark.parametrize('at,change', [
+    ('momentum', lambda l: setattr(l, 'moms', (.9,.8,.9))), ('weight decay of biases', lambda l: setattr(l, 'wd_bn_bias', True)),
+    ('training of frozen', lambda l: setattr(l, 'train_bn', False)), ('learning rate', lambda l: setattr(l, 'lr', .1)),
+    ('groups of parameters', lambda l: setattr(l, 'splitter', lambda m: [list(m.parameters())])),
+    ('frozen parameters', lambda l: next(l.model.parameters()).requires_grad_(False)),
+    ('callbacks, noise', lambda l: l.add_cb(Noise())), ('network', lambda l: setattr(l.model[0], 'extra', 1)),
+    ('weights of the images', lambda l: setattr(l.dls.train, 'wgts', np.ones(3)))])
+def test_what_a_learner_trains_with_counts(path, at, change):
+    one,learn = learner_of(digits_learner(path)),digits_learner(path)
+    assert learner_of(learn)==one
+    change(learn)
+    assert differs(one, learner_of(learn))[0].startswith(at)
+
+def test_own_callbacks_count_by_their_code_and_settings(path):
+    told = lambda *cbs: learner_of(digits_learner(path, cbs=list(cbs)))['callbacks']
+    one,used = told(Noise()),Noise()
+    used.seen = 9
+    assert one==told(Noise())==told(used) and 'seen' not in one['noise']
+    assert differs(one, told(Noise(.9)))[0]=='callbacks, noise, _sigma'[11:]
+    assert differs(one, told(other_noise()))[0].startswith('noise, code')
+    assert set(told(Noise(), Noise(.9)))=={'noise','noise_2'} and told(Noise(), Noise(.9))!=told(Noise(), Noise(.8))
+
+def test_what_reads_the_items_counts_and_where_they_are_does_not(path, tmp_path):
+    def told(path, by):
+        there = sorted(path.glob('train/*/*.png'))
+        df = pd.DataFrame([dict(f=f'train/{o.parent.name}/{o.name}', y=int(o.parent.name)%2) for o in there])
+        def get_x(f): return torch.full((3,8,8), float(by*(path/f).exists()))
+        files = [str(path/o) for o in df.f]
+        return (data_of(ImageDataLoaders.from_df(df, path, seed=0, num_workers=0)),
+                data_of(Datasets(files, [[get_x],[lambda f: int(Path(f).parent.name)]]).dataloaders(bs=4, num_workers=0)))
+    other = Path(shutil.copytree(path, tmp_path/'deeper'/'other'))
+    one = told(path, 90)
+    assert one==told(path, 90)==told(other, 90)
+    table,own = told(path, 180)
+    assert table==one[0] and differs(one[1], own)[0]=='type transforms'
+
+def told_of(path):
+    "Digests of many things, for another process"
+    many = dict(batch_tfms=aug_transforms(max_rotate=10, max_warp=.3), item_tfms=[Resize(8),turns(90)])
+    learn = digits_learner(path, 0, cbs=[Noise(), MixUp(.3)])
+    learn.dls = loaders(path, **many)
+    return dict(learner=learner_of(learn), net=network_of(net()), arms=digest({k:what_is(o) for k,o in arms.items()}),
+        table=what_is(pd.DataFrame(dict(a=[1.,np.nan], b=['x','y'], c=[{'q','r','s'},None]))), function=what_is(turns(3)))
+
+def test_another_process_tells_the_same(path):
+    code = 'import json, sys; sys.path.insert(0, sys.argv[1]); import test_identity as t; print(json.dumps(t.told_of(t.Path(sys.argv[2]))))'
+    res = subprocess.run([sys.executable, '-c', code, Path(__file__).parent, path], capture_output=True, text=True,
+        env=os.environ|dict(PYTHONHASHSEED='7', PYTHONPATH=os.pathsep.join(sys.path)))
+    assert res.returncode==0, res.stderr[-2000:]
+    sys.path.insert(0, str(Path(__file__).parent))
+    here = importlib.import_module('test_identity').told_of(path) # with the name that the module has there
+    assert differs(json.loads(res.stdout.splitlines()[-1]), here) is None
