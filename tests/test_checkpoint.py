@@ -2,7 +2,7 @@
 import os, sys
 if __name__=='__main__': # before torch is imported: a process that forks has one thread and no GPU
     os.environ.update(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', MPLBACKEND='Agg')
-import errno, hashlib, json, random, resource, signal, subprocess, time, warnings
+import collections, errno, hashlib, json, random, resource, signal, subprocess, time, warnings
 from pathlib import Path
 import pytest, torch
 with warnings.catch_warnings():
@@ -632,3 +632,81 @@ def test_two_fits_in_a_session(small, tmp_path):
     for trained in ([1],[]): # the epoch that was cut off; nothing
         epochs.clear()
         assert ends(both(1))==whole and epochs==trained
+
+# Callbacks of one's own
+
+class Draws(Callback):
+    "Changes a weight by random numbers, from generators that it owns or is given"
+    def __init__(self, given): self.given,self.rng,self.gen,self.bag = given,random.Random(0),np.random.default_rng(0),torch.Generator()
+    def after_batch(self):
+        if not self.training: return
+        by = self.given.random()+self.rng.random()+self.gen.random()+float(torch.rand(1, generator=self.bag))
+        with torch.no_grad(): self.model[-1].bias[0] += 1e-3*by
+
+def test_generators_of_callbacks_go_on(small, tmp_path):
+    again = cut_and_gone_on(small, tmp_path, kw=lambda: dict(proxy=False, cbs=[Draws(random.Random(1))]))
+    assert isinstance(again.draws.bag, torch.Generator) and isinstance(again.draws.given, random.Random)
+
+@pytest.mark.parametrize('made', [random.Random, np.random.default_rng, np.random.RandomState,
+    lambda o: np.random.Generator(np.random.MT19937(o)), lambda o: torch.Generator().manual_seed(o)])
+def test_any_generator_is_stored(made, tmp_path):
+    draw = lambda o: torch.rand(3, generator=o).tolist() if isinstance(o, torch.Generator) else o.random()
+    gen = made(7)
+    draw(gen)
+    room._write(tmp_path/'a.pth', dict(version=room._version, o=[gen]))
+    assert draw(read_checkpoint(tmp_path/'a.pth')['o'][0])==draw(gen)
+
+class Window(Callback):
+    "Keeps its last losses in a way that cannot be stored"
+    def before_fit(self): self.last,self.place,self.how = collections.deque(maxlen=3),Path('a'),np.less
+
+class Watching(EarlyStoppingCallback):
+    "What fastai's class keeps is found again, whatever it is"
+    def __init__(self): super().__init__(patience=99)
+
+def test_what_cannot_be_stored_is_told_once(small, tmp_path):
+    learn = make(small, tmp_path/'run', [Window(),Watching()], proxy=False)
+    with warnings.catch_warnings(record=True) as said, learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('always')
+        learn.fit(2)
+    said, = [str(o.message) for o in said if o.category is ProxyWarning]
+    assert re.search('do not contain Window.last, which is no plain data', said), said
+
+class Scales(Callback):
+    def __init__(self, by=1.): self.by,self.n = by,0
+    def after_batch(self): self.n += 1
+
+def test_another_callback_of_ones_own_is_told(small, tmp_path):
+    with pytest.raises(KeyboardInterrupt): fit(make(small, tmp_path/'run', [Scales(), Cut()], proxy=False))
+    kept = shutil.copytree(tmp_path/'run', tmp_path/'kept')
+    learn = make(small, tmp_path/'run', [Scales(2.)], proxy=False)
+    with pytest.warns(ProxyWarning, match='The callback scales .* is another one here .by: 1.0 there, 2.0 here'), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(N, 3e-3)
+    learn = make(small, kept, [Scales()], proxy=False)
+    with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('error', ProxyWarning)
+        learn.fit_one_cycle(N, 3e-3)
+
+@pytest.mark.parametrize('made,says', [
+    (lambda o: dict(cbs=[Prune((.2,.9)[o], start=1, every=1, finish=3)]), 'callbacks that change a step, prune, amount: 0.2 there, 0.9 here'),
+    (lambda o: dict(cbs=[ReduceLROnPlateau(factor=(2,9)[o])]), 'callbacks that change a step, reduce_lr_on_plateau, factor'),
+    (lambda o: dict(tfms=[Rotate((10,90)[o])]), 'transforms'),
+    (lambda o: dict(net=Leaky((.1,.9)[o])), 'layers of the model, settings')])
+def test_settings_that_no_text_shows_are_of_another_run(small, tmp_path, made, says):
+    def learn(o, *cut):
+        kw = made(o)
+        tfms = kw.pop('tfms', [])
+        res = make(small, tmp_path/'run', [*kw.pop('cbs', []), *cut], proxy=False, **kw)
+        for t in tfms: res.dls.train.after_batch.add(t)
+        return res
+    with pytest.raises(KeyboardInterrupt): fit(learn(0, Cut()))
+    with pytest.raises(ValueError, match=f'(?s)is the checkpoint of another run. The {says}'): fit(learn(1))
+    assert fit(learn(0)).epoch==N-1
+
+class Leaky(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.by,self.body,self.calls = by,nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 10)),0
+    def forward(self, x):
+        self.calls += 1
+        return self.body(x)*self.by

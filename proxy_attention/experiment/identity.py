@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['digest', 'differs', 'refuse_other', 'no_address', 'network_of', 'weights_digest', 'what_is', 'files_digest',
-           'items_of', 'data_of', 'keyed', 'is_own', 'callback_of', 'frozen_of', 'learner_of', 'versions']
+           'items_of', 'data_of', 'keyed', 'changed_by_installed', 'is_own', 'callback_of', 'frozen_of', 'learner_of',
+           'versions']
 
 # %% ../../nbs/experiment/02_identity.ipynb #f3dc6180
 import dis, hashlib, json, os, random, re, sys, sysconfig
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 import numpy as np, pandas as pd, torch
 from fastcore.all import L
-from fastai.callback.core import event
+from fastai.callback.core import Callback, event
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BaseLoss
@@ -123,6 +124,8 @@ def _attributes(o, *run):
     state = _changed_by(type(o), run)-_arguments(type(o))
     return {k:v for k,v in sorted(vars(o).items()) if not k.startswith('__') and k not in state}
 
+_events = tuple(o for o in vars(event) if not o.startswith('_')) # of a callback
+
 def _beside(said, more): return said | {f'{k} (attribute)' if k in said else k:v for k,v in more.items()}
 
 
@@ -189,6 +192,9 @@ class _Teller:
     def _(self, o:DataLoaders): return data_of(o)
     @tell.register
     def _(self, o:Function): return [[no_address(m.signature.types), self(m.implementation)] for m in o.methods]
+    @tell.register
+    def _(self, o:Callback):
+        return _beside(dict(a=self(type(o))), {k:self(v) for k,v in _attributes(o, *_events).items() if k not in ('learn','run')})
     @tell.register
     def _(self, o:Transform):
         code = {k:self(f) for k in ('encodes','setups') if isinstance(f := vars(o).get(k, getattr(type(o), k, None)), Function)}
@@ -411,13 +417,18 @@ def keyed(
         res[k] = cb
     return res
 
+def changed_by_installed(
+    cls:type # The class of a callback
+)->set: # Names of attributes
+    "The attributes that methods of the installed classes of a class assign"
+    there = [o for c in cls.__mro__ if c is not object and _is_installed(c) for o in vars(c).values()]
+    return {k for o in there for code in _codes(o) for k in _assigned(code)}
+
 def is_own(
     cb # A callback
 )->bool:
     "Is the class of a callback not installed?"
     return not _is_installed(type(cb))
-
-_events = tuple(o for o in vars(event) if not o.startswith('_'))
 
 def callback_of(
     cb # A callback whose learner has not been trained
