@@ -332,6 +332,14 @@ def test_own_callbacks_count_by_their_code_and_settings(path):
     assert differs(one, told(other_noise()))[0].startswith('noise, code')
     assert set(told(Noise(), Noise(.9)))=={'noise','noise_2'} and told(Noise(), Noise(.9))!=told(Noise(), Noise(.8))
 
+def test_a_figure_of_a_callback_does_not_count(path):
+    class Draws(Callback):
+        def __init__(self, by): self.by,self.pictures = by,Opaque()
+    class Opaque: pass
+    Opaque.__module__ = 'matplotlib.figure'
+    told = lambda by: learner_of(digits_learner(path, cbs=[Draws(by)]))['callbacks']['draws']
+    assert told(1)==told(1)!=told(2) and set(told(1))=={'code','by'}
+
 def test_what_reads_the_items_counts_and_where_they_are_does_not(path, tmp_path):
     def told(path, by):
         there = sorted(path.glob('train/*/*.png'))

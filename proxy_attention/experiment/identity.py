@@ -430,13 +430,16 @@ def is_own(
     "Is the class of a callback not installed?"
     return not _is_installed(type(cb))
 
+_codes_too = (FunctionType,BuiltinFunctionType,MethodType,type,Transform)
+
 def callback_of(
     cb # A callback whose learner has not been trained
 )->dict: # Name of an attribute → plain data
     "The settings of a callback, and the code of its class if it is not installed"
-    own = is_own(cb)
-    said = {k:what_is(v) for k,v in _attributes(cb, *_events).items() if k not in ('learn','run') and (own or not k.startswith('_'))}
-    return dict(code=what_is(type(cb)), **said) if own else said
+    own,kept = is_own(cb),{k:v for k,v in _attributes(cb, *_events).items() if k not in ('learn','run')}
+    if not own: return {k:what_is(v) for k,v in kept.items() if not k.startswith('_')}
+    counts = lambda k,v: k in _arguments(type(cb)) or _counts(v) or isinstance(v, _codes_too) # a figure or an open file does not
+    return _beside(dict(code=what_is(type(cb))), {k:what_is(v) for k,v in kept.items() if counts(k, v)})
 
 def frozen_of(
     model:nn.Module # A network
