@@ -670,7 +670,7 @@ def test_what_cannot_be_stored_is_told_once(small, tmp_path):
         warnings.simplefilter('always')
         learn.fit(2)
     said, = [str(o.message) for o in said if o.category is ProxyWarning]
-    assert re.search('do not contain Window.last, which is no plain data', said), said
+    assert re.search('do not contain Window.last, because only plain data', said), said
 
 class Scales(Callback):
     def __init__(self, by=1.): self.by,self.n = by,0

@@ -409,7 +409,8 @@ def test_stopped_running_failed_finished(few, tmp_path):
     with pytest.raises(KeyboardInterrupt): train_folder(few, tmp_path/'runs', cbs=[Stops(), Look()], **(plain|dict(epochs=2)))
     run, = (tmp_path/'runs').iterdir()
     assert seen==['running'] and state_of(run)=='stopped' and 'stopped' in runs_table(run.parent)
-    with pytest.raises(ZeroDivisionError): resume_run(run, noop, Stops(ZeroDivisionError('by zero')))
+    with pytest.warns(ProxyWarning, match='The callback stops'), pytest.raises(ZeroDivisionError):
+        resume_run(run, noop, Stops(ZeroDivisionError('by zero')))
     assert state_of(run)=='failed' and (run/'failed.txt').read_text()=='ZeroDivisionError: by zero\n'
     resume_run(run, noop)
     assert state_of(run)=='finished' and not (run/'failed.txt').exists() and not is_held(run)

@@ -288,7 +288,7 @@ def states(self:Checkpoint):
         res[k],rest = _state_and_rest(cb)
         if is_own(cb): lost += [f'{type(cb).__name__}.{o}' for o in rest if o not in changed_by_installed(type(cb))]
     if new := [o for o in lost if o not in self.told]:
-        warn(f"The checkpoints in {self.folder} do not contain {', '.join(new)}, which is no plain data: "
+        warn(f"The checkpoints in {self.folder} do not contain {', '.join(new)}, because only plain data can be stored: "
              'if the rest of the run depends on it, give the callback the methods `state_dict` and `load_state_dict`.', ProxyWarning)
     self.told |= {*new}
     return res
