@@ -680,15 +680,16 @@ def test_another_callback_of_ones_own_is_told(small, tmp_path):
     with pytest.raises(KeyboardInterrupt): fit(make(small, tmp_path/'run', [Scales(), Cut()], proxy=False))
     kept = shutil.copytree(tmp_path/'run', tmp_path/'kept')
     learn = make(small, tmp_path/'run', [Scales(2.)], proxy=False)
-    with pytest.warns(ProxyWarning, match='The callback scales .* is another one here .by: 1.0 there, 2.0 here'), learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(N, 3e-3)
+    with pytest.warns(ProxyWarning, match='The callback scales .* is another one here .by: 1.0 there, 2.0 here'):
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(N, 3e-3)
     learn = make(small, kept, [Scales()], proxy=False)
     with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
         warnings.simplefilter('error', ProxyWarning)
         learn.fit_one_cycle(N, 3e-3)
 
 @pytest.mark.parametrize('made,says', [
-    (lambda o: dict(cbs=[Prune((.2,.9)[o], start=1, every=1, finish=3)]), 'callbacks that change a step, prune, amount: 0.2 there, 0.9 here'),
+    (lambda o: dict(cbs=[Prune((.2,.9)[o], start=1, every=1, finish=3)]),
+        'callbacks that change a step, prune, amount: 0.2 there, 0.9 here'),
     (lambda o: dict(cbs=[ReduceLROnPlateau(factor=(2,9)[o])]), 'callbacks that change a step, reduce_lr_on_plateau, factor'),
     (lambda o: dict(tfms=[Rotate((10,90)[o])]), 'transforms'),
     (lambda o: dict(net=Leaky((.1,.9)[o])), 'layers of the model, settings')])

@@ -30,7 +30,6 @@ from ..data.loaders import plain_dl, refuse_among
 from ..proxy.callback import ProxyAttention
 from .identity import callback_of, changed_by_installed, data_of, differs, frozen_of, is_own, keyed
 from .identity import network_of, refuse_other, versions, weights_digest, what_is
-from .prune import Prune
 
 # %% ../../nbs/experiment/03_checkpoint.ipynb #0bf2809f
 class _NotPlain(TypeError): pass
@@ -113,13 +112,14 @@ def read_checkpoint(
     return _unplain(state)
 
 # %% ../../nbs/experiment/03_checkpoint.ipynb #2ae99841
+def _is_a(o, cls): return isinstance(o, cls) if isinstance(cls, type) else cls in [c.__name__ for c in type(o).__mro__]
 def _settings(*names): return lambda o: {k:what_is(getattr(o, k)) for k in names}
 
-_of_a_step = { # callbacks that change a step -> the arguments that they were made with
+_of_a_step = { # callbacks that change a step -> the arguments that they were made with; `Prune` by name, as its module comes later
     MixHandler:lambda o: round(float(o.distrib.concentration1), 5), GradientAccumulation:lambda o: o.n_acc,
     GradientClip:lambda o: [o.max_norm,o.norm_type], BnFreeze:lambda o: True,
     ReduceLROnPlateau:_settings('monitor','patience','factor','min_delta','min_lr'),
-    Prune:_settings('amount','schedule','method','ramp','layers')}
+    'Prune':_settings('amount','schedule','method','ramp','layers')}
 
 def what_of(
     learn:Learner # A learner whose fit is about to start or is running
@@ -143,7 +143,7 @@ def what_of(
         'the batch size':plain_dl(learn.dls.train).bs,
         'the schedule':scheds or [float(h['lr']) for h in opt.hypers],
         'the callbacks that change a step':{
-            k:f(o) for k,o in keyed(learn.cbs).items() for cls,f in _of_a_step.items() if isinstance(o, cls)},
+            k:f(o) for k,o in keyed(learn.cbs).items() for cls,f in _of_a_step.items() if _is_a(o, cls)},
         'ProxyAttention':[{k:what_is(v) for k,v in o.args.items() if k not in ('folder','save_images')}
             for o in learn.cbs if isinstance(o, ProxyAttention)]}
 

@@ -97,11 +97,13 @@ def _codes(f):
 
 def _defined(cls, name): return [c for o in cls.__mro__ if name in vars(o) for c in _codes(vars(o)[name])]
 
+def _instructions(code): return [i for i in dis.get_instructions(code) if i.opname!='EXTENDED_ARG']
+
 def _assigned(code):
     "The attributes that a method assigns to its object"
     own = code.co_varnames[:1]
     def is_own(i): return i.opname=='SWAP' or own and own[0] in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
-    ins = [*dis.get_instructions(code)]
+    ins = _instructions(code)
     return {b.argval for a,b in zip(ins, ins[1:]) if b.opname=='STORE_ATTR' and is_own(a)} # a `SWAP` comes before `+=`
 
 @lru_cache(maxsize=None)
@@ -274,7 +276,7 @@ def _imported_by(f):
     "The modules that are not installed and that a function imports in its body, by name"
     res = {}
     for code in _codes_in(f.__code__):
-        ins = [*dis.get_instructions(code)]
+        ins = _instructions(code)
         for level,_,o in zip(ins, ins[1:], ins[2:]):
             if o.opname!='IMPORT_NAME': continue
             name = '.'*level.argval+o.argval
