@@ -273,7 +273,8 @@ class Scaled:
 
 @pytest.mark.parametrize('make', [
     lambda o: SimpleNamespace(lr=o), lambda o: np.array([0,o]), lambda o: torch.tensor([0.,o]), Scaled,
-    lambda o: pd.DataFrame(dict(a=np.r_[np.zeros(500), o, np.zeros(500)])), lambda o: {o}, lambda o: CrossEntropyLossFlat(label_smoothing=o)])
+    lambda o: pd.DataFrame(dict(a=np.r_[np.zeros(500), o, np.zeros(500)])),
+    lambda o: {o}, lambda o: CrossEntropyLossFlat(label_smoothing=o)])
 def test_values_of_many_kinds_count(make):
     one,same,other = (what_is(written('def f(): return V', V=make(o))) for o in (.1,.1,.2))
     assert one==same!=other
