@@ -62,7 +62,7 @@ def test_arms_without_proxies():
     ('kep', "did you mean 'keep'"), ('kep(p=0.5)', "did you mean 'keep'"), ('erasing', 'No arm is called'),
     ('random cells', 'No arm is called'), ('mixup (5 epochs)', 'is not an arm'), ('one cycle(p=0.5)', 'is not an arm'),
     ('erasing(p=0.5.5)', 'is not an arm'), ('keep(0.5)', 'is not an arm'),
-    ('attentive_cutmix(rule=random,p=0.5)', 'takes no `cells`'), ('keep(q=0.5)', 'takes no `q`'),
+    ('attentive_cutmix(rule=random,cells=0.1)', 'takes no `cells`'), ('keep(q=0.5)', 'takes no `q`'),
     *((f'{o}(p=1.5)', 'p=1.5 should be a number from 0 to 1') for o in ('keep','erasing','mixup','cutmix','random cells','default'))])
 def test_names_that_are_refused(name, message):
     with pytest.raises((ValueError,TypeError), match=message): arm_of(name)

@@ -97,6 +97,7 @@ def test_what_cannot_be_a_suspect(bed, suspect, few, quiet):
         bed_learner(bed, cbs=ProxyAttention(start=1)).fit_proxy(2, suspect=suspect)
     with pytest.raises(TypeError, match='a trained Learner or a torch module'): bed_learner(bed).fit_proxy(2, suspect='model.pkl')
 
+@pytest.mark.filterwarnings('ignore:All parameters of this model are in one group')
 @pytest.mark.parametrize('fit', ['fit_proxy','fine_tune_proxy'])
 def test_a_cell_is_run_twice(bed, suspect, quiet, fit):
     "What `fit_proxy` has added itself is no callback of the user's own; another suspect takes the place of the first"

@@ -214,7 +214,7 @@ class Checkpoint(Callback):
             raise TypeError(f"best={best!r} should be the name of a loss or metric, such as 'valid_loss', or None.")
         if resume not in (True,False):
             raise TypeError(f'resume={resume!r} should be True or False; give the path as `folder`.')
-        self.folder,self.monitor,self.resume = Path(folder),best,resume
+        self.folder,self.monitor,self.resume = Path(folder).expanduser(),best,resume
         self.comp = comp or better(best or '')
         self.fits,self.seen,self.best,self.held,self.what,self.mine,self.real,self._trained = 0,0,None,None,None,False,False,False
         self.start,self.own = None,None # a digest of the weights and the callbacks of the user at the start of the first fit
