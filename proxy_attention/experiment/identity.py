@@ -102,9 +102,9 @@ def _instructions(code): return [i for i in dis.get_instructions(code) if i.opna
 def _assigned(code):
     "The attributes that a method assigns to its object"
     own = code.co_varnames[:1]
-    def is_own(i): return i.opname=='SWAP' or own and own[0] in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
+    def is_own(i): return i.opname in ('SWAP','ROT_TWO') or own and own[0] in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
     ins = _instructions(code)
-    return {b.argval for a,b in zip(ins, ins[1:]) if b.opname=='STORE_ATTR' and is_own(a)} # a `SWAP` comes before `+=`
+    return {b.argval for a,b in zip(ins, ins[1:]) if b.opname=='STORE_ATTR' and is_own(a)} # a swap comes before `+=`
 
 @lru_cache(maxsize=None)
 def _changed_by(cls, names):
