@@ -1767,6 +1767,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'proxy_attention/experiment/identity.py'),
                                                      'proxy_attention.experiment.identity._changed_by': ( 'experiment/identity.html#_changed_by',
                                                                                                           'proxy_attention/experiment/identity.py'),
+                                                     'proxy_attention.experiment.identity._changed_in_place': ( 'experiment/identity.html#_changed_in_place',
+                                                                                                                'proxy_attention/experiment/identity.py'),
                                                      'proxy_attention.experiment.identity._codes': ( 'experiment/identity.html#_codes',
                                                                                                      'proxy_attention/experiment/identity.py'),
                                                      'proxy_attention.experiment.identity._codes_in': ( 'experiment/identity.html#_codes_in',

@@ -711,3 +711,12 @@ class Leaky(nn.Module):
     def forward(self, x):
         self.calls += 1
         return self.body(x)*self.by
+
+def test_predictions_in_the_middle_of_an_epoch_do_not_change_its_number(small, tmp_path):
+    "fastai sets the epoch of the learner to 0 for them, and complete epochs were trained again"
+    class Peeks(Callback):
+        def after_batch(self):
+            if self.training: self.learn.validate()
+    learn = make(small, tmp_path/'two', [Peeks()], best=None)
+    fit(learn, 'fit', 3, 1e-3)
+    assert read_checkpoint(tmp_path/'two'/'last.pth')['epoch']==3

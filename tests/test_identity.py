@@ -377,3 +377,28 @@ def test_another_process_tells_the_same(path):
     sys.path.insert(0, str(Path(__file__).parent))
     here = importlib.import_module('test_identity').told_of(path) # with the name that the module has there
     assert differs(json.loads(res.stdout.splitlines()[-1]), here) is None
+
+class Fills(nn.Module):
+    "A network that keeps what its forward pass has seen, and a setting in a dictionary"
+    def __init__(self, at=1):
+        super().__init__()
+        self.lin,self.at,self.seen,self.sizes = nn.Linear(2,2),dict(at=at),[],{}
+    def forward(self, x):
+        self.seen.append(float(x.mean()))
+        self.sizes[tuple(x.shape)] = len(self.sizes)
+        return self.lin(x)*self.at['at']
+
+def test_what_a_forward_pass_keeps_is_no_setting():
+    net = Fills()
+    was = network_of(net)
+    net(torch.ones(3,2))
+    assert network_of(net)==was!=network_of(Fills(at=2))
+
+def test_a_callback_can_say_what_it_is():
+    "Without the time at which it was made"
+    class Timer(Callback):
+        def __init__(self, every=1): self.every,self.began = every,time.perf_counter()
+    class Says(Timer):
+        def identity(self): return dict(every=self.every)
+    assert callback_of(Timer())!=callback_of(Timer()) and what_is(Timer())!=what_is(Timer())
+    assert callback_of(Says())==callback_of(Says())!=callback_of(Says(2)) and what_is(Says())==what_is(Says())

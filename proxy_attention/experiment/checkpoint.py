@@ -441,7 +441,7 @@ def put_back_records(self:Checkpoint, o):
 @patch
 def before_train(self:Checkpoint):
     "Mark that this epoch is trained; only this event proves it"
-    self._trained = self.real and not self.inner
+    self._trained,self._at = self.real and not self.inner,self.epoch # predictions in the middle of an epoch set the learner's to 0
 
 @patch
 def after_epoch(self:Checkpoint):
@@ -449,7 +449,7 @@ def after_epoch(self:Checkpoint):
     if not self._trained or self.inner: return
     self._trained = False
     self.note_best()
-    self.write(self.epoch+1)
+    self.write(self._at+1)
 
 @patch
 def note_best(self:Checkpoint):
@@ -458,10 +458,10 @@ def note_best(self:Checkpoint):
     self.seen = len(self.recorder.values)
     value = float(self.recorder.values[-1][list(self.recorder.metric_names[1:]).index(self.monitor)])
     if not np.isfinite(value) or self.best and not self.comp(value, self.best['value']): return
-    best = dict(fit=self.fits+1, epoch=self.epoch, monitor=self.monitor, value=value)
+    best = dict(fit=self.fits+1, epoch=self._at, monitor=self.monitor, value=value)
     try: _write(self.folder/'best.pth', dict(best, version=_version, model=get_model(self.learn.model).state_dict()))
     except OSError as e:
-        return warn(f'The best weights, of epoch {self.epoch}, could not be written to {self.folder} ({_why(e)}). '
+        return warn(f'The best weights, of epoch {self._at}, could not be written to {self.folder} ({_why(e)}). '
             'Training continues.', ProxyWarning)
     self.best = best
 

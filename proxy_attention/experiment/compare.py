@@ -358,8 +358,8 @@ def _refuse_unequal(recs, seed):
     starts = {o['start']:a for (a,s),o in recs.items() if s==seed}
     if len(starts)>1:
         raise ValueError(f"With seed {seed} the arms {' and '.join(map(repr, list(starts.values())[:2]))} "
-            "start from other weights or another split: "
-            "`make_learner(seed)` should draw both from `seed`, or fix them.")
+            "start from other weights, another split or other settings: `make_learner(seed)` should draw them from `seed`, or fix them. "
+            "A callback of your own that notes a time or a temporary folder needs a method `identity`, which returns its settings.")
 
 # %% ../../nbs/experiment/14_compare.ipynb #8b00efa5
 _usual_arms = 'no proxy,random mask,cutout,shortcut'

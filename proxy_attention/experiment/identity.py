@@ -106,15 +106,26 @@ def _assigned(code):
     ins = _instructions(code)
     return {b.argval for a,b in zip(ins, ins[1:]) if b.opname=='STORE_ATTR' and is_own(a)} # a swap comes before `+=`
 
+_in_place = {'append','appendleft','extend','insert','add','update','setdefault','pop','popitem','remove','discard','clear'}
+
+def _changed_in_place(code):
+    "The attributes that a method changes without assigning them: `self.seen.append(x)`, `self.kept[k] = x` (any in the line of the latter)"
+    own,ins = code.co_varnames[:1],_instructions(code)
+    line = {k:o for a,b,o in code.co_lines() for k in range(a, b)}
+    filled = {line.get(i.offset) for i in ins if i.opname=='STORE_SUBSCR'}
+    def is_own(i): return bool(own) and own[0] in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
+    read = [(b,c) for a,b,c in zip(ins, ins[1:], ins[2:]) if b.opname=='LOAD_ATTR' and is_own(a)]
+    return {b.argval for b,c in read if c.argval in _in_place and c.opname in ('LOAD_ATTR','LOAD_METHOD') or line.get(b.offset) in filled}
+
 @lru_cache(maxsize=None)
 def _changed_by(cls, names):
-    "The attributes that the methods of these names, and the methods that they call, assign"
+    "The attributes that the methods of these names, and the methods that they call, assign or change in place"
     todo,seen,res = [*names],set(),set()
     while todo:
         if (k := todo.pop()) in seen: continue
         seen.add(k)
         for code in _defined(cls, k):
-            res |= _assigned(code)
+            res |= _assigned(code) | _changed_in_place(code)
             todo += code.co_names
     return res
 
@@ -146,14 +157,13 @@ class _Teller:
         if id(o) in self.told: return self.told[id(o)][1]
         if any(m is o for m in self.inside) or len(self.inside)>self.deepest: return dict(name=_name(o))
         self.inside.append(o)
-        try: said = self.tell(o)
+        try: said = self(o.identity()) if callable(getattr(type(o), 'identity', None)) else self.tell(o)
         finally: self.inside.pop()
         self.told[id(o)] = o,said # the object is kept, too, so that its address is not reused
         return said
 
     @singledispatchmethod
     def tell(self, o):
-        if callable(getattr(type(o), 'identity', None)): return self(o.identity())
         if not hasattr(o, '__dict__'): return dict(a=_name(type(o)), said=no_address(repr(o)))
         state = o.state_dict() if hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict') else () # its training state
         return _beside(dict(a=self(type(o))), {k:self(v) for k,v in _attributes(o, '__call__', 'before_call').items() if k not in state})
@@ -438,6 +448,7 @@ def callback_of(
     cb # A callback whose learner has not been trained
 )->dict: # Name of an attribute → plain data
     "The settings of a callback, and the code of its class if it is not installed"
+    if callable(getattr(type(cb), 'identity', None)): return what_is(cb.identity())
     own,kept = is_own(cb),{k:v for k,v in _attributes(cb, *_events).items() if k not in ('learn','run')}
     if not own: return {k:what_is(v) for k,v in kept.items() if not k.startswith('_')}
     counts = lambda k,v: k in _arguments(type(cb)) or _counts(v) or isinstance(v, _codes_too) # a figure or an open file does not
@@ -451,7 +462,7 @@ def frozen_of(
     return dict(number=len(names), digest=digest(names))
 
 def learner_of(
-    learn:Learner # A learner, trained or not
+    learn:Learner # A learner that has not been trained
 )->dict:
     "The identity of a learner: its network, weights, loss, optimizer, callbacks and data"
     said = {

@@ -136,7 +136,7 @@ def before_train(self:Prune):
     "Check the settings at the first training epoch of a fit"
     if not self.begun: self.begin()
     elif self.masks: self.masks = {k:self.masks[k].to(w.device) for k,w in self.weights().items()} # a checkpoint has them on the CPU
-    self._trained = self.real
+    self._trained,self._at = self.real,self.epoch # predictions in the middle of an epoch set the learner's to 0
 
 @patch
 def begin(self:Prune):
@@ -184,7 +184,7 @@ def after_step(self:Prune):
 def after_epoch(self:Prune):
     "Prune, if the schedule has a step after this epoch"
     if validating(self.learn): return
-    if self._trained and self.epoch in self.ends:
+    if self._trained and self._at in self.ends:
         with keep_rng(): self.step()
     self._trained = False
 
@@ -213,14 +213,14 @@ def sparsity(self:Prune)->float:
 @patch
 def step(self:Prune):
     "Get new masks from the method, set the removed weights to zero, and log the step"
-    ws,done = self.weights(), (self.ends.index(self.epoch)+1)/len(self.ends)
+    ws,done = self.weights(), (self.ends.index(self._at)+1)/len(self.ends)
     asked = max(self.amount*float(self.ramp(done)), self.gone())
     masks = self.masks or {k:torch.ones_like(o, dtype=torch.bool) for k,o in ws.items()}
     if asked>0: self.masks = self.check_masks(from_first(given(self.method, weights=ws, masks=masks, share=asked)), masks)
     self.keep_zero()
     kept = {k:int(o.sum()) for k,o in (self.masks or masks).items()}
     self._rows += [
-        dict(fit=self.fits, epoch=self.epoch, asked=asked, reached=self.gone(),
+        dict(fit=self.fits, epoch=self._at, asked=asked, reached=self.gone(),
             layer=k, weights=o.numel(), left=kept[k], sparsity=1-kept[k]/o.numel())
         for k,o in ws.items()]
     dead = [k for k,o in masks.items() if o.any() and not kept[k]]

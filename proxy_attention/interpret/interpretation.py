@@ -374,14 +374,14 @@ class HeatDrift(Callback):
         if not validating(self.learn): self.real,self._trained = trains_for_real(self.learn),False
     def before_train(self):
         "Find the images, before the first training epoch"
-        self._trained = self.real
+        self._trained,self._at = self.real,self.epoch
         if self.real and not self.maps: find_task(self.learn).target(self.how['target']) # raises an error for an unknown name
         if self.real and not self.pictures: self.find()
     def after_epoch(self):
         "Compute heatmaps, if this epoch was a training epoch"
         if not self._trained or validating(self.learn): return
         self._trained,self.done = False,self.done+1
-        if self.done%self.every==0 or self.epoch==self.n_epoch-1: self.look()
+        if self.done%self.every==0 or self._at==self.n_epoch-1: self.look()
 
 @patch
 def find(self:HeatDrift):
