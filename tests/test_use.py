@@ -318,7 +318,7 @@ def test_many_files_are_checked_by_all_cores_and_without_a_bar(model, photos, tm
 
 def test_full_disk_and_no_permission(model, photos, tmp_path, monkeypatch):
     def full(f): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(use, 'write_whole', lambda path, write: full(path))
+    monkeypatch.setattr(use, 'write_picture', lambda path, fig: full(path))
     with pytest.raises(OSError, match=r'cannot be written to .*No space left on device.*free some space'):
         run(model, photos, out=tmp_path/'runs')
     monkeypatch.undo()

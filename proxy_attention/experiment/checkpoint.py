@@ -286,7 +286,7 @@ def states(self:Checkpoint):
     for k,cb in keyed(self.learn.cbs).items():
         if cb is self or k=='recorder': continue
         res[k],rest = _state_and_rest(cb)
-        if is_own(cb): lost += [f'{type(cb).__name__}.{o}' for o in rest if o not in changed_by_installed(type(cb))]
+        if rest and is_own(cb): lost += [f'{type(cb).__name__}.{o}' for o in rest if o not in changed_by_installed(type(cb))]
     if new := [o for o in lost if o not in self.told]:
         warn(f"The checkpoints in {self.folder} do not contain {', '.join(new)}, because only plain data can be stored: "
              'if the rest of the run depends on it, give the callback the methods `state_dict` and `load_state_dict`.', ProxyWarning)

@@ -99,22 +99,24 @@ def _defined(cls, name): return [c for o in cls.__mro__ if name in vars(o) for c
 
 def _instructions(code): return [i for i in dis.get_instructions(code) if i.opname!='EXTENDED_ARG']
 
+def _loads_self(i, code):
+    "Does an instruction of a method load its object?"
+    return bool(code.co_varnames) and code.co_varnames[0] in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
+
 def _assigned(code):
     "The attributes that a method assigns to its object"
-    own = code.co_varnames[:1]
-    def is_own(i): return i.opname in ('SWAP','ROT_TWO') or own and own[0] in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
     ins = _instructions(code)
-    return {b.argval for a,b in zip(ins, ins[1:]) if b.opname=='STORE_ATTR' and is_own(a)} # a swap comes before `+=`
+    stored = [(a,b.argval) for a,b in zip(ins, ins[1:]) if b.opname=='STORE_ATTR']
+    return {k for a,k in stored if a.opname in ('SWAP','ROT_TWO') or _loads_self(a, code)} # a swap comes before `+=`
 
 _in_place = {'append','appendleft','extend','insert','add','update','setdefault','pop','popitem','remove','discard','clear'}
 
 def _changed_in_place(code):
     "The attributes that a method changes without assigning them: `self.seen.append(x)`, `self.kept[k] = x` (any in the line of the latter)"
-    own,ins = code.co_varnames[:1],_instructions(code)
+    ins = _instructions(code)
     line = {k:o for a,b,o in code.co_lines() for k in range(a, b)}
     filled = {line.get(i.offset) for i in ins if i.opname=='STORE_SUBSCR'}
-    def is_own(i): return bool(own) and own[0] in (i.argval if isinstance(i.argval, tuple) else (i.argval,))
-    read = [(b,c) for a,b,c in zip(ins, ins[1:], ins[2:]) if b.opname=='LOAD_ATTR' and is_own(a)]
+    read = [(b,c) for a,b,c in zip(ins, ins[1:], ins[2:]) if b.opname=='LOAD_ATTR' and _loads_self(a, code)]
     return {b.argval for b,c in read if c.argval in _in_place and c.opname in ('LOAD_ATTR','LOAD_METHOD') or line.get(b.offset) in filled}
 
 @lru_cache(maxsize=None)
@@ -140,7 +142,6 @@ def _attributes(o, *run):
 _events = tuple(o for o in vars(event) if not o.startswith('_')) # of a callback
 
 def _beside(said, more): return said | {f'{k} (attribute)' if k in said else k:v for k,v in more.items()}
-
 
 # %% ../../nbs/experiment/02_identity.ipynb #6e1f2101
 class _Teller:
@@ -313,7 +314,6 @@ def _used_by(f):
         elif not _is_installed_module(v): res |= _in_module(v, k, names, set())
     return res
 
-
 # %% ../../nbs/experiment/02_identity.ipynb #6e1f2108
 def _is_setting(o):
     "Is an attribute of a module data or a function?"
@@ -334,7 +334,6 @@ def network_of(
     own = {k:s for k,m in model.named_modules() if (s := _settings_of(m, tell))}
     code = [tell(o) for o in dict.fromkeys(map(type, model.modules())) if not _is_installed(o)]
     return dict(layers=_sha(no_address(model).encode()), settings=digest(own)) | (dict(code=digest(code)) if code else {})
-
 
 # %% ../../nbs/experiment/02_identity.ipynb #6e1f2102
 def weights_digest(
@@ -415,7 +414,6 @@ def data_of(
     names = ['training images', 'validation images', *(f'images of loader {i}' for i in range(2, len(dls.loaders)))]
     return {k:items_of(plain_dl(o).dataset) for k,o in zip(names, dls.loaders)} | rest
 
-
 # %% ../../nbs/experiment/02_identity.ipynb #6e1f210c
 _no_matter = ('TrainEvalCallback','Recorder','CastToTensor','ProgressCallback') # every learner has them
 
@@ -429,6 +427,7 @@ def keyed(
         res[k] = cb
     return res
 
+@lru_cache(maxsize=None)
 def changed_by_installed(
     cls:type # The class of a callback
 )->set: # Names of attributes
@@ -474,7 +473,6 @@ def learner_of(
         network=network_of(learn.model), weights=weights_digest(learn.model.state_dict()), **said,
         optimizer=what_is(learn.opt_func), **data_of(learn.dls),
         callbacks={k:callback_of(o) for k,o in keyed(learn.cbs).items() if type(o).__name__ not in _no_matter})
-
 
 # %% ../../nbs/experiment/02_identity.ipynb #14bf3eec
 _releases = ('proxy_attention','torch','torchvision','fastai','timm')

@@ -229,7 +229,7 @@ def _draw(groups, path, across=1, size=1.7):
         fig.subplots_adjust(left=.005, right=.995, bottom=.02/h, top=1-.4/h, wspace=.03, hspace=.42/size)
         with catch_warnings():
             filterwarnings('ignore', 'Matplotlib currently does not support') # some scripts are drawn letter by letter
-            write_whole(path, lambda f: fig.savefig(f, format='png', dpi=110))
+            write_picture(path, fig)
     finally: plt.close(fig)
     return path
 

@@ -29,7 +29,7 @@ from ..attribution.methods import Suspect, default_attribution, default_target, 
 from ..attribution.tasks import find_task
 from ..masking.donors import Classes
 from ..masking.fills import fills
-from ..masking.masker import Masker, fill_asks
+from ..masking.masker import Masker, fill_asks, taken_by
 from ..masking.rules import rules
 from .schedule import Every, Steps, depends, possible_epochs, proxy_epochs, refuse_at_start
 from .losses import interpretation_of
@@ -112,7 +112,7 @@ def _schedule(steps, when):
 def _masker(area, kwargs):
     "Make a `Masker` of these arguments; an unknown one is an error"
     rule,fill = (kwargs.get(k, p.default) for k,p in inspect.signature(Masker).parameters.items() if k in ('rule','fill'))
-    own = takes(by_name(rule, rules, 'rule')) | takes(by_name(fill, fills, 'fill'))
+    own = taken_by(rule, fill)
     known = {*inspect.signature(ProxyAttention).parameters, *own} - {'kwargs','grid',*fill_asks}
     if unknown := [k for k in kwargs if k not in known and '**' not in own]:
         takes_ = ', '.join(sorted(own & known - {'area'}))

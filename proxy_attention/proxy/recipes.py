@@ -13,8 +13,7 @@ from warnings import warn
 from fastcore.all import delegates, patch
 from fastai.learner import Learner
 from ..core import *
-from ..masking.fills import fills
-from ..masking.rules import rules
+from ..masking.masker import taken_by
 from .schedule import possible_epochs
 from .callback import ProxyAttention, prove_callback
 from .fits import *
@@ -62,10 +61,9 @@ class Recipe:
     def _left_over(self, kwargs):
         "Return the settings that belong to a rule or a fill that is overridden, and that the new ones do not take"
         new = {k:kwargs[k] for k in ('rule','fill') if kwargs.get(k) is not None}
-        def taken(o): return takes(by_name(o['rule'], rules, 'rule'))|takes(by_name(o['fill'], fills, 'fill'))
-        own = dict(rule='area', fill='swap')|self.settings
-        now = taken(own|new)
-        return set() if '**' in now else {k for k in self.settings if k in taken(own)-now}
+        own = {k:self.settings[k] for k in ('rule','fill') if k in self.settings}
+        now = taken_by(**own|new)
+        return set() if '**' in now else (taken_by(**own)-now) & self.settings.keys()
 
     def train(self,
         learn:Learner,
